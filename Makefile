@@ -1,0 +1,34 @@
+# `make demo` and `make test` are all a fresh machine needs: both create .venv from this project's files.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test slow bench clean
+
+$(VENV)/ready: pyproject.toml constraints.txt tests/oracle_requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints.txt torch triton
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[mace,dev]'
+	$(BIN)/python -m pip install -q --no-deps --target $(VENV)/oracles --upgrade -r tests/oracle_requirements.txt
+	touch $@
+
+demo: $(VENV)/ready
+	$(BIN)/scfmlip demo --output demo_output
+
+test: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -q
+
+# tests over 10 s each; run before closing an issue
+slow: $(VENV)/ready
+	$(BIN)/python -m pytest -q -m slow
+
+bench: $(VENV)/ready
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m bench.run
+
+clean:
+	rm -rf $(VENV) demo_output build dist *.egg-info

@@ -1,0 +1,332 @@
+"""
+Registers, spills, shared memory and instructions of every Triton kernel, without a GPU.
+
+Every kernel is compiled ahead of time with the launch parameters of `tuned/default.json` for the
+architectures below. `python -m bench.static_cost` rewrites bench/results/static_cost.csv; with `--check` it
+compares instead, and fails where spills, registers, shared memory or instructions grew by more than 5%: any
+spill fails where there was none.
+Instructions are counted in the machine code, once each however often they run.
+"""
+
+import argparse
+import csv
+import itertools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel module is imported
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+import torch
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from scfmlip_kernels.gaussian_pairs.kernel import _gaussian_pairs_kernel
+from scfmlip_kernels.lattice import monomial_count
+from scfmlip_kernels.lattice.tiles import lattice_launch
+from scfmlip_kernels.lattice_field.kernel import _lattice_field_kernel
+from scfmlip_kernels.structure_factor.kernel import _structure_factor_kernel
+from scfmlip_kernels.tuned import tuned
+
+RESULTS = Path(__file__).parent / "results" / "static_cost.csv"
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+GROWTH = 1.05
+# What an instruction's mnemonic starts with, by column, on NVIDIA and on AMD
+NVIDIA = {"fma32": "FFMA", "fma64": "DFMA", "special": "MUFU", "shared_loads": "LDS", "global_loads": "LDG"}
+AMD = {
+    "fma32": r"v_(pk_)?(fma|fmac)_f32",
+    "fma64": r"v_(fma|fmac)_f64",
+    "special": r"v_(sin|cos|exp|log|rcp|rsq|sqrt)_",
+    "shared_loads": "ds_(read|load)",
+    "global_loads": "(global|buffer|flat)_load",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel with its compile-time arguments."""
+
+    kernel: str
+    label: str
+    dtype: str
+    function: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    options: dict[str, int]
+
+
+@dataclass
+class Cost:
+    """
+    A row of the results.
+
+    Attributes:
+        kernel, variant, dtype, target: What was compiled.
+        parameters: Launch parameters.
+        registers: Per thread.
+        spill_bytes: Of memory per thread: the stack on NVIDIA, scratch on AMD.
+        shared_bytes: Per program.
+        instructions: All of them.
+        fma32, fma64, special, shared_loads, global_loads: Of these kinds.
+        seconds: To compile; not compared.
+        triton: Version of the compiler.
+    """
+
+    kernel: str
+    variant: str
+    dtype: str
+    target: str
+    parameters: str
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    instructions: int
+    fma32: int
+    fma64: int
+    special: int
+    shared_loads: int
+    global_loads: int
+    seconds: float
+    triton: str
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What identifies a row."""
+        return self.kernel, self.variant, self.dtype, self.target
+
+
+def variants() -> Iterator[Variant]:
+    """Every kernel at every rank and dtype that is launched."""
+    for dtype, real in (("float32", "fp32"), ("float64", "fp64")):
+        device, kind = torch.device("cpu"), getattr(torch, dtype)
+        turns = "*i32" if dtype == "float32" else "*fp64"
+        tile = lattice_launch(device, kind)
+        options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+        blocks = {"BLOCK_ROWS": tile.rows, "BLOCK_L": tile.l, "BLOCK_ATOMS": tile.atoms}
+        sizes = {"n_atoms": "i32", "n_points": "i32"}
+        for rank in range(4):
+            count = monomial_count(rank)
+            common = {"RANK": rank, "N_MONOMIALS": count, **blocks, "PRECISION": tile.precision}
+            pointers = {
+                "turns_ptr": turns,
+                "moments_ptr": f"*{real}",
+                "row_tiles_ptr": "*i32",
+                "point_tiles_ptr": "*i32",
+                "out_ptr": "*fp64",
+            }
+            yield Variant(
+                "structure_factor",
+                f"rank {rank}",
+                dtype,
+                _structure_factor_kernel,
+                {**pointers, **sizes},
+                {**common, "FLUSH": tile.flush},
+                options,
+            )
+            pointers = {
+                "turns_ptr": turns,
+                "p_ptr": f"*{real}",
+                "row_tiles_ptr": "*i32",
+                "atom_tiles_ptr": "*i32",
+                "out_ptr": "*fp64",
+            }
+            yield Variant(
+                "lattice_field",
+                f"rank {rank}",
+                dtype,
+                _lattice_field_kernel,
+                {**pointers, **sizes},
+                {**common, "PADDED_MONOMIALS": triton.next_power_of_2(count)},
+                options,
+            )
+        pairs = {**tuned("pairs", device, kind), "block": tuned("pairs", device, torch.float32)["block"]}
+        pointers = {name: f"*{real}" for name in ("positions_ptr", "moments_ptr", "constants_ptr")}
+        for n_moments, rank, softened in itertools.product((1, 4), (0, 1, 2), (False, True)):
+            label = f"{'dipoles' if n_moments > 1 else 'charges'} rank {rank}"
+            yield Variant(
+                "gaussian_pairs",
+                label + (" softened" if softened else ""),
+                dtype,
+                _gaussian_pairs_kernel,
+                {
+                    **pointers,
+                    "tiles_ptr": "*i32",
+                    "out_ptr": "*fp64",
+                    **dict.fromkeys(("n_atoms", "n_widths", "group_size"), "i32"),
+                },
+                {
+                    "N_MOMENTS": n_moments,
+                    "RANK": rank,
+                    "N_OUT": monomial_count(rank),
+                    "TERMS": 14 if dtype == "float32" else 26,
+                    "SOFTENED": softened,
+                    "BLOCK": pairs["block"],
+                    "BLOCK_SOURCES": pairs["sources"],
+                },
+                {key: pairs[key] for key in ("num_warps", "num_stages")},
+            )
+
+
+def _tool(name: str, *arguments: str) -> str:
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def _nvidia(cubin: bytes) -> dict[str, int]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(cubin)
+        usage = _tool("cuobjdump", "--dump-resource-usage", str(file))
+        code = _tool("nvdisasm", "-c", str(file))
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found is not None, usage
+    # an address in a comment, perhaps a predicate, the mnemonic
+    line = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)"
+    names = re.findall(line, code, re.MULTILINE)
+    names = [n for n in names if n != "NOP"]
+    counts = {column: sum(n.startswith(start) for n in names) for column, start in NVIDIA.items()}
+    return {
+        "registers": int(found.group(1)),
+        "spill_bytes": int(found.group(2)),
+        "instructions": len(names),
+        **counts,
+    }
+
+
+def _amd(text: str) -> dict[str, int]:
+    def field(name: str) -> int:
+        found = re.search(rf"\.{name}:\s+(\d+)", text)
+        return int(found.group(1)) if found else 0
+
+    body = text.split(".amdgpu_metadata")[0]
+    names = re.findall(r"^\s+([a-z]+_[a-z0-9_]+)\b", body, re.MULTILINE)
+    names = [n for n in names if n.startswith(("v_", "s_", "ds_", "global_", "buffer_", "flat_", "scratch_"))]
+    counts = {c: sum(re.match(pattern, n) is not None for n in names) for c, pattern in AMD.items()}
+    return {
+        "registers": field("vgpr_count"),
+        "spill_bytes": field("private_segment_fixed_size"),
+        "instructions": len(names),
+        **counts,
+    }
+
+
+def measure(variant: Variant, target: str) -> Cost:
+    """Compile one kernel for one architecture, as the launcher would, and read the result."""
+    options: dict[str, int] = dict(variant.options)
+    if TARGETS[target].backend == "cuda":
+        options["maxnreg"] = 255
+    signature = {**variant.signature, **dict.fromkeys(variant.constants, "constexpr")}
+    # tensors start at multiples of 16 bytes, sizes are anything
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, kind in enumerate(variant.signature.values()) if kind[0] == "*"
+    }
+    source = ASTSource(fn=variant.function, signature=signature, constexprs=variant.constants, attrs=aligned)
+    began = time.perf_counter()
+    compiled = triton.compile(source, target=TARGETS[target], options=options)
+    seconds = time.perf_counter() - began
+    found = _nvidia(compiled.asm["cubin"]) if "cubin" in compiled.asm else _amd(str(compiled.asm["amdgcn"]))
+    blocks = {k.lower(): v for k, v in variant.constants.items() if k.startswith("BLOCK") or k == "FLUSH"}
+    return Cost(
+        kernel=variant.kernel,
+        variant=variant.label,
+        dtype=variant.dtype,
+        target=target,
+        parameters=" ".join(f"{k}={v}" for k, v in {**blocks, **variant.options}.items()),
+        shared_bytes=compiled.metadata.shared,
+        seconds=round(seconds, 1),
+        triton=triton.__version__,
+        **found,
+    )
+
+
+def measure_all(targets: list[str], kernels: list[str]) -> list[Cost]:
+    """Rows of all variants asked for, two compilations at a time."""
+    work = [(v, t) for v in variants() if v.kernel in kernels for t in targets]
+
+    def one(item: tuple[Variant, str]) -> Cost:
+        cost = measure(*item)
+        found = f"{cost.registers} registers, {cost.spill_bytes} B spilled, {cost.instructions} instructions"
+        print(" ".join(cost.key), f"{found}, {cost.seconds} s", flush=True)
+        return cost
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(one, work))
+
+
+def read(path: Path) -> list[Cost]:
+    """Rows of a results file."""
+    kinds = {field.name: field.type for field in fields(Cost)}
+    with path.open(newline="") as file:
+        return [
+            Cost(**{name: kinds[name](text) for name, text in row.items()})  # type: ignore[operator]
+            for row in csv.DictReader(file)
+        ]
+
+
+def write(path: Path, rows: list[Cost]) -> None:
+    """Write a results file."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Cost)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def compare(now: list[Cost], before: list[Cost]) -> list[str]:
+    """What got worse, in words; empty if nothing did."""
+    old = {row.key: row for row in before}
+    faults = []
+    for row in now:
+        name = " ".join(row.key)
+        if row.key not in old:
+            faults.append(f"{name}: not in the committed file, run python -m bench.static_cost")
+            continue
+        for column in ("spill_bytes", "registers", "instructions", "shared_bytes"):
+            a, b = getattr(old[row.key], column), getattr(row, column)
+            if b > a * GROWTH:
+                faults.append(f"{name}: {column} {a} -> {b}")
+    return faults
+
+
+def main() -> None:
+    """Write the file, or check against it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    names = sorted({v.kernel for v in variants()})
+    parser.add_argument("--check", action="store_true", help="compare with the committed file")
+    parser.add_argument("--target", nargs="+", choices=list(TARGETS), default=list(TARGETS))
+    parser.add_argument("--kernel", nargs="+", choices=names, default=names)
+    parser.add_argument("--file", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    before: list[Cost] = []
+    if options.check:
+        before = read(options.file)
+        if {row.triton for row in before} != {triton.__version__}:
+            print(f"the file is of triton {before[0].triton}, this is {triton.__version__}: not comparable")
+            sys.exit(77)
+    else:
+        knobs.compilation.always_compile = True  # or the seconds are those of a cache
+    rows = measure_all(options.target, options.kernel)
+    if not options.check:
+        write(options.file, rows)
+        return
+    faults = compare(rows, before)
+    print("\n".join(faults) or "no kernel got worse", flush=True)
+    sys.exit(bool(faults))
+
+
+if __name__ == "__main__":
+    main()

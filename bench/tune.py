@@ -1,0 +1,239 @@
+"""
+Sweep launch parameters on this GPU and propose a `tuned/<gpu>.json`: `python -m bench.tune --out DIR`.
+
+Block sizes are fixed into tables that both dtypes share (the launchers read float32's), so one choice must
+serve both; warps and the precision of float32 products are free per dtype. A float32 configuration whose
+error against float64 exceeds that of the default by more than a factor of two is left out. Compilation is
+what takes the time: worker processes fill Triton's cache first, all at once.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scfmlip_kernels import tuned as table_module
+
+from .problems import Problem, make_problem
+from .providers import providers
+from .record import device_name
+from .registry import CASES, Size
+from .timing import interleaved
+from .verify import difference, make_call, reference
+
+DTYPES = ("float32", "float64")
+OPS = {
+    "lattice": ("structure_factor_1", "lattice_field_1", "lattice_field_2"),
+    "pairs": ("gaussian_pairs_1",),
+}
+SIZES = {
+    "lattice": (Size(1000), Size(5000), Size(100, 64)),
+    "pairs": (Size(200), Size(2000)),
+}
+# which parameters both dtypes must share
+SHARED = {"lattice": ("rows", "l", "atoms"), "pairs": ("block",)}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Parameters of one kernel family and dtype."""
+
+    family: str
+    dtype: str
+    parameters: tuple[tuple[str, Any], ...]
+
+    @property
+    def shared(self) -> tuple[Any, ...]:
+        """Those that the other dtype must have too."""
+        return tuple(dict(self.parameters)[name] for name in SHARED[self.family])
+
+
+def candidates(quick: bool) -> Iterator[Candidate]:
+    """What is tried; the default comes first."""
+    defaults = table_module._table("")
+    for family, dtype in itertools.product(OPS, DTYPES):
+        base: dict[str, Any] = dict(defaults[family][dtype])
+        grid: dict[str, tuple[Any, ...]]
+        if family == "lattice":
+            grid = {"rows": (16, 32, 64), "l": (16, 32), "atoms": (16, 32, 64), "num_warps": (4, 8)}
+            if dtype == "float32":
+                grid["precision"] = ("ieee", "tf32x3")
+        else:
+            grid = {"block": (32, 64, 128), "sources": (8, 16, 32), "num_warps": (2, 4, 8)}
+        if quick:
+            grid = {name: values[:1] for name, values in grid.items()}
+        yield Candidate(family, dtype, tuple(sorted(base.items())))
+        for values in itertools.product(*grid.values()):
+            chosen = {**base, **dict(zip(grid, values, strict=True))}
+            # larger tiles cannot stay in registers
+            if family == "lattice" and chosen["rows"] * chosen["l"] > 1024:
+                continue
+            yield Candidate(family, dtype, tuple(sorted(chosen.items())))
+
+
+class Tuner:
+    """Runs candidates on one device."""
+
+    def __init__(self, device: torch.device, quick: bool) -> None:
+        self.device, self.quick = device, quick
+        self.table = table_module._table(table_module._device_name(device))
+        self.problems: dict[tuple[str, str, Size], Problem] = {}
+        self.truth: dict[tuple[str, Size], Any] = {}
+        self.errors: dict[str, float] = {}
+
+    def workload(self, family: str) -> Iterator[tuple[str, Size]]:
+        """Operators and sizes a family is judged by."""
+        sizes = (Size(8),) if self.quick else SIZES[family]
+        return itertools.product(OPS[family], sizes)
+
+    def problem(self, op: str, dtype: str, size: Size) -> Problem:
+        """Inputs made once, with tables of their own that have the blocks of now."""
+        key = op, dtype, size
+        if key not in self.problems:
+            self.problems[key] = make_problem(CASES[op], size, getattr(torch, dtype), self.device)
+        return self.problems[key].to(getattr(torch, dtype))
+
+    def calls(self, candidate: Candidate) -> dict[str, Any]:
+        """The family's operators under a candidate; raises if one does not compile or errs."""
+        # the table is what the launchers read; they take float32's blocks for both dtypes
+        for dtype in DTYPES:
+            entry = self.table[candidate.family][dtype]
+            entry.update(zip(SHARED[candidate.family], candidate.shared, strict=True))
+        self.table[candidate.family][candidate.dtype] = dict(candidate.parameters)
+        found = {}
+        for op, size in self.workload(candidate.family):
+            problem = self.problem(op, candidate.dtype, size)
+            call = make_call(problem, providers()["scfmlip"].build(problem), "forward")
+            got = call()
+            if (op, size) not in self.truth:
+                self.truth[op, size] = reference(problem, "forward", "torch" if self.quick else "scfmlip")
+            error = difference(problem, got, self.truth[op, size])
+            allowed = self.errors.setdefault(f"{op} {size} {candidate.dtype}", max(2 * error, 1e-9))
+            if error > allowed:
+                raise RuntimeError(f"{op} {size}: error {error:.1e}, allowed {allowed:.1e}")
+            found[f"{op} {size}"] = call
+        return found
+
+    def score(self, candidate: Candidate, seconds: float) -> float:
+        """Geometric mean of milliseconds."""
+        times = interleaved(self.calls(candidate), self.device, seconds, 2 if self.quick else 20)
+        return math.exp(sum(math.log(t.median) for t in times.values()) / len(times))
+
+
+def warm(candidate_list: list[Candidate], device: str, quick: bool, seconds: float) -> None:
+    """Compile all candidates in as many processes as there are cores."""
+    n = min(len(candidate_list), os.cpu_count() or 1, 14)
+    flags = ["--device", device, *(["--quick"] if quick else [])]
+    workers = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "bench.tune",
+                "--worker",
+                str(i),
+                str(n),
+                "--budget",
+                str(seconds),
+                *flags,
+            ],
+            cwd=Path(__file__).parents[1],
+            stdout=subprocess.DEVNULL,
+        )
+        for i in range(n)
+    ]
+    deadline = time.monotonic() + seconds + 20
+    for worker in workers:
+        try:
+            worker.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+
+
+def best(scores: dict[Candidate, float]) -> dict[str, dict[str, Any]]:
+    """Per family, the shared blocks whose dtypes do best together, and their other parameters."""
+    chosen: dict[str, dict[str, Any]] = {}
+    for family in OPS:
+        groups: dict[tuple[Any, ...], dict[str, tuple[float, Candidate]]] = {}
+        for candidate, score in scores.items():
+            if candidate.family != family:
+                continue
+            group = groups.setdefault(candidate.shared, {})
+            if candidate.dtype not in group or score < group[candidate.dtype][0]:
+                group[candidate.dtype] = (score, candidate)
+        complete = [g for g in groups.values() if len(g) == len(DTYPES)]
+        if complete:
+            # float32 is what users run: it counts double
+            winner = min(complete, key=lambda g: 2 * math.log(g["float32"][0]) + math.log(g["float64"][0]))
+            chosen[family] = {dtype: dict(c.parameters) for dtype, (_, c) in winner.items()}
+    return chosen
+
+
+def main() -> None:
+    """Sweep, then write ``tune.csv`` and ``<gpu>.json``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+    parser.add_argument("--quick", action="store_true", help="two candidates on 8 atoms, to try the script")
+    parser.add_argument("--budget", type=float, default=150, help="seconds, half of them to compile (150)")
+    parser.add_argument("--out", type=Path, default=Path("bench/results/tuned"))
+    parser.add_argument("--worker", type=int, nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise SystemExit("on a CPU set TRITON_INTERPRET=1: the sweep then runs, its times mean nothing")
+    began = time.monotonic()
+    tuner = Tuner(torch.device(options.device), options.quick)
+    work = list(dict.fromkeys(candidates(options.quick)))
+    # both dtypes of the same blocks next to each other, in case time runs out
+    work.sort(key=lambda c: (c.family, c.shared))
+    if options.worker:
+        i, n = options.worker
+        for candidate in work[i::n]:
+            if time.monotonic() - began > options.budget:
+                return
+            try:
+                tuner.calls(candidate)
+            except Exception as error:
+                print(candidate, error)
+        return
+    if options.device == "cuda":
+        warm(work, options.device, options.quick, 0.5 * options.budget)
+    # the defaults of every family and dtype first, they set the allowed errors
+    defaults = list({(c.family, c.dtype): c for c in reversed(list(candidates(options.quick)))}.values())
+    work = [*defaults, *(c for c in work if c not in defaults)]
+    scores: dict[Candidate, float] = {}
+    for candidate in work:
+        if time.monotonic() - began > options.budget:
+            print("no time left", flush=True)
+            break
+        try:
+            scores[candidate] = tuner.score(candidate, 0.05)
+            said = f"{scores[candidate]:.4f} ms"
+        except Exception as error:  # out of registers or shared memory, or not accurate
+            said = str(error)[:120]
+        print(f"{candidate.family} {candidate.dtype} {dict(candidate.parameters)}: {said}", flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    with (options.out / "tune.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["family", "dtype", "parameters", "mean_ms"])
+        for c, score in sorted(scores.items(), key=lambda item: (item[0].family, item[0].dtype, item[1])):
+            writer.writerow([c.family, c.dtype, json.dumps(dict(c.parameters)), f"{score:.4g}"])
+    model = re.search(r"\b[a-z]+\d+\w*", device_name(tuner.device).lower())
+    name = model.group(0) if model and options.device == "cuda" else "interpreter"
+    (options.out / f"{name}.json").write_text(json.dumps(best(scores), indent=2) + "\n")
+    print(f"proposed: {name}.json", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Which implementation an operator runs: Triton on a GPU, the CPU path elsewhere."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Backend = Literal["auto", "cpu", "triton"]
+_forced: list[Backend] = ["auto"]
+
+
+@contextlib.contextmanager
+def backend(name: Backend) -> Iterator[None]:
+    """
+    Choose the implementation of every operator called inside the block.
+
+    Args:
+        name: ``"auto"`` runs Triton on CUDA or ROCm tensors, and on CPU tensors too when Triton's
+            interpreter is on (``TRITON_INTERPRET=1``); ``"cpu"`` keeps CPU tensors on the CPU path
+            even then; ``"triton"`` insists on the kernels.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if name not in ("auto", "cpu", "triton"):
+        raise ValueError(f"backend must be 'auto', 'cpu' or 'triton', got {name!r}")
+    _forced.append(name)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter was asked for."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def runs_triton(tensor: Tensor) -> bool:
+    """Whether an operator on ``tensor`` runs its Triton kernel."""
+    if tensor.is_cuda:
+        return True
+    forced = _forced[-1]
+    if forced == "triton" and not interpreting():
+        raise RuntimeError(
+            "Triton kernels run on CPU tensors only through the interpreter: set TRITON_INTERPRET=1 "
+            "before triton is imported, or move the tensors to a GPU"
+        )
+    return forced != "cpu" and interpreting()
+
+
+def loop_over_batch(op: Any, info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Tensor, int]:
+    """
+    ``torch.vmap`` of an operator, one element of the batch at a time.
+
+    Args:
+        op: The operator.
+        info: What ``register_vmap`` hands over; its ``batch_size`` is used.
+        in_dims: Batch dimension of each argument, or None.
+        args: The arguments.
+
+    Returns:
+        The stacked results and their batch dimension, 0.
+    """
+    rows = [
+        op(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
+        for i in range(info.batch_size)
+    ]
+    return torch.stack(rows), 0

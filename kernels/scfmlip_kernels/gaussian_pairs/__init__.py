@@ -1,0 +1,3 @@
+from .op import gaussian_pairs
+
+__all__ = ["gaussian_pairs"]

@@ -1,0 +1,241 @@
+"""
+Sums over all pairs of a system of derivatives of erf(r / sqrt(2) S) / (r + softening).
+
+Grid: (blocks of targets, channels x widths). One program owns BLOCK targets of one system and walks over
+all of its sources; sums over a block of sources are added in float64. No atomics, no neighbour list.
+
+With F_n = ((1/r) d/dr)^n f and sources of charge q and dipole d at distance vector r,
+    rank 0    q F0 - (d.r) F1
+    rank 1    q r_a F1 - d_a F1 - (d.r) r_a F2
+    rank 2    q (D_ab F1 + r_a r_b F2) - (d_a r_b + d_b r_a + D_ab d.r) F2 - (d.r) r_a r_b F3
+where D is Kronecker's delta. F_n are Boys functions (Helgaker, Jorgensen, Olsen, Molecular
+Electronic-Structure Theory, 2000, section 9.8): upward recursion from erf for large arguments, a series
+and downward recursion for small ones, so that nothing cancels at short distance.
+"""
+
+import itertools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..lattice.monomials import monomial_count, rank_of_count
+from ..tuned import compiler_options, tuned
+
+MAX_SOURCE_RANK = 1
+MAX_RANK = 2
+
+
+@triton.jit
+def _boys(x, decay, N: tl.constexpr, ORDER: tl.constexpr, TERMS: tl.constexpr):
+    """F_N(x): upward recursion from F_0 above 2, the series of F_ORDER and downward below."""
+    safe = tl.maximum(x, 2.0)
+    root = tl.sqrt(safe)
+    up = 0.886226925452758 * tl.erf(root) / root
+    large_decay = tl.exp(-safe)
+    for n in tl.static_range(N):
+        up = ((2 * n + 1) * up - large_decay) / (2.0 * safe)
+    small = tl.minimum(x, 2.0)
+    term = tl.full(x.shape, 1.0 / (2 * ORDER + 1), x.dtype)
+    down = term
+    for k in tl.static_range(1, TERMS):
+        term = term * small * (2.0 / (2 * ORDER + 2 * k + 1))
+        down = down + term
+    down = down * decay
+    for n in tl.static_range(ORDER - N):
+        down = (2.0 * small * down + decay) / (2 * (ORDER - n) - 1)
+    return tl.where(x < 2.0, down, up)
+
+
+@triton.jit
+def _gaussian_pairs_kernel(
+    positions_ptr,  # [3, n_atoms]
+    moments_ptr,  # [n_channels, n_widths, N_MOMENTS, n_atoms]
+    constants_ptr,  # [n_widths + 1]: alpha = 1 / (sqrt(2) S) of each width, then the softening
+    tiles_ptr,  # [n_tiles, 3] int32: first target, first and last atom of the system
+    out_ptr,  # [n_channels, n_widths, N_OUT, n_atoms] float64
+    n_atoms,
+    n_widths,
+    group_size,
+    N_MOMENTS: tl.constexpr,
+    RANK: tl.constexpr,
+    N_OUT: tl.constexpr,
+    TERMS: tl.constexpr,
+    SOFTENED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_SOURCES: tl.constexpr,
+):
+    tile = tiles_ptr + tl.program_id(0).to(tl.int64) * 3
+    first = tl.load(tile)
+    begin = tl.load(tile + 1)
+    end = tl.load(tile + 2)
+    column = tl.program_id(1).to(tl.int64)
+    alpha = tl.load(constants_ptr + column % n_widths)
+    softening = tl.load(constants_ptr + n_widths)
+    ORDER: tl.constexpr = RANK + (N_MOMENTS > 1)
+
+    i = first + tl.arange(0, BLOCK)
+    inside = i < end
+    xi = tl.load(positions_ptr + i, mask=inside, other=0.0)
+    yi = tl.load(positions_ptr + n_atoms + i, mask=inside, other=0.0)
+    zi = tl.load(positions_ptr + 2 * n_atoms + i, mask=inside, other=0.0)
+    v = tl.zeros((BLOCK,), tl.float64)
+    vx = tl.zeros((BLOCK,), tl.float64)
+    vy = tl.zeros((BLOCK,), tl.float64)
+    vz = tl.zeros((BLOCK,), tl.float64)
+    vxx = tl.zeros((BLOCK,), tl.float64)
+    vxy = tl.zeros((BLOCK,), tl.float64)
+    vxz = tl.zeros((BLOCK,), tl.float64)
+    vyy = tl.zeros((BLOCK,), tl.float64)
+    vyz = tl.zeros((BLOCK,), tl.float64)
+    vzz = tl.zeros((BLOCK,), tl.float64)
+    sources_ptr = moments_ptr + column * N_MOMENTS * n_atoms
+    for block in range(begin, end, BLOCK_SOURCES):
+        j = block + tl.arange(0, BLOCK_SOURCES)
+        valid = j < end
+        xj = tl.load(positions_ptr + j, mask=valid, other=0.0)
+        yj = tl.load(positions_ptr + n_atoms + j, mask=valid, other=0.0)
+        zj = tl.load(positions_ptr + 2 * n_atoms + j, mask=valid, other=0.0)
+        q = tl.load(sources_ptr + j, mask=valid, other=0.0)[None, :]
+        x = xi[:, None] - xj[None, :]
+        y = yi[:, None] - yj[None, :]
+        z = zi[:, None] - zj[None, :]
+        other = (i // group_size)[:, None] != (j // group_size)[None, :]
+        keep = other & valid[None, :]
+        r2 = tl.where(keep, x * x + y * y + z * z, 1.0)
+        u = alpha * alpha * r2
+        decay = tl.exp(-u)
+        prefactor = 1.1283791670955126 * alpha
+        if SOFTENED:
+            r = tl.sqrt(r2)
+            e = tl.erf(alpha * r)
+            g = prefactor * decay
+            s = 1.0 / (r + softening)
+            f0 = e * s
+            d1 = g * s - e * s * s
+            f1 = d1 / r
+            d2 = -2.0 * alpha * alpha * r * g * s - 2.0 * g * s * s + 2.0 * e * s * s * s
+            f2 = (d2 - f1) / r2
+            d3 = (4.0 * alpha * alpha * r2 - 2.0) * alpha * alpha * g * s
+            d3 += 6.0 * alpha * alpha * r * g * s * s + 6.0 * g * s * s * s
+            d3 -= 6.0 * e * s * s * s * s
+            f3 = (d3 - 3.0 * d2 / r + 3.0 * f1 / r) / (r2 * r)
+        else:
+            step = -2.0 * alpha * alpha
+            f0 = prefactor * _boys(u, decay, 0, ORDER, TERMS)
+            f1 = f0
+            f2 = f0
+            f3 = f0
+            if ORDER >= 1:
+                f1 = prefactor * step * _boys(u, decay, 1, ORDER, TERMS)
+            if ORDER >= 2:
+                f2 = prefactor * step * step * _boys(u, decay, 2, ORDER, TERMS)
+            if ORDER >= 3:
+                f3 = prefactor * step * step * step * _boys(u, decay, 3, ORDER, TERMS)
+        f0 = tl.where(keep, f0, 0.0)
+        f1 = tl.where(keep, f1, 0.0)
+        f2 = tl.where(keep, f2, 0.0)
+        f3 = tl.where(keep, f3, 0.0)
+        if N_MOMENTS > 1:
+            dx = tl.load(sources_ptr + n_atoms + j, mask=valid, other=0.0)[None, :]
+            dy = tl.load(sources_ptr + 2 * n_atoms + j, mask=valid, other=0.0)[None, :]
+            dz = tl.load(sources_ptr + 3 * n_atoms + j, mask=valid, other=0.0)[None, :]
+            dr = dx * x + dy * y + dz * z
+            v += tl.sum(q * f0 - dr * f1, 1).to(tl.float64)
+            if RANK >= 1:
+                radial = q * f1 - dr * f2
+                vx += tl.sum(x * radial - dx * f1, 1).to(tl.float64)
+                vy += tl.sum(y * radial - dy * f1, 1).to(tl.float64)
+                vz += tl.sum(z * radial - dz * f1, 1).to(tl.float64)
+            if RANK >= 2:
+                radial = q * f1 - dr * f2
+                second = q * f2 - dr * f3
+                vxx += tl.sum(x * x * second - 2.0 * dx * x * f2 + radial, 1).to(tl.float64)
+                vyy += tl.sum(y * y * second - 2.0 * dy * y * f2 + radial, 1).to(tl.float64)
+                vzz += tl.sum(z * z * second - 2.0 * dz * z * f2 + radial, 1).to(tl.float64)
+                vxy += tl.sum(x * y * second - (dx * y + dy * x) * f2, 1).to(tl.float64)
+                vxz += tl.sum(x * z * second - (dx * z + dz * x) * f2, 1).to(tl.float64)
+                vyz += tl.sum(y * z * second - (dy * z + dz * y) * f2, 1).to(tl.float64)
+        else:
+            v += tl.sum(q * f0, 1).to(tl.float64)
+            if RANK >= 1:
+                vx += tl.sum(q * x * f1, 1).to(tl.float64)
+                vy += tl.sum(q * y * f1, 1).to(tl.float64)
+                vz += tl.sum(q * z * f1, 1).to(tl.float64)
+            if RANK >= 2:
+                vxx += tl.sum(q * (x * x * f2 + f1), 1).to(tl.float64)
+                vyy += tl.sum(q * (y * y * f2 + f1), 1).to(tl.float64)
+                vzz += tl.sum(q * (z * z * f2 + f1), 1).to(tl.float64)
+                vxy += tl.sum(q * x * y * f2, 1).to(tl.float64)
+                vxz += tl.sum(q * x * z * f2, 1).to(tl.float64)
+                vyz += tl.sum(q * y * z * f2, 1).to(tl.float64)
+    out = out_ptr + column * N_OUT * n_atoms + i
+    tl.store(out, v, mask=inside)
+    if RANK >= 1:
+        tl.store(out + n_atoms, vx, mask=inside)
+        tl.store(out + 2 * n_atoms, vy, mask=inside)
+        tl.store(out + 3 * n_atoms, vz, mask=inside)
+    if RANK >= 2:
+        tl.store(out + 4 * n_atoms, vxx, mask=inside)
+        tl.store(out + 5 * n_atoms, vxy, mask=inside)
+        tl.store(out + 6 * n_atoms, vxz, mask=inside)
+        tl.store(out + 7 * n_atoms, vyy, mask=inside)
+        tl.store(out + 8 * n_atoms, vyz, mask=inside)
+        tl.store(out + 9 * n_atoms, vzz, mask=inside)
+
+
+def pair_tiles(atom_ptr: Tensor, device: torch.device) -> Tensor:
+    """``[n_tiles, 3]`` int32: first target, first and last atom of its system."""
+    block = tuned("pairs", device, torch.float32)["block"]
+    ptr = atom_ptr.tolist()
+    rows = [(i, begin, end) for begin, end in itertools.pairwise(ptr) for i in range(begin, end, block)]
+    return torch.tensor(rows, dtype=torch.int32).reshape(-1, 3).to(device)
+
+
+def launch_gaussian_pairs(
+    positions: Tensor,
+    moments: Tensor,
+    widths: Tensor,
+    atom_ptr: Tensor,
+    rank: int,
+    softening: float,
+    group_size: int,
+) -> Tensor:
+    """Allocate and launch; arguments as in `gaussian_pairs`, contiguous, of ranks the kernel holds."""
+    n_atoms, n_channels, n_widths, n_moments = moments.shape
+    n_out = monomial_count(rank)
+    out = positions.new_zeros((n_channels, n_widths, n_out, n_atoms), dtype=torch.float64)
+    tiles = pair_tiles(atom_ptr, positions.device)
+    # tiles are cut with float32's block
+    options = {
+        **tuned("pairs", moments.device, moments.dtype),
+        "block": tuned("pairs", moments.device, torch.float32)["block"],
+    }
+    if tiles.shape[0] and n_channels and n_widths:
+        alpha = 1 / (2**0.5 * widths.double())
+        constants = torch.cat((alpha, torch.tensor([softening], dtype=torch.float64)))
+        _gaussian_pairs_kernel[(tiles.shape[0], n_channels * n_widths)](
+            positions_ptr=positions.T.contiguous(),
+            moments_ptr=moments.permute(1, 2, 3, 0).contiguous(),
+            constants_ptr=constants.to(positions.device, moments.dtype),
+            tiles_ptr=tiles,
+            out_ptr=out,
+            n_atoms=n_atoms,
+            n_widths=n_widths,
+            group_size=group_size,
+            N_MOMENTS=n_moments,
+            RANK=rank,
+            N_OUT=n_out,
+            TERMS=14 if moments.dtype == torch.float32 else 26,
+            SOFTENED=softening != 0.0,
+            BLOCK=options["block"],
+            BLOCK_SOURCES=options["sources"],
+            **compiler_options(options["num_warps"], options["num_stages"], moments),
+        )
+    return out.permute(3, 0, 1, 2).to(moments.dtype).contiguous()
+
+
+def kernel_holds(moments: Tensor, rank: int) -> bool:
+    """Whether the kernel covers these ranks; others run in chunks of PyTorch."""
+    return rank_of_count(moments.shape[-1]) <= MAX_SOURCE_RANK and rank <= MAX_RANK

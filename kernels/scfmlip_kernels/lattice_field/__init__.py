@@ -1,0 +1,3 @@
+from .op import lattice_field
+
+__all__ = ["lattice_field"]

@@ -1,0 +1,118 @@
+"""Operator registration: dispatch, fake tensors, derivatives, public function."""
+
+import torch
+from torch import Tensor
+
+from ..dispatch import loop_over_batch, runs_triton
+from ..lattice import LatticeGrid, monomial_count
+from ..lattice.checks import check_lattice_arguments
+from ..structure_factor.op import lattice_gradients
+from .cpu import lattice_field_cpu
+from .kernel import launch_lattice_field
+
+
+@torch.library.custom_op("scfmlip::lattice_field", mutates_args=())
+def _lattice_field(
+    frac: Tensor,
+    coefficients: Tensor,
+    boxes: Tensor,
+    atom_ptr: Tensor,
+    row_tiles: Tensor,
+    point_tiles: Tensor,
+    atom_tiles: Tensor,
+    n_points: int,
+    rank: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    frac, coefficients = frac.contiguous(), coefficients.contiguous()
+    if runs_triton(coefficients):
+        return launch_lattice_field(frac, coefficients, row_tiles, atom_tiles, rank, dtype)
+    return lattice_field_cpu(frac, coefficients, boxes, atom_ptr, rank, dtype)
+
+
+@_lattice_field.register_fake
+def _(
+    frac,
+    coefficients,
+    boxes,
+    atom_ptr,
+    row_tiles,
+    point_tiles,
+    atom_tiles,
+    n_points,
+    rank,
+    dtype,
+):
+    shape = (frac.shape[0], coefficients.shape[1], monomial_count(rank))
+    return frac.new_empty(shape, dtype=dtype)
+
+
+def _setup_context(ctx, inputs, output):
+    frac, coefficients, *rest = inputs
+    ctx.save_for_backward(frac, coefficients, *rest[:5])
+    ctx.n_points = rest[5]
+
+
+def _backward(ctx, grad):
+    frac, coefficients, *tables = ctx.saved_tensors
+    tables = (*tables, ctx.n_points)
+    d_frac = d_coefficients = None
+    if ctx.needs_input_grad[0]:
+        d_frac, _ = lattice_gradients(ctx, frac, grad, coefficients, tables)
+    if ctx.needs_input_grad[1]:
+        d_coefficients = torch.ops.scfmlip.structure_factor(frac, grad, *tables)
+    return d_frac, d_coefficients, *(None,) * 8
+
+
+_lattice_field.register_autograd(_backward, setup_context=_setup_context)
+
+
+@_lattice_field.register_vmap
+def _(info, in_dims, frac, coefficients, *rest):
+    if any(dim is not None for i, dim in enumerate(in_dims) if i != 1):
+        return loop_over_batch(torch.ops.scfmlip.lattice_field, info, in_dims, frac, coefficients, *rest)
+    # batched coefficients are further channels
+    coefficients = coefficients.movedim(in_dims[1], 1)
+    field = torch.ops.scfmlip.lattice_field(frac, coefficients.flatten(1, 2), *rest)
+    return field.unflatten(1, coefficients.shape[1:3]), 1
+
+
+def lattice_field(
+    frac: Tensor, coefficients: Tensor, grid: LatticeGrid, rank: int, dtype: torch.dtype
+) -> Tensor:
+    r"""
+    A Fourier series and its derivatives at the atoms: the adjoint of `structure_factor`.
+
+    ``V_A(u_i) = Re sum_n P(n) (i n)^A exp(2 pi i n.u_i)`` for the monomials A of degree at most
+    ``rank``, over all points of the atom's own system: rank 0 is the potential, rank 1 adds
+    ``(1 / 2 pi) dV/du``.
+
+    Args:
+        frac: Fractional coordinates, ``[n_atoms, 3]`` float64, in turns; any range.
+        coefficients: ``[n_points, n_channels, 2]`` float64, real and imaginary part of P; 0 where the
+            grid's weight is 0.
+        grid: Miller boxes of the batch.
+        rank: Highest degree of the monomials.
+        dtype: float32 or float64, in which the (atom, point) pairs are summed.
+
+    Returns:
+        ``[n_atoms, n_channels, n_monomials]`` of ``dtype``. Differentiable any number of times in
+        ``frac`` and ``coefficients`` (each derivative in ``frac`` raises the rank by one).
+
+    Raises:
+        TypeError: for another dtype.
+        ValueError: for shapes that do not fit together, or tensors on different devices.
+    """
+    check_lattice_arguments("lattice_field", frac, coefficients, grid)
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"lattice_field: dtype must be float32 or float64, got {dtype}")
+    if (
+        coefficients.dtype != torch.float64
+        or coefficients.shape[0] != grid.n_points
+        or coefficients.shape[2] != 2
+    ):
+        raise ValueError(
+            f"lattice_field: coefficients must be float64 [{grid.n_points}, n_channels, 2], got "
+            f"{coefficients.dtype} {list(coefficients.shape)}"
+        )
+    return _lattice_field(frac, coefficients, *grid.tables, grid.n_points, rank, dtype)

@@ -1,0 +1,105 @@
+"""
+Sums over the contiguous segments of a ragged batch and their adjoint, deterministic on every device.
+
+`torch.segment_reduce` does the work; these two operators exist because indexing's own backward adds with
+atomics on a GPU, which makes energies irreproducible.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .dispatch import loop_over_batch
+
+
+@torch.library.custom_op("scfmlip::segment_sum", mutates_args=())
+def _segment_sum(values: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
+    flat = values.reshape(values.shape[0], math.prod(values.shape[1:])).contiguous()
+    if flat.shape[0] == 0 or flat.shape[1] == 0:
+        return values.new_zeros((ptr.shape[0] - 1, *values.shape[1:]))
+    sums = torch.segment_reduce(flat, "sum", offsets=ptr, axis=0, initial=0.0)
+    return sums.view(ptr.shape[0] - 1, *values.shape[1:])
+
+
+@_segment_sum.register_fake
+def _(values, ptr, index):
+    return values.new_empty((ptr.shape[0] - 1, *values.shape[1:]))
+
+
+@torch.library.custom_op("scfmlip::segment_expand", mutates_args=())
+def _segment_expand(values: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
+    return values.contiguous()[index]
+
+
+@_segment_expand.register_fake
+def _(values, ptr, index):
+    return values.new_empty((index.shape[0], *values.shape[1:]))
+
+
+def _setup_context(ctx, inputs, output):
+    _, ptr, index = inputs
+    ctx.save_for_backward(ptr, index)
+
+
+def _sum_backward(ctx, grad):
+    return torch.ops.scfmlip.segment_expand(grad, *ctx.saved_tensors), None, None
+
+
+def _expand_backward(ctx, grad):
+    return torch.ops.scfmlip.segment_sum(grad, *ctx.saved_tensors), None, None
+
+
+_segment_sum.register_autograd(_sum_backward, setup_context=_setup_context)
+_segment_expand.register_autograd(_expand_backward, setup_context=_setup_context)
+
+
+@_segment_sum.register_vmap
+def _(info, in_dims, values, ptr, index):
+    return _trailing(torch.ops.scfmlip.segment_sum, info, in_dims, values, ptr, index)
+
+
+@_segment_expand.register_vmap
+def _(info, in_dims, values, ptr, index):
+    return _trailing(torch.ops.scfmlip.segment_expand, info, in_dims, values, ptr, index)
+
+
+def _trailing(op, info, in_dims, values, ptr, index):
+    """Both act on rows: a batch of values is one more trailing dimension."""
+    if in_dims[1] is not None or in_dims[2] is not None:
+        return loop_over_batch(op, info, in_dims, values, ptr, index)
+    return op(values.movedim(in_dims[0], -1), ptr, index), -1
+
+
+def segment_sum(values: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
+    """
+    Sum of each segment's rows.
+
+    Args:
+        values: ``[n_rows, ...]``, float32 or float64.
+        ptr: ``[n_segments + 1]`` int64, first row of each segment.
+        index: ``[n_rows]`` int64, segment of each row; the same information as ``ptr``.
+
+    Returns:
+        ``[n_segments, ...]``; empty segments are 0. Differentiable any number of times.
+    """
+    if ptr.shape[0] == 2:
+        return values.sum(0, keepdim=True)
+    return _segment_sum(values, ptr, index)
+
+
+def segment_expand(values: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
+    """
+    Each segment's value at all of its rows: the adjoint of `segment_sum`.
+
+    Args:
+        values: ``[n_segments, ...]``.
+        ptr: ``[n_segments + 1]`` int64, first row of each segment.
+        index: ``[n_rows]`` int64, segment of each row; the same information as ``ptr``.
+
+    Returns:
+        ``[n_rows, ...]``. Differentiable any number of times.
+    """
+    if ptr.shape[0] == 2:
+        return values.expand(index.shape[0], *values.shape[1:])
+    return _segment_expand(values, ptr, index)

@@ -1,0 +1,3 @@
+from .op import structure_factor
+
+__all__ = ["structure_factor"]

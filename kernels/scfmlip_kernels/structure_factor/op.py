@@ -1,0 +1,116 @@
+"""Operator registration: dispatch, fake tensors, derivatives, public function."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..dispatch import loop_over_batch, runs_triton
+from ..lattice import LatticeGrid, shifted_monomials
+from ..lattice.checks import check_lattice_arguments
+from ..lattice.monomials import rank_of_count
+from .cpu import structure_factor_cpu
+from .kernel import launch_structure_factor
+
+
+@torch.library.custom_op("scfmlip::structure_factor", mutates_args=())
+def _structure_factor(
+    frac: Tensor,
+    moments: Tensor,
+    boxes: Tensor,
+    atom_ptr: Tensor,
+    row_tiles: Tensor,
+    point_tiles: Tensor,
+    atom_tiles: Tensor,
+    n_points: int,
+) -> Tensor:
+    frac, moments = frac.contiguous(), moments.contiguous()
+    if runs_triton(moments):
+        return launch_structure_factor(frac, moments, row_tiles, point_tiles, n_points)
+    return structure_factor_cpu(frac, moments, boxes, atom_ptr)
+
+
+@_structure_factor.register_fake
+def _(frac, moments, boxes, atom_ptr, row_tiles, point_tiles, atom_tiles, n_points):
+    return frac.new_empty((n_points, moments.shape[1], 2))
+
+
+def _setup_context(ctx, inputs, output):
+    frac, moments, *tables = inputs
+    ctx.save_for_backward(frac, moments, *tables[:-1])
+    ctx.n_points = tables[-1]
+
+
+def lattice_gradients(ctx, frac, moments, coefficients, tables):
+    """
+    Gradients of ``sum_k Re(conj(coefficients) S)`` in the fractional coordinates and the moments.
+
+    S and its adjoint field V share this bilinear form, so both operators' backward is one field of one
+    rank more: dS/dm is the field itself, and a derivative in u shifts its monomials.
+    """
+    rank = rank_of_count(moments.shape[-1])
+    wants_frac = ctx.needs_input_grad[0]
+    field = torch.ops.scfmlip.lattice_field(
+        frac, coefficients, *tables, rank + 1 if wants_frac else rank, moments.dtype
+    )
+    d_moments = field[..., : moments.shape[-1]]
+    d_frac = None
+    if wants_frac:
+        d_frac = torch.stack(
+            [(moments * field[..., list(shift)]).sum((1, 2)) for shift in shifted_monomials(rank)],
+            -1,
+        )
+        d_frac = (2 * math.pi) * d_frac.to(frac.dtype)
+    return d_frac, d_moments
+
+
+def _backward(ctx, grad):
+    frac, moments, *tables = ctx.saved_tensors
+    d_frac, d_moments = lattice_gradients(ctx, frac, moments, grad, (*tables, ctx.n_points))
+    return d_frac, d_moments, None, None, None, None, None, None
+
+
+_structure_factor.register_autograd(_backward, setup_context=_setup_context)
+
+
+@_structure_factor.register_vmap
+def _(info, in_dims, frac, moments, *tables):
+    if any(dim is not None for i, dim in enumerate(in_dims) if i != 1):
+        return loop_over_batch(torch.ops.scfmlip.structure_factor, info, in_dims, frac, moments, *tables)
+    # batched moments are further channels
+    moments = moments.movedim(in_dims[1], 1)
+    sums = torch.ops.scfmlip.structure_factor(frac, moments.flatten(1, 2), *tables)
+    return sums.unflatten(1, moments.shape[1:3]), 1
+
+
+def structure_factor(frac: Tensor, moments: Tensor, grid: LatticeGrid) -> Tensor:
+    r"""
+    Structure factors of point multipoles at the points of a Miller grid.
+
+    ``S(n) = sum_i m_i(n) exp(-2 pi i n.u_i)`` with ``m_i(n) = sum_A m_iA (-i)^|A| n^A`` over the
+    monomials A of degree at most the rank: a charge q and a reduced dipole d give ``q - i n.d``.
+    The sum runs over the atoms of the point's own system. Accumulated in float64.
+
+    Args:
+        frac: Fractional coordinates, ``[n_atoms, 3]`` float64, in turns; any range.
+        moments: Coefficients of the monomials in the order of `lattice.monomials`,
+            ``[n_atoms, n_channels, 1 | 4 | 10 | 20]`` float32 or float64. Arithmetic on the
+            (atom, point) pairs runs in this dtype.
+        grid: Miller boxes of the batch.
+
+    Returns:
+        ``[n_points, n_channels, 2]`` float64, real and imaginary parts. Points outside the sphere hold
+        their structure factor too; weigh with ``grid.weight``. Differentiable any number of times in
+        ``frac`` and ``moments`` (each derivative in ``frac`` raises the rank by one).
+
+    Raises:
+        TypeError: for another dtype.
+        ValueError: for shapes that do not fit together, or tensors on different devices.
+
+    The structure factor of Ewald sums, e.g. Essmann et al., J. Chem. Phys. 103, 8577 (1995), eq. 2.10.
+    """
+    check_lattice_arguments("structure_factor", frac, moments, grid)
+    rank_of_count(moments.shape[-1])
+    if len(moments) != len(frac):
+        raise ValueError(f"structure_factor: {len(moments)} rows of moments for {len(frac)} of frac")
+    return _structure_factor(frac, moments, *grid.tables, grid.n_points)

@@ -1,0 +1,27 @@
+"""Self-consistent electrostatics for interatomic potentials: fast, exact, differentiable."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec("scfmlip_kernels") is None:
+    # a bare checkout: the kernels' source root lies beside this package
+    _kernels = Path(__file__).parents[1] / "kernels"
+    if (_kernels / "scfmlip_kernels").is_dir():
+        sys.path.append(str(_kernels))
+
+from .electrostatics import Coulomb, GaussianMultipoles, Geometry
+from .interfaces.mace import accelerate, restore
+
+__all__ = ["Coulomb", "GaussianMultipoles", "Geometry", "__version__", "accelerate", "restore"]
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    """``scfmlip.ase`` on first use: it needs ASE, the rest does not."""
+    if name == "ase":
+        import importlib
+
+        return importlib.import_module(".ase", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,237 @@
+"""``scfmlip plot``: density and potential of a structure as pictures."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from ..electrostatics import PointValues
+
+_UNITS = {"potential": "V", "density": "e/Å³", "field": "V/Å"}
+_POINTS_AT_ONCE = 100_000
+_DENSITY_KEYS = ("scfmlip_charges", "charges", "REF_hirshfeld", "initial_charges")
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Register the command."""
+    parser = commands.add_parser(
+        "plot",
+        help="draw density or potential: planar average, line or slice",
+        description="Draw the charge density, the electrostatic potential or the field of Gaussian charges "
+        "(and dipoles) of one frame, with the frame's own periodicity: averaged over planes along an axis, "
+        "along a line through a point, or on a slice. A field is its component along the axis.",
+    )
+    parser.add_argument("input", type=Path, help="structure, any format ASE reads")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="PNG to write")
+    parser.add_argument("--index", type=int, default=0, help="frame (default 0)")
+    parser.add_argument("--quantity", choices=sorted(_UNITS), default="potential")
+    parser.add_argument("--kind", choices=("planar", "line", "slice"), default="planar")
+    parser.add_argument("--axis", choices=("x", "y", "z"), default="z", help="direction, or slice normal")
+    parser.add_argument(
+        "--through",
+        type=float,
+        nargs=3,
+        metavar=("X", "Y", "Z"),
+        help="point of a line or slice, angstrom (default: middle of the atoms)",
+    )
+    parser.add_argument("--charges", help="name of the array of charges (default: the first known one)")
+    parser.add_argument("--dipoles", help="name of the array of atomic dipoles, e angstrom, x y z")
+    parser.add_argument("--sigma", type=float, default=1.0, help="Gaussian width, angstrom (default 1)")
+    parser.add_argument("--points", type=int, default=200, help="points along a line (default 200)")
+    parser.add_argument("--data", type=Path, help="also write the numbers (.csv)")
+    parser.set_defaults(run=run)
+
+
+def read_frame(file: Path, index: int) -> Atoms:
+    """
+    One frame of a file.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it has no such frame.
+    """
+    from ase import Atoms
+    from ase.io import read
+
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}")
+    try:
+        frame = read(file, index)
+    except (IndexError, StopIteration):
+        raise ValueError(f"{file} has no frame {index}") from None
+    assert isinstance(frame, Atoms)
+    return frame
+
+
+def read_rows(atoms: Atoms, charges: str | None, dipoles: str | None) -> np.ndarray:
+    """
+    ``[n_atoms, 1 | 4]`` rows ``[q, d_x, d_y, d_z]`` from a frame's arrays.
+
+    Raises:
+        ValueError: when there is no such array; lists what there is.
+    """
+    results = atoms.calc.results if atoms.calc is not None else {}
+    arrays = {**atoms.arrays, **{k: v for k, v in results.items() if np.shape(v)[:1] == (len(atoms),)}}
+    key = charges or next((k for k in _DENSITY_KEYS if k in arrays), None)
+    if key is None or key not in arrays:
+        raise ValueError(
+            f"the frame has no array {key!r}" + f" of charges: pass --charges with one of {sorted(arrays)}"
+        )
+    rows = np.asarray(arrays[key], dtype=float).reshape(len(atoms), -1)[:, :1]
+    if dipoles is not None:
+        if dipoles not in arrays or np.shape(arrays[dipoles]) != (len(atoms), 3):
+            raise ValueError(f"the frame has no array {dipoles!r} [n_atoms, 3]: it has {sorted(arrays)}")
+        rows = np.concatenate([rows, np.asarray(arrays[dipoles], dtype=float)], 1)
+    return rows
+
+
+def values_at(atoms: Atoms, rows: np.ndarray, sigma: float, points: np.ndarray) -> PointValues:
+    """Density, potential and field of a frame's charges at points ``[n, 3]``."""
+    import torch
+
+    from ..electrostatics import Coulomb
+
+    coulomb = Coulomb(l_max=0 if rows.shape[1] == 1 else 1, sigma=sigma)
+    geometry = coulomb.prepare(
+        torch.as_tensor(atoms.positions, dtype=torch.float64),
+        torch.as_tensor(np.asarray(atoms.cell), dtype=torch.float64) if atoms.pbc.any() else None,
+        torch.as_tensor(np.asarray(atoms.pbc)),
+    )
+    return geometry.at(torch.as_tensor(points, dtype=torch.float64), torch.as_tensor(rows))
+
+
+def frame_box(atoms: Atoms, margin: float = 5.0) -> tuple[np.ndarray, np.ndarray]:
+    """Origin and edge vectors to sample: lattice vectors where periodic, the atoms' extent elsewhere."""
+    origin, edges = np.zeros(3), np.array(atoms.cell, dtype=float)
+    low, high = atoms.positions.min(0) - margin, atoms.positions.max(0) + margin
+    for i in range(3):
+        if atoms.pbc[i]:
+            continue
+        if np.linalg.norm(edges[i]) > 0 and atoms.pbc.any():
+            continue  # a slab's own vacuum
+        edges[i] = np.eye(3)[i] * (high - low)[i]
+        origin[i] = low[i]
+    return origin, edges
+
+
+def planar_averages(
+    atoms: Atoms, rows: np.ndarray, sigma: float, quantities: Sequence[str], axis: int, n_points: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """
+    Averages over planes along a lattice direction.
+
+    Args:
+        atoms: The frame.
+        rows: ``[n_atoms, 1 | 4]`` rows ``[q, d_x, d_y, d_z]``.
+        sigma: Gaussian width, angstrom.
+        quantities: Of "density", "potential", "field" (its component along the normal).
+        axis: 0, 1 or 2.
+        n_points: Number of planes.
+
+    Returns:
+        Height of each plane, angstrom along the plane normal, and the averages of each quantity.
+    """
+    origin, edges = frame_box(atoms)
+    others = [i for i in range(3) if i != axis]
+    normal = np.cross(edges[others[0]], edges[others[1]])
+    normal = normal / np.linalg.norm(normal) * np.sign(normal @ edges[axis])
+    # a grid of this spacing averages exactly: what it aliases has died out as exp(-24)
+    counts = [max(2, int(np.ceil(np.linalg.norm(edges[i]) / (0.9 * sigma)))) for i in others]
+    a, b = (np.arange(n) / n for n in counts)
+    plane = a[:, None, None] * edges[others[0]] + b[None, :, None] * edges[others[1]]
+    plane = plane.reshape(-1, 3)
+    starts = origin + ((np.arange(n_points) + 0.5) / n_points)[:, None] * edges[axis]
+    averages = [np.empty(n_points) for _ in quantities]
+    at_once = max(1, _POINTS_AT_ONCE // len(plane))
+    for first in range(0, n_points, at_once):
+        points = starts[first : first + at_once, None] + plane
+        values = values_at(atoms, rows, sigma, points.reshape(-1, 3))
+        for out, quantity in zip(averages, quantities, strict=True):
+            picked = _pick(values, quantity, normal).reshape(-1, len(plane))
+            out[first : first + at_once] = picked.mean(1)
+    return starts @ normal, averages
+
+
+def _pick(values: PointValues, quantity: str, direction: np.ndarray) -> np.ndarray:
+    if quantity == "field":
+        return values.field.numpy() @ direction
+    return getattr(values, quantity).numpy()
+
+
+def draw_slice(
+    atoms: Atoms, rows: np.ndarray, sigma: float, quantity: str, axis: int, through: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cartesian coordinates of a grid in the plane normal to an axis, and the quantity on it."""
+    origin, edges = frame_box(atoms)
+    corners = origin + np.array(
+        [i * edges[0] + j * edges[1] + k * edges[2] for i, j, k in np.ndindex(2, 2, 2)]
+    )
+    u, v = (i for i in range(3) if i != axis)
+    low, high = corners.min(0), corners.max(0)
+    step = 0.2
+    x = np.arange(low[u], high[u], step)
+    y = np.arange(low[v], high[v], step)
+    points = np.empty((len(y), len(x), 3))
+    points[..., u], points[..., v], points[..., axis] = x, y[:, None], through[axis]
+    values = values_at(atoms, rows, sigma, points.reshape(-1, 3))
+    return x, y, _pick(values, quantity, np.eye(3)[axis]).reshape(len(y), len(x))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    atoms = read_frame(arguments.input, arguments.index)
+    rows = read_rows(atoms, arguments.charges, arguments.dipoles)
+    axis = "xyz".index(arguments.axis)
+    through = np.array(arguments.through if arguments.through else atoms.positions.mean(0))
+    label = f"{arguments.quantity} ({_UNITS[arguments.quantity]})"
+    fig, ax = plt.subplots(figsize=(6.4, 4.0), constrained_layout=True)
+    common = (atoms, rows, arguments.sigma, arguments.quantity)
+    if arguments.kind == "slice":
+        x, y, values = draw_slice(*common, axis, through)
+        limit = np.abs(values).max() or 1.0
+        image = ax.pcolormesh(x, y, values, cmap="RdBu_r", vmin=-limit, vmax=limit, shading="nearest")
+        fig.colorbar(image, ax=ax, label=label)
+        u, v = (i for i in range(3) if i != axis)
+        near = np.abs(atoms.positions[:, axis] - through[axis]) < 1.5
+        ax.scatter(*atoms.positions[near][:, [u, v]].T, s=12, c="k")
+        ax.set(xlabel=f"{'xyz'[u]} (Å)", ylabel=f"{'xyz'[v]} (Å)", aspect="equal")
+        table = np.column_stack([*(g.ravel() for g in np.meshgrid(x, y)), values.ravel()])
+        names = f"{'xyz'[u]},{'xyz'[v]},{arguments.quantity}"
+    else:
+        if arguments.kind == "planar":
+            positions, (values,) = planar_averages(
+                atoms, rows, arguments.sigma, [arguments.quantity], axis, arguments.points
+            )
+        else:
+            origin, edges = frame_box(atoms)
+            extent = sorted((float(origin[axis]), float(origin[axis] + edges[:, axis].sum())))
+            positions = np.linspace(extent[0], extent[1], arguments.points)
+            points = np.repeat(through[None], len(positions), 0)
+            points[:, axis] = positions
+            picked = values_at(atoms, rows, arguments.sigma, points)
+            values = _pick(picked, arguments.quantity, np.eye(3)[axis])
+        ax.plot(positions, values)
+        ax.plot(atoms.positions[:, axis], np.full(len(atoms), ax.get_ylim()[0]), "|k", markersize=8)
+        ax.set(xlabel=f"{arguments.axis} (Å)", ylabel=label)
+        table, names = np.column_stack([positions, values]), f"{arguments.axis},{arguments.quantity}"
+    title = "planar average" if arguments.kind == "planar" else arguments.kind
+    ax.set_title(f"{arguments.input.name}, frame {arguments.index}: {title}", fontsize=9)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(arguments.output, dpi=150)
+    plt.close(fig)
+    if arguments.data is not None:
+        np.savetxt(arguments.data, table, delimiter=",", header=names, comments="")
+    print(f"wrote {arguments.output}" + (f" and {arguments.data}" if arguments.data else ""))
+    return 0

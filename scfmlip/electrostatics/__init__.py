@@ -1,0 +1,17 @@
+"""Charge densities of Gaussian multipoles and the Coulomb operator between them."""
+
+from .boundary import Boundary
+from .coulomb import Coulomb
+from .density import GaussianMultipoles
+from .geometry import Geometry
+from .plan import CoulombPlan
+from .points import PointValues
+
+__all__ = [
+    "Boundary",
+    "Coulomb",
+    "CoulombPlan",
+    "GaussianMultipoles",
+    "Geometry",
+    "PointValues",
+]

@@ -1,0 +1,296 @@
+"""
+Boundary conditions: which each system has, and the corrections that turn a periodic sum into them.
+
+A k-space sum without its k = 0 term is the energy of a three-dimensional crystal in a neutralising
+background and conducting surroundings. For a slab the images along one axis are removed, for a molecule
+in a cubic box those along all three, to the order that does not vanish exponentially (slab) or as the
+fifth power of the box (molecule). Both need only the charge, dipole and second moment of the system.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from scfmlip_kernels import segment_expand, segment_sum
+
+from ..types import BoundaryName, Compat
+from ..units import COULOMB_CONSTANT, CUBIC_MADELUNG, FIELD_CONSTANT
+
+
+class Boundary(IntEnum):
+    """How one system continues in space."""
+
+    PERIODIC = 0
+    SLAB = 1
+    MOLECULE_IN_BOX = 2
+    OPEN = 3
+
+
+@dataclass(frozen=True)
+class Quirks:
+    """
+    Where a reference code departs from the exact expressions, for models trained with it.
+
+    Attributes:
+        numerical_self_interaction: Self terms from a trapezoid rule instead of the closed form.
+        slab_charge: Terms of a slab's net charge; graph_longrange has none.
+        slab_along_z: Slabs end along Cartesian z, whatever the cell.
+        box_second_moment: The Gaussians' own second moment 3 sigma^2 q in a molecule's box.
+        box_exponents: Edge of a box as volume to this power, for energies and for features.
+        madelung: Of the simple cubic lattice.
+        open_offsets: Finite-difference displacements of open dipoles, for energies and for features,
+            angstrom; None is analytic.
+        softening: Added to open distances, angstrom.
+        field_sign: -1 when energy is -dipole . field, +1 for graph_longrange's opposite convention.
+    """
+
+    numerical_self_interaction: bool = False
+    slab_charge: bool = True
+    slab_along_z: bool = False
+    box_second_moment: bool = True
+    box_exponents: tuple[float, float] = (1 / 3, 1 / 3)
+    madelung: float = CUBIC_MADELUNG
+    open_offsets: tuple[float, float] | None = None
+    softening: float = 0.0
+    field_sign: float = -1.0
+
+
+EXACT = Quirks()
+GRAPH_LONGRANGE = Quirks(
+    numerical_self_interaction=True,
+    slab_charge=False,
+    slab_along_z=True,
+    box_second_moment=False,
+    box_exponents=(0.3333, 0.333333),
+    madelung=2.837297,
+    open_offsets=(0.02, 0.1),
+    softening=1e-6,
+    field_sign=1.0,
+)
+
+_NAMES: dict[str, Boundary] = {
+    "periodic": Boundary.PERIODIC,
+    "pbc": Boundary.PERIODIC,
+    "slab": Boundary.SLAB,
+    "molecule_in_box": Boundary.MOLECULE_IN_BOX,
+    "open": Boundary.OPEN,
+    "realspace": Boundary.OPEN,
+}
+
+
+def resolve_boundaries(
+    name: BoundaryName, pbc: list[tuple[bool, bool, bool]], compat: Compat | None
+) -> tuple[list[Boundary], list[int]]:
+    """
+    The boundary condition of each system, and the axis along which a slab ends.
+
+    Args:
+        name: "auto" reads ``pbc``: three periodic directions are a crystal, two a slab, none an open
+            molecule. Another name holds for every system. With ``compat`` the names mean what
+            graph_longrange's ``pbc_handling`` means, "mixed_periodic" and its "auto" included.
+        pbc: Periodicity of each system.
+        compat: None or "graph_longrange".
+
+    Returns:
+        Boundary of each system, and its open axis (2 unless a slab says otherwise).
+
+    Raises:
+        ValueError: for an unknown name, or periodicity that no boundary condition here has.
+    """
+    if name in ("auto", "mixed_periodic"):
+        if compat == "graph_longrange":
+            return _reference_boundaries(name, pbc)
+        if name == "mixed_periodic":
+            raise ValueError(
+                "boundary='mixed_periodic' is graph_longrange's; use boundary='auto', or pass "
+                "compat='graph_longrange'"
+            )
+        boundaries, axes = [], []
+        for i, flags in enumerate(pbc):
+            if sum(flags) == 1:
+                raise ValueError(
+                    f"system {i} is periodic along one direction only (pbc={flags}): wires are not "
+                    "implemented. Choose boundary='periodic' with enough vacuum, or boundary='open'"
+                )
+            kinds = {3: Boundary.PERIODIC, 2: Boundary.SLAB, 0: Boundary.OPEN}
+            boundaries.append(kinds[sum(flags)])
+            axes.append(flags.index(False) if sum(flags) == 2 else 2)
+        return boundaries, axes
+    if name not in _NAMES:
+        raise ValueError(f"boundary must be one of 'auto', {sorted(_NAMES)}, got {name!r}")
+    kind = _NAMES[name]
+    axes = []
+    for i, flags in enumerate(pbc):
+        axis = 2
+        if kind == Boundary.SLAB and compat != "graph_longrange" and sum(flags) != 3:
+            if sum(flags) != 2:
+                raise ValueError(f"boundary='slab' needs two periodic directions, system {i} has pbc={flags}")
+            axis = flags.index(False)
+        axes.append(axis)
+    return [kind] * len(pbc), axes
+
+
+def _reference_boundaries(name: str, pbc: list[tuple[bool, bool, bool]]) -> tuple[list[Boundary], list[int]]:
+    """graph_longrange's own rule: open only if no system of the batch is periodic."""
+    if name == "auto" and not any(any(flags) for flags in pbc):
+        return [Boundary.OPEN] * len(pbc), [2] * len(pbc)
+    kinds = {
+        (False, False, False): Boundary.MOLECULE_IN_BOX,
+        (True, True, False): Boundary.SLAB,
+    }
+    return [kinds.get(flags, Boundary.PERIODIC) for flags in pbc], [2] * len(pbc)
+
+
+@dataclass
+class Correction:
+    """
+    What the k-space sum of a batch lacks, from the low moments of each system.
+
+    Slab, with z along its normal, height L = volume / area (Yeh and Berkowitz, J. Chem. Phys. 111, 3155
+    (1999); Ballenegger, Arnold, Cerda, J. Chem. Phys. 131, 094107 (2009), eq. 13, for the charge):
+    ``E = (1 / 2 eps0 V) (M_z^2 - Q T_zz - Q^2 L^2 / 12)``, T the second moment.
+    Molecule in a cubic box of edge L (Makov and Payne, Phys. Rev. B 51, 4014 (1995); Dabo et al.,
+    Phys. Rev. B 77, 115139 (2008)): ``E = alpha k_e Q^2 / 2 L + (1 / 6 eps0 V) (M^2 - Q tr T)``.
+    Gaussians contribute sigma^2 q per axis to T.
+
+    Attributes:
+        positions: ``[n_atoms, 3]`` float64, angstrom.
+        volume: ``[n_systems]`` float64.
+        slab: ``[n_systems]`` float64, 1 for a slab.
+        box: ``[n_systems]`` float64, 1 for a molecule in a box.
+        normal: ``[n_systems, 3]`` float64 unit normals of the slabs.
+        height: ``[n_systems]`` float64, volume over area, angstrom.
+        ptr: ``[n_systems + 1]``, index: ``[n_atoms]``: the segments.
+        widths: Source widths, angstrom.
+        quirks: Departures of a reference code.
+        counter_center: ``[n_systems]`` position of a slab's counter-charge along the normal, or None.
+    """
+
+    positions: Tensor
+    volume: Tensor
+    slab: Tensor
+    box: Tensor
+    normal: Tensor
+    height: Tensor
+    ptr: Tensor
+    index: Tensor
+    widths: tuple[float, ...]
+    quirks: Quirks
+    counter_center: Tensor | None = None
+
+    def _sum(self, values: Tensor) -> Tensor:
+        return segment_sum(values, self.ptr, self.index)
+
+    def _spread(self, values: Tensor) -> Tensor:
+        return segment_expand(values, self.ptr, self.index)
+
+    def _moments(self, moments: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """
+        Charge, dipole along the normal, second moment along it, dipole vector, trace of the second.
+
+        ``moments [n_atoms, n_channels, n_widths, M]`` -> each ``[n_systems, n_channels(, 3)]``.
+        """
+        m = moments.double()
+        q = m[..., 0]
+        variance = torch.tensor(self.widths, dtype=q.dtype, device=q.device) ** 2
+        r = self.positions[:, None, :]
+        z = (self.positions * self._spread(self.normal)).sum(-1, keepdim=True)
+        charge = q.sum(-1)
+        dipole = charge[..., None] * r
+        height_moment = charge * z
+        second_z = charge * z**2
+        trace = charge * (r**2).sum(-1)
+        if m.shape[-1] > 1:
+            d = m[..., 1:4].sum(2)
+            d_z = (d * self._spread(self.normal)[:, None]).sum(-1)
+            dipole = dipole + d
+            height_moment = height_moment + d_z
+            second_z = second_z + 2 * d_z * z
+            trace = trace + 2 * (d * r).sum(-1)
+        spread = (q * variance).sum(-1)
+        second_z = second_z + spread
+        if self.quirks.box_second_moment:
+            trace = trace + 3 * spread
+        return tuple(self._sum(x) for x in (charge, height_moment, second_z, dipole, trace))  # type: ignore[return-value]
+
+    def energy(self, moments: Tensor) -> Tensor:
+        """``[n_systems, n_channels]`` float64, eV; ``moments`` as in `GaussianMultipoles.to_moments`."""
+        charge, m_z, t_zz, dipole, trace = self._moments(moments)
+        volume, height = self.volume[:, None], self.height[:, None]
+        if self.counter_center is not None:
+            m_z = m_z - charge * self.counter_center[:, None]
+            slab = m_z**2
+        elif self.quirks.slab_charge:
+            slab = m_z**2 - charge * t_zz - charge**2 * height**2 / 12
+        else:
+            slab = m_z**2
+        edge = volume ** self.quirks.box_exponents[0]
+        box = 0.5 * self.quirks.madelung * COULOMB_CONSTANT * charge**2 / edge
+        box = box + FIELD_CONSTANT / (6 * volume) * ((dipole**2).sum(-1) - charge * trace)
+        return self.slab[:, None] * FIELD_CONSTANT / (2 * volume) * slab + self.box[:, None] * box
+
+    def field(
+        self,
+        moments: Tensor,
+        widths: tuple[float, ...],
+        rank: int,
+        conjugate: bool,
+        at: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """
+        Potential and gradient of the correction at the atoms, averaged over Gaussians.
+
+        Args:
+            moments: As in `energy`.
+            widths: Of the receiving Gaussians, angstrom.
+            rank: 0 for the potential, 1 to add its gradient.
+            conjugate: Whether the counter-charge of a slab follows the charges (the derivative of the
+                energy) or is a given density (its physical potential).
+            at: Other points than the atoms: positions float64, pointers and systems.
+
+        Returns:
+            ``[n_atoms, n_channels, n_widths, 1 | 4]`` float64, V and V/angstrom.
+        """
+        charge, m_z, t_zz, dipole, trace = self._moments(moments)
+        volume, height = self.volume[:, None], self.height[:, None]
+        positions, ptr, index = at or (self.positions, self.ptr, self.index)
+
+        def spread(values: Tensor) -> Tensor:
+            return segment_expand(values, ptr, index)
+
+        r = positions[:, None, :]
+        normal = spread(self.normal)[:, None]
+        z = (r * normal).sum(-1)
+        if self.counter_center is not None:
+            m_z = m_z - charge * self.counter_center[:, None]
+        slab = (self.slab[:, None] * FIELD_CONSTANT / volume).expand_as(m_z)
+        box = (self.box[:, None] * FIELD_CONSTANT / (6 * volume)).expand_as(m_z)
+        edge = volume ** self.quirks.box_exponents[1]
+        offset = self.box[:, None] * self.quirks.madelung * COULOMB_CONSTANT * charge / edge
+        offset = offset - box * trace
+        charged = self.quirks.slab_charge and self.counter_center is None
+        if charged:
+            offset = offset - slab * (0.5 * t_zz + charge * height**2 / 12)
+        slab_m, slab_q = spread(slab * m_z), spread(slab * charge)
+        box_m, box_q = spread(box[..., None] * dipole), spread(box * charge)
+        values = spread(offset) + slab_m * z
+        values = values + 2 * (box_m * r).sum(-1) - box_q * (r**2).sum(-1)
+        if charged:
+            values = values - 0.5 * slab_q * z**2
+        if conjugate and self.counter_center is not None:
+            values = values - slab_m * spread(self.counter_center)[:, None]
+        out = values[..., None].expand(*values.shape, len(widths))
+        variance = torch.tensor(widths, dtype=values.dtype, device=values.device) ** 2
+        if charged:
+            out = out - 0.5 * slab_q[..., None] * variance
+        if self.quirks.box_second_moment:
+            out = out - 3 * box_q[..., None] * variance
+        out = out[..., None]
+        if rank == 0:
+            return out
+        along = slab_m - (slab_q * z if charged else 0.0)
+        gradient = along[..., None] * normal + 2 * (box_m - box_q[..., None] * r)
+        gradient = gradient[:, :, None].expand(-1, -1, len(widths), -1)
+        return torch.cat((out.expand(*gradient.shape[:-1], 1), gradient), -1)

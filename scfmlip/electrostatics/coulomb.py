@@ -1,0 +1,337 @@
+"""The public Coulomb operator: options, checks, and the way to a geometry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..types import BoundaryName, Compat, MultipoleOrder
+from . import checks
+from .boundary import EXACT, GRAPH_LONGRANGE, Boundary, Quirks, resolve_boundaries
+from .cutoff import check_cutoff, cutoff_for_tolerance, reference_cutoff
+from .density import GaussianMultipoles
+from .geometry import Geometry
+from .plan import CoulombPlan, make_plan
+
+Background = Literal["uniform", "none"]
+
+
+def _widths(value: Any) -> tuple[float, ...]:
+    """One number or several, of any kind that floats are made of."""
+    if getattr(value, "ndim", 0) == 0 and not isinstance(value, Sequence):
+        return (float(value),)
+    return tuple(float(v) for v in value)
+
+
+def _cells(cell: Tensor | None) -> Tensor | None:
+    """``[n, 3, 3]`` from ``[3, 3]``, ``[n, 3, 3]`` or MACE's stacked ``[3 n, 3]``."""
+    if cell is None:
+        return None
+    checks.check_tensor("cell", cell, "[3, 3] or [n_systems, 3, 3] in angstrom")
+    if cell.ndim not in (2, 3) or cell.shape[-1] != 3 or cell.shape[-2] % 3 or cell.numel() == 0:
+        raise ValueError(f"cell must have shape [3, 3] or [n_systems, 3, 3], got {list(cell.shape)}")
+    if cell.ndim == 3 and cell.shape[1] != 3:
+        raise ValueError(f"cell must have shape [3, 3] or [n_systems, 3, 3], got {list(cell.shape)}")
+    return cell.reshape(-1, 3, 3)
+
+
+@dataclass(frozen=True)
+class Coulomb:
+    """
+    The Coulomb operator of Gaussian multipole densities: options only, no state.
+
+    A charged periodic system is held in a uniform background of the opposite charge (its k = 0 term is
+    left out), which is part of the energy; ``background="none"`` refuses such systems instead. A charged
+    slab's energy is that of two-dimensional periodicity, with the potential -2 pi k_e Q |z| / area far
+    away; ``counter_charge`` in `prepare` makes it neutral.
+
+    Args:
+        l_max: 0 for charges, 1 for charges and dipoles.
+        sigma: Gaussian width of the density, angstrom; several widths give each atom several
+            coefficients.
+        boundary: "auto" goes by each system's ``pbc`` (crystal, slab along any axis, isolated);
+            "periodic", "slab", "molecule_in_box" (cubic box, Makov-Payne) and "open" hold for all.
+        self_interaction: Whether a Gaussian's interaction with itself counts.
+        method: "auto" or "direct": wave-vector sums are direct, of cost atoms x wave vectors.
+        tolerance: Energy, eV, that the wave vectors left out carry for a pair of charges of 1 e, or dipoles
+            of 1 e times the width, at most; sets the cutoff. Estimated for a large cell: in cells of a few
+            angstrom the error can be ten times larger.
+        kspace_cutoff: Largest wave vector, 1/angstrom; overrides ``tolerance``.
+        compat: "graph_longrange" reproduces that package's formulas, quirks and option names (0.4.4):
+            finite-difference open boundary, uncorrected charged slabs, its box and self terms, and
+            external fields with energy ``+dipole . field``. "les" is exact, with any cutoff a model was
+            trained with.
+        feature_widths: Widths `features` will be asked for, so that the cutoff resolves them too.
+        order: Components of dipole rows: "cartesian" ``[q, d_x, d_y, d_z]`` or "e3nn" ``[q, d_y, d_z, d_x]``.
+        background: "uniform" or "none", see above.
+        validate: Check values (NaN, cell) as well as shapes; costs a synchronisation on a GPU.
+
+    Raises:
+        ValueError: for an option that does not exist or a cutoff that does not resolve the Gaussians.
+
+    Formulas: Baldwin et al., arXiv:2603.14700; Essmann et al., J. Chem. Phys. 103, 8577 (1995).
+    """
+
+    l_max: int = 1
+    sigma: float | Sequence[float] = 1.5
+    boundary: BoundaryName = "auto"
+    self_interaction: bool = False
+    method: Literal["auto", "direct"] = "auto"
+    tolerance: float = 1e-6
+    kspace_cutoff: float | None = None
+    compat: Compat | None = None
+    feature_widths: Sequence[float] | None = None
+    order: MultipoleOrder = "cartesian"
+    background: Background = "uniform"
+    validate: bool = True
+    source: GaussianMultipoles = field(init=False)
+    quirks: Quirks = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.method not in ("auto", "direct"):
+            raise ValueError(f"method must be 'auto' or 'direct', got {self.method!r}")
+        if self.boundary not in get_args(BoundaryName):
+            raise ValueError(f"boundary must be one of {list(get_args(BoundaryName))}, got {self.boundary!r}")
+        if self.compat not in (None, *get_args(Compat)):
+            raise ValueError(f"compat must be None or one of {list(get_args(Compat))}, got {self.compat!r}")
+        if self.background not in ("uniform", "none"):
+            raise ValueError(f"background must be 'uniform' or 'none', got {self.background!r}")
+        if not (math.isfinite(self.tolerance) and 0 < self.tolerance < 1):
+            raise ValueError(f"tolerance must be between 0 and 1 eV, got {self.tolerance!r}")
+        source = GaussianMultipoles(self.l_max, _widths(self.sigma), order=self.order)
+        object.__setattr__(self, "source", source)
+        exact = self.compat != "graph_longrange"
+        object.__setattr__(self, "quirks", EXACT if exact else GRAPH_LONGRANGE)
+        if self.feature_widths is not None:
+            widths = _widths(self.feature_widths)
+            GaussianMultipoles(self.l_max, widths)
+            object.__setattr__(self, "feature_widths", widths)
+        if self.kspace_cutoff is not None:
+            if not (math.isfinite(self.kspace_cutoff) and self.kspace_cutoff > 0):
+                raise ValueError(
+                    f"kspace_cutoff must be a positive number in 1/angstrom, got {self.kspace_cutoff!r}"
+                )
+            if self.compat is None:
+                check_cutoff(self._pair_sigma_squared, self.kspace_cutoff, self.l_max)
+
+    @property
+    def _pair_sigma_squared(self) -> float:
+        """Half the sum of squared widths of the narrowest interacting pair."""
+        narrow = min(self.source.widths)
+        other = min((narrow, *(self.feature_widths or ())))
+        return 0.5 * (narrow**2 + other**2)
+
+    @property
+    def cutoff(self) -> float:
+        """The wave-vector cutoff in use, 1/angstrom."""
+        if self.kspace_cutoff is not None:
+            return self.kspace_cutoff
+        if self.compat == "graph_longrange":
+            widths = (*self.source.widths, *(self.feature_widths or ()))
+            return reference_cutoff(widths, self.l_max)
+        return cutoff_for_tolerance(self._pair_sigma_squared, self.tolerance, self.l_max)
+
+    def plan(
+        self,
+        cell: Tensor | None,
+        pbc: Tensor | Sequence | None,
+        batch_idx: Tensor | None,
+        n_atoms: int,
+        device: torch.device | str | None = None,
+    ) -> CoulombPlan:
+        """
+        The part of `prepare` that depends on cells and sizes only; pass it on while these stay.
+
+        Reads cells and periodicity on the host (synchronises on a GPU).
+
+        Args:
+            cell: ``[3, 3]`` or ``[n_systems, 3, 3]`` angstrom, or None without periodicity.
+            pbc: ``[3]`` or ``[n_systems, 3]`` booleans, one boolean, or None: periodic if a cell is given.
+            batch_idx: ``[n_atoms]`` system of each atom, or None for one system.
+            n_atoms: Number of atoms.
+            device: Where tables go; that of the cell, else of ``batch_idx``, else the CPU.
+
+        Raises:
+            ValueError: for a cell, periodicity or batch that cannot be used; says why.
+        """
+        if device is None:
+            given = cell if cell is not None else batch_idx
+            device = given.device if given is not None else torch.device("cpu")
+        cells = _cells(cell)
+        if pbc is None:
+            pbc = [[cells is not None] * 3]
+        flags = torch.as_tensor(pbc).detach().to("cpu", torch.bool)
+        flags = flags.expand(3) if flags.ndim == 0 else flags
+        if flags.ndim == 1 and flags.shape[0] != 3 and flags.shape[0] % 3 == 0:
+            flags = flags.view(-1, 3)
+        flags = flags.view(1, 3) if flags.ndim == 1 and flags.shape[0] == 3 else flags
+        if flags.ndim != 2 or flags.shape[1] != 3:
+            raise ValueError(
+                f"pbc must have shape [3] or [n_systems, 3], got {list(torch.as_tensor(pbc).shape)}"
+            )
+        n_systems = max(len(flags), 1 if cells is None else len(cells))
+        if batch_idx is not None and len(batch_idx) and cells is None and len(flags) == 1:
+            n_systems = int(batch_idx.max()) + 1
+        if len(flags) == 1:
+            flags = flags.expand(n_systems, 3)
+        if len(flags) != n_systems or (cells is not None and len(cells) not in (1, n_systems)):
+            raise ValueError(
+                f"cell and pbc describe different numbers of systems: {0 if cells is None else len(cells)} "
+                f"and {len(flags)}"
+            )
+        if cells is not None and len(cells) != n_systems:
+            cells = cells.expand(n_systems, 3, 3)
+        if batch_idx is None:
+            if n_systems != 1:
+                raise ValueError(
+                    f"batch_idx is needed: there are {n_systems} systems and no word on which atom is where"
+                )
+            atom_ptr = torch.tensor([0, n_atoms])
+        else:
+            atom_ptr = checks.check_batch(batch_idx, n_atoms, n_systems)
+        rows = [(bool(a), bool(b), bool(c)) for a, b, c in flags.tolist()]
+        boundaries, axes = resolve_boundaries(self.boundary, rows, self.compat)
+        for i, kind in enumerate(boundaries):
+            if kind != Boundary.OPEN and cells is None:
+                raise ValueError(
+                    f"system {i} has pbc={rows[i]} and boundary {kind.name.lower()!r} but no cell was given: "
+                    "pass cell [n_systems, 3, 3], or set pbc to False"
+                )
+        host_cells = None if cells is None else cells.detach().to("cpu", torch.float64)
+        if host_cells is not None:
+            checks.check_cell(host_cells, boundaries)
+        return make_plan(host_cells, boundaries, axes, atom_ptr, torch.device(device), self.cutoff)
+
+    def prepare(
+        self,
+        positions: Tensor,
+        cell: Tensor | None = None,
+        pbc: Tensor | Sequence | None = None,
+        batch_idx: Tensor | None = None,
+        *,
+        plan: CoulombPlan | None = None,
+        external_field: Tensor | None = None,
+        external_potential: Tensor | None = None,
+        counter_charge: Tensor | Sequence | None = None,
+    ) -> Geometry:
+        """
+        The operator at one geometry: done once, reused by every step of a self-consistent field.
+
+        Args:
+            positions: ``[n_atoms, 3]`` angstrom, float32 or float64, any image of the atoms; along the open
+                axis of a slab the atoms must form one slab.
+            cell: ``[3, 3]`` or ``[n_systems, 3, 3]``, rows are lattice vectors, angstrom. None for isolated
+                systems.
+            pbc: ``[3]`` or ``[n_systems, 3]`` booleans; None: periodic if a cell is given.
+            batch_idx: ``[n_atoms]`` system of each atom, not decreasing; None for one system.
+            plan: From `plan`, to skip what depends on cells and sizes only (needed under torch.compile).
+            external_field: ``[3]`` or ``[n_systems, 3]`` V/angstrom: a charge q feels the force q E. Only
+                along directions without periodicity, where its energy is defined.
+            external_potential: scalar or ``[n_systems]`` V, the same everywhere: adds potential x charge.
+            counter_charge: ``[2]`` or ``[n_systems, 2]`` lower and upper end, angstrom along a slab's
+                normal, of a uniform charge that makes every slab neutral, smoothed by the density's
+                Gaussian.
+
+        Returns:
+            The geometry; differentiable in positions, cell and external fields.
+
+        Raises:
+            ValueError: for NaN, wrong shapes, a cell without volume, periodicity without a cell, a field
+                along a periodic direction; names the system and what to do.
+            TypeError: for another dtype, or a mixture; fields and bounds are converted instead.
+        """
+        checks.check_positions(positions)
+        compiling = torch.compiler.is_compiling()
+        check_values = self.validate and not compiling
+        if check_values:
+            checks.check_finite("positions", positions, "angstrom")
+        cell = _cells(cell)
+        if cell is not None:
+            checks.check_same("cell", cell, positions)
+        if plan is None:
+            plan = self.plan(cell, pbc, batch_idx, len(positions), positions.device)
+        checks.check_plan(plan.index, len(positions), plan.lattice is not None, cell)
+        n_systems = plan.n_systems
+        if cell is not None:
+            cell = cell.expand(n_systems, 3, 3)
+
+        def per_system(name: str, value, *shape: int) -> Tensor | None:
+            if value is None:
+                return None
+            tensor = torch.as_tensor(value, dtype=positions.dtype, device=positions.device)
+            try:
+                tensor = tensor.expand(n_systems, *shape)
+            except RuntimeError:
+                raise ValueError(
+                    f"{name} must have shape {[n_systems, *shape]} (or one for all), got {list(tensor.shape)}"
+                ) from None
+            if check_values:
+                checks.check_finite(name, tensor.reshape(n_systems, -1), "")
+            return tensor
+
+        fields = per_system("external_field", external_field, 3)
+        if fields is not None and check_values and self.compat != "graph_longrange":
+            self._check_field(fields, cell, plan)
+        bounds = per_system("counter_charge", counter_charge, 2)
+        if bounds is not None and not compiling:
+            if bool((bounds[:, 1] <= bounds[:, 0]).any()):
+                raise ValueError(
+                    "counter_charge must be (lower, upper) with lower < upper, in angstrom along the slab "
+                    f"normal, got {bounds.tolist()}"
+                )
+            self._check_counter_charge(bounds, cell, plan)
+            if any(b != Boundary.SLAB for b in plan.boundaries):
+                raise ValueError(
+                    "counter_charge is for slabs: systems "
+                    f"{[i for i, b in enumerate(plan.boundaries) if b != Boundary.SLAB]} are none"
+                )
+        return Geometry(
+            self,
+            plan,
+            positions,
+            cell,
+            fields,
+            per_system("external_potential", external_potential),
+            None if bounds is None else bounds.double(),
+            check_values,
+        )
+
+    @staticmethod
+    def _check_counter_charge(bounds: Tensor, cell: Tensor | None, plan: CoulombPlan) -> None:
+        if plan.lattice is None or plan.slab_axis is None or cell is None:
+            return
+        host = torch.linalg.inv(cell.detach().to("cpu", torch.float64))
+        for i, axis in zip(plan.lattice.systems.tolist(), plan.slab_axis.tolist(), strict=True):
+            height = 1 / float(host[i, :, axis].norm())
+            low, high = bounds[i].tolist()
+            if high - low > height:
+                raise ValueError(
+                    f"counter_charge of system {i} reaches from {low:g} to {high:g} angstrom, beyond its cell "
+                    f"of height {height:.3f}: it would overlap its own image"
+                )
+
+    @staticmethod
+    def _check_field(fields: Tensor, cell: Tensor | None, plan: CoulombPlan) -> None:
+        host = fields.detach().to("cpu", torch.float64)
+        for i, kind in enumerate(plan.boundaries):
+            if kind not in (Boundary.PERIODIC, Boundary.SLAB) or not bool(host[i].any()):
+                continue
+            along = torch.ones(3, dtype=torch.bool)
+            if kind == Boundary.SLAB:
+                assert plan.lattice is not None and plan.slab_axis is not None
+                local = plan.lattice.systems.tolist().index(i)
+                along[int(plan.slab_axis[local])] = False
+            assert cell is not None
+            lattice = cell[i].detach().to("cpu", torch.float64)[along]
+            drop = (lattice @ host[i]).abs() / lattice.norm(dim=1)
+            if float(drop.max()) > 4 * torch.finfo(fields.dtype).eps * float(host[i].norm()):
+                raise ValueError(
+                    f"external_field {host[i].tolist()} V/angstrom of system {i} has a component along a "
+                    "periodic direction, where a potential -E.r is not periodic and the energy is not "
+                    "defined: apply it along the open axis only, or use boundary='open'"
+                )

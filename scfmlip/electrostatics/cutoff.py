@@ -1,0 +1,63 @@
+"""How many wave vectors a tolerance needs."""
+
+import math
+from collections.abc import Sequence
+
+from ..units import COULOMB_CONSTANT
+
+# Cutoffs so small that the truncated tail of a unit charge exceeds this, eV, are refused.
+WORST_TAIL = 0.1
+
+
+def truncation_error(sigma_squared: float, cutoff: float, l_max: int) -> float:
+    """
+    Energy, eV, that wave vectors beyond ``cutoff`` carry for one pair of unit multipoles, at most.
+
+    ``(2 k_e / pi) int_kc^inf (1 + [l_max > 0] s^2 k^2) exp(-s^2 k^2) dk`` with all phases aligned: charges of
+    1 e and dipoles of 1 e times s, where ``2 s^2`` is the sum of the squared widths of the two. The integral
+    is the sum over wave vectors of a large cell; in cells of a few angstrom single wave vectors stand out
+    and the error can be ten times larger.
+
+    Args:
+        sigma_squared: s^2, angstrom^2.
+        cutoff: k_c, 1/angstrom.
+        l_max: Highest multipole.
+    """
+    s = math.sqrt(sigma_squared)
+    x = s * cutoff
+    tail = 0.5 * math.sqrt(math.pi) * math.erfc(x)
+    if l_max > 0:
+        tail += 0.5 * x * math.exp(-x * x) + 0.25 * math.sqrt(math.pi) * math.erfc(x)
+    return 2 * COULOMB_CONSTANT / math.pi * tail / s
+
+
+def cutoff_for_tolerance(sigma_squared: float, tolerance: float, l_max: int) -> float:
+    """The smallest cutoff, 1/angstrom, whose `truncation_error` is below ``tolerance``, eV."""
+    low, high = 0.0, 1.0 / math.sqrt(sigma_squared)
+    while truncation_error(sigma_squared, high, l_max) > tolerance:
+        high *= 2
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        if truncation_error(sigma_squared, middle, l_max) > tolerance:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def check_cutoff(sigma_squared: float, cutoff: float, l_max: int) -> None:
+    """Raise ``ValueError`` when a cutoff is too small to resolve the Gaussians."""
+    error = truncation_error(sigma_squared, cutoff, l_max)
+    if error > WORST_TAIL:
+        enough = cutoff_for_tolerance(sigma_squared, 1e-6, l_max)
+        raise ValueError(
+            f"kspace_cutoff={cutoff:g} 1/angstrom is too small for a Gaussian width of "
+            f"{math.sqrt(sigma_squared):g} angstrom: the truncated tail is up to {error:.2g} eV per pair "
+            f"of unit charges. Use at least {enough:.3f} 1/angstrom, a larger width, or leave "
+            "kspace_cutoff=None and set the tolerance"
+        )
+
+
+def reference_cutoff(widths: Sequence[float], l_max: int, factor: float = 1.5) -> float:
+    """The cutoff of MACE-POLAR and graph_longrange: ``factor * 2.25 (l_max + 1)^0.3 / min(widths)``."""
+    return factor * 0.75 * 3.0 * (l_max + 1) ** 0.3 / min(widths)

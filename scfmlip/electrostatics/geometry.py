@@ -1,0 +1,313 @@
+"""A batch of positions and cells, ready to answer for any multipoles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from scfmlip_kernels import segment_expand, segment_sum
+
+from . import checks
+from .cutoff import truncation_error
+from .density import GaussianMultipoles
+from .kspace import KSpace
+from .openspace import OpenSpace
+from .plan import CoulombPlan
+from .points import PointValues, evaluate_points
+from .self_interaction import self_field
+
+if TYPE_CHECKING:
+    from .coulomb import Coulomb
+
+
+class Geometry:
+    """
+    The Coulomb operator K at one geometry; made by `Coulomb.prepare`.
+
+    All methods take multipoles ``[n_atoms, dim]`` or ``[n_atoms, n_channels, dim]`` (several independent
+    densities, for instance two spins) in the basis ``coulomb.source``: rows ``[q, d_x, d_y, d_z]`` for
+    l_max = 1 and one width, unless the operator was made with ``order="e3nn"``. Results are
+    differentiable in positions, cell, multipoles and external fields, twice and more.
+    """
+
+    def __init__(
+        self,
+        coulomb: Coulomb,
+        plan: CoulombPlan,
+        positions: Tensor,
+        cell: Tensor | None,
+        external_field: Tensor | None,
+        external_potential: Tensor | None,
+        counter_bounds: Tensor | None,
+        validate: bool,
+    ) -> None:
+        self.coulomb, self.plan, self.positions = coulomb, plan, positions
+        self.external_field, self.external_potential = external_field, external_potential
+        self._validate = validate
+        self.kspace = self.openspace = None
+        if plan.lattice is not None:
+            sub = plan.lattice
+            assert cell is not None and plan.grid is not None and plan.point_ptr is not None
+            assert plan.slab_axis is not None and plan.slab is not None and plan.box is not None
+            whole = sub.atoms is None
+            self.kspace = KSpace(
+                positions=sub.take(positions),
+                cell=(cell if whole else cell.index_select(0, sub.systems)).double(),
+                grid=plan.grid,
+                index=sub.index,
+                ptr=sub.ptr,
+                point_ptr=plan.point_ptr,
+                slab_axis=plan.slab_axis,
+                slab=plan.slab,
+                box=plan.box,
+                widths=coulomb.source.widths,
+                quirks=coulomb.quirks,
+                corrected=plan.corrected,
+                counter_bounds=None
+                if counter_bounds is None
+                else counter_bounds.index_select(0, sub.systems),
+            )
+        if plan.open is not None:
+            sub = plan.open
+            self.openspace = OpenSpace(
+                sub.take(positions),
+                sub.host_ptr,
+                sub.ptr,
+                sub.index,
+                coulomb.source.widths,
+                coulomb.quirks,
+            )
+
+    # shapes ---------------------------------------------------------------------------------------
+
+    def _moments(self, multipoles: Tensor) -> Tensor:
+        """``[n_atoms, n_channels, n_widths, M]`` after checking."""
+        source = self.coulomb.source
+        checks.check_tensor("multipoles", multipoles, "[n_atoms, (n_channels,) dim]")
+        if (
+            multipoles.ndim not in (2, 3)
+            or multipoles.shape[0] != len(self.positions)
+            or multipoles.shape[-1] != source.dim
+        ):
+            raise ValueError(
+                f"multipoles must have shape [{len(self.positions)}, {source.dim}] or "
+                f"[{len(self.positions)}, n_channels, {source.dim}] for l_max={source.l_max} and "
+                f"{source.n_widths} width(s), got {list(multipoles.shape)}"
+            )
+        checks.check_same("multipoles", multipoles, self.positions)
+        if self._validate and not torch.compiler.is_compiling():
+            checks.check_finite("multipoles", multipoles, "e, e angstrom")
+        rows = multipoles if multipoles.ndim == 3 else multipoles[:, None]
+        moments = source.to_moments(rows)
+        background = self.coulomb.background
+        lattice = self.plan.lattice
+        if background == "none" and lattice is not None and not torch.compiler.is_compiling():
+            charges = lattice.take(moments)[..., 0]
+            totals = segment_sum(charges.double().sum(-1), lattice.ptr, lattice.index)
+            checks.check_neutral(charges, totals, self.plan.boundaries, lattice.systems.tolist())
+        return moments
+
+    def _join(self, lattice: Tensor | None, opened: Tensor | None, per_system: bool) -> Tensor:
+        """Put the two sub-batches' rows back in the batch's order."""
+        if opened is None:
+            assert lattice is not None
+            return lattice
+        if lattice is None:
+            return opened
+        a, b = self.plan.lattice, self.plan.open
+        assert a is not None and b is not None
+        n = self.plan.n_systems if per_system else len(self.positions)
+        out = lattice.new_zeros((n, *lattice.shape[1:]))
+        for sub, values in ((a, lattice), (b, opened)):
+            place = sub.systems if per_system else sub.atoms
+            assert place is not None
+            out = out.index_copy(0, place, values)
+        return out
+
+    # the operator ---------------------------------------------------------------------------------
+
+    def energy(self, multipoles: Tensor, self_interaction: bool | None = None) -> Tensor:
+        """
+        Electrostatic energy of each system, ``1/2 p.K p`` plus the energy in the external fields.
+
+        Args:
+            multipoles: See the class.
+            self_interaction: Whether each Gaussian's interaction with itself counts; the operator's own
+                setting if None.
+
+        Returns:
+            ``[n_systems]`` (``[n_systems, n_channels]`` for several channels) eV, in the positions' dtype.
+
+        Raises:
+            ValueError: for wrong shapes, NaN, or a charge that the boundary condition cannot hold.
+            TypeError: for another dtype.
+        """
+        moments = self._moments(multipoles)
+        with_self = self.coulomb.self_interaction if self_interaction is None else self_interaction
+        lattice = opened = None
+        if self.kspace is not None and self.plan.lattice is not None:
+            mine = self.plan.lattice.take(moments)
+            lattice = self.kspace.energy(mine)
+            if not with_self:
+                lattice = lattice - self._self_energy(mine, self.plan.lattice)
+        if self.openspace is not None and self.plan.open is not None:
+            mine = self.plan.open.take(moments)
+            opened = self.openspace.energy(mine)
+            if with_self:
+                opened = opened + self._self_energy(mine, self.plan.open)
+        energy = self._join(lattice, opened, per_system=True)
+        if self.external_field is not None or self.external_potential is not None:
+            widths = (0.0,) * self.coulomb.source.n_widths
+            external = self._external_field(widths, 1 if moments.shape[-1] > 1 else 0)
+            per_atom = (moments.double() * external).sum((2, 3))
+            energy = energy + segment_sum(per_atom, self.plan.ptr, self.plan.index)
+        energy = energy.to(self.positions.dtype)
+        return energy if multipoles.ndim == 3 else energy[:, 0]
+
+    def _self_energy(self, moments: Tensor, sub) -> Tensor:
+        source = self.coulomb.source
+        rank = 0 if source.l_max == 0 else 1
+        field = self_field(moments.double(), source, source.widths, rank, self.coulomb.quirks)
+        return segment_sum(0.5 * (field * moments.double()).sum((2, 3)), sub.ptr, sub.index)
+
+    def _external_field(self, widths: tuple[float, ...], rank: int) -> Tensor:
+        """``[n_atoms, 1, len(widths), 1 | 4]`` float64: a linear potential is its own Gaussian average."""
+        ptr, index = self.plan.ptr, self.plan.index
+        positions = self.positions.double()  # far from the origin -r.E is large and cancels
+        values = positions.new_zeros(len(positions))
+        gradient = torch.zeros_like(positions)
+        if self.external_potential is not None:
+            values = values + segment_expand(self.external_potential.double(), ptr, index)
+        if self.external_field is not None:
+            gradient = segment_expand(self.external_field.double(), ptr, index)
+            gradient = self.coulomb.quirks.field_sign * gradient
+            values = values + (gradient * positions).sum(-1)
+        out = values[:, None]
+        if rank > 0:
+            out = torch.cat((out, gradient), -1)
+        return out[:, None, None].expand(-1, -1, len(widths), -1)
+
+    def _field(
+        self,
+        multipoles: Tensor,
+        basis: GaussianMultipoles,
+        conjugate: bool,
+        self_interaction: bool | None,
+        external: bool,
+    ) -> Tensor:
+        """Potential projected on the functions of ``basis``."""
+        moments = self._moments(multipoles)
+        with_self = self.coulomb.self_interaction if self_interaction is None else self_interaction
+        rank, widths = (0 if basis.l_max == 0 else 1), basis.widths
+        quirks, source = self.coulomb.quirks, self.coulomb.source
+        lattice = opened = None
+        if self.kspace is not None and self.plan.lattice is not None:
+            mine = self.plan.lattice.take(moments)
+            lattice = self.kspace.field(mine, widths, rank, conjugate)
+            if not with_self:
+                lattice = lattice - self_field(mine, source, widths, rank, quirks)
+        if self.openspace is not None and self.plan.open is not None:
+            mine = self.plan.open.take(moments)
+            if conjugate:
+                opened = self.openspace.conjugate(mine, rank)
+            else:
+                opened = self.openspace.field(mine, widths, rank)
+            if with_self:
+                opened = opened + self_field(mine, source, widths, rank, quirks)
+        field = self._join(lattice, opened, per_system=False)
+        if external and (self.external_field is not None or self.external_potential is not None):
+            field = field + self._external_field(widths, rank).to(field.dtype)
+        rows = basis.project(field)
+        return rows if multipoles.ndim == 3 else rows[:, 0]
+
+    def potential(self, multipoles: Tensor, self_interaction: bool | None = None) -> Tensor:
+        """
+        The potential conjugate to each multipole coefficient, ``K p = dE/dp``.
+
+        Args:
+            multipoles: See the class.
+            self_interaction: As in `energy`.
+
+        Returns:
+            Shape, order and dtype of ``multipoles``; V for charges, V/angstrom for dipoles (the gradient
+            of the potential, minus the electric field). External fields are included.
+
+        Raises:
+            ValueError, TypeError: as `energy`.
+        """
+        return self._field(multipoles, self.coulomb.source, True, self_interaction, True)
+
+    def features(
+        self,
+        multipoles: Tensor,
+        widths: Sequence[float] | None = None,
+        l_max: int | None = None,
+        self_interaction: bool | None = None,
+    ) -> Tensor:
+        """
+        Projections of the potential on Gaussian orbitals at every atom, as MACE-POLAR's field features.
+
+        ``v_nlm = int V(r) phi_nlm(r - r_i) dr`` with "receiver" normalisation: sqrt(4 pi) times the
+        Gaussian-averaged potential for l = 0, sqrt(3/2) pi width times its averaged gradient for l = 1.
+        External fields are included.
+
+        Args:
+            multipoles: See the class.
+            widths: Widths of the orbitals, angstrom; the operator's ``feature_widths`` if None.
+            l_max: 0 or 1; that of the multipoles if None.
+            self_interaction: As in `energy`.
+
+        Returns:
+            ``[n_atoms, n_widths * (l_max + 1)^2]``, with a channel dimension in second place if the
+            multipoles have one; l = 0 of every width, then l = 1 of every width, in the operator's order.
+
+        Raises:
+            ValueError: for widths that the wave-vector cutoff does not resolve, and as `energy`.
+        """
+        coulomb = self.coulomb
+        if widths is None:
+            widths = coulomb.feature_widths or coulomb.source.widths
+        basis = GaussianMultipoles(
+            l_max=coulomb.source.l_max if l_max is None else l_max,
+            widths=tuple(float(w) for w in widths),
+            normalization="receiver",
+            order=coulomb.source.order,
+        )
+        self._check_resolved(basis)
+        return self._field(multipoles, basis, False, self_interaction, True)
+
+    def _check_resolved(self, basis: GaussianMultipoles) -> None:
+        if self.kspace is None or self.coulomb.compat is not None:
+            return
+        pair = 0.5 * (min(self.coulomb.source.widths) ** 2 + min(basis.widths) ** 2)
+        l_max = max(self.coulomb.source.l_max, basis.l_max)
+        error = truncation_error(pair, self.plan.kspace_cutoff, l_max)
+        if error > max(1e-3, 100 * self.coulomb.tolerance):
+            raise ValueError(
+                f"features of width {min(basis.widths):g} angstrom need more wave vectors than this "
+                f"geometry holds (truncated tail {error:.2g} eV): pass "
+                f"feature_widths={basis.widths} to Coulomb, or a larger kspace_cutoff"
+            )
+
+    def at(self, points: Tensor, multipoles: Tensor, points_batch_idx: Tensor | None = None) -> PointValues:
+        """
+        Density, potential and electric field at any points.
+
+        Args:
+            points: ``[n_points, 3]`` angstrom, dtype and device of the positions. Above and below a slab
+                they must be nearer to it than to its periodic images.
+            multipoles: ``[n_atoms, dim]``.
+            points_batch_idx: ``[n_points]`` system of each point, not decreasing; may be None for one
+                system.
+
+        Returns:
+            ``density [n_points]`` e/angstrom^3, ``potential [n_points]`` V, ``field [n_points, 3]``
+            V/angstrom (minus the gradient of the potential), external fields included.
+
+        Raises:
+            ValueError: for wrong shapes or NaN.
+        """
+        return evaluate_points(self, points, multipoles, points_batch_idx)

@@ -1,0 +1,242 @@
+"""
+The Coulomb operator by a direct sum over wave vectors: crystals, slabs, molecules in a box.
+
+With S(k) the structure factor of the multipoles and f(k) = exp(-sigma^2 k^2 / 2),
+    E = (1 / eps0 V) sum'_k |f S|^2 / k^2,      V(r) = Re (2 / eps0 V) sum'_k f_r f S e^{i k.r} / k^2
+over half of all k != 0 up to the cutoff. The operators below know fractional coordinates and Miller
+indices only; the cell enters through them and through O(wave vectors) arithmetic here, so its derivative,
+the stress, is exact to all orders autograd is asked for.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scfmlip_kernels import (
+    LatticeGrid,
+    lattice_field,
+    segment_expand,
+    segment_sum,
+    structure_factor,
+)
+
+from ..units import FIELD_CONSTANT
+from .boundary import Correction, Quirks
+
+
+@dataclass
+class CounterCharge:
+    """
+    Uniform charge that makes slabs neutral, smoothed with the density's Gaussian.
+
+    Attributes:
+        bounds: ``[n_systems, 2]`` float64, lower and upper end along the slab normal, angstrom.
+        axis_points: ``[n_points]`` float64, 1 where a wave vector is along the normal.
+    """
+
+    bounds: Tensor
+    axis_points: Tensor
+
+
+def synthesis(
+    frac: Tensor,
+    inverse: Tensor,
+    grid: LatticeGrid,
+    coefficients: Tensor,
+    rank: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """
+    A real Fourier series at points, and its Cartesian gradient.
+
+    Args:
+        frac: ``[n, 3]`` float64 fractional coordinates.
+        inverse: ``[n, 3, 3]`` float64 inverse of each point's cell.
+        grid: Wave vectors.
+        coefficients: ``[n_points, n_channels, 2]`` float64.
+        rank: 0 for values, 1 to add gradients.
+        dtype: Of the result.
+
+    Returns:
+        ``[n, n_channels, 1 | 4]``.
+    """
+    field = lattice_field(frac, coefficients, grid, rank, dtype)
+    if rank == 0:
+        return field
+    to_cartesian = (2 * math.pi * inverse).to(dtype)
+    gradient = torch.einsum("ncj,nij->nci", field[..., 1:4], to_cartesian)
+    return torch.cat((field[..., :1], gradient), -1)
+
+
+class KSpace:
+    """
+    One batch of cells and positions, ready for any multipoles.
+
+    Args:
+        positions: ``[n_atoms, 3]`` angstrom, float32 or float64.
+        cell: ``[n_systems, 3, 3]`` angstrom, float64.
+        grid: Miller boxes of the batch.
+        index: ``[n_atoms]`` system of each atom.
+        ptr: ``[n_systems + 1]`` int64 on the device.
+        point_ptr: ``[n_systems + 1]`` int64 on the device, first wave vector of each system.
+        slab_axis: ``[n_systems]`` int64 on the device, lattice direction along which a slab ends.
+        slab, box: ``[n_systems]`` float64, 1 for a slab, a molecule in a box.
+        widths: Source widths, angstrom.
+        quirks: Departures of a reference code.
+        corrected: Whether any system is a slab or a molecule in a box.
+        counter_bounds: ``[n_systems, 2]`` ends of a slab's counter-charge, angstrom, or None.
+    """
+
+    def __init__(
+        self,
+        positions: Tensor,
+        cell: Tensor,
+        grid: LatticeGrid,
+        index: Tensor,
+        ptr: Tensor,
+        point_ptr: Tensor,
+        slab_axis: Tensor,
+        slab: Tensor,
+        box: Tensor,
+        widths: tuple[float, ...],
+        quirks: Quirks,
+        corrected: bool,
+        counter_bounds: Tensor | None = None,
+    ) -> None:
+        self.cell, self.grid, self.index = cell, grid, index
+        self.ptr, self.point_ptr = ptr, point_ptr
+        self.dtype, self.widths, self.quirks = positions.dtype, widths, quirks
+        inverse = torch.linalg.inv(cell)
+        self.volume = torch.linalg.det(cell)
+        self.atom_inverse = segment_expand(inverse, ptr, index)  # [n_atoms, 3, 3]
+        self.frac = torch.einsum("ni,nij->nj", positions.double(), self.atom_inverse)
+        n = grid.miller.double()
+        metric = (4 * math.pi**2) * inverse.mT @ inverse
+        rows, columns = (0, 0, 0, 1, 1, 2), (0, 1, 2, 1, 2, 2)
+        twice = torch.tensor([1.0, 2.0, 2.0, 1.0, 2.0, 1.0], dtype=n.dtype, device=n.device)
+        pairs = n[:, list(rows)] * n[:, list(columns)] * twice
+        point_metric = segment_expand(metric[:, list(rows), list(columns)], point_ptr, grid.system)
+        self.k_squared = (pairs * point_metric).sum(-1)
+        origin = (grid.miller == 0).all(-1)
+        point_volume = segment_expand(self.volume, point_ptr, grid.system)
+        safe = torch.where(origin, torch.ones_like(self.k_squared), self.k_squared)
+        weight = torch.where(origin, torch.zeros_like(grid.weight), grid.weight)
+        self.coulomb = FIELD_CONSTANT * weight / (point_volume * safe)
+        self.counter = self.correction = None
+        if not corrected:
+            return
+        normal = torch.take_along_dim(inverse, slab_axis[:, None, None], 2).squeeze(2)
+        length = normal.norm(dim=-1)
+        if quirks.slab_along_z:
+            normal = torch.zeros_like(normal)
+            normal[:, 2] = 1.0
+        else:
+            normal = normal / length[:, None]
+        center = None
+        if counter_bounds is not None:
+            center = counter_bounds.mean(-1)
+            along = torch.nn.functional.one_hot(slab_axis, 3).bool()
+            on_axis = (grid.miller == 0) | segment_expand(along, point_ptr, grid.system)
+            self.counter = CounterCharge(counter_bounds, on_axis.all(-1).double())
+            self.slab_axis, self.height = slab_axis, 1 / length
+        self.correction = Correction(
+            positions=positions.double(),
+            volume=self.volume,
+            slab=slab,
+            box=box,
+            normal=normal,
+            height=1 / length,
+            ptr=ptr,
+            index=index,
+            widths=widths,
+            quirks=quirks,
+            counter_center=center,
+        )
+
+    def form_factor(self, width: float) -> Tensor:
+        """``exp(-width^2 k^2 / 2)``, ``[n_points]``."""
+        return torch.exp(-0.5 * width**2 * self.k_squared)
+
+    def _counter_factor(self) -> Tensor:
+        """Fourier transform of a unit counter-charge, ``[n_points, 2]``."""
+        assert self.counter is not None
+        point_axis = segment_expand(self.slab_axis, self.point_ptr, self.grid.system)
+        n = torch.take_along_dim(self.grid.miller, point_axis[:, None], 1).squeeze(1).double()
+        bounds = segment_expand(self.counter.bounds, self.point_ptr, self.grid.system)
+        k = 2 * math.pi * n / segment_expand(self.height, self.point_ptr, self.grid.system)
+        # sin(x) / x: torch.sinc has no second derivative at 0
+        half = 0.5 * k * (bounds[:, 1] - bounds[:, 0])
+        safe = torch.where(n == 0, torch.ones_like(half), half)
+        shape = torch.where(n == 0, torch.ones_like(half), torch.sin(safe) / safe)
+        shape = shape * self.counter.axis_points * self.form_factor(min(self.widths))
+        phase = k * bounds.mean(-1)
+        return torch.stack((shape * torch.cos(phase), -shape * torch.sin(phase)), -1)
+
+    def density(self, moments: Tensor) -> Tensor:
+        """
+        Fourier coefficients of the charge density times the volume.
+
+        Args:
+            moments: ``[n_atoms, n_channels, n_widths, 1 | 4]`` e and e angstrom.
+
+        Returns:
+            ``[n_points, n_channels, 2]`` float64, real and imaginary part.
+        """
+        n_atoms, n_channels, n_widths, size = moments.shape
+        if size > 1:
+            dipoles = torch.einsum(
+                "ncwi,nij->ncwj", moments[..., 1:4].double(), 2 * math.pi * self.atom_inverse
+            )
+            moments = torch.cat((moments[..., :1], dipoles.to(self.dtype)), -1)
+        sums = structure_factor(self.frac, moments.reshape(n_atoms, n_channels * n_widths, size), self.grid)
+        sums = sums.unflatten(1, (n_channels, n_widths))
+        factors = torch.stack([self.form_factor(w) for w in self.widths], -1)
+        rho = (sums * factors[:, None, :, None]).sum(2)
+        if self.counter is not None:
+            charge = segment_sum(moments[..., 0].double().sum(-1), self.ptr, self.index)
+            charge = segment_expand(charge, self.point_ptr, self.grid.system)
+            rho = rho - charge[..., None] * self._counter_factor()[:, None]
+        return rho
+
+    def energy(self, moments: Tensor) -> Tensor:
+        """``[n_systems, n_channels]`` float64, eV, self-interaction included."""
+        rho = self.density(moments)
+        per_point = self.coulomb[:, None] * (rho**2).sum(-1)
+        energy = segment_sum(per_point, self.point_ptr, self.grid.system)
+        if self.correction is not None:
+            energy = energy + self.correction.energy(moments)
+        return energy
+
+    def field(self, moments: Tensor, widths: tuple[float, ...], rank: int, conjugate: bool) -> Tensor:
+        """
+        Potential and gradient at the atoms, averaged over Gaussians, self-interaction included.
+
+        Args:
+            moments: ``[n_atoms, n_channels, n_widths, 1 | 4]``.
+            widths: Of the receiving Gaussians, angstrom.
+            rank: 0 for the potential, 1 to add its gradient.
+            conjugate: True for the derivative of the energy, False for the physical potential; they
+                differ only where a counter-charge follows the charges.
+
+        Returns:
+            ``[n_atoms, n_channels, len(widths), 1 | 4]`` in the positions' dtype, V and V/angstrom.
+        """
+        rho = self.density(moments)
+        n_channels = rho.shape[1]
+        factors = torch.stack([self.form_factor(w) for w in widths], -1)
+        factors = 2 * self.coulomb[:, None] * factors
+        coefficients = rho[:, :, None, :] * factors[:, None, :, None]
+        out = synthesis(self.frac, self.atom_inverse, self.grid, coefficients.flatten(1, 2), rank, self.dtype)
+        out = out.unflatten(1, (n_channels, len(widths)))
+        if conjugate and self.counter is not None:
+            # the counter-charge of charge -q_i feels the potential too
+            unit = self._counter_factor()[:, None]
+            mean = 2 * self.coulomb[:, None] * (rho * unit).sum(-1)
+            mean = segment_sum(mean, self.point_ptr, self.grid.system)
+            shift = segment_expand(mean, self.ptr, self.index)[..., None, None].to(self.dtype)
+            out = torch.cat((out[..., :1] - shift, out[..., 1:]), -1)
+        if self.correction is not None:
+            out = out + self.correction.field(moments, widths, rank, conjugate).to(self.dtype)
+        return out

@@ -1,0 +1,111 @@
+"""
+The Coulomb operator of isolated systems: analytic interaction of all pairs of Gaussian multipoles.
+
+``compat="graph_longrange"`` replaces dipoles by charges displaced along x, y and z, the one-sided finite
+differences that code uses; the same pair operator then runs on four points an atom.
+"""
+
+import torch
+from torch import Tensor
+
+from scfmlip_kernels import gaussian_pairs, segment_sum
+
+from ..units import COULOMB_CONSTANT
+from .boundary import Quirks
+
+
+class OpenSpace:
+    """
+    One batch of isolated systems, ready for any multipoles.
+
+    Args:
+        positions: ``[n_atoms, 3]`` angstrom, float32 or float64.
+        host_ptr: ``[n_systems + 1]`` int64 on the CPU.
+        ptr, index: The segments, on the device.
+        widths: Source widths, angstrom.
+        quirks: Departures of a reference code.
+    """
+
+    def __init__(
+        self,
+        positions: Tensor,
+        host_ptr: Tensor,
+        ptr: Tensor,
+        index: Tensor,
+        widths: tuple[float, ...],
+        quirks: Quirks,
+    ) -> None:
+        self.positions, self.host_ptr, self.ptr, self.index = positions, host_ptr, ptr, index
+        self.widths, self.quirks = widths, quirks
+
+    def _displaced(self, offset: float) -> Tensor:
+        """Each atom and its three neighbours at +offset along x, y, z: ``[4 n_atoms, 3]``."""
+        steps = torch.zeros((4, 3), dtype=self.positions.dtype, device=self.positions.device)
+        steps[1:] = offset * torch.eye(3, dtype=steps.dtype, device=steps.device)
+        return (self.positions[:, None] + steps).flatten(0, 1)
+
+    def _pairs(self, moments: Tensor, widths: tuple[float, ...], rank: int) -> Tensor:
+        """Sum over source widths of pair sums with every receiving width, times k_e."""
+        n_sources = moments.shape[2]
+        total = torch.tensor([(s**2 + w**2) ** 0.5 for s in self.widths for w in widths], dtype=torch.float64)
+        sources = moments[:, :, :, None].expand(-1, -1, -1, len(widths), -1).flatten(2, 3)
+        out = gaussian_pairs(self.positions, sources, total, self.host_ptr, rank)
+        out = out.unflatten(2, (n_sources, len(widths))).sum(2)
+        return COULOMB_CONSTANT * out
+
+    def _finite_difference(
+        self, moments: Tensor, widths: tuple[float, ...], rank: int, offset: float
+    ) -> Tensor:
+        """As `_pairs`, with dipoles and gradients as one-sided differences over ``offset``."""
+        if len(self.widths) != 1:
+            raise ValueError("compat='graph_longrange' knows one source width, got more")
+        n_atoms, n_channels = moments.shape[:2]
+        m = moments[:, :, 0]
+        group = 1
+        positions = self.positions
+        charges = m[:, None, :, 0]
+        if m.shape[-1] > 1 or rank > 0:
+            group = 4
+            positions = self._displaced(offset)
+            charges = m.new_zeros((n_atoms, 1, n_channels)) + m[:, None, :, 0]
+            if m.shape[-1] > 1:
+                ends = m[..., 1:4].permute(0, 2, 1) / offset
+                charges = torch.cat((charges - ends.sum(1, keepdim=True), ends), 1)
+            else:
+                charges = torch.cat((charges, charges.new_zeros((n_atoms, 3, n_channels))), 1)
+        sources = charges.flatten(0, 1)[:, :, None, None].expand(-1, -1, len(widths), -1)
+        total = torch.tensor([(self.widths[0] ** 2 + w**2) ** 0.5 for w in widths], dtype=torch.float64)
+        values = gaussian_pairs(
+            positions,
+            sources,
+            total,
+            self.host_ptr * group,
+            0,
+            softening=self.quirks.softening,
+            group_size=group,
+        )
+        values = COULOMB_CONSTANT * values.view(n_atoms, group, n_channels, len(widths))
+        if rank == 0:
+            return values[:, 0, ..., None]
+        gradient = (values[:, 1:] - values[:, :1]) / offset
+        return torch.cat((values[:, :1], gradient), 1).permute(0, 2, 3, 1)
+
+    def field(self, moments: Tensor, widths: tuple[float, ...], rank: int) -> Tensor:
+        """Potential and gradient at the atoms, as `KSpace.field`, without self-interaction."""
+        if self.quirks.open_offsets is None:
+            return self._pairs(moments, widths, rank)
+        return self._finite_difference(moments, widths, rank, self.quirks.open_offsets[1])
+
+    def conjugate(self, moments: Tensor, rank: int) -> Tensor:
+        """Derivative of the energy in the moments, without self-interaction."""
+        if self.quirks.open_offsets is None:
+            return self._pairs(moments, self.widths, rank)
+        return self._finite_difference(moments, self.widths, rank, self.quirks.open_offsets[0])
+
+    def energy(self, moments: Tensor) -> Tensor:
+        """``[n_systems, n_channels]`` float64, eV, without self-interaction."""
+        rank = 0 if moments.shape[-1] == 1 else 1
+        # accumulated in float64: in neutral systems large terms cancel
+        field = self.conjugate(moments, rank)
+        per_atom = 0.5 * (field.double() * moments.double()).sum((2, 3))
+        return segment_sum(per_atom, self.ptr, self.index)

@@ -1,0 +1,207 @@
+"""Density, potential and field of Gaussian multipoles at arbitrary points."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scfmlip_kernels import build_lattice_grid, segment_expand
+from scfmlip_kernels.gaussian_pairs.radial import gaussian_radial
+from scfmlip_kernels.lattice import grid_at_points
+
+from ..units import COULOMB_CONSTANT
+from . import checks
+from .cutoff import cutoff_for_tolerance
+from .kspace import KSpace, synthesis
+from .plan import point_pointers
+
+if TYPE_CHECKING:
+    from .geometry import Geometry
+
+_CHUNK_PAIRS = 1 << 20
+
+
+class PointValues(NamedTuple):
+    """
+    What `Geometry.at` returns.
+
+    Attributes:
+        density: ``[n_points]`` e/angstrom^3.
+        potential: ``[n_points]`` V.
+        field: ``[n_points, 3]`` V/angstrom.
+    """
+
+    density: Tensor
+    potential: Tensor
+    field: Tensor
+
+
+def evaluate_points(
+    geometry: Geometry, points: Tensor, multipoles: Tensor, points_batch_idx: Tensor | None
+) -> PointValues:
+    """The work behind `Geometry.at`."""
+    checks.check_positions(points, "points")
+    checks.check_tensor("multipoles", multipoles, "[n_atoms, dim]")
+    checks.check_same("points", points, geometry.positions)
+    checks.check_finite("points", points, "angstrom")
+    if multipoles.ndim != 2:
+        raise ValueError("at() takes one density, multipoles [n_atoms, dim]")
+    plan = geometry.plan
+    if points_batch_idx is None:
+        if plan.n_systems != 1:
+            raise ValueError(
+                f"this geometry holds {plan.n_systems} systems: pass points_batch_idx [n_points]"
+            )
+        points_batch_idx = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+    point_ptr = checks.check_batch(points_batch_idx, len(points), plan.n_systems)
+    moments = geometry._moments(multipoles)
+    density = points.new_zeros(len(points))
+    value = points.new_zeros((len(points), 4))
+    ptr = point_ptr.tolist()
+    if geometry.kspace is not None and plan.lattice is not None:
+        numbers = plan.lattice.systems.tolist()
+        where = torch.cat([torch.arange(ptr[i], ptr[i + 1]) for i in numbers]).to(points.device)
+        counts = torch.tensor([ptr[i + 1] - ptr[i] for i in numbers])
+        rho, v = _lattice_points(geometry, points[where], counts, plan.lattice.take(moments))
+        density = density.index_copy(0, where, rho)
+        value = value.index_copy(0, where, v)
+    if geometry.openspace is not None and plan.open is not None:
+        atom_ptr = plan.open.host_ptr.tolist()
+        mine, atoms = plan.open.take(moments), geometry.openspace.positions
+        for local, i in enumerate(plan.open.systems.tolist()):
+            begin, end = atom_ptr[local], atom_ptr[local + 1]
+            rho, v = _open_points(
+                points[ptr[i] : ptr[i + 1]],
+                atoms[begin:end],
+                mine[begin:end, 0],
+                geometry.coulomb.source.widths,
+            )
+            where = torch.arange(ptr[i], ptr[i + 1], device=points.device)
+            density = density.index_copy(0, where, rho)
+            value = value.index_copy(0, where, v)
+    potential, gradient = value[:, 0], value[:, 1:]
+    system_ptr = point_ptr.to(points.device)
+    if geometry.external_potential is not None:
+        extra = segment_expand(geometry.external_potential, system_ptr, points_batch_idx)
+        potential = potential + extra
+    if geometry.external_field is not None:
+        extra = segment_expand(geometry.external_field, system_ptr, points_batch_idx)
+        extra = geometry.coulomb.quirks.field_sign * extra
+        gradient = gradient + extra
+        potential = potential + (extra * points).sum(-1)
+    return PointValues(density, potential, -gradient)
+
+
+def _lattice_points(
+    geometry: Geometry, points: Tensor, counts: Tensor, moments: Tensor
+) -> tuple[Tensor, Tensor]:
+    """
+    Density and potential with its gradient, by Fourier synthesis.
+
+    A bare Gaussian decays half as fast in k^2 as the product of two: the sum has its own, larger cutoff.
+    """
+    atoms, plan = geometry.kspace, geometry.plan
+    assert atoms is not None and plan.lattice is not None
+    assert plan.slab_axis is not None and plan.slab is not None and plan.box is not None
+    narrow = min(geometry.coulomb.source.widths)
+    tolerance = min(geometry.coulomb.tolerance, 1e-6)
+    cutoff = cutoff_for_tolerance(0.5 * narrow**2, tolerance, geometry.coulomb.source.l_max)
+    grid = build_lattice_grid(atoms.cell, cutoff, plan.lattice.host_ptr, points.device)
+    bounds = None if atoms.counter is None else atoms.counter.bounds
+    dense = KSpace(
+        positions=plan.lattice.take(geometry.positions),
+        cell=atoms.cell,
+        grid=grid,
+        index=plan.lattice.index,
+        ptr=plan.lattice.ptr,
+        point_ptr=point_pointers(grid, points.device),
+        slab_axis=plan.slab_axis,
+        slab=plan.slab,
+        box=plan.box,
+        widths=atoms.widths,
+        quirks=atoms.quirks,
+        corrected=plan.corrected,
+        counter_bounds=bounds,
+    )
+    rho = dense.density(moments)
+    host_ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+    ptr = host_ptr.to(points.device)
+    index = torch.arange(len(counts)).repeat_interleave(counts).to(points.device)
+    inverse = segment_expand(torch.linalg.inv(atoms.cell), ptr, index)
+    frac = torch.einsum("ni,nij->nj", points.double(), inverse)
+    where = grid_at_points(grid, host_ptr)
+    volume = segment_expand(dense.volume, dense.point_ptr, grid.system)
+    to_density = 2 * grid.weight / volume  # the origin's weight is 1/2
+    series = torch.stack((2 * dense.coulomb, to_density), -1)[..., None] * rho
+    value = synthesis(frac, inverse, where, series[:, :1].contiguous(), 1, dense.dtype)[:, 0]
+    density = synthesis(frac, inverse, where, series[:, 1:].contiguous(), 0, dense.dtype)[:, 0, 0]
+    if dense.correction is not None:
+        _check_window(dense, points, index)
+        at = (points.double(), ptr, index)
+        extra = dense.correction.field(moments, (0.0,), 1, conjugate=False, at=at)
+        value = value + extra[:, 0, 0].to(value.dtype)
+    return density, value
+
+
+def _check_window(atoms: KSpace, points: Tensor, index: Tensor) -> None:
+    """
+    Refuse points above or below a slab that would see its periodic images.
+
+    A slab's potential is a periodic sum plus a correction, which holds as long as a point is nearer to
+    the slab than to its images.
+    """
+    correction = atoms.correction
+    assert correction is not None
+    reach = 4 * max(atoms.widths)
+    for i in torch.nonzero(correction.slab).flatten().tolist():
+        normal, height = correction.normal[i].detach(), float(correction.height[i])
+        z = (correction.positions[atoms.index == i].detach() @ normal).tolist()
+        if not z:
+            continue
+        low, high = min(z), max(z)
+        at = points[index == i].detach().double() @ normal
+        beyond = (at - 0.5 * (low + high)).abs() > 0.5 * height
+        ghost = (at > low + height - reach) | (at < high - height + reach)
+        if bool((beyond & ghost).any()):
+            worst = float(at[beyond & ghost][0])
+            raise ValueError(
+                f"a point at {worst:.2f} angstrom along the normal of slab {i} (atoms from {low:.2f} to "
+                f"{high:.2f}, cell height {height:.2f}) is nearer to a periodic image than to the slab: stay "
+                f"within half a cell height of {0.5 * (low + high):.2f}, or give the cell more vacuum"
+            )
+
+
+def _open_points(
+    points: Tensor, atoms: Tensor, moments: Tensor, widths: tuple[float, ...]
+) -> tuple[Tensor, Tensor]:
+    """Density and potential with its gradient, pair by pair, in chunks."""
+    rho_parts, value_parts = [], []
+    step = max(1, _CHUNK_PAIRS // max(1, len(atoms)))
+    for start in range(0, len(points), step):
+        r = points[start : start + step, None] - atoms[None]
+        distance = r.norm(dim=-1)
+        rho = value = 0.0
+        for w, width in enumerate(widths):
+            q = moments[:, w, 0]
+            gauss = torch.exp(-0.5 * (distance / width) ** 2) / (2 * math.pi * width**2) ** 1.5
+            f = gaussian_radial(distance, 1 / (math.sqrt(2) * width), 2)
+            if moments.shape[-1] > 1:
+                d = moments[:, w, 1:4]
+                along = (r * d).sum(-1)
+                rho = rho + (gauss * (q + along / width**2)).sum(1)
+                radial = q * f[1] - along * f[2]
+                gradient = (r * radial[..., None]).sum(1) - f[1] @ d
+                potential = (q * f[0] - along * f[1]).sum(1)
+            else:
+                rho = rho + gauss @ q
+                gradient = (r * (q * f[1])[..., None]).sum(1)
+                potential = f[0] @ q
+            value = value + COULOMB_CONSTANT * torch.cat((potential[:, None], gradient), 1)
+        rho_parts.append(rho)
+        value_parts.append(value)
+    if not rho_parts:
+        return points.new_zeros(0), points.new_zeros((0, 4))
+    return torch.cat(rho_parts), torch.cat(value_parts)

@@ -1,0 +1,145 @@
+"""ASE calculator for mace-torch models, accelerated."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator as AseCalculator
+from ase.calculators.calculator import PropertyNotImplementedError, all_changes
+
+from .mace.accelerate import accelerate as accelerate_model
+from .mace.batches import make_batch, needs_charge_and_spin, split_outputs
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def load_model(model: torch.nn.Module | str | Path, device: torch.device) -> torch.nn.Module:
+    """
+    A mace-torch model, from memory or from the file ``torch.save`` wrote.
+
+    Such files are pickles and run code when loaded: only open those you trust.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        TypeError: for a file that holds something else (a state dict, a scripted model).
+    """
+    if isinstance(model, torch.nn.Module):
+        return model
+    path = Path(model)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no model file {path}")
+    import mace.modules  # noqa: F401  (registers what the pickle names)
+
+    loaded = torch.load(path, map_location=device, weights_only=False)
+    if not isinstance(loaded, torch.nn.Module) or not hasattr(loaded, "atomic_numbers"):
+        raise TypeError(
+            f"{path} holds a {type(loaded).__name__}, not a mace-torch model: pass the file that "
+            "mace_run_train wrote as *.model"
+        )
+    return loaded
+
+
+class Calculator(AseCalculator):
+    """
+    ASE calculator of a mace-torch model (MACE, ScaleShiftMACE, PolarMACE, MACELES).
+
+    Charge, spin and field come from ``atoms.info``: ``charge`` (e), ``spin`` (multiplicity 2S+1) and
+    ``external_field`` (3 numbers, V/angstrom, mace's sign: energy + field.dipole). A model whose energy
+    depends on charge and spin refuses atoms without them, unless ``charge`` and ``spin`` are given here.
+    A change of any of them recomputes, like a change of positions.
+
+    Args:
+        model: The model, or the file mace wrote it to.
+        device: "cpu", "cuda", ...
+        dtype: "float32", "float64", or None to keep the model's.
+        accelerate: Run `scfmlip.accelerate` on it.
+        head: Of a multi-head model; the last one if None.
+        charge: Total charge of atoms whose info has none, e.
+        spin: Multiplicity of atoms whose info has none.
+
+    Properties: energy, free_energy, energies (eV), forces, stress (eV/angstrom^3, Voigt), and for models
+    with charges: charges (e), dipole (e angstrom; of a periodic system it depends on where it is cut),
+    spins, density_coefficients (e, e angstrom; rows [q, d_y, d_z, d_x]), electrostatic_energy,
+    electron_energy (eV).
+
+    Raises:
+        FileNotFoundError, TypeError: for a model that is none.
+        ValueError: at calculation, for atoms the model cannot evaluate; names the cause.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module | str | Path,
+        device: str | torch.device = "cpu",
+        dtype: str | None = None,
+        accelerate: bool = True,
+        head: str | None = None,
+        charge: float | None = None,
+        spin: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if dtype is not None and dtype not in _DTYPES:
+            raise ValueError(f"dtype must be 'float32', 'float64' or None, got {dtype!r}")
+        self.device = torch.device(device)
+        loaded = load_model(model, self.device)
+        if loaded is model:
+            # the caller's model keeps its dtype, device and requires_grad
+            loaded = copy.deepcopy(loaded)
+        loaded = loaded.to(self.device)
+        self.dtype = next(loaded.parameters()).dtype if dtype is None else _DTYPES[dtype]
+        loaded = loaded.to(self.dtype).eval()
+        for parameter in loaded.parameters():
+            parameter.requires_grad_(False)
+        self.model = accelerate_model(loaded) if accelerate else loaded
+        self.head, self.charge, self.spin = head, charge, spin
+        self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
+        if needs_charge_and_spin(self.model):
+            self.implemented_properties += [
+                "charges",
+                "dipole",
+                "spins",
+                "density_coefficients",
+                "electrostatic_energy",
+                "electron_energy",
+            ]
+        if hasattr(self.model, "les"):
+            self.implemented_properties += ["latent_charges", "les_energy"]
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What changed since the last calculation; "info" when charge, spin or field did."""
+        changes = super().check_state(atoms, tol=tol)
+        if not changes and self.atoms is not None:
+            for key in ("charge", "spin", "external_field"):
+                old, new = self.atoms.info.get(key), atoms.info.get(key)
+                if (old is None) != (new is None) or (
+                    old is not None and not np.array_equal(np.asarray(old), np.asarray(new))
+                ):
+                    return ["info"]
+        return changes
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        """Fill ``self.results``."""
+        super().calculate(atoms, properties, system_changes)
+        assert self.atoms is not None
+        frame = self.atoms.copy()
+        for key, value in (("charge", self.charge), ("spin", self.spin)):
+            if key not in frame.info and value is not None:
+                frame.info[key] = value
+        wanted = properties or ["energy"]
+        stress = "stress" in wanted
+        if stress and frame.cell.rank < 3:
+            raise PropertyNotImplementedError("stress needs a cell with a volume")
+        batch = make_batch(self.model, [frame], self.device, self.dtype, self.head, names=["the system"])
+        out = self.model(batch, compute_stress=stress or frame.pbc.all())
+        self.results = split_outputs(out, [frame])[0]

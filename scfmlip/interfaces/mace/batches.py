@@ -1,0 +1,181 @@
+"""From ase.Atoms to the batches mace-torch models take, and from their outputs to per-frame results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+# info keys users set, and what mace calls them
+_SYSTEM_KEYS = {"total_charge": "charge", "total_spin": "spin", "external_field": "external_field"}
+
+
+def needs_charge_and_spin(model: torch.nn.Module) -> bool:
+    """Whether the model's energy depends on a total charge and spin that the user has to give."""
+    from mace.modules.extensions import PolarMACE
+
+    specs = getattr(model, "embedding_specs", None) or {}
+    return isinstance(model, PolarMACE) or any(k in specs for k in ("total_charge", "total_spin"))
+
+
+def check_frame(model: torch.nn.Module, atoms: Atoms, where: str) -> None:
+    """
+    Refuse a frame the model cannot evaluate.
+
+    Args:
+        model: A mace-torch model.
+        atoms: The frame.
+        where: How to name it in messages.
+
+    Raises:
+        ValueError: for no atoms, NaN positions, a cell that does not fit ``pbc``, an element the model
+            lacks, or a missing charge or spin.
+    """
+    if len(atoms) == 0:
+        raise ValueError(f"{where} has no atoms")
+    if not np.isfinite(atoms.positions).all():
+        bad = int(np.flatnonzero(~np.isfinite(atoms.positions).all(1))[0])
+        raise ValueError(
+            f"{where} has NaN or infinite positions, first at atom {bad} ({atoms.symbols[bad]}): "
+            f"{atoms.positions[bad].tolist()}. Nothing was computed"
+        )
+    vectors = np.asarray(atoms.cell)[np.asarray(atoms.pbc)]
+    if len(vectors) and np.linalg.matrix_rank(vectors) < len(vectors):
+        raise ValueError(
+            f"{where} is periodic (pbc={atoms.pbc.tolist()}) but its cell "
+            f"{np.asarray(atoms.cell).tolist()} has no volume: set atoms.cell, or atoms.pbc = False"
+        )
+    if atoms.pbc.all() and atoms.cell.volume > 0 and np.linalg.det(np.asarray(atoms.cell)) < 0:
+        raise ValueError(
+            f"{where} has a left-handed cell (determinant {np.linalg.det(np.asarray(atoms.cell)):.4g}): "
+            "exchange two lattice vectors"
+        )
+    known = {int(z) for z in model.atomic_numbers}  # type: ignore[union-attr]
+    missing = sorted(set(atoms.get_chemical_symbols()) - {_symbol(z) for z in known})
+    if missing:
+        raise ValueError(
+            f"{where} holds {', '.join(missing)}, which the model was not made for; it knows "
+            f"{', '.join(_symbol(z) for z in sorted(known))}"
+        )
+    if needs_charge_and_spin(model):
+        absent = [key for key in ("charge", "spin") if key not in atoms.info]
+        if absent:
+            keys = " and ".join(f"atoms.info[{key!r}]" for key in absent)
+            raise ValueError(
+                f"{where} lacks {keys}: this model's energy depends on total charge (e) and spin "
+                "multiplicity 2S+1. Set them, for instance "
+                "atoms.info['charge'] = 0 and atoms.info['spin'] = 1"
+            )
+
+
+def _symbol(number: int) -> str:
+    from ase.data import chemical_symbols
+
+    return chemical_symbols[number]
+
+
+def make_batch(
+    model: torch.nn.Module,
+    frames: Sequence[Atoms],
+    device: torch.device,
+    dtype: torch.dtype,
+    head: str | None = None,
+    names: Sequence[str] | None = None,
+) -> dict[str, Tensor]:
+    """
+    The dictionary a mace-torch model takes, for several frames.
+
+    Args:
+        model: A mace-torch model.
+        frames: ase.Atoms; ``info["charge"]``, ``info["spin"]`` (multiplicity) and
+            ``info["external_field"]`` (V/angstrom, mace's sign: energy + field.dipole) are passed on.
+        device: Of the tensors.
+        dtype: float32 or float64, that of the model.
+        head: Name of the model's head; its last one if None.
+        names: What to call each frame in messages.
+
+    Raises:
+        ValueError: as `check_frame`.
+    """
+    from mace import data
+    from mace.tools import AtomicNumberTable, torch_geometric, torch_tools
+
+    names = names or [f"frame {i}" for i in range(len(frames))]
+    for atoms, name in zip(frames, names, strict=True):
+        check_frame(model, atoms, name)
+    heads = list(getattr(model, "heads", None) or ["Default"])
+    head = heads[-1] if head is None else head
+    keys = data.KeySpecification(info_keys=_SYSTEM_KEYS, arrays_keys={})
+    table = AtomicNumberTable([int(z) for z in model.atomic_numbers])  # type: ignore[union-attr]
+    cutoff = float(model.r_max)  # type: ignore[arg-type]
+    with torch_tools.default_dtype(dtype):
+        graphs = [
+            data.AtomicData.from_config(
+                data.config_from_atoms(atoms, key_specification=keys, head_name=head),
+                z_table=table,
+                cutoff=cutoff,
+                heads=heads,
+            )
+            for atoms in frames
+        ]
+        loader = torch_geometric.dataloader.DataLoader(graphs, batch_size=len(graphs))  # type: ignore[arg-type]
+        return next(iter(loader)).to(device).to_dict()
+
+
+def split_outputs(out: dict[str, Any], frames: Sequence[Atoms]) -> list[dict[str, Any]]:
+    """
+    Results of each frame as numpy arrays.
+
+    Args:
+        out: What a mace-torch model returned for the batch.
+        frames: The frames, in order.
+
+    Returns:
+        Per frame ``energy`` and ``free_energy`` (eV), ``forces``, ``stress`` (Voigt, eV/angstrom^3, of the
+        frame's own volume) where asked for and defined, ``charges`` (e), ``dipole`` (e angstrom) and the
+        model's further outputs under mace's names.
+    """
+    sizes = [len(atoms) for atoms in frames]
+    ends = np.cumsum(sizes)
+    per_atom = {
+        "forces": "forces",
+        "node_energy": "energies",
+        "charges": "charges",
+        "latent_charges": "latent_charges",
+        "spins": "spins",
+        "density_coefficients": "density_coefficients",
+        "spin_charge_density": "spin_charge_density",
+    }
+    per_system = {
+        "energy": "energy",
+        "dipole": "dipole",
+        "total_charge": "total_charge",
+        "interaction_energy": "interaction_energy",
+        "electrostatic_energy": "electrostatic_energy",
+        "electron_energy": "electron_energy",
+        "les_energy": "les_energy",
+    }
+    host = {k: v.detach().cpu().numpy() for k, v in out.items() if isinstance(v, Tensor)}
+    results: list[dict[str, Any]] = []
+    for i, (atoms, size, end) in enumerate(zip(frames, sizes, ends, strict=True)):
+        result: dict[str, Any] = {}
+        for key, name in per_atom.items():
+            if key in host:
+                result[name] = host[key][end - size : end]
+        for key, name in per_system.items():
+            if key in host:
+                value = host[key][i]
+                result[name] = float(value) if value.ndim == 0 else value
+        result["free_energy"] = result["energy"]
+        if out.get("virials") is not None and atoms.cell.rank == 3:
+            # mace pads the cell of non-periodic directions; the stress belongs to the user's volume
+            strain = -host["virials"][i] / atoms.get_volume()
+            result["stress"] = strain.reshape(9)[[0, 4, 8, 5, 2, 1]]
+        results.append(result)
+    return results

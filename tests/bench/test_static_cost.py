@@ -1,0 +1,34 @@
+"""No kernel costs more registers, instructions or spills than the committed file says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def check(*arguments: str) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = f"{ROOT / 'kernels'}{os.pathsep}{ROOT}"
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.static_cost", "--check", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 77:
+        pytest.skip(done.stdout.splitlines()[-1])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_lattice_kernels_on_hopper():
+    check("--target", "sm_90", "--kernel", "structure_factor", "lattice_field")
+
+
+@pytest.mark.slow
+def test_every_kernel_everywhere():
+    check()

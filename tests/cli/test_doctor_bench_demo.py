@@ -1,0 +1,80 @@
+"""The other commands."""
+
+import json
+
+import pytest
+
+from scfmlip.cli import build_parser, main
+from scfmlip.cli.doctor import find_problems
+from scfmlip.data import path
+
+
+def test_doctor_reports(capsys):
+    assert main(["doctor"]) in (0, 1)
+    text = capsys.readouterr().out
+    for word in ("torch", "triton", "structure_factor", "lattice_field", "gaussian_pairs", "CPU"):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("versions", "message"),
+    [
+        ({"mace-torch": "0.3.16", "graph-longrange": "0.4.4"}, "force_pbc_evaluator"),
+        ({"mace-torch": "0.3.16", "graph-longrange": "0.4.0"}, None),
+        ({"mace-torch": "0.3.17"}, "refuses to accelerate"),
+        ({"torch": "2.6.0+cpu"}, "needs 2.11 or newer"),
+        ({"triton": "3.2.0"}, "need 3.6 or newer"),
+        ({"cuequivariance": "0.13.0", "cuequivariance-torch": "0.12.1"}, "mismatched releases"),
+        ({"e3nn": "0.4.4", "torch": "2.13.0"}, "unless mace is imported first"),
+        ({"torch": "2.13.0+cpu", "triton": "3.9.0"}, None),
+    ],
+)
+def test_doctor_knows_bad_combinations(versions, message):
+    names = (
+        "mace-torch",
+        "graph-longrange",
+        "torch",
+        "triton",
+        "cuequivariance",
+        "cuequivariance-torch",
+        "e3nn",
+    )
+    problems = find_problems({name: versions.get(name) for name in names})
+    if message is None:
+        assert problems == []
+    else:
+        assert len(problems) == 1
+        assert message in problems[0]
+
+
+def test_bench_checks_agreement_and_prints_a_row(capsys):
+    assert main(["bench", "--atoms", "40", "--repeats", "1", "--dtype", "float64"]) == 0
+    assert "40" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_data_is_shipped():
+    for name in ("al_water.xyz", "sio2_vacancy.xyz"):
+        assert path(name).stat().st_size > 1000
+    with pytest.raises(FileNotFoundError, match=r"it has \['al_water.xyz', 'sio2_vacancy.xyz'\]"):
+        path("gold.xyz")
+
+
+def test_every_command_has_help(capsys):
+    for command in ("evaluate", "plot", "bench", "demo", "doctor"):
+        with pytest.raises(SystemExit):
+            build_parser().parse_args([command, "--help"])
+        assert len(capsys.readouterr().out) > 100
+
+
+@pytest.mark.slow
+def test_demo_writes_table_and_pictures(tmp_path, capsys):
+    pytest.importorskip("mace", reason="needs mace-torch")
+    assert main(["demo", "-o", str(tmp_path)]) == 0
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert len(table) == 3
+    for row in table.values():
+        assert row["energy_relative"] < 1e-5
+        assert row["charges"] < 1e-4
+        theirs, ours = row["field part, MiB"]
+        assert ours < theirs
+    assert len(list(tmp_path.glob("*.png"))) == 2

@@ -1,0 +1,47 @@
+"""Shared fixtures. The interpreter is chosen before triton is imported, so this file comes first."""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+import pytest
+
+import scfmlip_kernels
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def _backend(request):
+    """The CPU path on CPU tensors, except in tests marked `interpreter`, which run the kernels."""
+    name = "triton" if request.node.get_closest_marker("interpreter") else "auto"
+    with scfmlip_kernels.backend(name if name == "triton" or DEVICE == "cuda" else "cpu"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _default_dtype():
+    """Some packages under test change the default dtype: give every test the same start."""
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def device() -> str:
+    return DEVICE
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(20260917)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu") and DEVICE != "cuda":
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,0 +1,175 @@
+"""The ASE calculator: properties, recomputation, refusals."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("mace", reason="needs mace-torch")
+pytest.importorskip("ase", reason="needs ASE")
+
+from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError
+
+import scfmlip
+from interfaces.polar_models import batch_of, random_frames, shared_polar_model
+from scfmlip.ase import Calculator
+
+T, F = True, False
+OPTIONS = {"hidden_irreps": "8x0e + 8x1o"}
+
+
+@pytest.fixture
+def model():
+    return shared_polar_model(**OPTIONS)
+
+
+@pytest.fixture
+def atoms(model):
+    (frame,) = random_frames([(T, T, T)])
+    frame.calc = Calculator(model)
+    return frame
+
+
+def test_properties_equal_the_models(atoms, model):
+    torch.set_default_dtype(torch.float64)
+    out = model(batch_of([atoms], model))
+    assert atoms.get_potential_energy() == pytest.approx(out["energy"].item(), rel=1e-9)
+    assert atoms.get_potential_energy(force_consistent=True) == atoms.get_potential_energy()
+    for got, key in (
+        (atoms.get_forces(), "forces"),
+        (atoms.get_charges(), "charges"),
+        (atoms.get_dipole_moment(), "dipole"),
+    ):
+        want = out[key].detach().numpy().reshape(got.shape)
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-9 * np.abs(want).max())
+    assert atoms.get_stress().shape == (6,)
+    assert atoms.calc.get_property("density_coefficients", atoms).shape == (len(atoms), 4)
+    assert abs(atoms.get_charges().sum() - atoms.info["charge"]) < 1e-9
+
+
+def test_stress_belongs_to_the_frames_own_volume(model):
+    (slab,) = random_frames([(T, T, F)], box=5.0)
+    slab.cell[:2, 2] = 0.0
+    slab.cell[2] = [0.0, 0.0, 20.0]
+    slab.info["external_field"] = np.zeros(3)
+    slab.calc = Calculator(model)
+    stress = slab.get_stress()
+    step, energies = 1e-5, []
+    for sign in (1, -1):
+        strained = slab.copy()
+        strain = np.diag([1 + sign * step, 1, 1])
+        strained.set_cell(np.asarray(slab.cell) @ strain, scale_atoms=True)
+        strained.calc = slab.calc
+        energies.append(strained.get_potential_energy())
+    want = (energies[0] - energies[1]) / (2 * step) / slab.get_volume()
+    assert stress[0] == pytest.approx(want, rel=1e-5)  # finite differences
+
+
+def test_charge_spin_and_field_recompute(atoms):
+    first = atoms.get_potential_energy()
+    atoms.info["charge"] = 1.0
+    second = atoms.get_potential_energy()
+    assert second != first
+    assert abs(atoms.get_charges().sum() - 1.0) < 1e-9
+    atoms.info["external_field"] = np.array([0.0, 0.0, 0.1])
+    third = atoms.get_potential_energy()
+    assert third != second
+    atoms.info["spin"] = 3.0
+    assert atoms.get_potential_energy() != third
+    atoms.info["comment"] = "does not matter"
+    assert atoms.calc.calculation_required(atoms, ["energy"]) is False
+
+
+def test_the_callers_model_is_left_alone(model):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    Calculator(model, dtype="float32")
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert next(model.parameters()).requires_grad
+
+
+def test_float32_and_unaccelerated(atoms, model):
+    want = atoms.get_potential_energy()
+    atoms.calc = Calculator(model, dtype="float32")
+    assert atoms.get_potential_energy() == pytest.approx(want, rel=1e-5)
+    torch.set_default_dtype(torch.float64)
+    atoms.calc = Calculator(model, accelerate=False)
+    assert atoms.get_potential_energy() == pytest.approx(want, rel=1e-9)
+
+
+def test_loads_what_mace_saved(atoms, model, tmp_path):
+    torch.save(model, tmp_path / "polar.model")
+    want = atoms.get_potential_energy()
+    atoms.calc = Calculator(tmp_path / "polar.model")
+    assert atoms.get_potential_energy() == pytest.approx(want, rel=1e-12)
+    torch.save({"a": 1}, tmp_path / "dict.model")
+    with pytest.raises(TypeError, match="holds a dict, not a mace-torch model"):
+        Calculator(tmp_path / "dict.model")
+    with pytest.raises(FileNotFoundError, match="there is no model file"):
+        Calculator(tmp_path / "none.model")
+
+
+def test_refuses_what_it_cannot_evaluate(atoms, model):
+    calc = atoms.calc
+
+    def energy(frame):
+        frame.calc = calc
+        return frame.get_potential_energy()
+
+    for key in ("charge", "spin"):
+        frame = atoms.copy()
+        del frame.info[key]
+        with pytest.raises(ValueError, match=rf"lacks atoms.info\['{key}'\]"):
+            energy(frame)
+    frame = atoms.copy()
+    frame.positions[2, 1] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinite positions, first at atom 2"):
+        energy(frame)
+    frame = atoms.copy()
+    frame.numbers[0] = 79
+    with pytest.raises(ValueError, match="holds Au, which the model was not made for; it knows H, C, O"):
+        energy(frame)
+    frame = atoms.copy()
+    frame.cell[2] = 0.0
+    with pytest.raises(ValueError, match="no volume"):
+        energy(frame)
+    frame = atoms.copy()
+    frame.cell[[0, 1]] = frame.cell[[1, 0]]
+    with pytest.raises(ValueError, match="left-handed"):
+        energy(frame)
+    with pytest.raises(ValueError, match="has no atoms"):
+        energy(Atoms(info={"charge": 0, "spin": 1}))
+    with pytest.raises(ValueError, match="dtype must be"):
+        Calculator(model, dtype="half")
+
+
+def test_one_atom_and_no_cell(model):
+    atom = Atoms("O", info={"charge": 0, "spin": 1}, calculator=Calculator(model))
+    assert np.isfinite(atom.get_potential_energy())
+    np.testing.assert_allclose(atom.get_forces(), 0.0, atol=1e-10)
+    with pytest.raises(PropertyNotImplementedError, match="volume"):
+        atom.get_stress()
+
+
+def test_charge_and_spin_by_default_arguments(model):
+    (frame,) = random_frames([(F, F, F)])
+    frame.info.clear()
+    frame.calc = Calculator(model, charge=1, spin=2)
+    assert abs(frame.get_charges().sum() - 1.0) < 1e-9
+
+
+def test_short_molecular_dynamics_conserves_energy(model):
+    from ase import units
+    from ase.md.verlet import VelocityVerlet
+
+    (frame,) = random_frames([(F, F, F)], n_atoms=6, box=6.0)
+    frame.info["external_field"] = np.zeros(3)
+    frame.calc = Calculator(model)
+    rng = np.random.default_rng(0)
+    frame.set_momenta(0.1 * rng.standard_normal((len(frame), 3)) * np.sqrt(frame.get_masses())[:, None])
+    start = frame.get_total_energy()
+    VelocityVerlet(frame, 0.02 * units.fs).run(20)
+    assert abs(frame.get_total_energy() - start) < 1e-3 * max(1.0, abs(frame.get_kinetic_energy()))
+
+
+def test_attribute_access():
+    assert scfmlip.ase.Calculator is Calculator

@@ -108,14 +108,20 @@ def values_at(atoms: Atoms, rows: np.ndarray, sigma: float, points: np.ndarray) 
 
 
 def frame_box(atoms: Atoms, margin: float = 5.0) -> tuple[np.ndarray, np.ndarray]:
-    """Origin and edge vectors to sample: lattice vectors where periodic, the atoms' extent elsewhere."""
+    """
+    Origin and edge vectors to sample.
+
+    Lattice vectors where periodic, one cell height around a slab, the atoms' extent elsewhere.
+    """
     origin, edges = np.zeros(3), np.array(atoms.cell, dtype=float)
     low, high = atoms.positions.min(0) - margin, atoms.positions.max(0) + margin
     for i in range(3):
         if atoms.pbc[i]:
             continue
         if np.linalg.norm(edges[i]) > 0 and atoms.pbc.any():
-            continue  # a slab's own vacuum
+            fractions = atoms.cell.scaled_positions(atoms.positions)[:, i]
+            origin += (0.5 * (fractions.min() + fractions.max()) - 0.5) * edges[i]
+            continue
         edges[i] = np.eye(3)[i] * (high - low)[i]
         origin[i] = low[i]
     return origin, edges

@@ -16,9 +16,10 @@ def check_tensor(name: str, value: object, what: str) -> None:
 
 def check_positions(positions: Tensor, name: str = "positions") -> None:
     """Shape and dtype; metadata only."""
-    check_tensor(name, positions, "[n, 3] in angstrom")
+    shape = "[n_atoms, 3]" if name == "positions" else "[n_points, 3]"
+    check_tensor(name, positions, f"{shape} in angstrom")
     if positions.ndim != 2 or positions.shape[1] != 3:
-        raise ValueError(f"{name} must have shape [n, 3], got {list(positions.shape)}")
+        raise ValueError(f"{name} must have shape {shape}, got {list(positions.shape)}")
     if positions.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{name} must be float32 or float64, got {positions.dtype}")
 

@@ -311,8 +311,8 @@ class Coulomb:
             low, high = bounds[i].tolist()
             if high - low > height:
                 raise ValueError(
-                    f"counter_charge of system {i} reaches from {low:g} to {high:g} angstrom, beyond its cell "
-                    f"of height {height:.3f}: it would overlap its own image"
+                    f"counter_charge of system {i} reaches from {low:g} to {high:g} angstrom, beyond its "
+                    f"cell of height {height:.3f}: it would overlap its own image"
                 )
 
     @staticmethod

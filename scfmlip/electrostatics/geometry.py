@@ -298,7 +298,8 @@ class Geometry:
 
         Args:
             points: ``[n_points, 3]`` angstrom, dtype and device of the positions. Above and below a slab
-                they must be nearer to it than to its periodic images.
+                they must be less than a cell height from each of its atoms; near its periodic images they
+                see their Gaussians.
             multipoles: ``[n_atoms, dim]``.
             points_batch_idx: ``[n_points]`` system of each point, not decreasing; may be None for one
                 system.

@@ -148,29 +148,26 @@ def _lattice_points(
 
 def _check_window(atoms: KSpace, points: Tensor, index: Tensor) -> None:
     """
-    Refuse points above or below a slab that would see its periodic images.
+    Refuse points a cell height or more away from an atom of a slab.
 
-    A slab's potential is a periodic sum plus a correction, which holds as long as a point is nearer to
-    the slab than to its images.
+    A slab's potential is a periodic sum plus a correction that holds between an atom and its next image.
     """
     correction = atoms.correction
     assert correction is not None
-    reach = 4 * max(atoms.widths)
     for i in torch.nonzero(correction.slab).flatten().tolist():
         normal, height = correction.normal[i].detach(), float(correction.height[i])
-        z = (correction.positions[atoms.index == i].detach() @ normal).tolist()
-        if not z:
-            continue
-        low, high = min(z), max(z)
+        z = correction.positions[atoms.index == i].detach() @ normal
         at = points[index == i].detach().double() @ normal
-        beyond = (at - 0.5 * (low + high)).abs() > 0.5 * height
-        ghost = (at > low + height - reach) | (at < high - height + reach)
-        if bool((beyond & ghost).any()):
-            worst = float(at[beyond & ghost][0])
+        if len(z) == 0 or len(at) == 0:
+            continue
+        low, high = float(z.min()), float(z.max())
+        outside = (at - low > height) | (high - at > height)
+        if bool(outside.any()):
             raise ValueError(
-                f"a point at {worst:.2f} angstrom along the normal of slab {i} (atoms from {low:.2f} to "
-                f"{high:.2f}, cell height {height:.2f}) is nearer to a periodic image than to the slab: stay "
-                f"within half a cell height of {0.5 * (low + high):.2f}, or give the cell more vacuum"
+                f"a point at {float(at[outside][0]):.2f} angstrom along the normal of slab {i} (atoms from "
+                f"{low:.2f} to {high:.2f}) lies further than the cell height {height:.2f} from "
+                f"an atom, among the slab's periodic images: stay between {high - height:.2f} and {low + height:.2f}, or "
+                "give the cell more vacuum"
             )
 
 

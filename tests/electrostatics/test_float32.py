@@ -14,7 +14,7 @@ KINDS = {
     "crystal": (CRYSTAL, {}, {}),
     "slab": (SLAB, {}, {}),
     "slab in a field": (SLAB, {}, {"external_field": (0.0, 0.0, 0.3)}),
-    "slab with a counter-charge": (SLAB, {}, {"counter_charge": (1.0, 6.0)}),
+    "slab with a counter-charge": (SLAB, {}, {"counter_charge": (0.5, 4.0)}),
     "molecule in a box": (ISOLATED, {"boundary": "molecule_in_box"}, {}),
     "molecule": (ISOLATED, {}, {}),
     "molecule in a field": (ISOLATED, {}, {"external_field": (0.1, -0.2, 0.3)}),

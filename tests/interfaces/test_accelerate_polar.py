@@ -93,11 +93,22 @@ def test_use_pbc_evaluator():
 
 @pytest.mark.parametrize("systems", ["periodic", "slab"])
 def test_float32_equals_the_original(systems):
+    """To 1e-5, or as near to float64 as the original comes: in tall slabs it loses 1e-5 itself."""
     frames = frames_of(systems)
     model = shared_polar_model()
+    exact = outputs(model, batch_of(frames, model))
     single = copy.deepcopy(model).float()
     torch.set_default_dtype(torch.float32)
-    compare(single, batch_of(frames, single, torch.float32), 1e-5)
+    batch = batch_of(frames, single, torch.float32)
+    theirs, ours = outputs(single, batch), outputs(accelerate(single), batch)
+    for key, want in theirs.items():
+        if want is None or key in WRONG_THERE:
+            continue
+        assert ours[key].dtype == want.dtype, key
+        truth = exact[key].detach()
+        scale = float(truth.abs().max())
+        lost = float((want.detach().double() - truth).abs().max())
+        assert_close(ours[key], want, max(1e-5, 2 * lost / max(scale, 1e-300)))
 
 
 def test_training_gradients_equal_the_original():

@@ -165,8 +165,8 @@ def _check_window(atoms: KSpace, points: Tensor, index: Tensor) -> None:
         if bool(outside.any()):
             raise ValueError(
                 f"a point at {float(at[outside][0]):.2f} angstrom along the normal of slab {i} (atoms from "
-                f"{low:.2f} to {high:.2f}) lies further than the cell height {height:.2f} from an atom, among "
-                f"its periodic images: stay between {high - height:.2f} and {low + height:.2f}, or "
+                f"{low:.2f} to {high:.2f}) lies further than the cell height {height:.2f} from an atom, "
+                f"among its periodic images: stay between {high - height:.2f} and {low + height:.2f}, or "
                 "give the cell more vacuum"
             )
 

@@ -1,19 +1,33 @@
 """Tensor-level operators: Triton on a GPU, fast PyTorch elsewhere. Knows no atoms, units or models."""
 
+from .channelwise_conv import channelwise_conv
+from .channelwise_conv.edges import EdgeOrder, sort_edges
+from .channelwise_conv.product import ChannelwiseProduct, ProductPath
 from .dispatch import backend
 from .gaussian_pairs import gaussian_pairs
+from .indexed_linear import indexed_linear
 from .lattice import LatticeGrid, build_lattice_grid
 from .lattice_field import lattice_field
 from .segments import segment_expand, segment_sum
 from .structure_factor import structure_factor
+from .symmetric_contraction import symmetric_contraction
+from .symmetric_contraction.polynomial import SymmetricPolynomial
 
 __all__ = [
+    "ChannelwiseProduct",
+    "EdgeOrder",
     "LatticeGrid",
+    "ProductPath",
+    "SymmetricPolynomial",
     "backend",
     "build_lattice_grid",
+    "channelwise_conv",
     "gaussian_pairs",
+    "indexed_linear",
     "lattice_field",
     "segment_expand",
     "segment_sum",
+    "sort_edges",
     "structure_factor",
+    "symmetric_contraction",
 ]

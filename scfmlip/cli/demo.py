@@ -53,8 +53,10 @@ def structure(case: str) -> Atoms:
     return atoms
 
 
-def polar_s_model(elements: list[int]) -> torch.nn.Module:
-    """A PolarMACE of POLAR-1-S's shape (512 scalars, one layer) with random weights."""
+def polar_model(
+    elements: list[int], hidden: str = "512x0e", layers: int = 1, edge: str | None = None
+) -> torch.nn.Module:
+    """A PolarMACE of the MACE-POLAR-1 family with random weights; by default of the shape of its S model."""
     import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
     import torch
     from e3nn import o3
@@ -70,9 +72,10 @@ def polar_s_model(elements: list[int]) -> torch.nn.Module:
         max_ell=3,
         interaction_cls=block,
         interaction_cls_first=block,
-        num_interactions=1,
+        num_interactions=layers,
         num_elements=len(elements),
-        hidden_irreps=o3.Irreps("512x0e"),
+        hidden_irreps=o3.Irreps(hidden),
+        edge_irreps=None if edge is None else o3.Irreps(edge),
         MLP_irreps=o3.Irreps("16x0e"),
         atomic_energies=np.zeros(len(elements)),
         avg_num_neighbors=30.0,
@@ -119,7 +122,7 @@ def evaluate(who: str, case: str) -> dict[str, Any]:
     from ..interfaces.mace.batches import make_batch, split_outputs
 
     atoms = structure(case)
-    model = polar_s_model(sorted(set(atoms.numbers.tolist())))
+    model = polar_model(sorted(set(atoms.numbers.tolist())))
     backbone = [*model.interactions, *model.products]  # type: ignore[misc]
     if who == "scfmlip":
         model = accelerate(model)
@@ -167,7 +170,7 @@ def field_memory(who: str, case: str) -> dict[str, Any]:
     from ..interfaces.mace.batches import make_batch
 
     atoms = structure(case)
-    model = polar_s_model(sorted(set(atoms.numbers.tolist())))
+    model = polar_model(sorted(set(atoms.numbers.tolist())))
     features = torch.randn(len(atoms), 512, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
     class Interaction(torch.nn.Module):

@@ -74,6 +74,12 @@ class GaussianMultipoles:
         """Length of a row."""
         return self.n_widths * (self.l_max + 1) ** 2
 
+    def columns(self) -> Tensor:
+        """``[n_widths, (l_max + 1)^2]`` int64, where a row holds the multipoles of each width."""
+        charges = torch.arange(self.n_widths)[:, None]
+        dipoles = self.n_widths + 3 * charges + torch.arange(3)
+        return torch.cat((charges, dipoles), 1) if self.l_max > 0 else charges
+
     def _scales(self, l: int, like: Tensor) -> Tensor:
         ratios = [_receiver_ratio(l, w) if self.normalization == "receiver" else 1.0 for w in self.widths]
         return torch.tensor(ratios, dtype=like.dtype, device=like.device)

@@ -46,7 +46,8 @@ class Geometry:
     ) -> None:
         self.coulomb, self.plan, self.positions = coulomb, plan, positions
         self.external_field, self.external_potential = external_field, external_potential
-        self._validate = validate
+        self.cell, self.counter_bounds = cell, counter_bounds
+        self.validate = validate
         self.kspace = self.openspace = None
         if plan.lattice is not None:
             sub = plan.lattice
@@ -98,7 +99,7 @@ class Geometry:
                 f"{source.n_widths} width(s), got {list(multipoles.shape)}"
             )
         checks.check_same("multipoles", multipoles, self.positions)
-        if self._validate and not torch.compiler.is_compiling():
+        if self.validate and not torch.compiler.is_compiling():
             checks.check_finite("multipoles", multipoles, "e, e angstrom")
         rows = multipoles if multipoles.ndim == 3 else multipoles[:, None]
         moments = source.to_moments(rows)

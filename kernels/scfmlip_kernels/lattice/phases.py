@@ -15,8 +15,9 @@ from torch import Tensor
 from .basis import column_table, harmonics
 from .monomials import monomials
 
-# (atom, point) pairs of a system up to which its phases are stored, and bytes of all that a batch stores
+# (atom, point) pairs of a system up to which its phases are stored; bytes that a system and a batch may store
 _MAX_PAIRS = 1 << 19
+_SYSTEM_BYTES = 9_000_000
 _MAX_BYTES = 24 << 20
 _KEPT = 2
 MAX_RANK = 3
@@ -115,7 +116,7 @@ def _tabulate(frac: Tensor, boxes: Tensor, atom_ptr: Tensor, dtype: torch.dtype)
         if pairs <= _MAX_PAIRS and 2 * pairs * dtype.itemsize <= left:
             tables.phases[i] = _phases(frac, mine, atoms, dtype)
             left -= 2 * pairs * dtype.itemsize
-        elif columns * dtype.itemsize <= left:
+        elif columns * dtype.itemsize <= min(left, _SYSTEM_BYTES):
             tables.axes.update({b[5]: axis_tables(frac[atoms], b, dtype) for b in mine})
             left -= columns * dtype.itemsize
     return tables

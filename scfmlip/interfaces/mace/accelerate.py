@@ -16,47 +16,63 @@ import torch
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
-def _rebuild(
-    module: torch.nn.Module, classes: dict[type, type], memo: dict[int, torch.nn.Module]
-) -> torch.nn.Module:
-    """The module with every class in ``classes`` replaced, sharing whatever does not change."""
+# by id of a module: its new class and the attributes it gets
+Swaps = dict[int, tuple[type, dict]]
+
+
+def _rebuild(module: torch.nn.Module, swaps: Swaps, memo: dict[int, torch.nn.Module]) -> torch.nn.Module:
+    """The module with what ``swaps`` names replaced, sharing whatever does not change."""
     if id(module) in memo:
         return memo[id(module)]
     if isinstance(module, torch.jit.ScriptModule):
         memo[id(module)] = module
         return module
     children = {
-        name: None if child is None else _rebuild(child, classes, memo)
+        name: None if child is None else _rebuild(child, swaps, memo)
         for name, child in module._modules.items()
     }
-    target = classes.get(type(module))
+    target, extra = swaps.get(id(module), (None, {}))
     if target is None and all(children[name] is child for name, child in module._modules.items()):
         memo[id(module)] = module
         return module
     copy = object.__new__(target or type(module))
     copy.__dict__ = {**module.__dict__, "_modules": children}
+    if target is not None:
+        kept = {k: v for k, v in copy.__dict__.items() if not k.startswith("_scfmlip_")}
+        # in a tuple, so that a module that is only referred to is not registered as a child
+        extra = {
+            k: tuple(_rebuild(m, swaps, memo) for m in v) if _holds_modules(v) else v
+            for k, v in extra.items()
+        }
+        copy.__dict__ = {**kept, **extra}
     memo[id(module)] = copy
     return copy
 
 
-def _swaps(model: torch.nn.Module, electrostatics: bool) -> dict[type, type]:
-    """Which classes to replace by which, for what this model holds."""
-    if not electrostatics:
-        return {}
+def _holds_modules(value: object) -> bool:
+    return type(value) is tuple and all(isinstance(m, torch.nn.Module) for m in value)
+
+
+def _find_swaps(model: torch.nn.Module, electrostatics: bool, tensor_products: bool) -> Swaps:
+    """What to replace in this model."""
     from mace.modules.extensions import MACELES, PolarMACE
 
-    swaps: dict[type, type] = {}
-    if isinstance(model, PolarMACE):
+    classes: dict[type, type] = {}
+    if electrostatics and isinstance(model, PolarMACE):
         from .polar import FastPolarMACE, check_polar_version
         from .polar_blocks import block_swaps
 
         check_polar_version()
-        swaps[PolarMACE] = FastPolarMACE
-        swaps.update(block_swaps())
-    elif isinstance(model, MACELES):
+        classes = {PolarMACE: FastPolarMACE, **block_swaps()}
+    elif electrostatics and isinstance(model, MACELES):
         from .les import les_swaps
 
-        swaps.update(les_swaps())
+        classes = les_swaps()
+    swaps: Swaps = {id(m): (classes[type(m)], {}) for m in model.modules() if type(m) in classes}
+    if tensor_products:
+        from .tensor_products import find_swaps
+
+        swaps.update(find_swaps(model))
     return swaps
 
 
@@ -68,13 +84,16 @@ def accelerate(model: Module, electrostatics: bool = True, tensor_products: bool
     channels at once, and the field-update and electron-energy blocks no longer build outer products of
     channels. Its stress includes the strain of the wave vectors and is right to finite differences, which
     mace-torch 0.3.16's is not (issue 1642 there); everything else equals the original. MACELES: the
-    latent Ewald sum, its stress included.
+    latent Ewald sum, its stress included. Every model: convolutions that store neither messages nor weights
+    of edges, symmetric contractions as one polynomial, skip connections by species.
 
     Args:
-        model: A mace-torch ``PolarMACE`` or ``MACELES`` in eager mode, any dtype and device. It is not
-            changed; the result shares its parameters and buffers, so training or moving one moves both.
+        model: A mace-torch ``MACE``, ``ScaleShiftMACE``, ``MACELES`` or ``PolarMACE`` in eager mode, any
+            dtype and device. It is not changed; the result shares its parameters and buffers, so training or
+            moving one moves both.
         electrostatics: Accelerate electrostatics and field blocks.
-        tensor_products: Accelerate the MACE backbone. Has no effect yet: no block of it is replaced.
+        tensor_products: Accelerate the MACE backbone. Blocks in cuEquivariance's or OpenEquivariance's
+            layout stay as they are.
 
     Returns:
         The accelerated model, an instance of the same mace-torch class; `restore` gives the original
@@ -102,8 +121,7 @@ def accelerate(model: Module, electrostatics: bool = True, tensor_products: bool
         )
     if _is_accelerated(model):
         return model
-    swaps = _swaps(model, electrostatics)
-    fast = _rebuild(model, swaps, {})
+    fast = _rebuild(model, _find_swaps(model, electrostatics, tensor_products), {})
     if fast is model:
         warnings.warn(
             f"nothing to accelerate in this {type(model).__name__} "
@@ -127,6 +145,9 @@ def restore(model: Module) -> Module:
     Returns:
         A model of mace-torch's own classes.
     """
-    classes = {type(m) for m in model.modules()}
-    back = {c: vars(c)["_scfmlip_original"] for c in classes if "_scfmlip_original" in vars(c)}
+    back: Swaps = {
+        id(m): (vars(type(m))["_scfmlip_original"], {})
+        for m in model.modules()
+        if "_scfmlip_original" in vars(type(m))
+    }
     return _rebuild(model, back, {})  # type: ignore[return-value]

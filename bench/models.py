@@ -1,0 +1,274 @@
+"""
+Whole models: mace-torch as it is, and after `scfmlip.accelerate`, on boxes of water.
+
+    python -m bench.models                          # all; appends to bench/results/models-<device>.csv
+    python -m bench.models --case polar-s --size 375 --mode forces
+
+Every measurement runs in a process of its own, so that peak memory is its own; both programs take their turn
+in one run. Weights are random (the released ones are not needed to time an architecture), float32. A row is
+written only if energy and forces agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .record import RESULTS, commit, device_name
+
+CASES = {
+    "mace-medium": {"hidden": "128x0e + 128x1o", "layers": 2},
+    "mace-small": {"hidden": "128x0e", "layers": 2},
+    "polar-s": {"hidden": "512x0e", "layers": 1},
+    "polar-m": {"hidden": "512x0e + 512x1o", "layers": 2, "edge": "128x0e + 128x1o"},
+}
+COLUMNS = (
+    *("case", "atoms", "edges", "mode", "program", "seconds", "backbone_seconds", "peak_mib"),
+    *("energy_error", "force_error", "device", "threads", "torch", "mace", "commit", "date"),
+)
+# relative differences of energy per atom and forces that float32 allows
+TOLERANCE = 2e-4
+
+
+def water(n_atoms: int) -> Any:
+    """A periodic box of water molecules, randomly turned, at 0.1 atoms / angstrom^3."""
+    import ase
+    from ase.build import molecule
+
+    generator = np.random.default_rng(0)
+    n = round(n_atoms / 3)
+    edge = (n * 29.9) ** (1 / 3)
+    per_side = math.ceil(n ** (1 / 3))
+    box = ase.Atoms(cell=[edge] * 3, pbc=True)
+    sites = list(np.ndindex(per_side, per_side, per_side))
+    for i in np.linspace(0, len(sites) - 1, n).round().astype(int):
+        one = molecule("H2O")
+        one.rotate(generator.uniform(0, 360), generator.normal(size=3))
+        one.translate((np.array(sites[i]) + 0.5) * edge / per_side)
+        box += one
+    box.info.update(charge=0.0, spin=1.0, external_field=np.zeros(3))
+    return box
+
+
+def build(case: str) -> torch.nn.Module:
+    """A model of the case's architecture with random weights."""
+    import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
+    from e3nn import o3
+    from mace import modules
+
+    from scfmlip.cli.demo import polar_model
+
+    shape = CASES[case]
+    if case.startswith("polar"):
+        return polar_model([1, 8], shape["hidden"], shape["layers"], shape.get("edge"))
+    torch.manual_seed(0)
+    return modules.ScaleShiftMACE(
+        r_max=6.0,
+        num_bessel=8,
+        num_polynomial_cutoff=5,
+        max_ell=3,
+        interaction_cls=modules.interaction_classes["RealAgnosticResidualInteractionBlock"],
+        interaction_cls_first=modules.interaction_classes["RealAgnosticInteractionBlock"],
+        num_interactions=shape["layers"],
+        num_elements=2,
+        hidden_irreps=o3.Irreps(shape["hidden"]),
+        MLP_irreps=o3.Irreps("16x0e"),
+        gate=torch.nn.functional.silu,
+        atomic_energies=np.zeros(2),
+        avg_num_neighbors=84.0,
+        atomic_numbers=[1, 8],
+        correlation=3,
+        radial_MLP=[64, 64, 64],
+        radial_type="bessel",
+        atomic_inter_scale=1.0,
+        atomic_inter_shift=0.0,
+    )
+
+
+def backbone(model: Any, data: dict[str, torch.Tensor]) -> None:
+    """Energy and forces of the MACE layers alone, as PolarMACE runs them."""
+    from mace.modules.extensions import _permute_to_e3nn_convention
+    from mace.modules.utils import prepare_graph
+
+    ctx = prepare_graph(data, False, False, False)
+    feats = model.node_embedding(data["node_attrs"])
+    attrs = model.spherical_harmonics(_permute_to_e3nn_convention(ctx.vectors))
+    radial, cutoff = model.radial_embedding(
+        ctx.lengths, data["node_attrs"], data["edge_index"], model.atomic_numbers
+    )
+    energy = torch.zeros((), dtype=ctx.vectors.dtype)
+    for i, (interaction, product) in enumerate(zip(model.interactions, model.products, strict=True)):
+        feats, skip = interaction(
+            node_attrs=data["node_attrs"],
+            node_feats=feats,
+            edge_attrs=attrs,
+            edge_feats=radial,
+            edge_index=data["edge_index"],
+            cutoff=cutoff,
+            first_layer=i == 0,
+            lammps_class=None,
+            lammps_natoms=(0, 0),
+        )
+        feats = product(node_feats=feats, sc=skip, node_attrs=data["node_attrs"])
+        energy = energy + feats.sum()
+    torch.autograd.grad(energy, data["positions"])
+
+
+def peak() -> float:
+    """Of this process so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(case: str, atoms: int, mode: str, program: str, threads: int, out: str) -> None:
+    """The work of one process; results go to ``out`` (.json and .npy)."""
+    from scfmlip import accelerate
+    from scfmlip.interfaces.mace.batches import make_batch
+
+    torch.set_num_threads(threads)
+    model = build(case).float()
+    model.requires_grad_(mode == "train")
+    if program == "scfmlip":
+        model = accelerate(model)
+    box = water(atoms)
+
+    def batch(n: int) -> dict[str, torch.Tensor]:
+        made = make_batch(model, [box[:n]], torch.device("cpu"), torch.float32)
+        return {k: v.clone() if torch.is_tensor(v) else v for k, v in made.items()}
+
+    def run(n: int) -> dict[str, Any]:
+        data = batch(n)
+        start = time.perf_counter()
+        result = model(data, training=mode == "train")
+        if mode == "train":
+            loss = result["energy"].sum() ** 2 + (result["forces"] ** 2).sum()
+            torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+        return {**result, "seconds": time.perf_counter() - start}
+
+    run(6)
+    before = peak()
+    seconds: list[float] = []
+    result = run(atoms)
+    added = peak() - before
+    seconds.append(result["seconds"])
+    while sum(seconds) < 20 and len(seconds) < 5:
+        seconds.append(run(atoms)["seconds"])
+    rest = None
+    if case.startswith("polar") and mode == "forces":
+        times = []
+        for _ in range(2):
+            data = batch(atoms)
+            start = time.perf_counter()
+            backbone(model, data)
+            times.append(time.perf_counter() - start)
+        rest = min(times)
+    found = {
+        "seconds": min(seconds),
+        "backbone_seconds": rest,
+        "peak_mib": added,
+        "edges": int(batch(atoms)["edge_index"].shape[1]),
+        "energy": float(result["energy"].detach()),
+    }
+    np.save(f"{out}.npy", result["forces"].detach().numpy())
+    Path(f"{out}.json").write_text(json.dumps(found))
+
+
+def main() -> None:
+    """Run the cases and append rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--case", nargs="+", choices=sorted(CASES), default=sorted(CASES))
+    parser.add_argument("--size", nargs="+", type=int, default=[200, 375, 1000])
+    parser.add_argument("--mode", nargs="+", choices=("forces", "train"), default=["forces", "train"])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--worker", nargs=6, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        case, atoms, mode, program, threads, out = arguments.worker
+        measure(case, int(atoms), mode, program, int(threads), out)
+        return
+    name = device_name(torch.device("cpu"))
+    file = arguments.out or RESULTS / f"models-{name.lower().replace(' ', '-')}.csv"
+    import mace
+
+    common = {
+        "device": name,
+        "threads": arguments.threads,
+        "torch": torch.__version__,
+        "mace": mace.__version__,
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    for case in arguments.case:
+        for size in arguments.size:
+            for mode in arguments.mode:
+                rows = compare(case, 3 * round(size / 3), mode, arguments.threads)
+                write(file, [{**row, **common} for row in rows])
+
+
+def compare(case: str, atoms: int, mode: str, threads: int) -> list[dict[str, Any]]:
+    """Both programs on one case; prints a line and returns the rows."""
+    found: dict[str, dict[str, Any]] = {}
+    forces: dict[str, np.ndarray] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for program in ("mace-torch", "scfmlip"):
+            out = f"{folder}/{program}"
+            command = [sys.executable, "-m", "bench.models", "--worker", case, str(atoms), mode, program]
+            done = subprocess.run([*command, str(threads), out], capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                print(f"{case} {atoms} {mode} {program}: failed ({done.returncode})", done.stderr[-300:])
+                continue
+            found[program] = json.loads(Path(f"{out}.json").read_text())
+            forces[program] = np.load(f"{out}.npy")
+    rows = []
+    for program, row in found.items():
+        errors = {"energy_error": 0.0, "force_error": 0.0}
+        if len(found) == 2 and program == "scfmlip":
+            want = found["mace-torch"]["energy"]
+            errors["energy_error"] = abs(row["energy"] - want) / max(abs(want), 1e-12)
+            scale = np.abs(forces["mace-torch"]).max()
+            errors["force_error"] = float(np.abs(forces["scfmlip"] - forces["mace-torch"]).max() / scale)
+            if max(errors.values()) > TOLERANCE:
+                raise SystemExit(f"{case} {atoms} {mode}: results differ, {errors}: no row written")
+        keep = {k: v for k, v in row.items() if k != "energy"}
+        rows.append({"case": case, "atoms": atoms, "mode": mode, "program": program, **keep, **errors})
+    if len(found) == 2:
+        a, b = found["mace-torch"], found["scfmlip"]
+        line = (
+            f"{case:12s} {atoms:5d} atoms {a['edges']:7d} edges {mode:7s} {a['seconds']:8.2f} s -> "
+            f"{b['seconds']:7.2f} s  x{a['seconds'] / b['seconds']:.1f}   memory {a['peak_mib']:7.0f} -> "
+            f"{b['peak_mib']:6.0f} MiB  x{a['peak_mib'] / max(b['peak_mib'], 1):.1f}"
+        )
+        if a["backbone_seconds"] is not None:
+            rest = [f["seconds"] - f["backbone_seconds"] for f in (a, b)]
+            line += f"   without backbone {rest[0]:.2f} -> {rest[1]:.2f} s"
+        print(line, f"  errors {rows[-1]['energy_error']:.0e} {rows[-1]['force_error']:.0e}", flush=True)
+    return rows
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Append rows."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not file.exists()
+    with file.open("a", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, extrasaction="raise")
+        if fresh:
+            writer.writeheader()
+        for row in rows:
+            rounded = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()}
+            writer.writerow({k: "" if v is None else v for k, v in rounded.items()})
+
+
+if __name__ == "__main__":
+    main()

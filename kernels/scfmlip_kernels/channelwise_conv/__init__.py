@@ -1,0 +1,3 @@
+from .op import channelwise_conv
+
+__all__ = ["channelwise_conv"]

@@ -1,0 +1,81 @@
+"""Edges of a graph with the two orders a convolution needs: by receiver to sum, by sender to differentiate."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class EdgeOrder(NamedTuple):
+    """
+    Edges and where those of each node stand. All tensors are int64 and on one device.
+
+    Attributes:
+        sender: ``[n_edges]`` node each edge comes from.
+        receiver: ``[n_edges]`` node each edge goes to.
+        n_senders: Number of nodes edges may come from.
+        n_receivers: Number of nodes edges may go to.
+        by_receiver: ``[n_edges]`` edges in the order of their receivers, equal ones as they stand.
+        receiver_ptr: ``[n_receivers + 1]`` where each receiver's edges start in ``by_receiver``.
+        by_sender: ``[n_edges]`` edges in the order of their senders, equal ones as they stand.
+        sender_ptr: ``[n_senders + 1]`` where each sender's edges start in ``by_sender``.
+    """
+
+    sender: Tensor
+    receiver: Tensor
+    n_senders: int
+    n_receivers: int
+    by_receiver: Tensor
+    receiver_ptr: Tensor
+    by_sender: Tensor
+    sender_ptr: Tensor
+
+    @property
+    def tables(self) -> tuple[Tensor, ...]:
+        """The tensors."""
+        return (
+            self.sender,
+            self.receiver,
+            self.by_receiver,
+            self.receiver_ptr,
+            self.by_sender,
+            self.sender_ptr,
+        )
+
+
+def _sorted(nodes: Tensor, n_nodes: int) -> tuple[Tensor, Tensor]:
+    values, order = torch.sort(nodes, stable=True)
+    return order, torch.searchsorted(values, torch.arange(n_nodes + 1, device=nodes.device))
+
+
+def sort_edges(sender: Tensor, receiver: Tensor, n_nodes: int) -> EdgeOrder:
+    """
+    Orders of a graph's edges, for `channelwise_conv`. Nothing synchronises a GPU with the host.
+
+    Args:
+        sender: ``[n_edges]`` int64, in any order.
+        receiver: ``[n_edges]`` int64.
+        n_nodes: Number of nodes.
+
+    Raises:
+        TypeError: for indices that are not int64.
+        ValueError: for shapes that do not fit, tensors on different devices, and on a CPU for indices
+            outside ``0 .. n_nodes - 1``.
+    """
+    for name, nodes in (("sender", sender), ("receiver", receiver)):
+        if nodes.dtype != torch.int64:
+            raise TypeError(f"sort_edges: {name} must be int64, got {nodes.dtype}")
+        if nodes.ndim != 1 or nodes.shape != sender.shape:
+            shapes = f"{list(sender.shape)} and {list(receiver.shape)}"
+            raise ValueError(f"sort_edges: sender and receiver must be [n_edges], got {shapes}")
+        if nodes.device != sender.device:
+            raise ValueError(f"sort_edges: tensors on {sender.device} and {nodes.device}")
+        if not torch.compiler.is_compiling() and nodes.device.type == "cpu" and nodes.numel():
+            low, high = (int(v) for v in torch.aminmax(nodes))
+            if low < 0 or high >= n_nodes:
+                raise ValueError(f"sort_edges: {name} names nodes {low} to {high}, there are {n_nodes}")
+    by_receiver, receiver_ptr = _sorted(receiver, n_nodes)
+    by_sender, sender_ptr = _sorted(sender, n_nodes)
+    return EdgeOrder(
+        sender, receiver, n_nodes, n_nodes, by_receiver, receiver_ptr, by_sender, sender_ptr
+    )

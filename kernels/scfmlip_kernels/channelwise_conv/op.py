@@ -1,0 +1,181 @@
+"""Operator registration: dispatch, fake tensors, derivatives, public function."""
+
+import torch
+from torch import Tensor
+
+from ..dispatch import runs_triton
+from .cpu import channelwise_conv_backward_cpu, channelwise_conv_cpu
+from .edges import EdgeOrder
+from .product import ChannelwiseProduct, product_key, product_of
+
+_NEEDED = ("x", "y", "weights", "matrix")
+
+
+@torch.library.custom_op("scfmlip::channelwise_conv", mutates_args=())
+def _channelwise_conv(
+    x: Tensor,
+    y: Tensor,
+    weights: Tensor,
+    matrix: Tensor | None,
+    sender: Tensor,
+    receiver: Tensor,
+    by_receiver: Tensor,
+    receiver_ptr: Tensor,
+    by_sender: Tensor,
+    sender_ptr: Tensor,
+    key: str,
+) -> Tensor:
+    return channelwise_conv_cpu(x, y, weights, matrix, sender, by_receiver, receiver_ptr, product_of(key))
+
+
+@_channelwise_conv.register_fake
+def _(x, y, weights, matrix, sender, receiver, by_receiver, receiver_ptr, by_sender, sender_ptr, key):
+    return x.new_empty((receiver_ptr.shape[0] - 1, product_of(key).out_dim))
+
+
+@torch.library.custom_op("scfmlip::channelwise_conv_backward", mutates_args=())
+def _channelwise_conv_backward(
+    x: Tensor,
+    y: Tensor,
+    weights: Tensor,
+    matrix: Tensor | None,
+    grad: Tensor,
+    sender: Tensor,
+    receiver: Tensor,
+    by_receiver: Tensor,
+    receiver_ptr: Tensor,
+    by_sender: Tensor,
+    sender_ptr: Tensor,
+    key: str,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return channelwise_conv_backward_cpu(
+        x, y, weights, matrix, grad, sender, by_receiver, receiver_ptr, product_of(key), wanted
+    )
+
+
+@_channelwise_conv_backward.register_fake
+def _(x, y, weights, matrix, grad, *rest):
+    inputs = (x, y, weights, matrix)
+    return tuple(
+        torch.empty_like(t, memory_format=torch.contiguous_format) if w and t is not None else x.new_empty(0)
+        for t, w in zip(inputs, rest[-1], strict=True)
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.key = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, grad):
+    x, y, weights, matrix, *tables = ctx.saved_tensors
+    wanted = [bool(n) for n in ctx.needs_input_grad[:4]]
+    found = torch.ops.scfmlip.channelwise_conv_backward(x, y, weights, matrix, grad, *tables, ctx.key, wanted)
+    return *(g if w else None for g, w in zip(found, wanted, strict=True)), *(None,) * 7
+
+
+_channelwise_conv.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _setup_context_backward(ctx, inputs, output):
+    *tensors, ctx.key, ctx.wanted = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+
+
+def _double_backward(ctx, *cotangents):
+    """
+    Derivatives of the first derivatives, by the same two operators.
+
+    The first derivatives of ``L(x, y, w, m; g) = sum out g`` in each argument, times their cotangents, are
+    L with the cotangent in place of the argument: a sum of forms of the same kind, one for each cotangent.
+    """
+    inputs, tables = list(ctx.saved_tensors[:5]), ctx.saved_tensors[5:]
+    needed = list(ctx.needs_input_grad[:5])
+    sums: list[Tensor | None] = [None] * 5
+
+    def add(place: int, value: Tensor) -> None:
+        before = sums[place]
+        sums[place] = value if before is None else before + value
+
+    for n, cotangent in enumerate(cotangents):
+        if cotangent is None or not ctx.wanted[n]:
+            continue
+        form = [*inputs]
+        form[n] = cotangent
+        if needed[4]:
+            add(4, torch.ops.scfmlip.channelwise_conv(*form[:4], *tables, ctx.key))
+        # L is linear in the argument that the cotangent took the place of: no derivative there
+        wanted = [need and place != n for place, need in enumerate(needed[:4])]
+        if any(wanted):
+            found = torch.ops.scfmlip.channelwise_conv_backward(*form, *tables, ctx.key, wanted)
+            for place, want in enumerate(wanted):
+                if want:
+                    add(place, found[place])
+    return *sums, *(None,) * 8
+
+
+_channelwise_conv_backward.register_autograd(_double_backward, setup_context=_setup_context_backward)
+
+
+def channelwise_conv(
+    x: Tensor,
+    y: Tensor,
+    weights: Tensor,
+    edges: EdgeOrder,
+    product: ChannelwiseProduct,
+    matrix: Tensor | None = None,
+) -> Tensor:
+    r"""
+    Messages of a channel-wise tensor product, summed at their receivers; no message is stored.
+
+    ``out[n, p, k, c] = sum_(e to n) sum_ij C^p_ijk W[e, p, c] x[sender_e, i, c] y[e, j]`` for every path p
+    of the product, with its components k and channels c. ``W`` is ``weights``, or ``weights @ matrix``.
+
+    Args:
+        x: Features of the senders, ``[n_nodes, x_dim]`` float32 or float64.
+        y: Attributes of the edges, ``[n_edges, y_dim]``, same dtype.
+        weights: ``[n_edges, weight_numel]``, or ``[n_edges, n_hidden]`` with ``matrix``.
+        edges: From `sort_edges`.
+        product: Segments, paths and coefficients.
+        matrix: ``[n_hidden, weight_numel]``, or None.
+
+    Returns:
+        ``[n_nodes, out_dim]``, 0 at nodes without edges. The same bits in every run. Differentiable any
+        number of times in ``x``, ``y``, ``weights`` and ``matrix``.
+
+    Raises:
+        TypeError: for a dtype that is not float32 or float64, or different ones.
+        ValueError: for shapes that do not fit together, tensors on different devices, or a product that
+            contradicts itself.
+    """
+    key = product_key(product)
+    _check(x, y, weights, edges, product, matrix)
+    return _channelwise_conv(x, y, weights, matrix, *edges.tables, key)
+
+
+def _check(x, y, weights, edges, product, matrix) -> None:
+    tensors = {"x": x, "y": y, "weights": weights}
+    if matrix is not None:
+        tensors["matrix"] = matrix
+    for name, tensor in tensors.items():
+        if tensor.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"channelwise_conv: {name} must be float32 or float64, got {tensor.dtype}")
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"channelwise_conv: {name} is {tensor.dtype}, x is {x.dtype}")
+        if tensor.ndim != 2:
+            raise ValueError(f"channelwise_conv: {name} must have 2 dimensions, got {list(tensor.shape)}")
+        if tensor.device != edges.sender.device:
+            place = f"{name} is on {tensor.device}, the edges are on {edges.sender.device}"
+            raise ValueError(f"channelwise_conv: all tensors must be on one device; {place}")
+    n_edges = edges.sender.shape[0]
+    columns = product.weight_numel if matrix is None else matrix.shape[0]
+    shapes = {"x": (edges.n_senders, product.x_dim), "y": (n_edges, product.y_dim), "weights": (n_edges, columns)}
+    if matrix is not None:
+        shapes["matrix"] = (columns, product.weight_numel)
+    for name, shape in shapes.items():
+        if tuple(tensors[name].shape) != shape:
+            raise ValueError(
+                f"channelwise_conv: {name} must be {list(shape)}, got {list(tensors[name].shape)}"
+            )

@@ -1,0 +1,3 @@
+from .op import indexed_linear
+
+__all__ = ["indexed_linear"]

@@ -1,0 +1,29 @@
+"""CPU path of the indexed linear map: one matrix product for each species that occurs."""
+
+from torch import Tensor
+
+
+def _groups(ptr: Tensor) -> list[tuple[int, int, int]]:
+    """Species that occur, with their first and last position in the order."""
+    bounds = ptr.tolist()
+    return [(z, a, b) for z, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)) if b > a]
+
+
+def indexed_linear_cpu(x: Tensor, weights: Tensor, order: Tensor, ptr: Tensor) -> Tensor:
+    """``x[n] @ weights[species of n]``; the order is `groups.sort_species`'s."""
+    n_components, n_out = x.shape[1], weights.shape[2]
+    out = x.new_empty((x.shape[0], n_components, n_out))
+    for z, first, last in _groups(ptr):
+        rows = order[first:last]
+        found = x[rows].flatten(0, 1) @ weights[z]
+        out[rows] = found.view(last - first, n_components, n_out)
+    return out
+
+
+def indexed_linear_weights_cpu(x: Tensor, grad: Tensor, order: Tensor, ptr: Tensor) -> Tensor:
+    """``sum x[n]^T grad[n]`` over the rows of each species; 0 for species that do not occur."""
+    out = x.new_zeros((ptr.shape[0] - 1, x.shape[2], grad.shape[2]))
+    for z, first, last in _groups(ptr):
+        rows = order[first:last]
+        out[z] = x[rows].flatten(0, 1).mT @ grad[rows].flatten(0, 1)
+    return out

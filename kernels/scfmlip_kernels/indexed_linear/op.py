@@ -1,0 +1,83 @@
+"""Operator registration: dispatch, fake tensors, derivatives, public function."""
+
+import torch
+from torch import Tensor
+
+from ..dispatch import runs_triton
+from .cpu import indexed_linear_cpu, indexed_linear_weights_cpu
+from .groups import check_species, sort_species
+
+
+@torch.library.custom_op("scfmlip::indexed_linear", mutates_args=())
+def _indexed_linear(x: Tensor, weights: Tensor, index: Tensor, order: Tensor, ptr: Tensor) -> Tensor:
+    return indexed_linear_cpu(x, weights, order, ptr)
+
+
+@_indexed_linear.register_fake
+def _(x, weights, index, order, ptr):
+    return x.new_empty((x.shape[0], x.shape[1], weights.shape[2]))
+
+
+@torch.library.custom_op("scfmlip::indexed_linear_weights", mutates_args=())
+def _indexed_linear_weights(x: Tensor, grad: Tensor, index: Tensor, order: Tensor, ptr: Tensor) -> Tensor:
+    return indexed_linear_weights_cpu(x, grad, order, ptr)
+
+
+@_indexed_linear_weights.register_fake
+def _(x, grad, index, order, ptr):
+    return x.new_empty((ptr.shape[0] - 1, x.shape[2], grad.shape[2]))
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, grad):
+    x, weights, *tables = ctx.saved_tensors
+    d_x = d_weights = None
+    if ctx.needs_input_grad[0]:
+        d_x = torch.ops.scfmlip.indexed_linear(grad, weights.mT, *tables)
+    if ctx.needs_input_grad[1]:
+        d_weights = torch.ops.scfmlip.indexed_linear_weights(x, grad, *tables)
+    return d_x, d_weights, None, None, None
+
+
+def _weights_backward(ctx, cotangent):
+    x, grad, *tables = ctx.saved_tensors
+    d_x = d_grad = None
+    if ctx.needs_input_grad[0]:
+        d_x = torch.ops.scfmlip.indexed_linear(grad, cotangent.mT, *tables)
+    if ctx.needs_input_grad[1]:
+        d_grad = torch.ops.scfmlip.indexed_linear(x, cotangent, *tables)
+    return d_x, d_grad, None, None, None
+
+
+_indexed_linear.register_autograd(_backward, setup_context=_setup_context)
+_indexed_linear_weights.register_autograd(_weights_backward, setup_context=_setup_context)
+
+
+def indexed_linear(x: Tensor, weights: Tensor, index: Tensor) -> Tensor:
+    r"""
+    Each row times the matrix of its species.
+
+    ``out[n, i] = x[n, i] @ weights[index_n]``: one matrix product for each species, instead of a tensor
+    product with one-hot attributes.
+
+    Args:
+        x: ``[n_rows, n_components, n_in]`` float32 or float64.
+        weights: ``[n_species, n_in, n_out]``, same dtype.
+        index: ``[n_rows]`` int64, species of each row.
+
+    Returns:
+        ``[n_rows, n_components, n_out]``. The same bits in every run. Differentiable any number of times
+        in ``x`` and ``weights``.
+
+    Raises:
+        TypeError: for a dtype that is not float32 or float64, different ones, or an index not int64.
+        ValueError: for shapes that do not fit together, tensors on different devices, and on a CPU for
+            species that do not exist.
+    """
+    check_species("indexed_linear", {"x": x, "weights": weights}, index, weights.shape[0])
+    if x.shape[2] != weights.shape[1]:
+        raise ValueError(f"indexed_linear: x has {x.shape[2]} columns, weights {weights.shape[1]} rows")
+    return _indexed_linear(x, weights, index, *sort_species(index, weights.shape[0]))

@@ -1,0 +1,3 @@
+from .op import symmetric_contraction
+
+__all__ = ["symmetric_contraction"]

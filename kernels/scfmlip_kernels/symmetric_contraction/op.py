@@ -1,0 +1,170 @@
+"""Operator registration: dispatch, fake tensors, derivatives, public function."""
+
+import torch
+from torch import Tensor
+
+from ..indexed_linear.groups import check_species, sort_species
+from .cpu import symmetric_contraction_backward_cpu, symmetric_contraction_cpu
+from .polynomial import (
+    SymmetricPolynomial,
+    directional_key,
+    polynomial_key,
+    polynomial_of,
+    reduced_key,
+    reduction_matrix,
+)
+
+
+@torch.library.custom_op("scfmlip::symmetric_contraction", mutates_args=())
+def _symmetric_contraction(
+    x: Tensor, weights: Tensor, index: Tensor, order: Tensor, ptr: Tensor, key: str
+) -> Tensor:
+    return symmetric_contraction_cpu(x, weights, index, order, ptr, key)
+
+
+@_symmetric_contraction.register_fake
+def _(x, weights, index, order, ptr, key):
+    return x.new_empty((*x.shape[:2], polynomial_of(key).n_outputs))
+
+
+@torch.library.custom_op("scfmlip::symmetric_contraction_backward", mutates_args=())
+def _symmetric_contraction_backward(
+    x: Tensor,
+    weights: Tensor,
+    grad: Tensor,
+    index: Tensor,
+    order: Tensor,
+    ptr: Tensor,
+    key: str,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor]:
+    return symmetric_contraction_backward_cpu(x, weights, grad, index, order, ptr, key, wanted)
+
+
+@_symmetric_contraction_backward.register_fake
+def _(x, weights, grad, index, order, ptr, key, wanted):
+    d_x, d_weights = (t.new_empty(t.shape if w else (0,)) for t, w in zip((x, weights), wanted, strict=True))
+    return d_x, d_weights
+
+
+@torch.library.custom_op("scfmlip::symmetric_contraction_reduce", mutates_args=())
+def _reduce(weights: Tensor, key: str, transposed: bool) -> Tensor:
+    matrix = reduction_matrix(key, weights.dtype, weights.device)
+    return torch.matmul(matrix.mT if transposed else matrix, weights)
+
+
+@_reduce.register_fake
+def _(weights, key, transposed):
+    matrix = reduction_matrix(key, weights.dtype, torch.device("cpu"))
+    return weights.new_empty((weights.shape[0], matrix.shape[int(transposed)], weights.shape[2]))
+
+
+def _setup_context_reduce(ctx, inputs, output):
+    _, ctx.key, ctx.transposed = inputs
+
+
+def _reduce_backward(ctx, grad):
+    return torch.ops.scfmlip.symmetric_contraction_reduce(grad, ctx.key, not ctx.transposed), None, None
+
+
+_reduce.register_autograd(_reduce_backward, setup_context=_setup_context_reduce)
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.key = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, grad):
+    x, weights, *tables = ctx.saved_tensors
+    wanted = [bool(n) for n in ctx.needs_input_grad[:2]]
+    found = torch.ops.scfmlip.symmetric_contraction_backward(x, weights, grad, *tables, ctx.key, wanted)
+    return *(g if w else None for g, w in zip(found, wanted, strict=True)), *(None,) * 4
+
+
+_symmetric_contraction.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _setup_context_backward(ctx, inputs, output):
+    *tensors, ctx.key, ctx.wanted = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+
+
+def _double_backward(ctx, along_x, along_weights):
+    """
+    Derivatives of the first derivatives, by the same operators.
+
+    The first derivatives of ``L(x, w, g) = sum out g`` times their cotangents are the derivative of L along
+    a direction of x, which is L of another polynomial, and L with the other cotangent for the weights.
+    """
+    x, weights, grad, *tables = ctx.saved_tensors
+    needs_x, needs_weights, needs_grad = ctx.needs_input_grad[:3]
+    ops = torch.ops.scfmlip
+    d_x = d_weights = d_grad = None
+    if along_x is not None and ctx.wanted[0]:
+        both, key = torch.cat((x, along_x), -1), directional_key(ctx.key)
+        if needs_grad:
+            d_grad = ops.symmetric_contraction(both, weights, *tables, key)
+        if needs_x or needs_weights:
+            wanted = [needs_x, needs_weights]
+            d_both, d_weights = ops.symmetric_contraction_backward(
+                both, weights, grad, *tables, key, wanted
+            )
+            d_x = d_both[..., : x.shape[-1]] if needs_x else None
+            d_weights = d_weights if needs_weights else None
+    if along_weights is not None and ctx.wanted[1]:
+        if needs_grad:
+            more = ops.symmetric_contraction(x, along_weights, *tables, ctx.key)
+            d_grad = more if d_grad is None else d_grad + more
+        if needs_x:
+            more, _ = ops.symmetric_contraction_backward(
+                x, along_weights, grad, *tables, ctx.key, [True, False]
+            )
+            d_x = more if d_x is None else d_x + more
+    return d_x, d_weights, d_grad, *(None,) * 5
+
+
+_symmetric_contraction_backward.register_autograd(_double_backward, setup_context=_setup_context_backward)
+
+
+def symmetric_contraction(
+    x: Tensor, weights: Tensor, index: Tensor, polynomial: SymmetricPolynomial
+) -> Tensor:
+    r"""
+    A polynomial of each atom's and channel's components, with weights of the atom's species.
+
+    ``out[n, c, m] = sum_t a_t weights[index_n, w_t, c] prod_(i in t) x[n, c, i]`` over the terms t of the
+    polynomial with output m. Weights whose terms are combinations of others' are merged first.
+
+    Args:
+        x: Atomic basis, ``[n_atoms, n_channels, n_inputs]`` float32 or float64.
+        weights: ``[n_species, n_weights, n_channels]``, same dtype.
+        index: ``[n_atoms]`` int64, species of each atom.
+        polynomial: Terms, e.g. from `SymmetricPolynomial.from_dense`.
+
+    Returns:
+        ``[n_atoms, n_channels, n_outputs]``. The same bits in every run. Differentiable any number of times
+        in ``x`` and ``weights``.
+
+    Raises:
+        TypeError: for a dtype that is not float32 or float64, different ones, or an index not int64.
+        ValueError: for shapes that do not fit together, tensors on different devices, a polynomial that
+            contradicts itself, and on a CPU for species that do not exist.
+
+    The product basis of MACE: Batatia et al., arXiv:2206.07697 (2022), eqs. 10 and 11.
+    """
+    key = polynomial_key(polynomial)
+    check_species("symmetric_contraction", {"x": x, "weights": weights}, index, weights.shape[0])
+    shapes = {
+        "x": (x.shape[0], x.shape[1], polynomial.n_inputs),
+        "weights": (weights.shape[0], polynomial.n_weights, x.shape[1]),
+    }
+    for name, shape in shapes.items():
+        found = list((x if name == "x" else weights).shape)
+        if found != list(shape):
+            raise ValueError(f"symmetric_contraction: {name} must be {list(shape)}, got {found}")
+    reduced = reduced_key(key, x.dtype)
+    if reduced != key:
+        weights = _reduce(weights, key, False)
+    return _symmetric_contraction(x, weights, index, *sort_species(index, weights.shape[0]), reduced)

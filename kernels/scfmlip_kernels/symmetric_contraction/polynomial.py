@@ -1,0 +1,215 @@
+"""What a symmetric contraction computes: its terms, a short key for them, and polynomials derived from it."""
+
+import hashlib
+from collections import OrderedDict, defaultdict
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Term = tuple[tuple[int, ...], int, int, float]
+
+# relative to the largest coefficient: what is left of terms that cancel
+_CANCELLED = 1e-13
+# relative: weights whose terms depend on others' to this, and coefficients below the other, are dropped
+_DEPENDENT = {torch.float32: 1e-6, torch.float64: 1e-12}
+_NEGLIGIBLE = {torch.float32: 1e-7, torch.float64: 1e-14}
+
+
+class SymmetricPolynomial(NamedTuple):
+    """
+    A polynomial in the components of x, linear in weights.
+
+    Attributes:
+        n_inputs: Components of x.
+        n_outputs: Components of the result.
+        n_weights: Weights of each species and channel, of all outputs and degrees together.
+        terms: ``(sorted indices of x, number of the weight, component of the output, coefficient)``; the
+            first three are together different in all terms.
+    """
+
+    n_inputs: int
+    n_outputs: int
+    n_weights: int
+    terms: tuple[Term, ...]
+
+    @classmethod
+    def from_dense(cls, blocks: list[tuple[int, Tensor]]) -> "SymmetricPolynomial":
+        """
+        The polynomial of dense coefficient tensors.
+
+        Args:
+            blocks: First component of the output and coefficients ``U``, float64
+                ``[n_components, n_inputs, ..., n_inputs, n_paths]`` whose degree is ``ndim - 2``. Need not
+                be symmetric in the inputs. Weights are numbered block after block, path after path.
+
+        Raises:
+            ValueError: without blocks, or for blocks whose shapes do not fit together.
+        """
+        if not blocks:
+            raise ValueError("SymmetricPolynomial: there must be at least one block")
+        n_inputs, n_outputs, n_weights = blocks[0][1].shape[1], 0, 0
+        terms: list[Term] = []
+        for first, u in blocks:
+            if u.ndim < 3 or any(n != n_inputs for n in u.shape[1:-1]):
+                shape = f"[n_components, {n_inputs}, ..., {n_inputs}, n_paths]"
+                raise ValueError(f"SymmetricPolynomial: a block must be {shape}, got {list(u.shape)}")
+            u = u.detach().to("cpu", torch.float64)
+            merged: dict[tuple[int, int, tuple[int, ...]], float] = defaultdict(float)
+            places = torch.nonzero(u)
+            for (output, *factors, path), value in zip(places.tolist(), u[*places.T].tolist(), strict=True):
+                merged[path, output, tuple(sorted(factors))] += value
+            limit = _CANCELLED * max(map(abs, merged.values()), default=0.0)
+            terms += [
+                (factors, n_weights + path, first + output, value)
+                for (path, output, factors), value in sorted(merged.items())
+                if abs(value) > limit
+            ]
+            n_outputs = max(n_outputs, first + u.shape[0])
+            n_weights += u.shape[-1]
+        return cls(n_inputs, n_outputs, n_weights, tuple(terms))
+
+    @property
+    def degree(self) -> int:
+        """Largest number of factors x of a term."""
+        return max((len(factors) for factors, *_ in self.terms), default=1)
+
+
+def check_polynomial(polynomial: SymmetricPolynomial) -> None:
+    """Raise ValueError where a description contradicts itself."""
+    n_inputs, n_outputs, n_weights, terms = polynomial
+    if n_inputs < 1 or n_outputs < 1:
+        raise ValueError(f"SymmetricPolynomial: {n_inputs} inputs, {n_outputs} outputs")
+    seen = set()
+    for factors, weight, output, _ in terms:
+        inside = all(0 <= i < n_inputs for i in factors)
+        if not (factors and inside and 0 <= weight < n_weights and 0 <= output < n_outputs):
+            raise ValueError(f"SymmetricPolynomial: term {(factors, weight, output)} is out of range")
+        if list(factors) != sorted(factors):
+            raise ValueError(f"SymmetricPolynomial: factors {factors} are not sorted")
+        seen.add((factors, weight, output))
+    if len(seen) != len(terms):
+        raise ValueError("SymmetricPolynomial: a term occurs twice")
+
+
+_registered: dict[str, SymmetricPolynomial] = {}
+# hashing thousands of terms takes longer than a small contraction: remember the objects themselves
+_recent: OrderedDict[int, tuple[SymmetricPolynomial, str]] = OrderedDict()
+_MAX_RECENT = 256
+
+
+def _key(polynomial: SymmetricPolynomial) -> str:
+    found = _recent.get(id(polynomial))
+    if found is not None and found[0] is polynomial:
+        return found[1]
+    check_polynomial(polynomial)
+    key = hashlib.sha256(repr(tuple(polynomial)).encode()).hexdigest()[:16]
+    _registered.setdefault(key, polynomial)
+    _recent[id(polynomial)] = polynomial, key
+    if len(_recent) > _MAX_RECENT:
+        _recent.popitem(last=False)
+    return key
+
+
+@torch.compiler.assume_constant_result
+def polynomial_key(polynomial: SymmetricPolynomial) -> str:
+    """Short name under which the operators find a polynomial; a compiled graph holds the name only."""
+    return _key(polynomial)
+
+
+def polynomial_of(key: str) -> SymmetricPolynomial:
+    """The polynomial with this key."""
+    if key not in _registered:
+        raise KeyError(f"symmetric_contraction: no polynomial {key} in this process: build the model first")
+    return _registered[key]
+
+
+@lru_cache(maxsize=256)
+def directional_key(key: str) -> str:
+    """
+    Key of the derivative along a direction: a polynomial in x and the direction, side by side.
+
+    Its value is ``sum_i d p / d x_i y_i``, with ``y_i`` its input ``n_inputs + i``.
+    """
+    p = polynomial_of(key)
+    terms = []
+    for factors, weight, output, value in p.terms:
+        for i in sorted(set(factors)):
+            rest = list(factors)
+            rest.remove(i)
+            terms.append(((*rest, p.n_inputs + i), weight, output, value * factors.count(i)))
+    return _key(SymmetricPolynomial(2 * p.n_inputs, p.n_outputs, p.n_weights, tuple(terms)))
+
+
+class Reduction(NamedTuple):
+    """
+    The same polynomial with fewer weights.
+
+    Attributes:
+        key: Of the polynomial in the new weights.
+        matrix: ``[n_new, n_weights]`` float64, new weights from the given ones.
+    """
+
+    key: str
+    matrix: Tensor
+
+
+@lru_cache(maxsize=256)
+def reduction(key: str, dtype: torch.dtype) -> Reduction | None:
+    """
+    Drop weights whose terms are linear combinations of other weights' terms; None if there are none.
+
+    Couplings of equal inputs through different intermediates give such weights: after permutations of the
+    inputs are merged, most of them are. What counts as zero depends on the dtype of the arithmetic, so
+    that float64 reproduces coefficients that were rounded to float32 as they are.
+    """
+    p = polynomial_of(key)
+    limit = _NEGLIGIBLE[dtype] * max((abs(value) for *_, value in p.terms), default=0.0)
+    terms = [term for term in p.terms if abs(term[3]) > limit]
+    columns: dict[tuple[tuple[int, ...], int], int] = {}
+    for factors, _, output, _ in terms:
+        columns.setdefault((factors, output), len(columns))
+    dense = torch.zeros(p.n_weights, max(len(columns), 1), dtype=torch.float64)
+    for factors, weight, output, value in terms:
+        dense[weight, columns[factors, output]] = value
+    chosen = _independent_rows(dense, _DEPENDENT[dtype])
+    if len(chosen) == p.n_weights and len(terms) == len(p.terms):
+        return None
+    place = {weight: n for n, weight in enumerate(chosen)}
+    matrix = torch.linalg.lstsq(dense[chosen].mT, dense.mT).solution
+    matrix[matrix.abs() < _NEGLIGIBLE[torch.float64]] = 0
+    kept = tuple((f, place[w], o, v) for f, w, o, v in terms if w in place)
+    return Reduction(_key(SymmetricPolynomial(p.n_inputs, p.n_outputs, len(chosen), kept)), matrix)
+
+
+@torch.compiler.assume_constant_result
+def reduced_key(key: str, dtype: torch.dtype) -> str:
+    """Key of the polynomial with the fewest weights; the same if there are no fewer."""
+    found = reduction(key, dtype)
+    return key if found is None else found.key
+
+
+@lru_cache(maxsize=64)
+def reduction_matrix(key: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``[n_new, n_weights]`` of the arithmetic's dtype, on the device."""
+    found = reduction(key, dtype)
+    assert found is not None, "there are no fewer weights"
+    return found.matrix.to(device, dtype)
+
+
+def _independent_rows(dense: Tensor, tolerance: float) -> list[int]:
+    """Rows of which all others are combinations: largest remainder first, as in a pivoted QR."""
+    rest, chosen = dense.clone(), []
+    limit = tolerance * float(dense.norm(dim=1).max()) if len(dense) else 0.0
+    while len(chosen) < len(dense):
+        norms = rest.norm(dim=1)
+        best = int(norms.argmax())
+        if float(norms[best]) <= limit:
+            break
+        direction = rest[best] / norms[best]
+        chosen.append(best)
+        for _ in range(2):  # once more for what rounding left
+            rest = rest - (rest @ direction)[:, None] * direction
+        rest[best] = 0
+    return sorted(chosen)

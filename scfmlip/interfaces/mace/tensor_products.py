@@ -1,0 +1,273 @@
+"""
+MACE's tensor products on our operators, inside the model's own interaction and product blocks.
+
+An interaction block runs its own forward pass; what it calls is ours. Its `conv_tp` gathers, multiplies and
+sums in one operator and never stores a message per edge. Its `conv_tp_weights` stops before its last layer,
+which the convolution applies block by block, so that the weights of an edge, most of the bytes of a step, are
+never stored either. This holds because everything between the two, the cutoff, multiplies whole rows.
+"""
+
+# mace-torch's and e3nn's modules have no types: torch.nn.Module says Tensor | Module for every attribute
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
+
+from __future__ import annotations
+
+import math
+
+import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
+import torch
+from e3nn import o3
+from e3nn.nn import FullyConnectedNet
+from mace.modules import blocks
+from mace.modules.radial import RadialMLP
+from mace.modules.symmetric_contraction import SymmetricContraction
+from torch import Tensor
+
+from scfmlip_kernels import (
+    ChannelwiseProduct,
+    ProductPath,
+    SymmetricPolynomial,
+    channelwise_conv,
+    indexed_linear,
+    sort_edges,
+    symmetric_contraction,
+)
+
+INTERACTIONS = (
+    "RealAgnosticInteractionBlock",
+    "RealAgnosticResidualInteractionBlock",
+    "RealAgnosticDensityInteractionBlock",
+    "RealAgnosticDensityResidualInteractionBlock",
+    "RealAgnosticAttResidualInteractionBlock",
+    "RealAgnosticResidualNonLinearInteractionBlock",
+)
+
+
+def channelwise_product(product: o3.TensorProduct) -> ChannelwiseProduct | None:
+    """
+    The convolution that an e3nn tensor product describes.
+
+    Returns:
+        None where it is not one: other connections than channel by channel ("uvu" with one channel on the
+        right), weights of its own, or outputs shared by several paths.
+    """
+    irreps = product.irreps_in1, product.irreps_in2, product.irreps_out
+    if product.shared_weights or any(mul != 1 for mul, _ in irreps[1]):
+        return None
+    if [ins.i_out for ins in product.instructions] != list(range(len(irreps[2]))):
+        return None
+    paths = []
+    for ins in product.instructions:
+        x, y, out = irreps[0][ins.i_in1], irreps[1][ins.i_in2], irreps[2][ins.i_out]
+        if ins.connection_mode != "uvu" or not ins.has_weight or out.mul != x.mul:
+            return None
+        table = o3.wigner_3j(x.ir.l, y.ir.l, out.ir.l, dtype=torch.float64) * ins.path_weight
+        entries = tuple((*ijk, float(table[ijk])) for ijk in map(tuple, torch.nonzero(table).tolist()))
+        paths.append(ProductPath(ins.i_in1, ins.i_in2, entries, out.ir.dim))
+    x_segments = tuple((mul, ir.dim) for mul, ir in irreps[0])
+    return ChannelwiseProduct(x_segments, tuple(ir.dim for _, ir in irreps[1]), tuple(paths))
+
+
+class FastConvolution(o3.TensorProduct):
+    """`conv_tp` with gather and sum inside; its last argument holds hidden radial features, see above."""
+
+    _scfmlip_original = o3.TensorProduct
+
+    def forward(self, x: Tensor, y: Tensor, weight: Tensor, edge_index: Tensor) -> Tensor:
+        """Node features, edge attributes, hidden radial features, edges -> ``[n_nodes, .]``."""
+        edges = sort_edges(edge_index[0], edge_index[1], x.shape[0])
+        (radial,) = self._scfmlip_radial
+        return channelwise_conv(x, y, weight, edges, self._scfmlip_product, radial.last_layer())
+
+
+class FastFullyConnectedNet(FullyConnectedNet):
+    """Radial network up to its last layer, which belongs to the convolution."""
+
+    _scfmlip_original = FullyConnectedNet
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[n_edges, n_in]`` -> ``[n_edges, n_hidden]``."""
+        for layer in list(self)[:-1]:
+            x = layer(x)
+        return x
+
+    def last_layer(self) -> Tensor:
+        """``[n_hidden, n_weights]``."""
+        last = list(self)[-1]
+        return last.weight * (last.var_out / (last.h_in * last.var_in)) ** 0.5
+
+
+class FastRadialMLP(RadialMLP):
+    """Radial network up to its last layer; a hidden feature that is always 1 carries the bias."""
+
+    _scfmlip_original = RadialMLP
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """``[n_edges, n_in]`` -> ``[n_edges, n_hidden + 1]``."""
+        hidden = inputs
+        for layer in list(self.net)[:-1]:
+            hidden = layer(hidden)
+        return torch.cat((hidden, hidden.new_ones(hidden.shape[0], 1)), 1)
+
+    def last_layer(self) -> Tensor:
+        """``[n_hidden + 1, n_weights]``."""
+        last = self.net[-1]
+        return torch.cat((last.weight.T, last.bias[None]))
+
+
+def _has_linear_end(radial: torch.nn.Module) -> bool:
+    """Whether the last layer is a matrix product (plus bias) and nothing else."""
+    if type(radial) is FullyConnectedNet:
+        return len(radial) > 1 and list(radial)[-1].act is None
+    if type(radial) is RadialMLP:
+        return len(radial.net) > 1 and type(radial.net[-1]) is torch.nn.Linear
+    return False
+
+
+def one_hot_index(attributes: Tensor) -> Tensor | None:
+    """
+    Species of each row of one-hot attributes ``[n_atoms, n_species]``; None if a row is something else.
+
+    Looks at the values on a CPU in eager mode only: elsewhere it would synchronise or break the graph, and
+    MACE's attributes are one-hot.
+    """
+    top, index = attributes.detach().max(-1)
+    if attributes.device.type == "cpu" and not torch.compiler.is_compiling():
+        total = attributes.detach().abs().sum(-1)
+        if not bool(((top == 1) & (total == 1)).all()):
+            return None
+    return index
+
+
+def symmetric_polynomial(module: SymmetricContraction) -> SymmetricPolynomial:
+    """The polynomial of all its contractions; weights in the order of `FastSymmetricContraction`."""
+    blocks_, first = [], 0
+    for contraction in module.contractions:
+        dim = 1
+        for degree in _degrees(contraction):
+            u = contraction.U_tensors(degree).detach().to("cpu", torch.float64)
+            u = u if u.ndim == degree + 2 else u[None]
+            blocks_.append((first, u))
+            dim = u.shape[0]
+        first += dim
+    return SymmetricPolynomial.from_dense(blocks_)
+
+
+def _degrees(contraction: torch.nn.Module) -> list[int]:
+    return list(range(contraction.correlation, 0, -1))
+
+
+class FastSymmetricContraction(SymmetricContraction):
+    """The contraction of all degrees and outputs as one polynomial, species gathered inside."""
+
+    _scfmlip_original = SymmetricContraction
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """``x [n_atoms, n_channels, n_inputs]``, one-hot ``y [n_atoms, n_species]`` -> ``[n_atoms, .]``."""
+        index = one_hot_index(y)
+        if index is None:
+            return SymmetricContraction.forward(self, x, y)
+        weights = torch.cat([w for c in self.contractions for w in (c.weights_max, *c.weights)], 1)
+        out = symmetric_contraction(x, weights, index, self._scfmlip_polynomial)
+        dims = [2 * ir.l + 1 for _, ir in self.irreps_out]
+        return torch.cat([part.flatten(1) for part in out.split(dims, -1)], -1)
+
+
+class FastSkipProduct(o3.FullyConnectedTensorProduct):
+    """The product of features with one-hot species: one linear map per species and degree."""
+
+    _scfmlip_original = o3.FullyConnectedTensorProduct
+
+    def forward(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+        """``x [n_atoms, .]``, one-hot ``y [n_atoms, n_species]`` -> ``[n_atoms, .]``."""
+        index = one_hot_index(y) if weight is None else None
+        if index is None:
+            return o3.FullyConnectedTensorProduct.forward(self, x, y, weight)
+        parts: list[Tensor | None] = [None] * len(self.irreps_out)
+        starts = [s.start for s in self.irreps_in1.slices()]
+        offset = 0
+        for ins in self.instructions:
+            mul, ir = self.irreps_in1[ins.i_in1]
+            size = math.prod(ins.path_shape)
+            w = self.weight[offset : offset + size].view(ins.path_shape).transpose(0, 1)
+            offset += size
+            rows = x[:, starts[ins.i_in1] :][:, : mul * ir.dim].unflatten(1, (mul, ir.dim)).transpose(1, 2)
+            scale = ins.path_weight / math.sqrt(ir.dim)
+            out = indexed_linear(rows, scale * w, index).transpose(1, 2).flatten(1)
+            before = parts[ins.i_out]
+            parts[ins.i_out] = out if before is None else before + out
+        filled = [
+            x.new_zeros(x.shape[0], mul * ir.dim) if part is None else part
+            for part, (mul, ir) in zip(parts, self.irreps_out, strict=True)
+        ]
+        return torch.cat(filled, 1)
+
+
+def _is_species_product(product: torch.nn.Module) -> bool:
+    """Whether a fully connected product is with scalars only, weights its own."""
+    return (
+        type(product) is o3.FullyConnectedTensorProduct
+        and product.internal_weights
+        and len(product.irreps_in2) == 1
+        and product.irreps_in2[0].ir == o3.Irrep("0e")
+        and all(ins.connection_mode == "uvw" and ins.has_weight for ins in product.instructions)
+    )
+
+
+def _fast_interaction(original: type) -> type:
+    """A subclass that hands ``edge_index`` to its ``conv_tp``: the block's own switch for fused products."""
+    name = f"Fast{original.__name__}"
+    docstring = f"`{original.__name__}` whose ``conv_tp`` gathers and sums itself."
+    return type(
+        name,
+        (original,),
+        {
+            "__module__": __name__,
+            "__qualname__": name,
+            "__doc__": docstring,
+            "_scfmlip_original": original,
+            "conv_fusion": True,
+        },
+    )
+
+
+FAST_INTERACTIONS = {
+    getattr(blocks, name): _fast_interaction(getattr(blocks, name))
+    for name in INTERACTIONS
+    if hasattr(blocks, name)
+}
+globals().update({fast.__name__: fast for fast in FAST_INTERACTIONS.values()})  # pickle finds them by name
+
+
+def find_swaps(model: torch.nn.Module) -> dict[int, tuple[type, dict]]:
+    """
+    What to replace in a model.
+
+    Returns:
+        By ``id`` of a module: its new class and the attributes to add.
+    """
+    swaps: dict[int, tuple[type, dict]] = {}
+    for module in model.modules():
+        fast = FAST_INTERACTIONS.get(type(module))
+        if fast is not None and not hasattr(module, "conv_fusion"):
+            product = (
+                channelwise_product(module.conv_tp) if type(module.conv_tp) is o3.TensorProduct else None
+            )
+            radial = module.conv_tp_weights
+            if product is not None and _has_linear_end(radial):
+                ends = {FullyConnectedNet: FastFullyConnectedNet, RadialMLP: FastRadialMLP}
+                swaps[id(module)] = (fast, {})
+                swaps[id(radial)] = (ends[type(radial)], {})
+                swaps[id(module.conv_tp)] = (
+                    FastConvolution,
+                    {"_scfmlip_product": product, "_scfmlip_radial": (radial,)},
+                )
+        elif type(module) is SymmetricContraction:
+            swaps[id(module)] = (
+                FastSymmetricContraction,
+                {"_scfmlip_polynomial": symmetric_polynomial(module)},
+            )
+        elif _is_species_product(module):
+            swaps[id(module)] = (FastSkipProduct, {})
+    return swaps

@@ -1,0 +1,156 @@
+"""
+Projected, preconditioned conjugate gradients for a ragged batch.
+
+The constraint lives in the projector, so the system stays positive definite (Gould, Hribar and Nocedal,
+SIAM J. Sci. Comput. 23, 1376 (2001)). All systems of the batch share one application of the operator per
+iteration and stop one by one. Vectors and dot products are float64 whatever the operator computes in: in
+float32 the recursion would drift off the constraint and diverge once it stagnates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .quadratic import QuadraticProblem
+from .solution import Status
+
+# relative residuals below these are rounding
+FLOOR = {torch.float32: 2e-6, torch.float64: 1e-14}
+# iterations without a new smallest residual after which a system is given up
+_PATIENCE = 25
+
+
+class LinearResult(NamedTuple):
+    """
+    A solve of one linear system per system of the batch.
+
+    Attributes:
+        state: ``[n_atoms, dim]`` float64.
+        multiplier: ``[n_groups]`` float64, chemical potential.
+        iterations, status: ``[n_systems]`` int64.
+        residual: ``[n_systems]`` float64, relative.
+    """
+
+    state: Tensor
+    multiplier: Tensor
+    iterations: Tensor
+    residual: Tensor
+    status: Tensor
+
+
+def conjugate_gradients(
+    problem: QuadraticProblem,
+    apply: Callable[[Tensor], Tensor],
+    source: Tensor,
+    totals: Tensor,
+    initial: Tensor | None,
+    precondition: Callable[[Tensor], Tensor],
+    tolerance: float,
+    max_iterations: int,
+    dtype: torch.dtype,
+) -> LinearResult:
+    """
+    Minimise ``source.s + 1/2 s.A s`` at given totals.
+
+    Args:
+        problem: Sizes and constraint.
+        apply: A, on ``[n_atoms, dim]`` float64.
+        source: ``[n_atoms, dim]`` float64.
+        totals: ``[n_groups]`` float64.
+        initial: First guess ``[n_atoms, dim]``, made feasible; zeros if None.
+        precondition: A symmetric positive approximation of A's inverse.
+        tolerance: On the norm of the projected gradient over that of the projected source.
+        max_iterations: Of one system.
+        dtype: In which ``apply`` computes: sets the smallest tolerance.
+    """
+    tolerance = max(tolerance, FLOOR[dtype])
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return problem.system_sum((a * b).sum(1))
+
+    step_back = _preconditioned_projector(problem, precondition, source)
+    state = problem.feasible(torch.zeros_like(source) if initial is None else initial.double(), totals)
+    gradient = problem.project(source + apply(state))
+    norm = dot(gradient, gradient).sqrt()
+    scale = dot(*(2 * [problem.project(source)])).sqrt()
+    scale = torch.where(scale > 0, scale, norm)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    residual = norm / scale
+    z = step_back(gradient)
+    direction = -z
+    rz = dot(gradient, z)
+    status = torch.where(residual <= tolerance, Status.CONVERGED, Status.ITERATIONS)
+    status = torch.where(torch.isfinite(residual), status, Status.NOT_FINITE)
+    iterations = torch.zeros_like(status)
+    best, since = residual, torch.zeros_like(status)
+    check = 1 if source.device.type == "cpu" else 8  # a look at the masks waits for the GPU
+    for step in range(max_iterations):
+        active = status == Status.ITERATIONS
+        if step % check == 0 and not bool(active.any()):
+            break
+        image = apply(direction)
+        curvature = dot(direction, image)
+        bad = ~torch.isfinite(curvature)
+        flat = active & ~bad & (curvature <= 0)
+        status = torch.where(active & bad, Status.NOT_FINITE, status)
+        status = torch.where(flat, Status.INDEFINITE, status)
+        active = active & ~bad & ~flat
+        alpha = torch.where(active, rz / torch.where(active, curvature, torch.ones_like(curvature)), 0.0)
+        per_atom = problem.system_expand(alpha)[:, None]
+        moving = problem.system_expand(active.double())[:, None] > 0
+        state = torch.where(moving, state + per_atom * direction, state)
+        gradient = torch.where(moving, problem.project(gradient + per_atom * image), gradient)
+        iterations = iterations + active
+        norm = dot(gradient, gradient).sqrt()
+        residual = torch.where(active, norm / scale, residual)
+        better = residual < best
+        since = torch.where(better, 0, since + 1)
+        best = torch.where(better, residual, best)
+        status = torch.where(active & (residual <= tolerance), Status.CONVERGED, status)
+        status = torch.where(active & ~torch.isfinite(residual), Status.NOT_FINITE, status)
+        status = torch.where(
+            (status == Status.ITERATIONS) & (since > _PATIENCE) & (best < 1e-3), Status.STAGNATED, status
+        )
+        z = step_back(gradient)
+        fresh = dot(gradient, z)
+        beta = torch.where(active & (rz != 0), fresh / torch.where(rz != 0, rz, torch.ones_like(rz)), 0.0)
+        direction = torch.where(moving, problem.system_expand(beta)[:, None] * direction - z, direction)
+        rz = fresh
+    return LinearResult(
+        problem.feasible(state, totals),
+        chemical_potential(problem, source + apply(state)),
+        iterations,
+        residual,
+        status,
+    )
+
+
+def chemical_potential(problem: QuadraticProblem, gradient: Tensor) -> Tensor:
+    """The multiplier: mean over each group of the energy's derivative in a charge, ``[n_groups]``."""
+    groups = problem.groups
+    counts = groups.sum(torch.ones_like(gradient[:, 0]))
+    return groups.sum(gradient[:, 0].contiguous()) / counts
+
+
+def _preconditioned_projector(
+    problem: QuadraticProblem, precondition: Callable[[Tensor], Tensor], like: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """The constrained problem's preconditioner: ``M r`` less the multiple of ``M 1`` that moves charge."""
+    if not problem.constrained:
+        return precondition
+    groups = problem.groups
+    ones = torch.zeros_like(like)
+    ones[:, 0] = 1
+    along = precondition(ones)
+    weight = groups.sum(along[:, 0].contiguous())
+
+    def apply(gradient: Tensor) -> Tensor:
+        z = precondition(gradient)
+        excess = groups.sum(z[:, 0].contiguous()) / weight
+        return z - groups.expand(excess)[:, None] * along
+
+    return apply

@@ -1,0 +1,404 @@
+"""
+Charge equilibration: charges and induced dipoles at the minimum of a quadratic functional.
+
+Rappe and Goddard, J. Phys. Chem. 95, 3358 (1991); with Gaussian charges, Ghasemi et al., Phys. Rev. B 92,
+045131 (2015). The derivatives come from the adjoint system, which has the same matrix: one more solve for
+any gradient of the state, none for the energy's first derivatives, which the minimum makes explicit.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..electrostatics import Geometry
+from .conjugate_gradients import LinearResult, conjugate_gradients
+from .constraints import make_groups
+from .dense import DenseSolver
+from .preconditioners import make_preconditioner
+from .quadratic import QuadraticProblem
+from .solution import ChargeSolution, ConvergenceError, explain
+
+Method = Literal["auto", "cg", "dense"]
+PreconditionerName = Literal["auto", "none", "jacobi", "fsai"]
+# largest state of a system, in degrees of freedom, up to which "auto" factorises: measured on 2 cores
+DENSE_UP_TO = 300
+
+
+class _Options:
+    """How to solve, and what the forward solve reports back."""
+
+    def __init__(
+        self,
+        method: str,
+        preconditioner: str,
+        tolerance: float,
+        max_iterations: int,
+        initial: Tensor | None,
+        on_failure: str,
+    ) -> None:
+        self.on_failure = on_failure
+        self.method, self.preconditioner = method, preconditioner
+        self.tolerance, self.max_iterations, self.initial = tolerance, max_iterations, initial
+        self.result: LinearResult | None = None
+        self.solver: Callable[[Tensor, Tensor, Tensor | None], LinearResult] | None = None
+
+
+def _make_solver(
+    problem: QuadraticProblem, options: _Options, positions: Tensor, cell: Tensor | None, hardness: Tensor
+) -> Callable[[Tensor, Tensor, Tensor | None], LinearResult]:
+    """``(source, totals, initial) -> result`` at one geometry."""
+    geometry = problem.prepare(positions, cell)
+    dtype, dim = positions.dtype, hardness.shape[1]
+
+    def apply(state: Tensor) -> Tensor:
+        return problem.apply(geometry, hardness, state.to(dtype)).double()
+
+    largest = int(problem.plan.atom_ptr.diff().max()) * dim if len(positions) else 0
+    if options.method == "dense" or (options.method == "auto" and largest <= DENSE_UP_TO):
+        dense = DenseSolver(problem, apply, dim, dtype)
+        return lambda source, totals, initial: dense.solve(source, totals)
+    precondition = make_preconditioner(options.preconditioner, problem, positions, cell, hardness)
+
+    def solve(source: Tensor, totals: Tensor, initial: Tensor | None) -> LinearResult:
+        return conjugate_gradients(
+            problem,
+            apply,
+            source,
+            totals,
+            initial,
+            precondition,
+            options.tolerance,
+            options.max_iterations,
+            dtype,
+        )
+
+    return solve
+
+
+class _Equilibrate(torch.autograd.Function):
+    """
+    State and multiplier of ``A s + b = E mu, E^T s = Q`` as functions of b, Q and what A depends on.
+
+    The matrix is symmetric, so backward is the same function of other sources: w solves
+    ``A w - g_s = E nu', E^T w = -g_mu``, then db = -w, dQ = -nu', dA enters through ``-w.A s``.
+    """
+
+    @staticmethod
+    def forward(
+        problem: QuadraticProblem,
+        options: _Options,
+        source: Tensor,
+        totals: Tensor,
+        positions: Tensor,
+        cell: Tensor | None,
+        hardness: Tensor,
+    ):
+        if options.solver is None:
+            options.solver = _make_solver(problem, options, positions, cell, hardness)
+        options.result = options.solver(source.double(), totals.double(), options.initial)
+        return options.result.state.to(source.dtype), options.result.multiplier.to(totals.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        ctx.problem, ctx.options, _, _, positions, cell, hardness = inputs
+        ctx.save_for_backward(positions, cell, hardness, output[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor):
+        grad_state, grad_multiplier = grad_outputs
+        positions, cell, hardness, state = ctx.saved_tensors
+        problem, forward = ctx.problem, ctx.options
+        options = _Options(
+            forward.method,
+            forward.preconditioner,
+            forward.tolerance,
+            forward.max_iterations,
+            None,
+            forward.on_failure,
+        )
+        options.solver = forward.solver  # the same matrix
+        adjoint, multiplier = _Equilibrate.apply(
+            problem, options, -grad_state, -grad_multiplier, positions, cell, hardness
+        )
+        _report(problem, options, "charge equilibration, adjoint", forward.on_failure)
+
+        def form(positions: Tensor, cell: Tensor | None, hardness: Tensor) -> Tensor:
+            return -(adjoint * problem.apply(problem.prepare(positions, cell), hardness, state)).sum()
+
+        grads = partial_gradients(form, (positions, cell, hardness), ctx.needs_input_grad[4:])
+        return None, None, -adjoint, -multiplier, *grads
+
+
+def partial_gradients(
+    function: Callable[..., Tensor], arguments: Sequence[Tensor | None], needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """
+    Derivatives of a scalar function in its arguments alone, not through what it captures.
+
+    Differentiable themselves when gradients are being recorded (a second backward pass).
+    """
+    create = torch.is_grad_enabled()
+    with torch.enable_grad():
+        live = [
+            None if t is None else (t.view_as(t) if create and t.requires_grad else t.detach())
+            for t in arguments
+        ]
+        for t, need in zip(live, needed, strict=True):
+            if need and t is not None and not t.requires_grad:
+                t.requires_grad_()
+        wanted = [t for t, need in zip(live, needed, strict=True) if need and t is not None]
+        if not wanted:
+            return [None] * len(arguments)
+        value = function(*live)
+        grads = iter(torch.autograd.grad(value, wanted, create_graph=create, allow_unused=True))
+    return [next(grads) if need and t is not None else None for t, need in zip(live, needed, strict=True)]
+
+
+class _MinimumEnergy(torch.autograd.Function):
+    """
+    The functional at its minimum: no derivative through the state, whose own is 0 (Hellmann and Feynman).
+
+    Second derivatives do go through the state. ``totals`` are charges, or potentials where these are given;
+    then the value is E - mu Q.
+    """
+
+    @staticmethod
+    def forward(problem, state, conjugate, totals, *arguments):
+        return _functional(problem, state, totals, *arguments)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.problem = inputs[0]
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor):
+        (grad,) = grad_outputs
+        state, conjugate, totals, *arguments = ctx.saved_tensors
+        problem = ctx.problem
+
+        def value(*arguments):
+            return (_functional(problem, state, totals, *arguments) * grad).sum()
+
+        grads = partial_gradients(value, arguments, ctx.needs_input_grad[4:])
+        # dE/dQ = mu, d(E - mu Q)/dmu = -Q
+        d_totals = conjugate * grad[problem.groups.system]
+        return None, None, None, d_totals if problem.constrained else -d_totals, *grads
+
+
+def _functional(
+    problem: QuadraticProblem,
+    state: Tensor,
+    totals: Tensor,
+    electronegativity: Tensor,
+    hardness: Tensor,
+    positions: Tensor,
+    cell: Tensor | None,
+    external_field: Tensor | None,
+    external_potential: Tensor | None,
+) -> Tensor:
+    """``chi.s + 1/2 s.(J + K) s`` plus the external fields' energy, ``[n_systems]``."""
+    geometry = problem.prepare(positions, cell, external_field, external_potential)
+    local = (electronegativity * state + 0.5 * hardness * state**2).double().sum(1)
+    energy = problem.system_sum(local)
+    energy = energy + geometry.energy(problem.spread(state), self_interaction=True).double()
+    if not problem.constrained:
+        groups = problem.groups
+        given = groups.expand(totals) * state[:, 0]
+        energy = energy - problem.system_sum(given.double())
+    return energy.to(state.dtype)
+
+
+def _report(problem: QuadraticProblem, options: _Options, name: str, on_failure: str) -> None:
+    """Raise or warn about systems that did not converge."""
+    result = options.result
+    assert result is not None
+    if on_failure == "ignore":
+        return
+    message = explain(name, result.status, result.residual, result.iterations)
+    if message is None:
+        return
+    if on_failure == "raise":
+        raise ConvergenceError(message, result.status)
+    warnings.warn(message, stacklevel=3)
+
+
+def charge_equilibration(
+    geometry: Geometry,
+    electronegativity: Tensor,
+    hardness: Tensor,
+    total_charge: Tensor | float | None = 0.0,
+    *,
+    chemical_potential: Tensor | float | None = None,
+    fragments: Tensor | None = None,
+    width_index: Tensor | None = None,
+    initial: Tensor | None = None,
+    method: Method = "auto",
+    preconditioner: PreconditionerName = "auto",
+    tolerance: float = 1e-6,
+    max_iterations: int = 500,
+    on_failure: Literal["raise", "warn", "ignore"] = "raise",
+) -> ChargeSolution:
+    """
+    Minimise ``chi.s + 1/2 s.(J + K) s`` at given total charges, or at a given potential.
+    ``l_max=1`` induced dipoles, whose electronegativity is minus a field acting on them. External fields of
+    K is the geometry's Coulomb operator with self-interaction, s its multipoles: charges, and with
+    ``l_max=1`` induced dipoles, whose electronegativity is minus a field that acts on them. External
+    fields of the geometry act on s. Differentiable any number of times in positions, cell, external
+    fields, electronegativity, hardness and total charge: one more solve with the same matrix for a
+    gradient of the state, none for the energy's.
+
+    Args:
+        geometry: From `Coulomb.prepare`.
+        electronegativity: ``[n_atoms]`` or ``[n_atoms, dim]`` V (and V/angstrom), dim as the operator's
+            multipoles of one width. One dimension acts on charges only.
+        hardness: ``[n_atoms]`` or ``[n_atoms, dim]`` V/e (and V/(e angstrom^2)), positive. With one dimension
+            and l_max = 1 the dipoles need their own: give two.
+        total_charge: e, of all systems, ``[n_systems]``, or ``[n_fragments]``.
+        chemical_potential: V, of all systems, ``[n_systems]`` or ``[n_fragments]``: electrodes at constant
+            potential instead of a given charge; pass ``total_charge=None``.
+        fragments: ``[n_atoms]`` int64: groups that keep their own charge, numbered over the batch from 0.
+        width_index: ``[n_atoms]`` int64: which of the operator's Gaussian widths an atom has. Needed where
+            there is more than one.
+        initial: ``[n_atoms, dim]`` first guess, for instance the last step's state; not differentiated.
+        method: "dense" factorises one matrix per system, "cg" iterates without one, "auto" takes the faster
+            by size.
+        preconditioner: Of "cg": "fsai" (factorised sparse approximate inverse), "jacobi", "none", or "auto".
+        tolerance: Of "cg": norm of the projected gradient relative to that of the electronegativity.
+        max_iterations: Of "cg".
+        on_failure: What to do when a system does not converge; the others are right in any case, and
+            ``status`` says which.
+
+    Returns:
+        The solution.
+
+    Raises:
+        ConvergenceError: names the systems, why, and what to do.
+        ValueError: for wrong shapes, NaN, hardness that is not positive, or contradictory constraints.
+        TypeError: for another dtype.
+    """
+    if method not in ("auto", "cg", "dense"):
+        raise ValueError(f"method must be 'auto', 'cg' or 'dense', got {method!r}")
+    coulomb, plan, positions = geometry.coulomb, geometry.plan, geometry.positions
+    n_atoms, dtype = len(positions), positions.dtype
+    slots, dim = _slots(geometry, width_index)
+    chi = _per_atom("electronegativity", electronegativity, n_atoms, dim, positions, fill=0.0)
+    stiff = _per_atom("hardness", hardness, n_atoms, dim, positions, fill=None)
+    if geometry.validate:
+        for name, values in (("electronegativity", chi), ("hardness", stiff)):
+            if not bool(torch.isfinite(values).all()):
+                raise ValueError(f"{name} holds NaN or infinity: check what produced it")
+    if (total_charge is None) == (chemical_potential is None):
+        raise ValueError("give either total_charge or chemical_potential, and None for the other")
+    groups = make_groups(fragments, plan.index, plan.ptr, plan.n_systems)
+    constrained = chemical_potential is None
+    given = _per_group(
+        "total_charge" if constrained else "chemical_potential",
+        total_charge if constrained else chemical_potential,
+        groups.n_groups,
+        positions,
+    )
+    problem = QuadraticProblem(coulomb, plan, slots, groups, constrained, geometry.counter_bounds)
+    source = chi
+    if geometry.external_field is not None or geometry.external_potential is not None:
+        nothing = positions.new_zeros((n_atoms, coulomb.source.dim))
+        source = source + problem.collect(geometry.potential(nothing, self_interaction=True))
+    if not constrained:
+        shift = groups.expand(given)
+        source = torch.cat(((source[:, 0] - shift)[:, None], source[:, 1:]), 1)
+    if initial is not None and initial.shape != (n_atoms, dim):
+        raise ValueError(f"initial must have shape {[n_atoms, dim]}, got {list(initial.shape)}")
+    options = _Options(
+        method,
+        preconditioner,
+        tolerance,
+        max_iterations,
+        None if initial is None else initial.detach(),
+        on_failure,
+    )
+    totals = given if constrained else torch.zeros_like(given)
+    state, multiplier = _Equilibrate.apply(problem, options, source, totals, positions, geometry.cell, stiff)
+    _report(problem, options, "charge equilibration", on_failure)
+    result = options.result
+    assert result is not None
+    charge = groups.sum(state[:, 0].double()).to(dtype)
+    energy = _MinimumEnergy.apply(
+        problem,
+        state,
+        multiplier if constrained else charge,
+        given,
+        chi,
+        stiff,
+        positions,
+        geometry.cell,
+        geometry.external_field,
+        geometry.external_potential,
+    )
+    return ChargeSolution(
+        state,
+        multiplier if constrained else given,
+        energy,
+        result.iterations,
+        result.residual,
+        result.status,
+    )
+
+
+def _slots(geometry: Geometry, width_index: Tensor | None) -> tuple[Tensor | None, int]:
+    """Columns of the operator's rows that an atom's state fills, and how many they are."""
+    source = geometry.coulomb.source
+    dim = (source.l_max + 1) ** 2
+    if source.n_widths == 1 and width_index is None:
+        return None, dim
+    if width_index is None:
+        raise ValueError(
+            f"the operator has {source.n_widths} Gaussian widths: pass width_index [n_atoms], which of them "
+            "each atom has"
+        )
+    n_atoms = len(geometry.positions)
+    if width_index.shape != (n_atoms,) or width_index.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"width_index must be int64 of shape [{n_atoms}], got {width_index.dtype} "
+            f"{list(width_index.shape)}"
+        )
+    if n_atoms and (int(width_index.min()) < 0 or int(width_index.max()) >= source.n_widths):
+        raise ValueError(f"width_index must lie between 0 and {source.n_widths - 1}")
+    index = width_index.to(geometry.positions.device, torch.int64)
+    columns = source.columns()
+    return columns.to(index.device)[index], dim
+
+
+def _per_atom(
+    name: str, values: Tensor, n_atoms: int, dim: int, positions: Tensor, fill: float | None
+) -> Tensor:
+    """``[n_atoms, dim]`` from ``[n_atoms]`` or ``[n_atoms, dim]``."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(values).__name__}")
+    if values.dtype != positions.dtype or values.device != positions.device:
+        raise TypeError(
+            f"{name} is {values.dtype} on {values.device}, positions are {positions.dtype} on "
+            f"{positions.device}: convert one of them"
+        )
+    if values.shape == (n_atoms, dim):
+        return values
+    if values.shape == (n_atoms,):
+        if dim == 1:
+            return values[:, None]
+        if fill is not None:
+            return torch.cat((values[:, None], values.new_full((n_atoms, dim - 1), fill)), 1)
+    raise ValueError(f"{name} must have shape {[n_atoms, dim]}, got {list(values.shape)}")
+
+
+def _per_group(name: str, value: Tensor | float | None, n_groups: int, positions: Tensor) -> Tensor:
+    """``[n_groups]`` from a number or a tensor."""
+    tensor = torch.as_tensor(value, dtype=positions.dtype, device=positions.device)
+    if tensor.ndim > 1 or (tensor.ndim == 1 and tensor.shape[0] not in (1, n_groups)):
+        raise ValueError(f"{name} must be a number or have shape [{n_groups}], got {list(tensor.shape)}")
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(f"{name} holds NaN or infinity: {tensor.tolist()}")
+    return tensor.expand(n_groups)

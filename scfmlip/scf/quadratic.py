@@ -1,0 +1,108 @@
+"""
+The quadratic functional of charge equilibration and its linear system.
+
+    E(s) = b.s + 1/2 s.(J + K) s,   sum of the charges of each group given (or their potential),
+with K the Coulomb operator, self-interaction included, and J > 0 the diagonal hardness. K of Gaussians is
+positive semidefinite, so the minimum is unique.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scfmlip_kernels import segment_expand, segment_sum
+
+from ..electrostatics import Coulomb, CoulombPlan
+from .constraints import ChargeGroups
+
+
+@dataclass(frozen=True)
+class QuadraticProblem:
+    """
+    What defines a batch of systems but their positions, cells and hardness.
+
+    Attributes:
+        coulomb, plan: The operator and its geometry-independent part.
+        slots: ``[n_atoms, dim]`` int64 columns of the operator's multipoles that an atom's state fills, or
+            None for all: with several Gaussian widths every atom has one of them.
+        groups: Groups of atoms of given charge.
+        constrained: False at constant potential.
+        counter_charge: Passed on to `Coulomb.prepare`.
+    """
+
+    coulomb: Coulomb
+    plan: CoulombPlan
+    slots: Tensor | None
+    groups: ChargeGroups
+    constrained: bool
+    counter_charge: Tensor | None = None
+
+    @property
+    def n_systems(self) -> int:
+        """Systems of the batch."""
+        return self.plan.n_systems
+
+    def spread(self, state: Tensor) -> Tensor:
+        """``[n_atoms, ..., dim]`` states to the operator's rows."""
+        if self.slots is None:
+            return state
+        slots = self.slots
+        if state.ndim == 3:
+            slots = slots[:, None].expand(-1, state.shape[1], -1)
+        rows = state.new_zeros((*state.shape[:-1], self.coulomb.source.dim))
+        return rows.scatter(-1, slots, state)
+
+    def collect(self, rows: Tensor) -> Tensor:
+        """The adjoint of `spread`."""
+        if self.slots is None:
+            return rows
+        slots = self.slots
+        if rows.ndim == 3:
+            slots = slots[:, None].expand(-1, rows.shape[1], -1)
+        return rows.gather(-1, slots)
+
+    def prepare(self, positions: Tensor, cell: Tensor | None, external_field=None, external_potential=None):
+        """The operator at a geometry."""
+        return self.coulomb.prepare(
+            positions,
+            cell,
+            plan=self.plan,
+            external_field=external_field,
+            external_potential=external_potential,
+            counter_charge=self.counter_charge,
+        )
+
+    def apply(self, geometry, hardness: Tensor, state: Tensor) -> Tensor:
+        """``(J + K) s`` for ``state [n_atoms, dim]`` or several, ``[n_atoms, n, dim]``."""
+        diagonal = hardness if state.ndim == 2 else hardness[:, None]
+        rows = geometry.potential(self.spread(state), self_interaction=True)
+        return diagonal * state + self.collect(rows)
+
+    def system_sum(self, values: Tensor) -> Tensor:
+        """``[n_atoms]`` -> ``[n_systems]``."""
+        return segment_sum(values, self.plan.ptr, self.plan.index)
+
+    def system_expand(self, values: Tensor) -> Tensor:
+        """``[n_systems]`` -> ``[n_atoms]``."""
+        return segment_expand(values, self.plan.ptr, self.plan.index)
+
+    # the constraint: groups of charges that add up to given totals
+
+    def project(self, state: Tensor) -> Tensor:
+        """The part of a gradient along which charges may move: group means of the charges removed."""
+        if not self.constrained:
+            return state
+        counts = self.groups.sum(torch.ones_like(state[:, 0]))
+        mean = self.groups.sum(state[:, 0]) / counts
+        return torch.cat(((state[:, 0] - self.groups.expand(mean))[:, None], state[:, 1:]), 1)
+
+    def feasible(self, state: Tensor, totals: Tensor) -> Tensor:
+        """The nearest state with the right totals."""
+        if not self.constrained:
+            return state
+        counts = self.groups.sum(torch.ones_like(state[:, 0]))
+        missing = (totals - self.groups.sum(state[:, 0])) / counts
+        return torch.cat(((state[:, 0] + self.groups.expand(missing))[:, None], state[:, 1:]), 1)

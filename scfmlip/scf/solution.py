@@ -1,0 +1,85 @@
+"""What solvers return, and what they say when they fail."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+class Status(enum.IntEnum):
+    """How the solve of one system ended."""
+
+    CONVERGED = 0
+    ITERATIONS = 1
+    INDEFINITE = 2
+    NOT_FINITE = 3
+    STAGNATED = 4
+
+
+ADVICE = {
+    Status.ITERATIONS: "did not reach the tolerance: allow more iterations (max_iterations), loosen the "
+    "tolerance, start from a better state, or use another preconditioner or method",
+    Status.INDEFINITE: "is not a minimum: hardness plus Coulomb matrix is not positive. Make the hardness "
+    "positive (for instance the square of a parameter)",
+    Status.NOT_FINITE: "met NaN or infinity: look at positions, electronegativity and hardness",
+    Status.STAGNATED: "stopped improving above the tolerance, at the rounding of its dtype: loosen the "
+    "tolerance or use float64",
+}
+
+
+class ConvergenceError(RuntimeError):
+    """
+    A solve that failed for some systems.
+
+    Attributes:
+        status: ``[n_systems]`` int64 values of `Status`.
+    """
+
+    def __init__(self, message: str, status: Tensor) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def explain(name: str, status: Tensor, residual: Tensor, iterations: Tensor) -> str | None:
+    """One sentence per kind of failure, naming systems; None if all converged."""
+    found = status.tolist()
+    parts = []
+    for kind, advice in ADVICE.items():
+        systems = [i for i, s in enumerate(found) if s == kind]
+        if systems:
+            first = systems[0]
+            shown = ", ".join(map(str, systems[:5])) + (", ..." if len(systems) > 5 else "")
+            parts.append(
+                f"system(s) {shown} (residual {float(residual[first]):.2e} after {int(iterations[first])} "
+                f"iterations) {advice}"
+            )
+    return f"{name}: " + "; ".join(parts) if parts else None
+
+
+@dataclass(frozen=True)
+class ChargeSolution:
+    """
+    Charges (and induced dipoles) at the minimum of a quadratic functional.
+
+    Attributes:
+        state: ``[n_atoms, dim]`` multipoles, rows as the operator's.
+        chemical_potential: ``[n_groups]`` V, dE/dQ of each group (system or fragment).
+        energy: ``[n_systems]`` eV, the functional at its minimum, external fields included.
+        iterations: ``[n_systems]`` int64 of the forward solve; 0 for the dense method.
+        residual: ``[n_systems]`` float64, norm of the projected gradient relative to that of the source.
+        status: ``[n_systems]`` int64, see `Status`.
+    """
+
+    state: Tensor
+    chemical_potential: Tensor
+    energy: Tensor
+    iterations: Tensor
+    residual: Tensor
+    status: Tensor
+
+    @property
+    def charges(self) -> Tensor:
+        """``[n_atoms]`` e."""
+        return self.state[:, 0]

@@ -12,8 +12,19 @@ if importlib.util.find_spec("scfmlip_kernels") is None:
 
 from .electrostatics import Coulomb, GaussianMultipoles, Geometry
 from .interfaces.mace import accelerate, restore
+from .scf import ChargeSolution, ConvergenceError, charge_equilibration
 
-__all__ = ["Coulomb", "GaussianMultipoles", "Geometry", "__version__", "accelerate", "restore"]
+__all__ = [
+    "ChargeSolution",
+    "ConvergenceError",
+    "Coulomb",
+    "GaussianMultipoles",
+    "Geometry",
+    "__version__",
+    "accelerate",
+    "charge_equilibration",
+    "restore",
+]
 
 __version__ = "0.1.0"
 

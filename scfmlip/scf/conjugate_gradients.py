@@ -143,6 +143,8 @@ def _preconditioned_projector(
     if not problem.constrained:
         return precondition
     groups = problem.groups
+    if groups.ptr is None:  # fragments that the preconditioner couples: project on both sides
+        return lambda gradient: problem.project(precondition(problem.project(gradient)))
     ones = torch.zeros_like(like)
     ones[:, 0] = 1
     along = precondition(ones)

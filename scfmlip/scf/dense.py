@@ -51,7 +51,10 @@ class DenseSolver:
         padding[self.index, self.rows] = 0.0
         self.matrix = 0.5 * (matrix + matrix.mT)
         self.indicator = self._indicator(padding)
-        shift = (self.matrix.diagonal(dim1=1, dim2=2).sum(1) / counts.to(device).clamp(min=1)).abs()
+        # a charged slab's matrix is very negative along the total charge
+        total = (self.indicator.sum(2)[:, None] @ self.matrix @ self.indicator.sum(2)[..., None]).flatten()
+        size = counts.to(device).clamp(min=1)
+        shift = (self.matrix.diagonal(dim1=1, dim2=2).sum(1) / size).abs() + 10 * total.abs() / size**2
         shifted = self.matrix + torch.diag_embed(padding)
         shifted = shifted + shift[:, None, None] * self.indicator @ self.indicator.mT
         self.finite = torch.isfinite(shifted).flatten(1).all(1)

@@ -107,12 +107,19 @@ class _Equilibrate(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         ctx.problem, ctx.options, _, _, positions, cell, hardness = inputs
         ctx.save_for_backward(positions, cell, hardness, output[0])
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor):
         grad_state, grad_multiplier = grad_outputs
+        if grad_state is None and grad_multiplier is None:
+            return (None,) * 7
         positions, cell, hardness, state = ctx.saved_tensors
         problem, forward = ctx.problem, ctx.options
+        if grad_state is None:
+            grad_state = torch.zeros_like(state)
+        if grad_multiplier is None:
+            grad_multiplier = state.new_zeros(problem.groups.n_groups)
         options = _Options(
             forward.method,
             forward.preconditioner,

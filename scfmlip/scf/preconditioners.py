@@ -66,7 +66,7 @@ def make_preconditioner(
         return lambda values: values
     if name not in ("auto", "jacobi", "fsai"):
         raise ValueError(f"preconditioner must be 'auto', 'fsai', 'jacobi' or 'none', got {name!r}")
-    inverse = 1 / diagonal(problem, hardness)
+    inverse = 1 / diagonal(problem, hardness).abs().clamp(min=1e-6)
     largest = int(problem.plan.atom_ptr.diff().max()) if len(positions) else 0
     if name == "jacobi" or (name == "auto" and largest > _ALL_PAIRS):
         return lambda values: inverse * values
@@ -118,7 +118,11 @@ class SparseFactor:
             unit = block.new_zeros(m + 1, 1)
             unit[-1] = 1.0
             column = torch.linalg.solve(block, unit.expand(len(block), -1, -1))[..., 0]
-            factors.append(column / column[:, -1:].clamp(min=1e-300).sqrt())
+            # a neighbourhood that is not positive (negative hardness) falls back on its diagonal
+            good = (column[:, -1] > 0) & torch.isfinite(column).all(1)
+            alone = unit[:, 0] / own[part, None].abs().clamp(min=1e-6)
+            column = torch.where(good[:, None], column, alone)
+            factors.append(column / column[:, -1:].sqrt())
         values = torch.cat(factors) if factors else width.new_zeros(0, m + 1)
         values = torch.where(used, values, torch.zeros_like(values))
         # rows of G padded; rows of its transpose as segments, so that sums are deterministic

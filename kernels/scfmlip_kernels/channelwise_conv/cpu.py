@@ -24,88 +24,74 @@ _WASTE = 0.1
 
 class _Path(NamedTuple):
     x: int  # number of the segment of x
+    y_columns: slice
     x_dim: int
     out_dim: int
     channels: int
-    x_columns: slice  # of all segments with components outermost
-    y_columns: slice
-    out_columns: slice
-    w_columns: slice
     terms: Tensor  # [y components, x components * out components]
 
 
 @lru_cache(maxsize=256)
 def _paths(product: ChannelwiseProduct, dtype: torch.dtype) -> tuple[_Path, ...]:
-    x_first = offsets([c * d for c, d in product.x])
     y_first = offsets(list(product.y))
-    out_first = offsets([c * d for c, d in product.out])
-    w_first = offsets([c for c, _ in product.out])
     found = []
-    for n, path in enumerate(product.paths):
+    for path in product.paths:
         channels, dim = product.x[path.x]
         terms = torch.zeros(product.y[path.y], dim, path.dim, dtype=torch.float64)
         for i, j, k, value in path.coefficients:
             terms[j, i, k] = value
-        found.append(
-            _Path(
-                path.x,
-                dim,
-                path.dim,
-                channels,
-                slice(x_first[path.x], x_first[path.x] + channels * dim),
-                slice(y_first[path.y], y_first[path.y] + product.y[path.y]),
-                slice(out_first[n], out_first[n] + channels * path.dim),
-                slice(w_first[n], w_first[n] + channels),
-                terms.flatten(1).to(dtype),
-            )
-        )
+        y_columns = slice(y_first[path.y], y_first[path.y] + product.y[path.y])
+        found.append(_Path(path.x, y_columns, dim, path.dim, channels, terms.flatten(1).to(dtype)))
     return tuple(found)
 
 
-def _transposed(values: Tensor, segments: tuple[tuple[int, int], ...], to_mul_ir: bool) -> Tensor:
-    """The other layout of every segment."""
+def _segments(values: Tensor, segments: tuple[tuple[int, int], ...], layout: str) -> list[Tensor]:
+    """Views of the segments, ``[n_rows, components, channels]``, in either layout."""
     parts = values.split([c * d for c, d in segments], 1)
-    return torch.cat(
-        [
-            part.unflatten(1, (d, c) if to_mul_ir else (c, d)).mT.flatten(1)
-            for part, (c, d) in zip(parts, segments, strict=True)
-        ],
-        1,
-    )
+    if layout == "mul_ir":
+        return [part.unflatten(1, cd).mT for part, cd in zip(parts, segments, strict=True)]
+    return [part.unflatten(1, (d, c)) for part, (c, d) in zip(parts, segments, strict=True)]
+
+
+def _components_first(values: Tensor, segments: tuple[tuple[int, int], ...], layout: str) -> Tensor:
+    """``[n_rows, columns]`` in the layout "ir_mul"."""
+    if layout == "ir_mul":
+        return values
+    return torch.cat([part.flatten(1) for part in _segments(values, segments, layout)], 1)
 
 
 class _Block(NamedTuple):
-    nodes: Tensor
+    nodes: slice  # in the order of their degrees
     degree: int
     edges: Tensor  # of each slot; padding repeats the node's last edge
     kept: Tensor | None  # slots that are not padding, None if all
 
 
-def _blocks(order: Tensor, ptr: Tensor) -> Iterator[_Block]:
-    degrees = ptr.diff()
-    sizes, nodes = torch.sort(degrees, stable=True)
-    limit = _EDGES * torch.get_num_threads()
+def _blocks(order: Tensor, ptr: Tensor, sizes: Tensor, nodes: Tensor) -> Iterator[_Block]:
+    limit = _EDGES * max(2, torch.get_num_threads())
     bounds, first, slots = [], 0, 0
     for n, size in enumerate(sizes.tolist()):
         if size == 0:
             first = n + 1
             continue
         count = n - first
-        if count and ((count + 1) * size > limit or (count + 1) * size - slots - size > _WASTE * (slots + size)):
+        wasted = count * size - slots
+        if count and ((count + 1) * size > limit or wasted > _WASTE * (slots + size)):
             bounds.append((first, n))
             first, slots = n, 0
         slots += size
     if first < len(sizes):
         bounds.append((first, len(sizes)))
+    starts = ptr[nodes]
     for first, last in bounds:
-        degree = int(sizes[last - 1])
-        mine, size = nodes[first:last], sizes[first:last, None]
+        smallest, degree = int(sizes[first]), int(sizes[last - 1])
         slot = torch.arange(degree)
-        edges = order[(ptr[mine][:, None] + torch.minimum(slot, size - 1)).flatten()]
-        kept = None
-        if int(sizes[first]) < degree:
-            kept = (slot < size).flatten().nonzero()[:, 0]
-        yield _Block(mine, degree, edges, kept)
+        if smallest == degree:
+            yield _Block(slice(first, last), degree, order[(starts[first:last, None] + slot).flatten()], None)
+            continue
+        size = sizes[first:last, None]
+        edges = order[(starts[first:last, None] + torch.minimum(slot, size - 1)).flatten()]
+        yield _Block(slice(first, last), degree, edges, (slot < size).flatten().nonzero()[:, 0])
 
 
 class _Buffers:
@@ -170,24 +156,24 @@ def channelwise_conv_cpu(
 ) -> Tensor:
     """Sums of every node; arguments as in `channelwise_conv`, on the CPU."""
     paths = _paths(product, x.dtype)
-    if product.layout == "mul_ir":
-        x = _transposed(x, product.x, False)
-    out = x.new_zeros(len(receiver_ptr) - 1, product.out_dim)
+    w_sizes = [p.channels for p in paths]
+    x = _components_first(x, product.x, product.layout)
+    sizes, nodes = torch.sort(receiver_ptr.diff(), stable=True)
+    sums = [x.new_zeros(len(nodes), p.out_dim, p.channels) for p in paths]
     buffers = _Buffers(x)
-    for block in _blocks(by_receiver, receiver_ptr):
-        w = _edge_weights(weights, matrix, block, buffers)
-        sent = buffers.rows("x", x, sender[block.edges])
+    for block in _blocks(by_receiver, receiver_ptr, sizes, nodes):
+        w = _edge_weights(weights, matrix, block, buffers)[:, None].split(w_sizes, 2)
+        sent = _segments(buffers.rows("x", x, sender[block.edges]), product.x, "ir_mul")
         attributes = _attributes(y, block, buffers)
-        sums = buffers("sums", len(block.nodes), product.out_dim)
-        for p in paths:
+        for p, w_p, total in zip(paths, w, sums, strict=True):
             m = _small_matrices(attributes, p, block.degree, buffers)
-            z = buffers("z", len(w), p.x_dim, p.channels)
-            torch.mul(w[:, None, p.w_columns], sent[:, p.x_columns].unflatten(1, (p.x_dim, -1)), out=z)
-            total = buffers("total", len(m), p.out_dim, p.channels)
-            torch.bmm(m.mT, z.view(len(m), -1, p.channels), out=total)
-            sums[:, p.out_columns] = total.flatten(1)
-        out.index_copy_(0, block.nodes, sums)
-    return _transposed(out, product.out, True) if product.layout == "mul_ir" else out
+            z = buffers("z", len(attributes), p.x_dim, p.channels)
+            torch.mul(w_p, sent[p.x], out=z)
+            torch.bmm(m.mT, z.view(len(m), -1, p.channels), out=total[block.nodes])
+    out = x.new_empty(len(nodes), product.out_dim)
+    for part, total in zip(_segments(out, product.out, product.layout), sums, strict=True):
+        part[nodes] = total
+    return out
 
 
 def channelwise_conv_backward_cpu(
@@ -204,68 +190,68 @@ def channelwise_conv_backward_cpu(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Derivatives of ``sum out grad`` in x, y, weights and matrix; those not wanted are empty."""
     paths = _paths(product, x.dtype)
+    w_sizes = [p.channels for p in paths]
     wants_x, wants_y, wants_weights, wants_matrix = wanted
     wants_w = wants_weights or wants_matrix
-    if product.layout == "mul_ir":
-        x, grad = _transposed(x, product.x, False), _transposed(grad, product.out, False)
-    # every edge stands in one block, every node may stand in none
+    x = _components_first(x, product.x, product.layout)
+    sizes, nodes = torch.sort(receiver_ptr.diff(), stable=True)
+    grads = [part[nodes].contiguous() for part in _segments(grad, product.out, product.layout)]
+    # every edge stands in one block, a node may stand in none
     d_x = x.new_zeros(x.shape if wants_x else 0)
     d_y = y.new_empty(y.shape if wants_y else 0)
     d_weights = y.new_empty(weights.shape if wants_weights else 0)
     d_matrix = y.new_zeros(matrix.shape if matrix is not None and wants_matrix else 0)
+    used = {p.x for p in paths}
     buffers = _Buffers(x)
-    for block in _blocks(by_receiver, receiver_ptr):
-        w = _edge_weights(weights, matrix, block, buffers)
+    for block in _blocks(by_receiver, receiver_ptr, sizes, nodes):
+        weight_rows = _edge_weights(weights, matrix, block, buffers)
+        n_slots, n_columns = weight_rows.shape
+        w = weight_rows[:, None].split(w_sizes, 2)
         from_node = sender[block.edges]
-        sent = buffers.rows("x", x, from_node)
+        sent = _segments(buffers.rows("x", x, from_node), product.x, "ir_mul")
         attributes = _attributes(y, block, buffers)
-        g_nodes = buffers.rows("g", grad, block.nodes)
-        d_sent, d_w = buffers("d_sent", *sent.shape), buffers("d_w", *w.shape)
+        d_sent_rows = buffers("d_sent", n_slots, product.x_dim)
+        d_sent = _segments(d_sent_rows, product.x, "ir_mul")
+        d_w_rows = buffers("d_w", n_slots, n_columns)
+        d_w = d_w_rows.split(w_sizes, 1)
         d_attributes = buffers("d_attributes", *attributes.shape).zero_()
         started = set()
-        for p in paths:
-            g = g_nodes[:, p.out_columns].unflatten(1, (p.out_dim, p.channels))
-            x_i = sent[:, p.x_columns].unflatten(1, (p.x_dim, p.channels))
-            w_p = w[:, None, p.w_columns]
-            z = buffers("z", *x_i.shape)
+        for n, p in enumerate(paths):
+            g, x_i, w_p = grads[n][block.nodes], sent[p.x], w[n]
             if wants_x or wants_w:
                 m = _small_matrices(attributes, p, block.degree, buffers)
-                r = buffers("r", *x_i.shape)
-                torch.bmm(m, g, out=r.view(len(m), -1, p.channels))
+                r = buffers("r", n_slots, p.x_dim, p.channels)
+                torch.bmm(m, g, out=r.view(len(g), -1, p.channels))
                 if wants_w:
-                    d_w_p = d_w[:, p.w_columns]
-                    torch.mul(x_i[:, 0], r[:, 0], out=d_w_p)
+                    torch.mul(x_i[:, 0], r[:, 0], out=d_w[n])
                     for i in range(1, p.x_dim):
-                        d_w_p.addcmul_(x_i[:, i], r[:, i])
-                if wants_x:
-                    d_x_i = d_sent[:, p.x_columns].unflatten(1, (p.x_dim, p.channels))
-                    if p.x in started:
-                        d_x_i.addcmul_(w_p, r)
-                    else:
-                        torch.mul(w_p, r, out=d_x_i)
-                        started.add(p.x)
+                        d_w[n].addcmul_(x_i[:, i], r[:, i])
+                if wants_x and p.x in started:
+                    d_sent[p.x].addcmul_(w_p, r)
+                elif wants_x:
+                    torch.mul(w_p, r, out=d_sent[p.x])
+                    started.add(p.x)
             if wants_y:
+                z = buffers("r", n_slots, p.x_dim, p.channels)
                 torch.mul(w_p, x_i, out=z)
-                d_m = buffers("d_m", len(g), block.degree * p.x_dim, p.out_dim)
+                d_m = buffers("m", len(g), block.degree * p.x_dim, p.out_dim)
                 torch.bmm(z.view(len(g), -1, p.channels), g.mT, out=d_m)
-                d_attributes[:, p.y_columns].addmm_(d_m.view(len(w), -1), p.terms.mT)
+                d_attributes[:, p.y_columns].addmm_(d_m.view(n_slots, -1), p.terms.mT)
         if wants_x:
-            for n, (begin, end) in enumerate(_ends(product)):
-                if n not in started:
-                    d_sent[:, begin:end].zero_()
-            d_x.index_add_(0, from_node, d_sent)
+            for n, part in enumerate(d_sent):
+                if n not in used:
+                    part.zero_()
+            d_x.index_add_(0, from_node, d_sent_rows)
         if wants_y:
             _scattered(d_y, block, d_attributes)
-        if wants_weights:
-            _scattered(d_weights, block, d_w if matrix is None else d_w @ matrix.mT)
         if wants_matrix:
-            d_matrix.addmm_(buffers.rows("weights", weights, block.edges).mT, d_w)
+            d_matrix.addmm_(buffers.memory["weights"][: n_slots * weights.shape[1]].view(n_slots, -1).mT, d_w_rows)
+        if wants_weights and matrix is None:
+            _scattered(d_weights, block, d_w_rows)
+        elif wants_weights:
+            hidden = torch.mm(d_w_rows, matrix.mT, out=buffers("weights", n_slots, weights.shape[1]))
+            _scattered(d_weights, block, hidden)
     if wants_x and product.layout == "mul_ir":
-        d_x = _transposed(d_x, product.x, True)
+        parts = _segments(d_x, product.x, "ir_mul")
+        d_x = torch.cat([part.mT.flatten(1) for part in parts], 1)
     return d_x, d_y, d_weights, d_matrix
-
-
-def _ends(product: ChannelwiseProduct) -> list[tuple[int, int]]:
-    """First and last column of each segment of x."""
-    sizes = [channels * dim for channels, dim in product.x]
-    return [(a, a + n) for a, n in zip(offsets(sizes), sizes, strict=True)]

@@ -1,14 +1,14 @@
 """
-CPU path of the symmetric contraction: monomials by gathers and products, then small matrix products.
+CPU path of the symmetric contraction: monomials by gathers and products, then one sparse product.
 
-Atoms are taken in the order of their species, a chunk at a time; a row is an (atom, channel) pair, and rows
-are innermost. Monomials of each degree are those of the degree below times one input; 1 counts as an input,
-so that lower degrees ride along. Outputs that share no monomial, like the components of a vector, form
-groups: each group takes one product of its coefficients with its own monomials, and the weights of the
-species come last. Derivatives recompute a chunk's monomials and go back the same way: memory is O(rows) for
-inputs and results, and one chunk, which stays in the cache.
+Atoms are taken a chunk at a time; a row is an (atom, channel) pair, and rows are innermost. Monomials of each
+degree are those of the degree below times one input, sorted by that input; 1 counts as an input, so that lower
+degrees ride along. The sparse product with the coefficients gives one sum for each output and weight; the
+weights of the species come last. Derivatives recompute a chunk's monomials and go back the same way: memory
+is O(rows) for inputs and results, and one chunk, which stays in the cache.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
@@ -17,135 +17,229 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .polynomial import SymmetricPolynomial, polynomial_of
+from .polynomial import polynomial_of
 
-# rows of a chunk
-_ROWS = 1024
+# numbers in a chunk's table of monomials, and rows of a chunk at least and at most
+_CHUNK, _MIN_ROWS, _MAX_ROWS = 1 << 20, 512, 8192
+
+
+class _Sparse(NamedTuple):
+    """A constant matrix by its entries, sorted by row; ``csr`` where the library has such products."""
+
+    n_rows: int
+    row: Tensor
+    column: Tensor
+    value: Tensor
+    csr: Tensor | None
+
+    def times(self, dense: Tensor, out: Tensor) -> Tensor:
+        """The product with a dense matrix."""
+        if self.csr is not None:
+            return torch.addmm(out, self.csr, dense, beta=0, out=out)
+        terms = dense.index_select(0, self.column).mul_(self.value[:, None])
+        return out.zero_().index_add_(0, self.row, terms)
+
+
+class _Scratch:
+    """Memory that all chunks of a call use again: fresh pages cost more than the arithmetic on them."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like, self.kept = like, {}
+
+    def table(self, name: str, n: int, rows: int) -> Tensor:
+        """``[n, rows]`` with anything in it."""
+        if name not in self.kept or self.kept[name].numel() < n * rows:
+            self.kept[name] = self.like.new_empty(n * rows)
+        return self.kept[name][: n * rows].view(n, rows)
+
+    def select(self, name: str, values: Tensor, rows: Tensor) -> Tensor:
+        """Rows of a table."""
+        out = self.table(name, len(rows), values.shape[1])
+        return torch.index_select(values, 0, rows, out=out)
 
 
 class _Level(NamedTuple):
-    """Monomials of one more degree: rows ``a`` of the level below times rows ``k`` of the first."""
+    """Monomials of one more degree: rows ``below`` of the level below, then times one input by ranges."""
 
-    a: Tensor
-    k: Tensor
-
-
-class _Group(NamedTuple):
-    monomials: slice  # of the last level
-    sums: slice  # pairs of an output and a weight
-    matrix: Tensor  # [sums, monomials]
+    below: Tensor
+    inputs: tuple[tuple[int, slice], ...]
 
 
 class _Plan(NamedTuple):
     levels: tuple[_Level, ...]
-    groups: tuple[_Group, ...]
+    matrix: _Sparse  # [sums, monomials of the last level]
+    transposed: _Sparse
     output: Tensor  # of each sum
     weight: Tensor
-    outputs: tuple[tuple[int, slice], ...]  # each output's sums
+    outputs: tuple[tuple[int, slice], ...]  # sums of each output
+    n_outputs: int
+    n_monomials: int
 
 
-def _levels(monomials: list[tuple[int, ...]], degree: int) -> tuple[_Level, ...]:
-    """How to multiply up to these monomials; as few different ones below as a greedy choice finds."""
-    levels = []
+def _sparse(shape: tuple[int, int], entries: list[tuple[int, int, float]], dtype: torch.dtype) -> _Sparse:
+    entries = sorted(entries)
+    row = torch.tensor([r for r, _, _ in entries], dtype=torch.int64)
+    column = torch.tensor([c for _, c, _ in entries], dtype=torch.int64)
+    value = torch.tensor([v for _, _, v in entries], dtype=dtype)
+    csr = None
+    if torch.backends.mkl.is_available():
+        ptr = torch.searchsorted(row, torch.arange(shape[0] + 1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # says that the layout is in beta
+            csr = torch.sparse_csr_tensor(ptr, column, value, shape)
+    return _Sparse(shape[0], row, column, value, csr)
+
+
+def _levels(monomials: list[tuple[int, ...]], degree: int) -> tuple[list[tuple[int, ...]], tuple[_Level, ...]]:
+    """The monomials in the order they come out, and the way up; as few below as a greedy choice finds."""
+    levels, last = [], []
     for d in range(max(degree, 2), 1, -1):
         count = Counter(m[:i] + m[i + 1 :] for m in monomials if len(m) == d for i in range(d))
-        heads, inputs = [], []
+        split = []
         for m in monomials:
             i = max(range(d), key=lambda i: (count[m[:i] + m[i + 1 :]], i)) if len(m) == d else len(m)
-            heads.append(m[:i] + m[i + 1 :])
-            inputs.append(m[i] + 1 if i < len(m) else 0)
-        below = sorted(set(heads))
-        place = {m: n if d > 2 else m[0] + 1 for n, m in enumerate(below)}
-        levels.append(_Level(torch.tensor([place[h] for h in heads]), torch.tensor(inputs)))
-        monomials = below
-    return tuple(levels[::-1])
-
-
-def _groups(polynomial: SymmetricPolynomial) -> list[list[int]]:
-    """Outputs, those that share monomials together."""
-    users: dict[tuple[int, ...], int] = {}
-    parent = list(range(polynomial.n_outputs))
-
-    def root(output: int) -> int:
-        while parent[output] != output:
-            output = parent[output]
-        return output
-
-    for factors, _, output, _ in polynomial.terms:
-        parent[root(output)] = root(users.setdefault(factors, output))
-    members: dict[int, list[int]] = {}
-    for output in sorted({output for _, _, output, _ in polynomial.terms}):
-        members.setdefault(root(output), []).append(output)
-    return list(members.values())
+            split.append((m[i] + 1 if i < len(m) else 0, m[:i] + m[i + 1 :], m))
+        split.sort()
+        last = last or [m for *_, m in split]
+        # the level below may come out in another order: name its monomials for now
+        levels.append((split, [m for *_, m in split]))
+        monomials = sorted({head for _, head, _ in split})
+    found = []
+    for n, (split, _) in enumerate(levels):
+        if n + 1 < len(levels):
+            place = {m: i for i, m in enumerate(levels[n + 1][1])}
+        else:
+            place = {m: m[0] + 1 for m in monomials}
+        inputs = [k for k, *_ in split]
+        ranges = []
+        for k in sorted(set(inputs) - {0}):
+            first = inputs.index(k)
+            ranges.append((k, slice(first, first + inputs.count(k))))
+        found.append(_Level(torch.tensor([place[head] for _, head, _ in split]), tuple(ranges)))
+    return last, tuple(found[::-1])
 
 
 @lru_cache(maxsize=256)
 def _plan(key: str, dtype: torch.dtype) -> _Plan:
     p = polynomial_of(key)
-    groups, outputs, pairs, last = [], [], [], []
-    for members in _groups(p):
-        terms = [term for term in p.terms if term[2] in members]
-        monomials = sorted({factors for factors, *_ in terms}, key=lambda m: (m[-1], m))
-        mine = sorted({(output, weight) for _, weight, output, _ in terms})
-        matrix = torch.zeros(len(mine), len(monomials), dtype=torch.float64)
-        row, column = {s: n for n, s in enumerate(mine)}, {m: n for n, m in enumerate(monomials)}
-        for factors, weight, output, value in terms:
-            matrix[row[output, weight], column[factors]] = value
-        for output in members:
-            first = len(pairs) + sum(o < output for o, _ in mine)
-            outputs.append((output, slice(first, first + sum(o == output for o, _ in mine))))
-        sums = slice(len(pairs), len(pairs) + len(mine))
-        groups.append(_Group(slice(len(last), len(last) + len(monomials)), sums, matrix.to(dtype)))
-        pairs += mine
-        last += monomials
-    output, weight = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).unbind(1)
-    return _Plan(_levels(last, p.degree), tuple(groups), output, weight, tuple(outputs))
+    monomials, levels = _levels(sorted({factors for factors, *_ in p.terms}), p.degree)
+    pairs = sorted({(output, weight) for _, weight, output, _ in p.terms})
+    row = {pair: n for n, pair in enumerate(pairs)}
+    column = {m: n for n, m in enumerate(monomials)}
+    entries = [(row[output, weight], column[factors], value) for factors, weight, output, value in p.terms]
+    shape = (len(pairs), len(monomials))
+    found = [output for output, _ in pairs]
+    return _Plan(
+        levels,
+        _sparse(shape, entries, dtype),
+        _sparse(shape[::-1], [(c, r, v) for r, c, v in entries], dtype),
+        torch.tensor(found, dtype=torch.int64),
+        torch.tensor([weight for _, weight in pairs], dtype=torch.int64),
+        tuple((o, slice(found.index(o), found.index(o) + found.count(o))) for o in sorted(set(found))),
+        p.n_outputs,
+        len(monomials),
+    )
 
 
-class _Chunk(NamedTuple):
-    rows: Tensor  # atoms
-    species: list[tuple[int, int, int]]  # each with its first and last atom in the chunk
+def _chunks(plan: _Plan, x: Tensor, order: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """First atom and atoms of each chunk, in the order of the species."""
+    rows = min(max(_CHUNK // max(plan.n_monomials, 1), _MIN_ROWS), _MAX_ROWS)
+    size = max(1, rows // max(x.shape[1], 1))
+    for first in range(0, x.shape[0], size):
+        yield first, order[first : first + size]
 
 
-def _chunks(order: Tensor, ptr: Tensor, n_channels: int) -> Iterator[_Chunk]:
-    size = max(1, _ROWS // max(n_channels, 1))
-    bounds = ptr.tolist()
-    for start in range(0, len(order), size):
-        stop = min(start + size, len(order))
-        species = [
-            (z, max(a, start) - start, min(b, stop) - start)
-            for z, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
-            if a < stop and b > start and a < b
-        ]
-        yield _Chunk(order[start:stop], species)
+def _with_channels(scratch: _Scratch, values: Tensor, atoms: Tensor) -> Tensor:
+    """``[n_atoms, n_channels, n]`` of all atoms to ``[n, rows]`` of some."""
+    out = scratch.table("outer", values.shape[2], len(atoms) * values.shape[1])
+    out.view(-1, len(atoms), values.shape[1]).copy_(values[atoms].permute(2, 0, 1))
+    return out
 
 
-def _first_level(x: Tensor) -> Tensor:
-    """``[1 + n_inputs, atoms, channels]``: 1 and the inputs."""
-    out = x.new_empty((x.shape[2] + 1, x.shape[0], x.shape[1]))
-    out[0] = 1
-    out[1:] = x.permute(2, 0, 1)
-    return out.flatten(1)
+def _first_level(scratch: _Scratch, x: Tensor, atoms: Tensor, constant: float) -> Tensor:
+    """``[1 + n_inputs, rows]``: a constant and the inputs."""
+    out = scratch.table(f"first {constant}", x.shape[2] + 1, len(atoms) * x.shape[1])
+    out[0] = constant
+    out[1:].view(-1, len(atoms), x.shape[1]).copy_(x[atoms].permute(2, 0, 1))
+    return out
+
+
+def _gathered(scratch: _Scratch, weights: Tensor, index: Tensor, atoms: Tensor, numbers: Tensor) -> Tensor:
+    """``[n_numbers, rows]`` weights of the atoms' species; ``weights [n_weights, n_species, n_channels]``."""
+    values = weights.index_select(1, index[atoms]).flatten(1)
+    return scratch.select("weights", values, numbers)
+
+
+def _times_inputs(values: Tensor, first: Tensor, level: _Level) -> Tensor:
+    """Multiply each range by its input, in place."""
+    for k, rows in level.inputs:
+        values[rows].mul_(first[k])
+    return values
+
+
+def _add_products(out: Tensor, values: Tensor, first: Tensor, level: _Level) -> None:
+    """Add each range of the values times its input."""
+    for k, rows in level.inputs:
+        out[rows].addcmul_(values[rows], first[k])
+
+
+def _add_to_inputs(d_first: Tensor, products: Tensor, level: _Level) -> None:
+    """Add each range's sum to its input."""
+    for k, rows in level.inputs:
+        d_first[k] += products[rows].sum(0)
+
+
+def _add_outputs(out: Tensor, atoms: Tensor, plan: _Plan, sums: Tensor) -> None:
+    """Sums of weight times monomials to their outputs."""
+    found = sums.new_zeros((plan.n_outputs, len(atoms), out.shape[1]))
+    for output, mine in plan.outputs:
+        found[output] = sums[mine].sum(0).view(len(atoms), -1)
+    out.index_copy_(0, atoms, found.permute(1, 2, 0))
+
+
+class _WeightSums:
+    """Gradients of the weights: sums over the atoms of each species, chunk after chunk."""
+
+    def __init__(self, plan: _Plan, weights: Tensor, ptr: Tensor) -> None:
+        self.plan, self.weights, self.bounds, self.species = plan, weights, ptr.tolist(), 0
+        self.sums = weights.new_zeros((weights.shape[0], len(plan.weight), weights.shape[2]))
+
+    def add(self, start: int, products: Tensor) -> None:
+        """``[sums, rows]`` of the atoms from ``start`` on."""
+        products = products.view(len(self.plan.weight), -1, self.weights.shape[2])
+        stop = start + products.shape[1]
+        while True:
+            first, last = self.bounds[self.species : self.species + 2]
+            if last > first:
+                mine = products[:, max(first - start, 0) : min(last, stop) - start]
+                self.sums[self.species] += mine.sum(1)
+            if last > stop or self.species + 2 == len(self.bounds):
+                return
+            self.species += 1
+            if self.bounds[self.species] >= stop:
+                return
+
+    def total(self) -> Tensor:
+        """Gradients, in the shape of the weights."""
+        out = torch.zeros_like(self.weights, memory_format=torch.contiguous_format)
+        return out.index_add_(1, self.plan.weight, self.sums)
 
 
 def symmetric_contraction_cpu(
-    x: Tensor, weights: Tensor, index: Tensor, order: Tensor, ptr: Tensor, key: str
+    x: Tensor, weights: Tensor, index: Tensor, order: Tensor, key: str
 ) -> Tensor:
     """The polynomial of every row; arguments as in `symmetric_contraction`, on the CPU."""
     plan = _plan(key, x.dtype)
-    n_channels = x.shape[1]
-    out = x.new_zeros((x.shape[0], n_channels, polynomial_of(key).n_outputs))
-    for chunk in _chunks(order, ptr, n_channels):
-        first = values = _first_level(x[chunk.rows])
-        for level in plan.levels:
-            values = values[level.a].mul_(first[level.k])
-        gathered = weights.transpose(0, 1)[:, index[chunk.rows]].flatten(1)[plan.weight]
-        sums = torch.cat([g.matrix @ values[g.monomials] for g in plan.groups])
-        sums *= gathered
-        found = out.new_zeros((out.shape[2], len(chunk.rows), n_channels))
-        for output, mine in plan.outputs:
-            found[output] = sums[mine].sum(0).view(-1, n_channels)
-        out[chunk.rows] = found.permute(1, 2, 0)
+    by_weight = weights.transpose(0, 1).contiguous()
+    out = x.new_zeros((x.shape[0], x.shape[1], plan.n_outputs))
+    scratch = _Scratch(x)
+    for _, atoms in _chunks(plan, x, order):
+        first = values = _first_level(scratch, x, atoms, 1.0)
+        for n, level in enumerate(plan.levels):
+            values = _times_inputs(scratch.select(f"level {n}", values, level.below), first, level)
+        sums = plan.matrix.times(values, scratch.table("sums", len(plan.weight), first.shape[1]))
+        sums *= _gathered(scratch, by_weight, index, atoms, plan.weight)
+        _add_outputs(out, atoms, plan, sums)
     return out
 
 
@@ -161,33 +255,134 @@ def symmetric_contraction_backward_cpu(
 ) -> tuple[Tensor, Tensor]:
     """Derivatives of ``sum out grad`` in x and weights; those not wanted are empty."""
     plan = _plan(key, x.dtype)
-    n_channels = x.shape[1]
     wants_x, wants_weights = wanted
+    by_weight = weights.transpose(0, 1).contiguous()
     d_x = x.new_empty(x.shape if wants_x else 0)
-    d_sums = x.new_zeros((ptr.shape[0] - 1, len(plan.weight), n_channels))
-    for chunk in _chunks(order, ptr, n_channels):
-        first = _first_level(x[chunk.rows])
-        values = [first]
-        for level in plan.levels:
-            values.append(values[-1][level.a].mul_(first[level.k]))
-        g = grad[chunk.rows].permute(2, 0, 1).flatten(1)[plan.output]
-        if wants_weights:
-            sums = torch.cat([m.matrix @ values[-1][m.monomials] for m in plan.groups])
-            sums = sums.mul_(g).view(len(plan.weight), -1, n_channels)
-            for z, a, b in chunk.species:
-                d_sums[z] += sums[:, a:b].sum(1)
+    d_weights = _WeightSums(plan, weights, ptr)
+    scratch = _Scratch(x)
+    last = len(plan.levels) - 1
+    for start, atoms in _chunks(plan, x, order):
+        first = values = _first_level(scratch, x, atoms, 1.0)
+        n_rows = first.shape[1]
+        below = []  # before each level's last factor
+        for n, level in enumerate(plan.levels):
+            values = scratch.select(f"below {n}", values, level.below)
+            below.append(values)
+            if n < last:
+                copy = scratch.table(f"level {n}", *values.shape).copy_(values)
+                values = _times_inputs(copy, first, level)
+        outer = _with_channels(scratch, grad, atoms)
+        g = scratch.select("grad", outer, plan.output)
         if wants_x:
-            g = weights.transpose(0, 1)[:, index[chunk.rows]].flatten(1)[plan.weight].mul_(g)
-            d_values = torch.cat([m.matrix.mT @ g[m.sums] for m in plan.groups])
-            d_first = torch.zeros_like(first)
-            for n in range(len(plan.levels) - 1, -1, -1):
-                a, k = plan.levels[n]
-                d_first.index_add_(0, k, d_values * values[n][a])
-                below = torch.zeros_like(values[n])
-                d_values = below.index_add_(0, a, d_values.mul_(first[k]))
-            d_first += d_values
-            d_x[chunk.rows] = d_first[1:].view(-1, len(chunk.rows), n_channels).permute(1, 2, 0)
-    if not wants_weights:
-        return d_x, x.new_empty(0)
-    d_weights = torch.zeros_like(weights, memory_format=torch.contiguous_format)
-    return d_x, d_weights.index_add_(1, plan.weight, d_sums)
+            weighted = _gathered(scratch, by_weight, index, atoms, plan.weight).mul_(g)
+            d_values = plan.transposed.times(weighted, scratch.table("d", plan.n_monomials, n_rows))
+            d_first = scratch.table("d first", *first.shape).zero_()
+            for n in range(last, -1, -1):
+                level = plan.levels[n]
+                products = torch.mul(d_values, below[n], out=scratch.table("products", *d_values.shape))
+                _add_to_inputs(d_first, products, level)
+                _times_inputs(d_values, first, level)
+                if n:
+                    next_values = scratch.table(f"d {n}", len(plan.levels[n - 1].below), n_rows)
+                    d_values = next_values.zero_().index_add_(0, level.below, d_values)
+                else:
+                    d_first.index_add_(0, level.below, d_values)
+            d_x.index_copy_(0, atoms, d_first[1:].view(-1, len(atoms), x.shape[1]).permute(1, 2, 0))
+        if wants_weights:
+            values = _times_inputs(below[-1], first, plan.levels[-1])
+            sums = plan.matrix.times(values, scratch.table("sums", len(plan.weight), n_rows))
+            d_weights.add(start, sums.mul_(g))
+    return d_x, d_weights.total() if wants_weights else x.new_empty(0)
+
+
+def symmetric_contraction_second_cpu(
+    x: Tensor,
+    weights: Tensor,
+    grad: Tensor,
+    along_x: Tensor,
+    along_weights: Tensor | None,
+    index: Tensor,
+    order: Tensor,
+    ptr: Tensor,
+    key: str,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """
+    Derivatives of the first derivatives times ``along_x`` and ``along_weights``, in x, weights and grad.
+
+    One sweep: monomials, their derivatives along the direction, and the way back of both.
+    """
+    plan = _plan(key, x.dtype)
+    wants_x, wants_weights, wants_grad = wanted
+    by_weight = weights.transpose(0, 1).contiguous()
+    along_by_weight = None if along_weights is None else along_weights.transpose(0, 1).contiguous()
+    d_x = x.new_empty(x.shape if wants_x else 0)
+    d_grad = x.new_zeros(grad.shape if wants_grad else 0)
+    d_weights = _WeightSums(plan, weights, ptr)
+    scratch = _Scratch(x)
+    last = len(plan.levels) - 1
+    for start, atoms in _chunks(plan, x, order):
+        first = values = _first_level(scratch, x, atoms, 1.0)
+        along_first = along = _first_level(scratch, along_x, atoms, 0.0)
+        n_rows = first.shape[1]
+        below, along_below = [], []
+        for n, level in enumerate(plan.levels):
+            values = scratch.select(f"below {n}", values, level.below)
+            along = scratch.select(f"along below {n}", along, level.below)
+            below.append(values)
+            along_below.append(along)
+            if n < last:
+                along = scratch.table(f"along {n}", *along.shape).copy_(along)
+                _times_inputs(along, first, level)
+                _add_products(along, values, along_first, level)
+                values = scratch.table(f"level {n}", *values.shape).copy_(values)
+                _times_inputs(values, first, level)
+        outer = _with_channels(scratch, grad, atoms)
+        g = scratch.select("grad", outer, plan.output)
+        gathered = _gathered(scratch, by_weight, index, atoms, plan.weight)
+        along_gathered = None
+        if along_by_weight is not None:
+            found = along_by_weight.index_select(1, index[atoms]).flatten(1)
+            along_gathered = scratch.select("along weights", found, plan.weight)
+        if wants_x:
+            weighted = torch.mul(gathered, g, out=scratch.table("weighted", *g.shape))
+            d_values = plan.transposed.times(weighted, scratch.table("d", plan.n_monomials, n_rows))
+            along_d = None
+            if along_gathered is not None:
+                weighted = torch.mul(along_gathered, g, out=scratch.table("weighted", *g.shape))
+                table = scratch.table("along d", plan.n_monomials, n_rows)
+                along_d = plan.transposed.times(weighted, table)
+            d_first = scratch.table("d first", *first.shape).zero_()
+            for n in range(last, -1, -1):
+                level = plan.levels[n]
+                products = scratch.table("products", *d_values.shape)
+                torch.mul(d_values, along_below[n], out=products)
+                if along_d is not None:
+                    products.addcmul_(along_d, below[n])
+                _add_to_inputs(d_first, products, level)
+                # derivative of d_values times the inputs; the ranges that are times 1 have along_first 0
+                products.zero_() if along_d is None else products.copy_(_times_inputs(along_d, first, level))
+                _add_products(products, d_values, along_first, level)
+                if n == 0:
+                    d_first.index_add_(0, level.below, products)
+                    break
+                _times_inputs(d_values, first, level)
+                shape = (len(plan.levels[n - 1].below), n_rows)
+                along_d = scratch.table(f"along d {n}", *shape).zero_().index_add_(0, level.below, products)
+                d_values = scratch.table(f"d {n}", *shape).zero_().index_add_(0, level.below, d_values)
+            d_x.index_copy_(0, atoms, d_first[1:].view(-1, len(atoms), x.shape[1]).permute(1, 2, 0))
+        if wants_weights or wants_grad:
+            level = plan.levels[-1]
+            along = _times_inputs(along_below[-1], first, level)
+            _add_products(along, below[-1], along_first, level)
+            sums = plan.matrix.times(along, scratch.table("sums", len(plan.weight), n_rows))
+            if wants_weights:
+                d_weights.add(start, g.mul_(sums))
+            if wants_grad:
+                sums *= gathered
+                if along_gathered is not None:
+                    values = _times_inputs(below[-1], first, level)
+                    table = scratch.table("more sums", len(plan.weight), n_rows)
+                    sums.addcmul_(plan.matrix.times(values, table), along_gathered)
+                _add_outputs(d_grad, atoms, plan, sums)
+    return d_x, d_weights.total() if wants_weights else x.new_empty(0), d_grad

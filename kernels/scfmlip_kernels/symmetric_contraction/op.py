@@ -4,7 +4,11 @@ import torch
 from torch import Tensor
 
 from ..indexed_linear.groups import check_species, sort_species
-from .cpu import symmetric_contraction_backward_cpu, symmetric_contraction_cpu
+from .cpu import (
+    symmetric_contraction_backward_cpu,
+    symmetric_contraction_cpu,
+    symmetric_contraction_second_cpu,
+)
 from .polynomial import (
     SymmetricPolynomial,
     directional_key,
@@ -19,7 +23,7 @@ from .polynomial import (
 def _symmetric_contraction(
     x: Tensor, weights: Tensor, index: Tensor, order: Tensor, ptr: Tensor, key: str
 ) -> Tensor:
-    return symmetric_contraction_cpu(x, weights, index, order, ptr, key)
+    return symmetric_contraction_cpu(x, weights, index, order, key)
 
 
 @_symmetric_contraction.register_fake
@@ -92,40 +96,109 @@ def _setup_context_backward(ctx, inputs, output):
 
 
 def _double_backward(ctx, along_x, along_weights):
+    x, weights, grad, *tables = ctx.saved_tensors
+    along_x, along_weights = (
+        a if w else None for a, w in zip((along_x, along_weights), ctx.wanted, strict=True)
+    )
+    wanted = [bool(n) for n in ctx.needs_input_grad[:3]]
+    if along_x is None:
+        found = _from_directions(x, weights, grad, None, along_weights, tables, ctx.key, wanted)
+    else:
+        found = torch.ops.scfmlip.symmetric_contraction_second(
+            x, weights, grad, along_x, along_weights, *tables, ctx.key, wanted
+        )
+    return *(g if w else None for g, w in zip(found, wanted, strict=True)), *(None,) * 5
+
+
+_symmetric_contraction_backward.register_autograd(_double_backward, setup_context=_setup_context_backward)
+
+
+def _from_directions(x, weights, grad, along_x, along_weights, tables, key, wanted) -> list[Tensor | None]:
     """
-    Derivatives of the first derivatives, by the same operators.
+    Derivatives of the first derivatives in x, weights and grad, by the first two operators.
 
     The first derivatives of ``L(x, w, g) = sum out g`` times their cotangents are the derivative of L along
     a direction of x, which is L of another polynomial, and L with the other cotangent for the weights.
     """
-    x, weights, grad, *tables = ctx.saved_tensors
-    needs_x, needs_weights, needs_grad = ctx.needs_input_grad[:3]
     ops = torch.ops.scfmlip
-    d_x = d_weights = d_grad = None
-    if along_x is not None and ctx.wanted[0]:
-        both, key = torch.cat((x, along_x), -1), directional_key(ctx.key)
+    needs_x, needs_weights, needs_grad = wanted
+    sums: list[Tensor | None] = [None, None, None]
+
+    def add(place: int, value: Tensor) -> None:
+        before = sums[place]
+        sums[place] = value if before is None else before + value
+
+    if along_x is not None:
+        both, along_key = torch.cat((x, along_x), -1), directional_key(key)
         if needs_grad:
-            d_grad = ops.symmetric_contraction(both, weights, *tables, key)
+            add(2, ops.symmetric_contraction(both, weights, *tables, along_key))
         if needs_x or needs_weights:
-            wanted = [needs_x, needs_weights]
             d_both, d_weights = ops.symmetric_contraction_backward(
-                both, weights, grad, *tables, key, wanted
+                both, weights, grad, *tables, along_key, [needs_x, needs_weights]
             )
-            d_x = d_both[..., : x.shape[-1]] if needs_x else None
-            d_weights = d_weights if needs_weights else None
-    if along_weights is not None and ctx.wanted[1]:
+            if needs_x:
+                add(0, d_both[..., : x.shape[-1]])
+            if needs_weights:
+                add(1, d_weights)
+    if along_weights is not None:
         if needs_grad:
-            more = ops.symmetric_contraction(x, along_weights, *tables, ctx.key)
-            d_grad = more if d_grad is None else d_grad + more
+            add(2, ops.symmetric_contraction(x, along_weights, *tables, key))
         if needs_x:
-            more, _ = ops.symmetric_contraction_backward(
-                x, along_weights, grad, *tables, ctx.key, [True, False]
-            )
-            d_x = more if d_x is None else d_x + more
-    return d_x, d_weights, d_grad, *(None,) * 5
+            wants = [True, False]
+            add(0, ops.symmetric_contraction_backward(x, along_weights, grad, *tables, key, wants)[0])
+    return sums
 
 
-_symmetric_contraction_backward.register_autograd(_double_backward, setup_context=_setup_context_backward)
+@torch.library.custom_op("scfmlip::symmetric_contraction_second", mutates_args=())
+def _symmetric_contraction_second(
+    x: Tensor,
+    weights: Tensor,
+    grad: Tensor,
+    along_x: Tensor,
+    along_weights: Tensor | None,
+    index: Tensor,
+    order: Tensor,
+    ptr: Tensor,
+    key: str,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return symmetric_contraction_second_cpu(
+        x, weights, grad, along_x, along_weights, index, order, ptr, key, wanted
+    )
+
+
+@_symmetric_contraction_second.register_fake
+def _(x, weights, grad, along_x, along_weights, index, order, ptr, key, wanted):
+    inputs = (x, weights, grad)
+    return tuple(t.new_empty(t.shape if w else (0,)) for t, w in zip(inputs, wanted, strict=True))
+
+
+def _setup_context_second(ctx, inputs, output):
+    *tensors, ctx.key, ctx.wanted = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+
+
+def _third_backward(ctx, *cotangents):
+    """Derivatives of the second derivatives: those of the first two operators, as often as wanted."""
+    *tensors, index, order, ptr = ctx.saved_tensors
+    needed = [bool(n) for n in ctx.needs_input_grad[:5]]
+    used = [w and c is not None for w, c in zip(ctx.wanted, cotangents, strict=True)]
+    keep = torch.is_grad_enabled()
+    with torch.enable_grad():
+        inputs = [t if t is None else t.view_as(t) for t in tensors]
+        found = _from_directions(*inputs, (index, order, ptr), ctx.key, used)
+        pairs = [(f, c) for f, c in zip(found, cotangents, strict=True) if f is not None and f.requires_grad]
+        sources = [t for t, n in zip(tensors, needed, strict=True) if n]
+        grads = [None] * len(sources)
+        if pairs and sources:
+            outputs, along = zip(*pairs, strict=True)
+            grads = torch.autograd.grad(outputs, sources, along, create_graph=keep, allow_unused=True)
+    rest = iter(grads)
+    return *(next(rest) if n else None for n in needed), *(None,) * 5
+
+
+_symmetric_contraction_second.register_autograd(_third_backward, setup_context=_setup_context_second)
 
 
 def symmetric_contraction(

@@ -12,17 +12,19 @@ if importlib.util.find_spec("scfmlip_kernels") is None:
 
 from .electrostatics import Coulomb, GaussianMultipoles, Geometry
 from .interfaces.mace import accelerate, restore
-from .scf import ChargeSolution, ConvergenceError, charge_equilibration
+from .scf import ChargeSolution, ConvergenceError, FixedPointSolution, charge_equilibration, fixed_point
 
 __all__ = [
     "ChargeSolution",
     "ConvergenceError",
     "Coulomb",
+    "FixedPointSolution",
     "GaussianMultipoles",
     "Geometry",
     "__version__",
     "accelerate",
     "charge_equilibration",
+    "fixed_point",
     "restore",
 ]
 

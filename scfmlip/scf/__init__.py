@@ -1,6 +1,14 @@
 """Self-consistency: charge equilibration, fixed points, and their derivatives."""
 
 from .equilibration import charge_equilibration
+from .fixed_point import FixedPointSolution, fixed_point
 from .solution import ChargeSolution, ConvergenceError, Status
 
-__all__ = ["ChargeSolution", "ConvergenceError", "Status", "charge_equilibration"]
+__all__ = [
+    "ChargeSolution",
+    "ConvergenceError",
+    "FixedPointSolution",
+    "Status",
+    "charge_equilibration",
+    "fixed_point",
+]

@@ -303,9 +303,7 @@ def test_the_order_of_edges_does_not_matter(generator):
     problem = Problem(plain_product((4, 3)), 6, 40, generator)
     shuffle = torch.randperm(40, generator=generator)
     edges = sort_edges(problem.sender[shuffle], problem.receiver[shuffle], 6)
-    value = channelwise_conv(
-        problem.x, problem.y[shuffle], problem.weights[shuffle], edges, problem.product
-    )
+    value = channelwise_conv(problem.x, problem.y[shuffle], problem.weights[shuffle], edges, problem.product)
     assert_close(value, problem.value(*problem.inputs))
 
 
@@ -318,7 +316,9 @@ def test_sort_edges(generator, device):
         (receiver, edges.by_receiver, edges.receiver_ptr),
     ):
         assert torch.equal(order.cpu(), torch.sort(nodes, stable=True).indices)
-        assert torch.equal(ptr.cpu(), torch.cat((torch.zeros(1), nodes.bincount(minlength=9).cumsum(0))).long())
+        assert torch.equal(
+            ptr.cpu(), torch.cat((torch.zeros(1), nodes.bincount(minlength=9).cumsum(0))).long()
+        )
 
 
 def test_memory(generator):

@@ -245,7 +245,9 @@ def channelwise_conv_backward_cpu(
         if wants_y:
             _scattered(d_y, block, d_attributes)
         if wants_matrix:
-            d_matrix.addmm_(buffers.memory["weights"][: n_slots * weights.shape[1]].view(n_slots, -1).mT, d_w_rows)
+            d_matrix.addmm_(
+                buffers.memory["weights"][: n_slots * weights.shape[1]].view(n_slots, -1).mT, d_w_rows
+            )
         if wants_weights and matrix is None:
             _scattered(d_weights, block, d_w_rows)
         elif wants_weights:

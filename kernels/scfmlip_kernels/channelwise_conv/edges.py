@@ -1,4 +1,4 @@
-"""Edges of a graph with the two orders a convolution needs: by receiver to sum, by sender to differentiate."""
+"""Edges of a graph in the orders a convolution needs: by receiver to sum, by sender to differentiate."""
 
 from typing import NamedTuple
 
@@ -74,8 +74,7 @@ def sort_edges(sender: Tensor, receiver: Tensor, n_nodes: int) -> EdgeOrder:
             low, high = (int(v) for v in torch.aminmax(nodes))
             if low < 0 or high >= n_nodes:
                 raise ValueError(f"sort_edges: {name} names nodes {low} to {high}, there are {n_nodes}")
+    sender, receiver = sender.contiguous(), receiver.contiguous()
     by_receiver, receiver_ptr = _sorted(receiver, n_nodes)
     by_sender, sender_ptr = _sorted(sender, n_nodes)
-    return EdgeOrder(
-        sender, receiver, n_nodes, n_nodes, by_receiver, receiver_ptr, by_sender, sender_ptr
-    )
+    return EdgeOrder(sender, receiver, n_nodes, n_nodes, by_receiver, receiver_ptr, by_sender, sender_ptr)

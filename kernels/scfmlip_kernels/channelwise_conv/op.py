@@ -6,9 +6,8 @@ from torch import Tensor
 from ..dispatch import runs_triton
 from .cpu import channelwise_conv_backward_cpu, channelwise_conv_cpu
 from .edges import EdgeOrder
+from .kernel import launch_channelwise_conv, launch_channelwise_conv_backward
 from .product import ChannelwiseProduct, product_key, product_of
-
-_NEEDED = ("x", "y", "weights", "matrix")
 
 
 @torch.library.custom_op("scfmlip::channelwise_conv", mutates_args=())
@@ -25,7 +24,12 @@ def _channelwise_conv(
     sender_ptr: Tensor,
     key: str,
 ) -> Tensor:
-    return channelwise_conv_cpu(x, y, weights, matrix, sender, by_receiver, receiver_ptr, product_of(key))
+    product = product_of(key)
+    x, y, weights = x.contiguous(), y.contiguous(), weights.contiguous()
+    if runs_triton(x):
+        w = weights if matrix is None else weights @ matrix
+        return launch_channelwise_conv(x, y, w, sender, by_receiver, receiver_ptr, product)
+    return channelwise_conv_cpu(x, y, weights, matrix, sender, by_receiver, receiver_ptr, product)
 
 
 @_channelwise_conv.register_fake
@@ -49,9 +53,21 @@ def _channelwise_conv_backward(
     key: str,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return channelwise_conv_backward_cpu(
-        x, y, weights, matrix, grad, sender, by_receiver, receiver_ptr, product_of(key), wanted
+    product = product_of(key)
+    x, y, weights, grad = x.contiguous(), y.contiguous(), weights.contiguous(), grad.contiguous()
+    if not runs_triton(x):
+        return channelwise_conv_backward_cpu(
+            x, y, weights, matrix, grad, sender, by_receiver, receiver_ptr, product, wanted
+        )
+    w = weights if matrix is None else weights @ matrix
+    wants = (wanted[0], wanted[1], wanted[2] or wanted[3])
+    d_x, d_y, d_w = launch_channelwise_conv_backward(
+        x, y, w, grad, sender, by_receiver, receiver_ptr, by_sender, sender_ptr, product, wants
     )
+    if matrix is None:
+        return d_x, d_y, d_w, x.new_empty(0)
+    d_weights = d_w @ matrix.mT if wanted[2] else x.new_empty(0)
+    return d_x, d_y, d_weights, weights.mT @ d_w if wanted[3] else x.new_empty(0)
 
 
 @_channelwise_conv_backward.register_fake
@@ -171,7 +187,11 @@ def _check(x, y, weights, edges, product, matrix) -> None:
             raise ValueError(f"channelwise_conv: all tensors must be on one device; {place}")
     n_edges = edges.sender.shape[0]
     columns = product.weight_numel if matrix is None else matrix.shape[0]
-    shapes = {"x": (edges.n_senders, product.x_dim), "y": (n_edges, product.y_dim), "weights": (n_edges, columns)}
+    shapes = {
+        "x": (edges.n_senders, product.x_dim),
+        "y": (n_edges, product.y_dim),
+        "weights": (n_edges, columns),
+    }
     if matrix is not None:
         shapes["matrix"] = (columns, product.weight_numel)
     for name, shape in shapes.items():

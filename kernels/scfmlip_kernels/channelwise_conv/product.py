@@ -1,4 +1,4 @@
-"""What a channel-wise tensor product computes: segments, paths and coefficients, with a short key for each."""
+"""What a channel-wise tensor product computes: segments, paths and coefficients, and a short key."""
 
 import hashlib
 from functools import lru_cache
@@ -91,7 +91,9 @@ def check_product(product: ChannelwiseProduct) -> None:
         seen = set()
         for *term, _ in path.coefficients:
             if not all(0 <= index < limit for index, limit in zip(term, limits, strict=True)):
-                raise ValueError(f"ChannelwiseProduct: path {n} has a term {tuple(term)}, limits are {limits}")
+                raise ValueError(
+                    f"ChannelwiseProduct: path {n} has a term {tuple(term)}, limits are {limits}"
+                )
             seen.add(tuple(term))
         if len(seen) != len(path.coefficients):
             raise ValueError(f"ChannelwiseProduct: path {n} has two values for one term")

@@ -145,7 +145,7 @@ def _chunks(plan: _Plan, x: Tensor, order: Tensor) -> Iterator[tuple[int, Tensor
     """First atom and atoms of each chunk, in the order of the species."""
     rows = min(max(_CHUNK // max(plan.n_monomials, 1), _MIN_ROWS), _MAX_ROWS)
     size = max(1, rows // max(x.shape[1], 1))
-    for first in range(0, x.shape[0], size):
+    for first in range(0, x.shape[0] if x.shape[1] else 0, size):
         yield first, order[first : first + size]
 
 

@@ -179,23 +179,49 @@ def _setup_context_second(ctx, inputs, output):
     ctx.save_for_backward(*tensors)
 
 
-def _third_backward(ctx, *cotangents):
-    """Derivatives of the second derivatives: those of the first two operators, as often as wanted."""
-    *tensors, index, order, ptr = ctx.saved_tensors
-    needed = [bool(n) for n in ctx.needs_input_grad[:5]]
-    used = [w and c is not None for w, c in zip(ctx.wanted, cotangents, strict=True)]
-    keep = torch.is_grad_enabled()
-    with torch.enable_grad():
-        inputs = [t if t is None else t.view_as(t) for t in tensors]
-        found = _from_directions(*inputs, (index, order, ptr), ctx.key, used)
-        pairs = [(f, c) for f, c in zip(found, cotangents, strict=True) if f is not None and f.requires_grad]
-        sources = [t for t, n in zip(tensors, needed, strict=True) if n]
-        grads = [None] * len(sources)
-        if pairs and sources:
-            outputs, along = zip(*pairs, strict=True)
-            grads = torch.autograd.grad(outputs, sources, along, create_graph=keep, allow_unused=True)
-    rest = iter(grads)
-    return *(next(rest) if n else None for n in needed), *(None,) * 5
+def _third_backward(ctx, along_x, along_weights, along_grad):
+    """Derivatives of what `_from_directions` says, term by term, by all three operators."""
+    x, weights, grad, direction, other_weights, *tables = ctx.saved_tensors
+    along_x, along_weights, along_grad = (
+        a if w else None for a, w in zip((along_x, along_weights, along_grad), ctx.wanted, strict=True)
+    )
+    needs = [bool(n) for n in ctx.needs_input_grad[:5]]
+    ops, n = torch.ops.scfmlip, x.shape[-1]
+    sums: list[Tensor | None] = [None] * 5
+
+    def add(x, weights, along_x, along_weights, key, places) -> None:
+        """Derivatives of the first derivatives along x and weights, and of the values along grad."""
+        found: list[Tensor | None]
+        wanted = [any(needs[p] for p in place) for place in places]
+        if along_x is not None and any(wanted):
+            second = ops.symmetric_contraction_second(
+                x, weights, grad, along_x, along_weights, *tables, key, wanted
+            )
+            found = [f if w else None for f, w in zip(second, wanted, strict=True)]
+        else:
+            found = _from_directions(x, weights, grad, None, along_weights, tables, key, wanted)
+        if along_grad is not None and any(wanted[:2]):
+            more = ops.symmetric_contraction_backward(x, weights, along_grad, *tables, key, wanted[:2])
+            for i in range(2):
+                if wanted[i]:
+                    before = found[i]
+                    found[i] = more[i] if before is None else before + more[i]
+        for place, value in zip(places, found, strict=True):
+            if value is None:
+                continue
+            for i, part in enumerate(place):
+                if needs[part]:
+                    mine = value if len(place) == 1 else value[..., i * n : (i + 1) * n]
+                    before = sums[part]
+                    sums[part] = mine if before is None else before + mine
+
+    both, along_both = torch.cat((x, direction), -1), None
+    if along_x is not None:
+        along_both = torch.cat((along_x, torch.zeros_like(along_x)), -1)
+    add(both, weights, along_both, along_weights, directional_key(ctx.key), ((0, 3), (1,), (2,)))
+    if other_weights is not None:
+        add(x, other_weights, along_x, None, ctx.key, ((0,), (4,), (2,)))
+    return *sums, *(None,) * 5
 
 
 _symmetric_contraction_second.register_autograd(_third_backward, setup_context=_setup_context_second)

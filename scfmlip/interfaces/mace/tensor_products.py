@@ -206,7 +206,7 @@ class FastSkipProduct(o3.FullyConnectedTensorProduct):
 
 def _is_species_product(product: torch.nn.Module) -> bool:
     """Whether a fully connected product is with scalars only, weights its own."""
-    return (
+    return bool(
         type(product) is o3.FullyConnectedTensorProduct
         and product.internal_weights
         and len(product.irreps_in2) == 1

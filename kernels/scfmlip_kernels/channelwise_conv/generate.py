@@ -1,0 +1,240 @@
+"""
+Straight-line Triton source of a product's kernels, kept in memory.
+
+Loops over paths, components and coefficients are unrolled: coefficients become literals, the ones that are
+zero cost nothing, and every component of a block of channels stays in registers. Sizes of the graph are no
+part of the source, so one compilation serves every graph.
+"""
+
+import hashlib
+import linecache
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from .product import ChannelwiseProduct, ProductPath, offsets
+
+_PROGRAM = """
+    program = tl.program_id(0).to(tl.int64)
+    node = program // N_BLOCKS
+    block = program % N_BLOCKS
+    channel = block * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    first = tl.load(receiver_ptr + node)
+    last = tl.load(receiver_ptr + node + 1)
+    dtype = x_ptr.dtype.element_ty
+"""
+
+_EDGE = """
+    for slot in range(first, last):
+        edge = tl.load(by_receiver_ptr + slot)
+        sender = tl.load(sender_ptr + edge)
+"""
+
+
+def _address(first: int, segment: tuple[int, int], component: int, layout: str) -> str:
+    """Place of a component in its row, a function of ``channel``."""
+    channels, dim = segment
+    if layout == "ir_mul":
+        return f"{first + component * channels} + channel"
+    return f"{first + component} + channel * {dim}" if dim > 1 else f"{first} + channel"
+
+
+def _total(terms: Iterable[str]) -> str:
+    return " + ".join(terms)
+
+
+class _Writer:
+    """Lines common to both kernels."""
+
+    def __init__(self, product: ChannelwiseProduct) -> None:
+        self.product = product
+        self.x_first = offsets([c * d for c, d in product.x])
+        self.y_first = offsets(list(product.y))
+        self.out_first = offsets([c * d for c, d in product.out])
+        self.w_first = offsets([c for c, _ in product.out])
+        self.used_x = sorted({path.x for path in product.paths})
+        self.used_y = sorted({path.y for path in product.paths})
+        self.lines: list[str] = []
+
+    def add(self, depth: int, line: str) -> None:
+        self.lines.append("    " * depth + line)
+
+    def masks(self) -> None:
+        for channels in sorted({self.product.x[n][0] for n in self.used_x}):
+            self.add(1, f"inside_{channels} = channel < {channels}")
+
+    def mask(self, segment: int) -> str:
+        return f"mask=inside_{self.product.x[segment][0]}"
+
+    def x_place(self, n: int, i: int) -> str:
+        return _address(self.x_first[n], self.product.x[n], i, self.product.layout)
+
+    def out_place(self, p: int, k: int) -> str:
+        return _address(self.out_first[p], self.product.out[p], k, self.product.layout)
+
+    def load_x(self) -> None:
+        self.add(2, f"x_row = x_ptr + sender * {self.product.x_dim}")
+        for n in self.used_x:
+            for i in range(self.product.x[n][1]):
+                self.add(2, f"x_{n}_{i} = tl.load(x_row + {self.x_place(n, i)}, {self.mask(n)}, other=0.0)")
+
+    def load_y(self) -> None:
+        self.add(2, f"y_row = y_ptr + edge * {self.product.y_dim}")
+        for n in self.used_y:
+            for j in range(self.product.y[n]):
+                self.add(2, f"y_{n}_{j} = tl.load(y_row + {self.y_first[n] + j})")
+
+    def load_w(self, p: int) -> None:
+        mask = self.mask(self.product.paths[p].x)
+        self.add(2, f"w = tl.load(w_row + {self.w_first[p]} + channel, {mask}, other=0.0)")
+
+    def small_matrix(self, p: int) -> None:
+        """Sums over y, which do not depend on the channel: ``m_i_k``."""
+        path = self.product.paths[p]
+        for i, k in _entries(path):
+            terms = [f"{c!r} * y_{path.y}_{j}" for a, j, b, c in path.coefficients if (a, b) == (i, k)]
+            self.add(2, f"m_{i}_{k} = {_total(terms)}")
+
+
+def _entries(path: ProductPath) -> list[tuple[int, int]]:
+    """Pairs of components of x and of the output that some coefficient joins."""
+    return sorted({(i, k) for i, _, k, _ in path.coefficients})
+
+
+def forward_source(product: ChannelwiseProduct) -> str:
+    """Source of ``kernel``: one program sums the messages of one node and block of channels."""
+    to = _Writer(product)
+    pointers = ("x", "y", "w", "out", "by_receiver", "receiver", "sender")
+    arguments = [f"{name}_ptr" for name in pointers]
+    to.add(0, f"def kernel({', '.join(arguments)}, N_BLOCKS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):")
+    to.lines.extend(_PROGRAM.strip("\n").splitlines())
+    to.masks()
+    for p, path in enumerate(product.paths):
+        for k in range(path.dim):
+            to.add(1, f"sum_{p}_{k} = tl.zeros((BLOCK_CHANNELS,), dtype)")
+    to.lines.extend(_EDGE.strip("\n").splitlines())
+    to.load_x()
+    to.load_y()
+    to.add(2, f"w_row = w_ptr + edge * {product.weight_numel}")
+    for p, path in enumerate(product.paths):
+        to.load_w(p)
+        to.small_matrix(p)
+        for k in range(path.dim):
+            terms = [f"m_{i}_{k} * x_{path.x}_{i}" for i, b in _entries(path) if b == k]
+            if terms:
+                to.add(2, f"sum_{p}_{k} += w * ({_total(terms)})")
+    to.add(1, f"out_row = out_ptr + node * {product.out_dim}")
+    for p, path in enumerate(product.paths):
+        for k in range(path.dim):
+            to.add(1, f"tl.store(out_row + {to.out_place(p, k)}, sum_{p}_{k}, {to.mask(path.x)})")
+    return "\n".join(to.lines) + "\n"
+
+
+def backward_source(product: ChannelwiseProduct, wanted: Sequence[bool]) -> str:
+    """
+    Source of ``kernel``: one program differentiates the edges of one node and block of channels.
+
+    Args:
+        product: The product.
+        wanted: Whether the derivatives in x, y and the weights are. Those in x are written for each edge,
+            those in y for each edge and block of channels.
+    """
+    to = _Writer(product)
+    wants_x, wants_y, wants_w = wanted
+    pointers = ("x", "y", "w", "grad", "d_x", "d_y", "d_w", "by_receiver", "receiver", "sender")
+    arguments = [f"{name}_ptr" for name in pointers]
+    to.add(0, f"def kernel({', '.join(arguments)}, N_BLOCKS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):")
+    to.lines.extend(_PROGRAM.strip("\n").splitlines())
+    to.masks()
+    to.add(1, f"grad_row = grad_ptr + node * {product.out_dim}")
+    for p, path in enumerate(product.paths):
+        for k in sorted({k for _, k in _entries(path)}):
+            place = to.out_place(p, k)
+            to.add(1, f"g_{p}_{k} = tl.load(grad_row + {place}, {to.mask(path.x)}, other=0.0)")
+    to.lines.extend(_EDGE.strip("\n").splitlines())
+    if wants_y or wants_w:
+        to.load_x()
+    if wants_x or wants_w:
+        to.load_y()
+    if wants_x or wants_y:
+        to.add(2, f"w_row = w_ptr + edge * {product.weight_numel}")
+    if wants_w:
+        to.add(2, f"d_w_row = d_w_ptr + edge * {product.weight_numel}")
+    if wants_x:
+        for n, (_, dim) in enumerate(product.x):
+            for i in range(dim):
+                to.add(2, f"d_x_{n}_{i} = tl.zeros((BLOCK_CHANNELS,), dtype)")
+    if wants_y:
+        for n, dim in enumerate(product.y):
+            for j in range(dim):
+                to.add(2, f"d_y_{n}_{j} = tl.zeros((BLOCK_CHANNELS,), dtype)")
+    for p in range(len(product.paths)):
+        _backward_path(to, p, wanted)
+    if wants_x:
+        to.add(2, f"d_x_row = d_x_ptr + edge * {product.x_dim}")
+        for n, (channels, dim) in enumerate(product.x):
+            for i in range(dim):
+                mask = f"mask=channel < {channels}"
+                to.add(2, f"tl.store(d_x_row + {to.x_place(n, i)}, d_x_{n}_{i}, {mask})")
+    if wants_y:
+        to.add(2, f"d_y_row = d_y_ptr + (edge * N_BLOCKS + block) * {product.y_dim}")
+        for n, dim in enumerate(product.y):
+            for j in range(dim):
+                to.add(2, f"tl.store(d_y_row + {to.y_first[n] + j}, tl.sum(d_y_{n}_{j}, 0))")
+    return "\n".join(to.lines) + "\n"
+
+
+def _backward_path(to: _Writer, p: int, wanted: Sequence[bool]) -> None:
+    path = to.product.paths[p]
+    wants_x, wants_y, wants_w = wanted
+    entries = _entries(path)
+    components = sorted({i for i, _ in entries})
+    if wants_x or wants_y:
+        to.load_w(p)
+    if wants_x or wants_w:
+        to.small_matrix(p)
+        for i in components:
+            terms = [f"m_{i}_{k} * g_{p}_{k}" for a, k in entries if a == i]
+            to.add(2, f"r_{i} = {_total(terms)}")
+    if wants_w:
+        terms = [f"x_{path.x}_{i} * r_{i}" for i in components]
+        value = _total(terms) if terms else "tl.zeros((BLOCK_CHANNELS,), dtype)"
+        to.add(2, f"tl.store(d_w_row + {to.w_first[p]} + channel, {value}, {to.mask(path.x)})")
+    if wants_x:
+        for i in components:
+            to.add(2, f"d_x_{path.x}_{i} += w * r_{i}")
+    if wants_y:
+        for i in components:
+            to.add(2, f"z_{i} = w * x_{path.x}_{i}")
+        for j in sorted({j for _, j, _, _ in path.coefficients}):
+            mine = [(i, k, c) for i, b, k, c in path.coefficients if b == j]
+            terms = []
+            for i in sorted({i for i, _, _ in mine}):
+                inner = _total(f"{c!r} * g_{p}_{k}" for a, k, c in mine if a == i)
+                terms.append(f"z_{i} * ({inner})")
+            to.add(2, f"d_y_{path.y}_{j} += {_total(terms)}")
+
+
+@lru_cache(maxsize=512)
+def _kernel(source: str) -> Any:
+    name = f"<scfmlip channelwise_conv {hashlib.sha256(source.encode()).hexdigest()[:16]}>"
+    # triton and debuggers read the source through linecache
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    scope: dict[str, Any] = {"tl": tl, "__name__": "scfmlip_kernels.channelwise_conv.generated"}
+    exec(compile(source, name, "exec"), scope)
+    return triton.jit(scope["kernel"])
+
+
+@lru_cache(maxsize=512)
+def forward_kernel(product: ChannelwiseProduct) -> Any:
+    """The compiled-on-first-use kernel of `forward_source`."""
+    return _kernel(forward_source(product))
+
+
+@lru_cache(maxsize=512)
+def backward_kernel(product: ChannelwiseProduct, wanted: tuple[bool, bool, bool]) -> Any:
+    """The compiled-on-first-use kernel of `backward_source`."""
+    return _kernel(backward_source(product, wanted))

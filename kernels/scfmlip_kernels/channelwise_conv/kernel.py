@@ -1,0 +1,138 @@
+"""
+Channel-wise convolution out[n] = sum_(e to n) C W[e] x[sender_e] y[e] and its derivatives, without messages.
+
+Grid of the generated kernels: nodes times blocks of channels. A program walks over the edges of its node, in
+the order of the edges, and keeps the node's sums (or gradients) in registers: each is read or written once.
+No atomics: derivatives in x are written for each edge and added in a second kernel over the senders, those
+in y for each block of channels and added by the launcher. Arithmetic runs in the dtype of the inputs.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..tuned import compiler_options, tuned
+from .generate import backward_kernel, forward_kernel
+from .product import ChannelwiseProduct
+
+
+@triton.jit(do_not_specialize=["n_columns"])
+def _sum_rows_kernel(
+    rows_ptr,  # [n_rows, n_columns]
+    order_ptr,  # [n_rows] int64, rows by group
+    ptr_ptr,  # [n_groups + 1] int64
+    out_ptr,  # [n_groups, n_columns]
+    n_columns,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    group = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1).to(tl.int64) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    inside = column < n_columns
+    first = tl.load(ptr_ptr + group)
+    last = tl.load(ptr_ptr + group + 1)
+    total = tl.zeros((BLOCK_COLUMNS,), rows_ptr.dtype.element_ty)
+    for slot in range(first, last):
+        row = tl.load(order_ptr + slot)
+        total += tl.load(rows_ptr + row * n_columns + column, mask=inside, other=0.0)
+    tl.store(out_ptr + group * n_columns + column, total, mask=inside)
+
+
+def channel_blocks(product: ChannelwiseProduct, block: int) -> tuple[int, int]:
+    """Channels of a program and number of programs of a node, for blocks of at most ``block`` channels."""
+    most = max(channels for channels, _ in product.x)
+    block = min(block, triton.next_power_of_2(most))
+    return block, triton.cdiv(most, block)
+
+
+def launch_channelwise_conv(
+    x: Tensor,
+    y: Tensor,
+    w: Tensor,
+    sender: Tensor,
+    by_receiver: Tensor,
+    receiver_ptr: Tensor,
+    product: ChannelwiseProduct,
+) -> Tensor:
+    """
+    Allocate and launch.
+
+    ``x [n_nodes, x_dim]``, ``y [n_edges, y_dim]`` and ``w [n_edges, weight_numel]`` contiguous, the tables
+    those of `EdgeOrder`. Returns ``[n_receivers, out_dim]``.
+    """
+    options = tuned("channelwise", x.device, x.dtype)
+    block, n_blocks = channel_blocks(product, options["forward"])
+    n_nodes = receiver_ptr.shape[0] - 1
+    out = x.new_empty((n_nodes, product.out_dim))
+    if n_nodes:
+        forward_kernel(product)[(n_nodes * n_blocks,)](
+            x_ptr=x,
+            y_ptr=y,
+            w_ptr=w,
+            out_ptr=out,
+            by_receiver_ptr=by_receiver.contiguous(),
+            receiver_ptr=receiver_ptr.contiguous(),
+            sender_ptr=sender.contiguous(),
+            N_BLOCKS=n_blocks,
+            BLOCK_CHANNELS=block,
+            **compiler_options(options["num_warps"], options["num_stages"], x),
+        )
+    return out
+
+
+def launch_channelwise_conv_backward(
+    x: Tensor,
+    y: Tensor,
+    w: Tensor,
+    grad: Tensor,
+    sender: Tensor,
+    by_receiver: Tensor,
+    receiver_ptr: Tensor,
+    by_sender: Tensor,
+    sender_ptr: Tensor,
+    product: ChannelwiseProduct,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """
+    Allocate, launch, sum over senders and over blocks of channels.
+
+    Arguments as in `launch_channelwise_conv`, with ``grad [n_receivers, out_dim]``. Returns derivatives in
+    x, y and w; those not wanted are empty.
+    """
+    wants_x, wants_y, wants_w = wanted
+    options = tuned("channelwise", x.device, x.dtype)
+    block, n_blocks = channel_blocks(product, options["backward"])
+    n_nodes, n_edges = receiver_ptr.shape[0] - 1, len(y)
+    d_rows = x.new_empty((n_edges, product.x_dim) if wants_x else 0)
+    d_parts = x.new_empty((n_edges, n_blocks, product.y_dim) if wants_y else 0)
+    d_w = x.new_empty(w.shape if wants_w else 0)
+    compiler = compiler_options(options["num_warps"], options["num_stages"], x)
+    if n_nodes and n_edges:
+        backward_kernel(product, wanted)[(n_nodes * n_blocks,)](
+            x_ptr=x,
+            y_ptr=y,
+            w_ptr=w,
+            grad_ptr=grad,
+            d_x_ptr=d_rows,
+            d_y_ptr=d_parts,
+            d_w_ptr=d_w,
+            by_receiver_ptr=by_receiver.contiguous(),
+            receiver_ptr=receiver_ptr.contiguous(),
+            sender_ptr=sender.contiguous(),
+            N_BLOCKS=n_blocks,
+            BLOCK_CHANNELS=block,
+            **compiler,
+        )
+    d_x = x.new_empty(x.shape if wants_x else 0)
+    if wants_x and len(x):
+        columns = min(128, triton.next_power_of_2(product.x_dim))
+        _sum_rows_kernel[(len(x), triton.cdiv(product.x_dim, columns))](
+            rows_ptr=d_rows,
+            order_ptr=by_sender.contiguous(),
+            ptr_ptr=sender_ptr.contiguous(),
+            out_ptr=d_x,
+            n_columns=product.x_dim,
+            BLOCK_COLUMNS=columns,
+            **compiler,
+        )
+    d_y = d_parts.sum(1) if wants_y else x.new_empty(0)
+    return d_x, d_y, d_w

@@ -1,0 +1,171 @@
+"""Fixed points: linear, nonlinear and constrained maps; their derivatives; failures."""
+
+import pytest
+import torch
+from tolerances import assert_close
+
+from scfmlip import Coulomb, fixed_point
+from scfmlip.scf import ConvergenceError, Status
+
+F64 = torch.float64
+INDEX = torch.tensor([0] * 3 + [1] * 5)
+BLOCKS = (INDEX[:, None] == INDEX[None]).double()
+
+
+def parts(generator, strength=0.25):
+    """A coupling matrix without elements between systems, and a source."""
+    matrix = strength * torch.randn(8, 8, generator=generator, dtype=F64) * BLOCKS
+    source = torch.randn(8, 2, generator=generator, dtype=F64)
+    return matrix, source
+
+
+def linear(state, matrix, source):
+    return (matrix * BLOCKS) @ state + source
+
+
+def saturating(state, matrix, source):
+    return torch.tanh(linear(state, matrix, source))
+
+
+def with_potential(state, potential, matrix, source):
+    """Charges (column 0) fall as the potential rises."""
+    return saturating(state, matrix, source) - 0.7 * potential[INDEX][:, None] * torch.tensor([1.0, 0.0])
+
+
+START = torch.zeros(8, 2, dtype=F64)
+
+
+def test_an_affine_map_is_one_linear_solve(generator):
+    matrix, source = parts(generator)
+    solution = fixed_point(linear, START, (matrix, source), batch_idx=INDEX, tolerance=1e-12)
+    want = torch.linalg.solve(torch.eye(8, dtype=F64) - matrix, source)
+    assert solution.affine
+    assert_close(solution.state, want, 1e-10)
+    assert solution.evaluations <= 6 + 10 + 3
+    assert solution.status.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("solver", ["anderson", "newton", "auto"])
+def test_a_nonlinear_map(solver, generator):
+    matrix, source = parts(generator, 0.5)
+    solution = fixed_point(
+        saturating, START, (matrix, source), batch_idx=INDEX, tolerance=1e-11, solver=solver
+    )
+    assert not solution.affine
+    assert_close(saturating(solution.state, matrix, source), solution.state, 1e-9)
+
+
+def test_a_batch_equals_a_loop(generator):
+    matrix, source = parts(generator, 0.5)
+    together = fixed_point(saturating, START, (matrix, source), batch_idx=INDEX, tolerance=1e-12)
+    for i in range(2):
+        mine = i == INDEX
+        small = matrix[mine][:, mine]
+        alone = fixed_point(
+            lambda s, a, b: torch.tanh(a @ s + b), START[mine], (small, source[mine]), tolerance=1e-12
+        )
+        assert_close(together.state[mine], alone.state, 1e-9)
+
+
+def test_total_charge(generator):
+    matrix, source = parts(generator)
+    totals = torch.tensor([1.0, -0.5], dtype=F64)
+    solution = fixed_point(
+        with_potential, START, (matrix, source), batch_idx=INDEX, total_charge=totals, tolerance=1e-12
+    )
+    sums = torch.zeros(2, dtype=F64).index_add(0, INDEX, solution.state[:, 0])
+    assert_close(sums, totals, 1e-10)
+    mu = solution.chemical_potential
+    assert mu is not None
+    assert_close(with_potential(solution.state, mu, matrix, source), solution.state, 1e-9)
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+@pytest.mark.parametrize("map_", [linear, saturating], ids=["affine", "nonlinear"])
+def test_derivatives(map_, constrained, generator):
+    matrix, source = parts(generator)
+    totals = torch.tensor([1.0, -0.5], dtype=F64)
+
+    def with_mu(state, potential, matrix, source):
+        shift = torch.tensor([1.0, 0.0], dtype=F64)
+        return map_(state, matrix, source) - 0.7 * potential[INDEX][:, None] * shift
+
+    def function(matrix, source, totals):
+        options = {"batch_idx": INDEX, "tolerance": 1e-13}
+        if not constrained:
+            solution = fixed_point(map_, START, (matrix, source), **options)
+            return (solution.state**3).sum() + 0 * totals.sum()
+        solution = fixed_point(with_mu, START, (matrix, source), total_charge=totals, **options)
+        return (solution.state**3).sum(), solution.chemical_potential
+
+    inputs = [t.clone().requires_grad_() for t in (matrix, source, totals)]
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+def test_charges_in_their_own_potential(generator):
+    """P = p0 - S K p, the default response of self-consistent MACE models, with forces through everything."""
+    n = 6
+    positions = (4 * torch.rand(n, 3, generator=generator, dtype=F64)).requires_grad_()
+    cell = 6.0 * torch.eye(3, dtype=F64)
+    first = torch.randn(n, 1, generator=generator, dtype=F64).requires_grad_()
+    response = (0.02 * torch.rand(n, 1, generator=generator, dtype=F64)).requires_grad_()
+    operator = Coulomb(l_max=0, sigma=1.0, kspace_cutoff=3.5)
+    plan = operator.plan(cell, None, None, n)
+
+    def update(state, positions, first, response):
+        return first - response * operator.prepare(positions, cell, plan=plan).potential(state)
+
+    def energy(positions, first, response):
+        solution = fixed_point(update, first, (positions, first, response), tolerance=1e-13)
+        assert solution.affine
+        return operator.prepare(positions, cell, plan=plan).energy(solution.state).sum()
+
+    assert torch.autograd.gradcheck(energy, (positions, first, response), fast_mode=True)
+    assert torch.autograd.gradgradcheck(energy, (positions, first, response), fast_mode=True)
+
+
+def test_fewer_evaluations_than_linear_mixing(generator):
+    """At a share of 0.25 to the same residual: a fifth at most."""
+    matrix, source = parts(generator, 0.5)
+    solution = fixed_point(saturating, START, (matrix, source), batch_idx=INDEX, tolerance=1e-8)
+    state, count = START, 0
+    while float((saturating(state, matrix, source) - state).norm()) > 1e-8 * float(source.norm()):
+        state = state + 0.25 * (saturating(state, matrix, source) - state)
+        count += 1
+    assert solution.evaluations * 3 <= count
+
+
+def test_float32(generator):
+    matrix, source = (t.float() for t in parts(generator))
+
+    def single(state, matrix, source):
+        return matrix @ state + source
+
+    solution = fixed_point(single, START.float(), (matrix, source), batch_idx=INDEX, tolerance=1e-9)
+    want = torch.linalg.solve(torch.eye(8) - matrix, source)
+    assert solution.state.dtype == torch.float32
+    assert_close(solution.state, want, 1e-5)
+
+
+def test_failures_name_the_system():
+    """The second system's map has no fixed point; the first one's answer stands."""
+
+    def update(state):
+        return torch.cat((0.5 * torch.tanh(state[:1]) + 1, (state[1:] ** 2) + 1))
+
+    index = torch.tensor([0, 1])
+    start = torch.zeros(2, 1, dtype=F64)
+    for solver in ("anderson", "newton"):
+        with pytest.raises(ConvergenceError, match=r"system\(s\) 1 "):
+            fixed_point(update, start, batch_idx=index, solver=solver, max_iterations=40)
+        rest = fixed_point(
+            update, start, batch_idx=index, solver=solver, max_iterations=40, on_failure="ignore"
+        )
+        assert rest.status[0] == Status.CONVERGED
+        assert rest.status[1] != Status.CONVERGED
+        assert_close(0.5 * torch.tanh(rest.state[:1]) + 1, rest.state[:1], 1e-5)
+    with pytest.raises(ConvergenceError, match="NaN or infinity"):
+        fixed_point(lambda s: s * torch.nan, start, batch_idx=index)
+    with pytest.raises(ValueError, match="no constraint"):
+        fixed_point(update, start, batch_idx=index, solver="anderson", total_charge=0.0)

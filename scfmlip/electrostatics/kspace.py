@@ -200,6 +200,38 @@ class KSpace:
             rho = rho - charge[..., None] * self._counter_factor()[:, None]
         return rho
 
+    def charge_matrices(self, widths: Tensor) -> list[Tensor]:
+        """
+        The interaction of unit charges, whole matrices: for small systems without corrections.
+
+        Args:
+            widths: ``[n_atoms]`` Gaussian width of each atom, angstrom.
+
+        Returns:
+            One ``[n, n]`` float64 per system, self-interaction included; not differentiable.
+        """
+        assert self.correction is None and self.counter is None
+        ptr, first = self.ptr.tolist(), self.point_ptr.tolist()
+        frac, k_squared, coulomb = self.frac.detach(), self.k_squared.detach(), self.coulomb.detach()
+        found = []
+        for i in range(len(ptr) - 1):
+            atoms, points = slice(ptr[i], ptr[i + 1]), slice(first[i], first[i + 1])
+            used = torch.nonzero(coulomb[points]).flatten() + first[i]
+            n = self.grid.miller[used].long()
+            top = n.abs().amax(0).tolist() if len(n) else [0, 0, 0]
+            wave = None
+            for axis in range(3):
+                index = torch.arange(-top[axis], top[axis] + 1, device=frac.device, dtype=torch.float64)
+                phase = 2 * math.pi * index[:, None] * frac[atoms, axis]
+                part = torch.polar(torch.ones_like(phase), phase)[n[:, axis] + top[axis]]
+                wave = part if wave is None else wave * part
+            assert wave is not None
+            decay = torch.exp(-0.5 * k_squared[used, None] * widths[None, atoms] ** 2)
+            weighted = wave * ((2 * coulomb[used]).sqrt()[:, None] * decay)
+            rows = torch.view_as_real(weighted).transpose(1, 2).flatten(0, 1)
+            found.append(rows.T @ rows)
+        return found
+
     def energy(self, moments: Tensor) -> Tensor:
         """``[n_systems, n_channels]`` float64, eV, self-interaction included."""
         rho = self.density(moments)

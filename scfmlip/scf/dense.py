@@ -28,10 +28,16 @@ class DenseSolver:
         apply: A, on ``[n_atoms, n, dim]``.
         dim: Components of an atom's state.
         dtype: In which ``apply`` computes.
+        blocks: The matrices themselves, where there is a cheaper way to them.
     """
 
     def __init__(
-        self, problem: QuadraticProblem, apply: Callable[[Tensor], Tensor], dim: int, dtype: torch.dtype
+        self,
+        problem: QuadraticProblem,
+        apply: Callable[[Tensor], Tensor],
+        dim: int,
+        dtype: torch.dtype,
+        blocks: list[Tensor] | None = None,
     ) -> None:
         self.problem = problem
         index, ptr = problem.plan.index, problem.plan.ptr
@@ -43,10 +49,14 @@ class DenseSolver:
         self.rows = local[:, None] + torch.arange(dim, device=device)
         self.width = width
 
-        units = torch.zeros((len(index), width, dim), dtype=dtype, device=device)
-        units.scatter_(1, self.rows[:, None, :], 1.0)
         matrix = torch.zeros((n_systems, width, width), dtype=torch.float64, device=device)
-        matrix[self.index, self.rows] = apply(units).double().transpose(1, 2)
+        if blocks is not None:
+            for i, block in enumerate(blocks):
+                matrix[i, : len(block), : len(block)] = block
+        else:
+            units = torch.zeros((len(index), width, dim), dtype=dtype, device=device)
+            units.scatter_(1, self.rows[:, None, :], 1.0)
+            matrix[self.index, self.rows] = apply(units).double().transpose(1, 2)
         padding = torch.ones((n_systems, width), dtype=torch.float64, device=device)
         padding[self.index, self.rows] = 0.0
         self.matrix = 0.5 * (matrix + matrix.mT)

@@ -19,14 +19,14 @@ from ..electrostatics import Geometry
 from .conjugate_gradients import LinearResult, conjugate_gradients
 from .constraints import make_groups
 from .dense import DenseSolver
-from .preconditioners import make_preconditioner
+from .preconditioners import atom_widths, make_preconditioner
 from .quadratic import QuadraticProblem
 from .solution import ChargeSolution, ConvergenceError, explain
 
 Method = Literal["auto", "cg", "dense"]
 PreconditionerName = Literal["auto", "none", "jacobi", "fsai"]
 # largest state of a system, in degrees of freedom, up to which "auto" factorises: measured on 2 cores
-DENSE_UP_TO = 300
+DENSE_UP_TO = 500
 
 
 class _Options:
@@ -60,7 +60,7 @@ def _make_solver(
 
     largest = int(problem.plan.atom_ptr.diff().max()) * dim if len(positions) else 0
     if options.method == "dense" or (options.method == "auto" and largest <= DENSE_UP_TO):
-        dense = DenseSolver(problem, apply, dim, dtype)
+        dense = DenseSolver(problem, apply, dim, dtype, _charge_matrices(problem, geometry, hardness))
         return lambda source, totals, initial: dense.solve(source, totals)
     precondition = make_preconditioner(options.preconditioner, problem, positions, cell, hardness)
 
@@ -78,6 +78,16 @@ def _make_solver(
         )
 
     return solve
+
+
+def _charge_matrices(problem: QuadraticProblem, geometry: Geometry, hardness: Tensor) -> list[Tensor] | None:
+    """``J + K`` of every system where all are crystals and only charges respond, else None."""
+    plan, kspace = problem.plan, geometry.kspace
+    if hardness.shape[1] > 1 or plan.open is not None or plan.corrected or kspace is None:
+        return None
+    matrices = kspace.charge_matrices(atom_widths(problem, hardness))
+    stiff = hardness.detach()[:, 0].double().split(plan.atom_ptr.diff().tolist())
+    return [m + torch.diag(j) for m, j in zip(matrices, stiff, strict=True)]
 
 
 class _Equilibrate(torch.autograd.Function):

@@ -101,6 +101,8 @@ class SparseFactor:
         used = torch.cat((valid, valid.new_ones(n_atoms, 1)), 1)
         own = diagonal(problem, hardness)[:, 0]
         factors = []
+        # single precision is plenty for an approximate inverse
+        place, width, own = place.float(), width.float(), own.float()
         step = max(1, _CHUNK_PAIRS // (m + 1) ** 2)
         for start in range(0, n_atoms, step):
             part = slice(start, start + step)
@@ -124,7 +126,7 @@ class SparseFactor:
             column = torch.where(good[:, None], column, alone)
             factors.append(column / column[:, -1:].sqrt())
         values = torch.cat(factors) if factors else width.new_zeros(0, m + 1)
-        values = torch.where(used, values, torch.zeros_like(values))
+        values = torch.where(used, values, torch.zeros_like(values)).double()
         # rows of G padded; rows of its transpose as segments, so that sums are deterministic
         self.index, self.values = index, values
         flat = index[used]

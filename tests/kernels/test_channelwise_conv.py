@@ -5,6 +5,8 @@ import random
 import pytest
 import torch
 from tolerances import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from kernels.problems import DTYPES, PATHS, scattered, submodule
 from scfmlip_kernels import ChannelwiseProduct, ProductPath, channelwise_conv, sort_edges
@@ -191,6 +193,33 @@ def test_only_what_is_needed(path, generator, device):
                 assert_close(a, b)
 
 
+@pytest.mark.parametrize("leaf", [True, False])
+def test_computes_what_is_asked_for(leaf, generator, monkeypatch):
+    """Forces ask for some derivatives only, though parameters could have theirs."""
+    module = submodule(f"{OP}.op")
+    asked, compute = [], module.channelwise_conv_backward_cpu
+    monkeypatch.setattr(
+        module, "channelwise_conv_backward_cpu", lambda *a: asked.append(a[-1]) or compute(*a)
+    )
+    problem = Problem(plain_product((3, 2)), 3, 5, generator, hidden=2)
+
+    def leaves_and_value():
+        leaves = problem.leaves()
+        arguments = leaves if leaf else [2 * t for t in leaves]
+        return leaves, problem.value(*arguments)
+
+    for n in range(4):
+        leaves, value = leaves_and_value()
+        torch.autograd.grad(value, leaves[n], problem.grad)
+        assert asked.pop() == [m == n for m in range(4)]
+    leaves, value = leaves_and_value()
+    value.backward(problem.grad)
+    assert asked.pop() == [True] * 4
+    fresh, value = leaves_and_value()
+    for a, b in zip(leaves, torch.autograd.grad(value, fresh, problem.grad), strict=True):
+        assert torch.equal(a.grad, b)
+
+
 @pytest.mark.parametrize("hidden", [0, 2])
 def test_gradcheck(hidden, generator):
     product = random_product(3)
@@ -321,18 +350,33 @@ def test_sort_edges(generator, device):
         )
 
 
+class Largest(TorchDispatchMode):
+    """Bytes of the largest result of any operation inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self.bytes = max(self.bytes, leaf.untyped_storage().nbytes())
+        return result
+
+
 def test_memory(generator):
     """With a matrix, neither the weights nor messages are stored: O(nodes) and one block of edges."""
-    psutil = pytest.importorskip("psutil")
     product = plain_product((128, 128))
-    problem = Problem(product, 100, 20_000, generator, hidden=8, dtype=torch.float32)
-    leaves = problem.leaves()
-    process = psutil.Process()
-    torch.autograd.grad(problem.value(*leaves), leaves, problem.grad)
-    before = process.memory_info().rss
-    torch.autograd.grad(problem.value(*leaves), leaves, problem.grad)
+    problem = Problem(product, 200, 20_000, generator, hidden=8, dtype=torch.float32)
+    cpu = submodule(f"{OP}.cpu")
+    edges = problem.edges
+    tables = (edges.sender, edges.by_receiver, edges.receiver_ptr, product)
+    with Largest() as largest:
+        cpu.channelwise_conv_cpu(*problem.inputs, *tables)
+        cpu.channelwise_conv_backward_cpu(*problem.inputs, problem.grad, *tables, [True] * 4)
     stored = 20_000 * product.weight_numel * 4
-    assert process.memory_info().rss - before < stored / 4
+    assert 1e5 < largest.bytes < stored / 10
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

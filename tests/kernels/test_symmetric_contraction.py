@@ -150,7 +150,7 @@ def test_without_sparse_products(generator, monkeypatch):
 
 
 def dependent_blocks(generator, dtype=F64):
-    """Five paths of degree 2 of which three are combinations of the others, once permutations are merged."""
+    """Five paths of degree 2; three are combinations of the others, once permutations are merged."""
     u = torch.randn(2, 4, 4, 2, generator=generator, dtype=F64)
     mixed = torch.einsum("mijp,pq->mijq", u, torch.randn(2, 3, generator=generator, dtype=F64))
     u = torch.cat((u, mixed.transpose(1, 2)), -1).to(dtype).to(F64)
@@ -172,7 +172,7 @@ def test_dependent_weights_are_merged(dtype, generator):
 
 
 def test_rounded_coefficients(generator):
-    """Coefficients that went through float32: float32 merges their weights, float64 keeps them as they are."""
+    """Coefficients that went through float32: float32 merges weights, float64 keeps them."""
     p = SymmetricPolynomial.from_dense(dependent_blocks(generator, torch.float32))
     key = polynomial.polynomial_key(p)
     assert polynomial.polynomial_of(polynomial.reduced_key(key, torch.float32)).n_weights == 3

@@ -244,15 +244,15 @@ def channelwise_conv_backward_cpu(
             d_x.index_add_(0, from_node, d_sent_rows)
         if wants_y:
             _scattered(d_y, block, d_attributes)
+        if matrix is None:
+            if wants_weights:
+                _scattered(d_weights, block, d_w_rows)
+            continue
+        hidden = buffers("weights", n_slots, weights.shape[1])  # still those of this block
         if wants_matrix:
-            d_matrix.addmm_(
-                buffers.memory["weights"][: n_slots * weights.shape[1]].view(n_slots, -1).mT, d_w_rows
-            )
-        if wants_weights and matrix is None:
-            _scattered(d_weights, block, d_w_rows)
-        elif wants_weights:
-            hidden = torch.mm(d_w_rows, matrix.mT, out=buffers("weights", n_slots, weights.shape[1]))
-            _scattered(d_weights, block, hidden)
+            d_matrix.addmm_(hidden.mT, d_w_rows)
+        if wants_weights:
+            _scattered(d_weights, block, torch.mm(d_w_rows, matrix.mT, out=hidden))
     if wants_x and product.layout == "mul_ir":
         parts = _segments(d_x, product.x, "ir_mul")
         d_x = torch.cat([part.mT.flatten(1) for part in parts], 1)

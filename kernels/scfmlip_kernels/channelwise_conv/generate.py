@@ -31,6 +31,15 @@ _EDGE = """
     for slot in range(first, last):
         edge = tl.load(by_receiver_ptr + slot)
         sender = tl.load(sender_ptr + edge)
+        x_row = x_ptr + sender * X_COLUMNS
+        y_row = y_ptr + edge * Y_COLUMNS
+        w_row = w_ptr + edge * W_COLUMNS
+"""
+
+_DERIVATIVES = """
+        d_x_row = d_x_ptr + edge * X_COLUMNS
+        d_y_row = d_y_ptr + (edge * N_BLOCKS + block) * Y_COLUMNS
+        d_w_row = d_w_ptr + edge * W_COLUMNS
 """
 
 
@@ -56,11 +65,19 @@ class _Writer:
         self.out_first = offsets([c * d for c, d in product.out])
         self.w_first = offsets([c for c, _ in product.out])
         self.used_x = sorted({path.x for path in product.paths})
+        # of each segment of x: its values live in registers no longer than its paths need them
+        self.paths_of = {n: [p for p, path in enumerate(product.paths) if path.x == n] for n in self.used_x}
         self.used_y = sorted({path.y for path in product.paths})
         self.lines: list[str] = []
 
     def add(self, depth: int, line: str) -> None:
         self.lines.append("    " * depth + line)
+
+    def add_block(self, text: str) -> None:
+        columns = {"X": self.product.x_dim, "Y": self.product.y_dim, "W": self.product.weight_numel}
+        for name, number in columns.items():
+            text = text.replace(f"{name}_COLUMNS", str(number))
+        self.lines.extend(text.strip("\n").splitlines())
 
     def masks(self) -> None:
         for channels in sorted({self.product.x[n][0] for n in self.used_x}):
@@ -75,14 +92,11 @@ class _Writer:
     def out_place(self, p: int, k: int) -> str:
         return _address(self.out_first[p], self.product.out[p], k, self.product.layout)
 
-    def load_x(self) -> None:
-        self.add(2, f"x_row = x_ptr + sender * {self.product.x_dim}")
-        for n in self.used_x:
-            for i in range(self.product.x[n][1]):
-                self.add(2, f"x_{n}_{i} = tl.load(x_row + {self.x_place(n, i)}, {self.mask(n)}, other=0.0)")
+    def load_x(self, n: int) -> None:
+        for i in range(self.product.x[n][1]):
+            self.add(2, f"x_{n}_{i} = tl.load(x_row + {self.x_place(n, i)}, {self.mask(n)}, other=0.0)")
 
     def load_y(self) -> None:
-        self.add(2, f"y_row = y_ptr + edge * {self.product.y_dim}")
         for n in self.used_y:
             for j in range(self.product.y[n]):
                 self.add(2, f"y_{n}_{j} = tl.load(y_row + {self.y_first[n] + j})")
@@ -110,22 +124,23 @@ def forward_source(product: ChannelwiseProduct) -> str:
     pointers = ("x", "y", "w", "out", "by_receiver", "receiver", "sender")
     arguments = [f"{name}_ptr" for name in pointers]
     to.add(0, f"def kernel({', '.join(arguments)}, N_BLOCKS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):")
-    to.lines.extend(_PROGRAM.strip("\n").splitlines())
+    to.add_block(_PROGRAM)
     to.masks()
     for p, path in enumerate(product.paths):
         for k in range(path.dim):
             to.add(1, f"sum_{p}_{k} = tl.zeros((BLOCK_CHANNELS,), dtype)")
-    to.lines.extend(_EDGE.strip("\n").splitlines())
-    to.load_x()
+    to.add_block(_EDGE)
     to.load_y()
-    to.add(2, f"w_row = w_ptr + edge * {product.weight_numel}")
-    for p, path in enumerate(product.paths):
-        to.load_w(p)
-        to.small_matrix(p)
-        for k in range(path.dim):
-            terms = [f"m_{i}_{k} * x_{path.x}_{i}" for i, b in _entries(path) if b == k]
-            if terms:
-                to.add(2, f"sum_{p}_{k} += w * ({_total(terms)})")
+    for n in to.used_x:
+        to.load_x(n)
+        for p in to.paths_of[n]:
+            path = product.paths[p]
+            to.load_w(p)
+            to.small_matrix(p)
+            for k in range(path.dim):
+                terms = [f"m_{i}_{k} * x_{n}_{i}" for i, b in _entries(path) if b == k]
+                if terms:
+                    to.add(2, f"sum_{p}_{k} += w * ({_total(terms)})")
     to.add(1, f"out_row = out_ptr + node * {product.out_dim}")
     for p, path in enumerate(product.paths):
         for k in range(path.dim):
@@ -147,40 +162,33 @@ def backward_source(product: ChannelwiseProduct, wanted: Sequence[bool]) -> str:
     pointers = ("x", "y", "w", "grad", "d_x", "d_y", "d_w", "by_receiver", "receiver", "sender")
     arguments = [f"{name}_ptr" for name in pointers]
     to.add(0, f"def kernel({', '.join(arguments)}, N_BLOCKS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):")
-    to.lines.extend(_PROGRAM.strip("\n").splitlines())
+    to.add_block(_PROGRAM)
     to.masks()
     to.add(1, f"grad_row = grad_ptr + node * {product.out_dim}")
     for p, path in enumerate(product.paths):
         for k in sorted({k for _, k in _entries(path)}):
             place = to.out_place(p, k)
             to.add(1, f"g_{p}_{k} = tl.load(grad_row + {place}, {to.mask(path.x)}, other=0.0)")
-    to.lines.extend(_EDGE.strip("\n").splitlines())
-    if wants_y or wants_w:
-        to.load_x()
+    to.add_block(_EDGE + _DERIVATIVES.lstrip("\n"))
     if wants_x or wants_w:
         to.load_y()
-    if wants_x or wants_y:
-        to.add(2, f"w_row = w_ptr + edge * {product.weight_numel}")
-    if wants_w:
-        to.add(2, f"d_w_row = d_w_ptr + edge * {product.weight_numel}")
-    if wants_x:
-        for n, (_, dim) in enumerate(product.x):
-            for i in range(dim):
-                to.add(2, f"d_x_{n}_{i} = tl.zeros((BLOCK_CHANNELS,), dtype)")
     if wants_y:
         for n, dim in enumerate(product.y):
             for j in range(dim):
                 to.add(2, f"d_y_{n}_{j} = tl.zeros((BLOCK_CHANNELS,), dtype)")
-    for p in range(len(product.paths)):
-        _backward_path(to, p, wanted)
-    if wants_x:
-        to.add(2, f"d_x_row = d_x_ptr + edge * {product.x_dim}")
-        for n, (channels, dim) in enumerate(product.x):
+    for n, (channels, dim) in enumerate(product.x):
+        if n in to.used_x and (wants_y or wants_w):
+            to.load_x(n)
+        if wants_x:
+            for i in range(dim):
+                to.add(2, f"d_x_{n}_{i} = tl.zeros((BLOCK_CHANNELS,), dtype)")
+        for p in to.paths_of.get(n, []):
+            _backward_path(to, p, wanted)
+        if wants_x:
             for i in range(dim):
                 mask = f"mask=channel < {channels}"
                 to.add(2, f"tl.store(d_x_row + {to.x_place(n, i)}, d_x_{n}_{i}, {mask})")
     if wants_y:
-        to.add(2, f"d_y_row = d_y_ptr + (edge * N_BLOCKS + block) * {product.y_dim}")
         for n, dim in enumerate(product.y):
             for j in range(dim):
                 to.add(2, f"tl.store(d_y_row + {to.y_first[n] + j}, tl.sum(d_y_{n}_{j}, 0))")

@@ -1,5 +1,7 @@
 """Operator registration: dispatch, fake tensors, derivatives, public function."""
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -79,6 +81,25 @@ def _(x, y, weights, matrix, grad, *rest):
     )
 
 
+def _wanted(ctx, arguments: tuple[Tensor | None, ...]) -> list[bool]:
+    """
+    Which derivatives the running pass uses.
+
+    ``needs_input_grad`` tells those that could be asked for: in forces, parameters too. The engine knows
+    which of the nodes before this one it is going to run; it does not say so about leaves.
+    """
+    needed = [bool(n) for n in ctx.needs_input_grad[: len(arguments)]]
+    nodes = iter(ctx.next_functions)
+    for n, argument in enumerate(arguments):
+        if argument is None:
+            continue
+        node, _ = next(nodes)
+        if needed[n] and node is not None:
+            with contextlib.suppress(RuntimeError):
+                needed[n] = torch._C._will_engine_execute_node(node)
+    return needed
+
+
 def _setup_context(ctx, inputs, output):
     *tensors, ctx.key = inputs
     ctx.save_for_backward(*tensors)
@@ -86,7 +107,7 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad):
     x, y, weights, matrix, *tables = ctx.saved_tensors
-    wanted = [bool(n) for n in ctx.needs_input_grad[:4]]
+    wanted = _wanted(ctx, (x, y, weights, matrix))
     found = torch.ops.scfmlip.channelwise_conv_backward(x, y, weights, matrix, grad, *tables, ctx.key, wanted)
     return *(g if w else None for g, w in zip(found, wanted, strict=True)), *(None,) * 7
 
@@ -108,7 +129,7 @@ def _double_backward(ctx, *cotangents):
     L with the cotangent in place of the argument: a sum of forms of the same kind, one for each cotangent.
     """
     inputs, tables = list(ctx.saved_tensors[:5]), ctx.saved_tensors[5:]
-    needed = list(ctx.needs_input_grad[:5])
+    needed = _wanted(ctx, ctx.saved_tensors[:5])
     sums: list[Tensor | None] = [None] * 5
 
     def add(place: int, value: Tensor) -> None:

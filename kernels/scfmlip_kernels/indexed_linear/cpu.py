@@ -1,12 +1,14 @@
 """CPU path of the indexed linear map: one matrix product for each species that occurs."""
 
+from itertools import pairwise
+
 from torch import Tensor
 
 
 def _groups(ptr: Tensor) -> list[tuple[int, int, int]]:
     """Species that occur, with their first and last position in the order."""
     bounds = ptr.tolist()
-    return [(z, a, b) for z, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)) if b > a]
+    return [(z, a, b) for z, (a, b) in enumerate(pairwise(bounds)) if b > a]
 
 
 def indexed_linear_cpu(x: Tensor, weights: Tensor, order: Tensor, ptr: Tensor) -> Tensor:

@@ -6,10 +6,13 @@ from torch import Tensor
 from ..dispatch import runs_triton
 from .cpu import indexed_linear_cpu, indexed_linear_weights_cpu
 from .groups import check_species, sort_species
+from .kernel import launch_indexed_linear, launch_indexed_linear_weights
 
 
 @torch.library.custom_op("scfmlip::indexed_linear", mutates_args=())
 def _indexed_linear(x: Tensor, weights: Tensor, index: Tensor, order: Tensor, ptr: Tensor) -> Tensor:
+    if runs_triton(x):
+        return launch_indexed_linear(x, weights, order, ptr)
     return indexed_linear_cpu(x, weights, order, ptr)
 
 
@@ -20,6 +23,8 @@ def _(x, weights, index, order, ptr):
 
 @torch.library.custom_op("scfmlip::indexed_linear_weights", mutates_args=())
 def _indexed_linear_weights(x: Tensor, grad: Tensor, index: Tensor, order: Tensor, ptr: Tensor) -> Tensor:
+    if runs_triton(x):
+        return launch_indexed_linear_weights(x, grad, order, ptr)
     return indexed_linear_weights_cpu(x, grad, order, ptr)
 
 

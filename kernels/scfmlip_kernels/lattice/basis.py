@@ -45,21 +45,17 @@ def axis_functions(turns: Tensor, n_max: int, dtype: torch.dtype) -> Tensor:
     return torch.cat((cos, sin[1:]))
 
 
-def column_table(u: Tensor, n_k: int, n_l: int, dtype: torch.dtype) -> Tensor:
+def products(y: Tensor, z: Tensor) -> Tensor:
     """
-    Products of the second and third axis' functions.
+    All products of the second and third axis' functions.
 
     Args:
-        u: ``[n_atoms, 3]`` float64 fractional coordinates.
-        n_k: Largest index of the second axis.
-        n_l: Largest index of the third axis.
-        dtype: Of the result.
+        y: ``[2 n_k + 1, n_atoms]``.
+        z: ``[2 n_l + 1, n_atoms]``.
 
     Returns:
-        ``[(2 n_k + 1) * (2 n_l + 1), n_atoms]``.
+        ``[(2 n_k + 1) * (2 n_l + 1), n_atoms]``, the columns of a box.
     """
-    y = axis_functions(u[:, 1], n_k, dtype)
-    z = axis_functions(u[:, 2], n_l, dtype)
     return (y[:, None, :] * z[None, :, :]).flatten(0, 1)
 
 

@@ -3,7 +3,8 @@ Tables of sines and cosines that the CPU path keeps between calls.
 
 A model asks several times at the same positions: features, energy, their derivatives. Up to a few hundred
 atoms all phases of a system are stored, and a lattice sum is one matrix product. Up to a few thousand the
-functions of the axes are stored. Larger systems compute them by chunks, every time: memory is O(atoms).
+products of the functions of two axes are stored, beyond that the functions of each axis, and in the largest
+systems nothing is: they compute by chunks, every time.
 """
 
 from threading import local
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .basis import column_table, harmonics
+from .basis import axis_functions, harmonics, products
 from .monomials import monomials
 
 # (atom, point) pairs of a system up to which its phases are stored; bytes that a system and a batch may store
@@ -48,16 +49,23 @@ class AxisTables(NamedTuple):
 
     Attributes:
         cos, sin: ``[n_h, n_atoms]`` of the first axis.
-        columns: ``[n_columns, n_atoms]``, see `basis.column_table`.
+        y, z: Of the other two, see `basis.axis_functions`.
+        columns: Their products ``[n_columns, n_atoms]`` where these are kept, else None.
     """
 
     cos: Tensor
     sin: Tensor
-    columns: Tensor
+    y: Tensor
+    z: Tensor
+    columns: Tensor | None
 
-    def chunk(self, begin: int, end: int) -> "AxisTables":
-        """Of some of the atoms."""
-        return AxisTables(*(t[:, begin:end] for t in self))
+    def chunk(self, begin: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Cosine, sine and columns of some of the atoms."""
+        if self.columns is None:
+            columns = products(self.y[:, begin:end], self.z[:, begin:end])
+        else:
+            columns = self.columns[:, begin:end]
+        return self.cos[:, begin:end], self.sin[:, begin:end], columns
 
 
 class Tables(NamedTuple):
@@ -67,11 +75,12 @@ class Tables(NamedTuple):
     axes: dict[int, AxisTables]
 
 
-def axis_tables(u: Tensor, box: list[int], dtype: torch.dtype) -> AxisTables:
-    """Of the atoms at ``u [n_atoms, 3]``."""
+def axis_tables(u: Tensor, box: list[int], dtype: torch.dtype, columns: bool = False) -> AxisTables:
+    """Of the atoms at ``u [n_atoms, 3]``, with or without the products."""
     _, h_first, h_count, n_k, n_l, _ = box
     cos, sin = harmonics(u[:, 0], h_first + h_count - 1, dtype)
-    return AxisTables(cos[h_first:], sin[h_first:], column_table(u, n_k, n_l, dtype))
+    y, z = axis_functions(u[:, 1], n_k, dtype), axis_functions(u[:, 2], n_l, dtype)
+    return AxisTables(cos[h_first:], sin[h_first:], y, z, products(y, z) if columns else None)
 
 
 def kept_tables(frac: Tensor, boxes: Tensor, atom_ptr: Tensor, dtype: torch.dtype) -> Tables:
@@ -110,15 +119,19 @@ def _tabulate(frac: Tensor, boxes: Tensor, atom_ptr: Tensor, dtype: torch.dtype)
         atoms = slice(ptr[i], ptr[i + 1])
         n_atoms = ptr[i + 1] - ptr[i]
         pairs = n_atoms * sum(b[2] * (2 * b[3] + 1) * (2 * b[4] + 1) for b in mine)
-        columns = n_atoms * sum((2 * b[3] + 1) * (2 * b[4] + 1) + 2 * b[2] for b in mine)
+        axes = n_atoms * sum(2 * (b[2] + b[3] + b[4] + 1) for b in mine)
+        columns = axes + n_atoms * sum((2 * b[3] + 1) * (2 * b[4] + 1) for b in mine)
         if n_atoms == 0:
             continue
         if pairs <= _MAX_PAIRS and 2 * pairs * dtype.itemsize <= left:
             tables.phases[i] = _phases(frac, mine, atoms, dtype)
             left -= 2 * pairs * dtype.itemsize
         elif columns * dtype.itemsize <= min(left, _SYSTEM_BYTES):
-            tables.axes.update({b[5]: axis_tables(frac[atoms], b, dtype) for b in mine})
+            tables.axes.update({b[5]: axis_tables(frac[atoms], b, dtype, columns=True) for b in mine})
             left -= columns * dtype.itemsize
+        elif axes * dtype.itemsize <= left:
+            tables.axes.update({b[5]: axis_tables(frac[atoms], b, dtype) for b in mine})
+            left -= axes * dtype.itemsize
     return tables
 
 

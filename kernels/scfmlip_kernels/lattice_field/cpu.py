@@ -69,7 +69,7 @@ def lattice_field_cpu(
             if first in kept.axes:
                 cos, sin, columns = kept.axes[first].chunk(start - ptr[i], stop - ptr[i])
             else:
-                cos, sin, columns = axis_tables(frac[start:stop], table, dtype)
+                cos, sin, columns = axis_tables(frac[start:stop], table, dtype).chunk(0, stop - start)
             planes = rows @ columns
             planes = planes.view(len(sets), 2, n_channels, h_count, stop - start)
             for a in range(rank + 1):

@@ -89,11 +89,11 @@ def structure_factor_cpu(frac: Tensor, moments: Tensor, boxes: Tensor, atom_ptr:
         for start in range(ptr[i], ptr[i + 1], step):
             stop = min(start + step, ptr[i + 1])
             if first in kept.axes:
-                tables = kept.axes[first].chunk(start - ptr[i], stop - ptr[i])
+                cos, sin, columns = kept.axes[first].chunk(start - ptr[i], stop - ptr[i])
             else:
-                tables = axis_tables(frac[start:stop], box, dtype)
-            rows = _row_functions(tables.cos, tables.sin, moments[start:stop], h, sets, rank)
-            raw += rows @ tables.columns.T
+                cos, sin, columns = axis_tables(frac[start:stop], box, dtype).chunk(0, stop - start)
+            rows = _row_functions(cos, sin, moments[start:stop], h, sets, rank)
+            raw += rows @ columns.T
         raw = raw.view(len(sets), 2, n_channels, h_count, n_y, n_z)
         sums = raw[0]
         for s, (b, g) in enumerate(sets[1:], start=1):

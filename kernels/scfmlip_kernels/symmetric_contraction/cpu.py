@@ -2,10 +2,10 @@
 CPU path of the symmetric contraction: monomials by gathers and products, then one sparse product.
 
 Atoms are taken a chunk at a time; a row is an (atom, channel) pair, and rows are innermost. Monomials of each
-degree are those of the degree below times one input, sorted by that input; 1 counts as an input, so that lower
-degrees ride along. The sparse product with the coefficients gives one sum for each output and weight; the
-weights of the species come last. Derivatives recompute a chunk's monomials and go back the same way: memory
-is O(rows) for inputs and results, and one chunk, which stays in the cache.
+degree are those of the degree below times one input, sorted by that input; 1 counts as an input, so that
+lower degrees ride along. The sparse product with the coefficients gives one sum for each output and weight;
+the weights of the species come last. Derivatives recompute a chunk's monomials and go back the same way:
+memory is O(rows) for inputs and results, and one chunk, which stays in the cache.
 """
 
 import warnings
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from .polynomial import polynomial_of
+
+_Monomial = tuple[int, ...]
 
 # numbers in a chunk's table of monomials, and rows of a chunk at least and at most
 _CHUNK, _MIN_ROWS, _MAX_ROWS = 1 << 20, 512, 8192
@@ -90,7 +92,7 @@ def _sparse(shape: tuple[int, int], entries: list[tuple[int, int, float]], dtype
     return _Sparse(shape[0], row, column, value, csr)
 
 
-def _levels(monomials: list[tuple[int, ...]], degree: int) -> tuple[list[tuple[int, ...]], tuple[_Level, ...]]:
+def _levels(monomials: list[_Monomial], degree: int) -> tuple[list[_Monomial], tuple[_Level, ...]]:
     """The monomials in the order they come out, and the way up; as few below as a greedy choice finds."""
     levels, last = [], []
     for d in range(max(degree, 2), 1, -1):
@@ -127,12 +129,11 @@ def _plan(key: str, dtype: torch.dtype) -> _Plan:
     row = {pair: n for n, pair in enumerate(pairs)}
     column = {m: n for n, m in enumerate(monomials)}
     entries = [(row[output, weight], column[factors], value) for factors, weight, output, value in p.terms]
-    shape = (len(pairs), len(monomials))
     found = [output for output, _ in pairs]
     return _Plan(
         levels,
-        _sparse(shape, entries, dtype),
-        _sparse(shape[::-1], [(c, r, v) for r, c, v in entries], dtype),
+        _sparse((len(pairs), len(monomials)), entries, dtype),
+        _sparse((len(monomials), len(pairs)), [(c, r, v) for r, c, v in entries], dtype),
         torch.tensor(found, dtype=torch.int64),
         torch.tensor([weight for _, weight in pairs], dtype=torch.int64),
         tuple((o, slice(found.index(o), found.index(o) + found.count(o))) for o in sorted(set(found))),
@@ -225,9 +226,7 @@ class _WeightSums:
         return out.index_add_(1, self.plan.weight, self.sums)
 
 
-def symmetric_contraction_cpu(
-    x: Tensor, weights: Tensor, index: Tensor, order: Tensor, key: str
-) -> Tensor:
+def symmetric_contraction_cpu(x: Tensor, weights: Tensor, index: Tensor, order: Tensor, key: str) -> Tensor:
     """The polynomial of every row; arguments as in `symmetric_contraction`, on the CPU."""
     plan = _plan(key, x.dtype)
     by_weight = weights.transpose(0, 1).contiguous()

@@ -3,11 +3,17 @@
 import torch
 from torch import Tensor
 
+from ..dispatch import runs_triton
 from ..indexed_linear.groups import check_species, sort_species
 from .cpu import (
     symmetric_contraction_backward_cpu,
     symmetric_contraction_cpu,
     symmetric_contraction_second_cpu,
+)
+from .kernel import (
+    launch_symmetric_contraction,
+    launch_symmetric_contraction_inputs,
+    launch_symmetric_contraction_weights,
 )
 from .polynomial import (
     SymmetricPolynomial,
@@ -23,6 +29,8 @@ from .polynomial import (
 def _symmetric_contraction(
     x: Tensor, weights: Tensor, index: Tensor, order: Tensor, ptr: Tensor, key: str
 ) -> Tensor:
+    if runs_triton(x):
+        return launch_symmetric_contraction(x, weights, index, key)
     return symmetric_contraction_cpu(x, weights, index, order, key)
 
 
@@ -42,6 +50,13 @@ def _symmetric_contraction_backward(
     key: str,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor]:
+    if runs_triton(x):
+        d_x = d_weights = None
+        if wanted[0]:
+            d_x = launch_symmetric_contraction_inputs(x, weights, grad, index, key, x.shape[2])
+        if wanted[1]:
+            d_weights = launch_symmetric_contraction_weights(x, grad, order, ptr, key)
+        return x.new_empty(0) if d_x is None else d_x, x.new_empty(0) if d_weights is None else d_weights
     return symmetric_contraction_backward_cpu(x, weights, grad, index, order, ptr, key, wanted)
 
 
@@ -149,6 +164,25 @@ def _from_directions(x, weights, grad, along_x, along_weights, tables, key, want
     return sums
 
 
+def _second_triton(
+    x, weights, grad, along_x, along_weights, index, order, ptr, key, wanted
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum that `_from_directions` describes, by the kernels."""
+    d_x, d_weights, d_grad = (x.new_empty(0) for _ in range(3))
+    both, along_key = torch.cat((x, along_x), -1), directional_key(key)
+    if wanted[0]:
+        d_x = launch_symmetric_contraction_inputs(both, weights, grad, index, along_key, x.shape[2])
+        if along_weights is not None:
+            d_x += launch_symmetric_contraction_inputs(x, along_weights, grad, index, key, x.shape[2])
+    if wanted[1]:
+        d_weights = launch_symmetric_contraction_weights(both, grad, order, ptr, along_key)
+    if wanted[2]:
+        d_grad = launch_symmetric_contraction(both, weights, index, along_key)
+        if along_weights is not None:
+            d_grad += launch_symmetric_contraction(x, along_weights, index, key)
+    return d_x, d_weights, d_grad
+
+
 @torch.library.custom_op("scfmlip::symmetric_contraction_second", mutates_args=())
 def _symmetric_contraction_second(
     x: Tensor,
@@ -162,6 +196,8 @@ def _symmetric_contraction_second(
     key: str,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if runs_triton(x):
+        return _second_triton(x, weights, grad, along_x, along_weights, index, order, ptr, key, wanted)
     return symmetric_contraction_second_cpu(
         x, weights, grad, along_x, along_weights, index, order, ptr, key, wanted
     )

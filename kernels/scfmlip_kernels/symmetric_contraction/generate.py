@@ -1,0 +1,228 @@
+"""
+Straight-line Triton for one polynomial: values, gradients in x, gradients of the weights.
+
+A polynomial becomes one tree for each output: ``const + sum_v x_v * child_v`` with linear combinations of
+weights as constants, the variable in most terms taken out first. Values are the tree evaluated from its
+leaves; gradients walk the same tree with the product of what was taken out so far. Sources stay in memory:
+`linecache` serves them to whoever asks for a kernel's source.
+"""
+
+import linecache
+from collections import Counter
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import triton
+import triton.language as tl
+
+from ..indexed_linear.tiles import species_tile
+from .polynomial import SymmetricPolynomial, polynomial_of
+
+Kind = Literal["values", "inputs", "weights"]
+
+
+class _Node(NamedTuple):
+    constant: tuple[tuple[int, float], ...]  # weights and their coefficients
+    children: "tuple[tuple[int, _Node], ...]"  # by the input each is multiplied by
+
+
+def _tree(terms: list[tuple[tuple[int, ...], int, float]]) -> _Node:
+    constant = tuple((weight, value) for factors, weight, value in terms if not factors)
+    rest = [term for term in terms if term[0]]
+    children = []
+    while rest:
+        count = Counter(i for factors, *_ in rest for i in set(factors))
+        v = max(count, key=lambda i: (count[i], -i))
+        taken = []
+        for factors, weight, value in rest:
+            if v in factors:
+                i = factors.index(v)
+                taken.append((factors[:i] + factors[i + 1 :], weight, value))
+        rest = [term for term in rest if v not in term[0]]
+        children.append((v, _tree(taken)))
+    return _Node(constant, tuple(children))
+
+
+def _sum(constant: tuple[tuple[int, float], ...]) -> str:
+    """A linear combination of weights."""
+    parts = []
+    for weight, value in constant:
+        sign = "-" if value < 0 else "+"
+        size = abs(value)
+        parts.append(f"{sign} w{weight}" if size == 1 else f"{sign} {size!r} * w{weight}")
+    return " ".join(parts).removeprefix("+ ")
+
+
+class _Writer:
+    """Statements of a kernel's body; every call of `name` is a new variable."""
+
+    def __init__(self, indent: str) -> None:
+        self.lines: list[str] = []
+        self.indent, self.count, self.started = indent, 0, set()
+
+    def name(self) -> str:
+        self.count += 1
+        return f"t{self.count}"
+
+    def put(self, line: str) -> None:
+        self.lines.append(self.indent + line)
+
+    def add(self, name: str, value: str) -> None:
+        """Add to a variable; the first time, create it."""
+        self.put(f"{name} {'+=' if name in self.started else '='} {value}")
+        self.started.add(name)
+
+    def leaf(self, node: _Node) -> str:
+        """Its value, as something to multiply with."""
+        text = _sum(node.constant)
+        return text if len(node.constant) == 1 and text[0] == "w" else f"({text})"
+
+    def value(self, node: _Node, name: str) -> str:
+        """Evaluate from the leaves."""
+        if node.constant:
+            self.add(name, _sum(node.constant))
+        for v, child in node.children:
+            inner = self.value(child, self.name()) if child.children else self.leaf(child)
+            self.add(name, f"x{v} * {inner}")
+        return name
+
+    def inputs(self, node: _Node, outside: str, name: str | None, wanted: int) -> str | None:
+        """Add ``outside`` times each child to its input's gradient; the value on the way, if named."""
+        if node.constant and name:
+            self.add(name, _sum(node.constant))
+        for v, child in node.children:
+            if child.children:
+                product, inner = self.name(), self.name()
+                self.put(f"{product} = {outside} * x{v}")
+                self.inputs(child, product, inner, wanted)
+            else:
+                inner = self.name()
+                self.put(f"{inner} = {_sum(child.constant)}")
+            if v < wanted:
+                self.add(f"d{v}", f"{outside} * {inner}")
+            if name:
+                self.add(name, f"x{v} * {inner}")
+        return name
+
+    def weights(self, node: _Node, outside: str) -> None:
+        """Add ``outside`` times each coefficient to its weight's gradient."""
+        for weight, value in node.constant:
+            self.put(f"d{weight} += {value!r} * {outside}")
+        for v, child in node.children:
+            product = self.name()
+            self.put(f"{product} = {outside} * x{v}")
+            self.weights(child, product)
+
+
+_HEADS = {
+    "values": """
+@triton.jit
+def _symmetric_contraction_kernel(
+    x_ptr,  # [n_atoms, N_CHANNELS, n_inputs]
+    weights_ptr,  # [n_species, n_weights, N_CHANNELS]
+    index_ptr,  # [n_atoms] int64
+    out_ptr,  # [n_atoms, N_CHANNELS, n_outputs]
+    N_CHANNELS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+""",
+    "inputs": """
+@triton.jit
+def _symmetric_contraction_inputs_kernel(
+    x_ptr,  # [n_atoms, N_CHANNELS, n_inputs]
+    weights_ptr,  # [n_species, n_weights, N_CHANNELS]
+    grad_ptr,  # [n_atoms, N_CHANNELS, n_outputs]
+    index_ptr,  # [n_atoms] int64
+    out_ptr,  # [n_atoms, N_CHANNELS, n_wanted]
+    N_CHANNELS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+""",
+    "weights": """
+@triton.jit(do_not_specialize=["n_species"])
+def _symmetric_contraction_weights_kernel(
+    x_ptr,  # [n_atoms, N_CHANNELS, n_inputs]
+    grad_ptr,  # [n_atoms, N_CHANNELS, n_outputs]
+    order_ptr,  # [n_atoms] int64
+    ptr_ptr,  # [n_species + 1] int64
+    out_ptr,  # [n_tiles, n_weights, N_CHANNELS]
+    n_species,
+    N_CHANNELS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    SCALE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_SPECIES: tl.constexpr,
+):
+""",
+}
+
+
+def source(polynomial: SymmetricPolynomial, kind: Kind, wanted: int) -> str:
+    """
+    Text of a kernel.
+
+    Args:
+        polynomial: What to compute.
+        kind: Values, gradients in the inputs, or gradients of the weights, one part for each tile of atoms.
+        wanted: Number of inputs whose gradients are wanted; the others' are left out.
+    """
+    n_inputs, n_outputs, n_weights, terms = polynomial
+    trees = {}
+    for output in sorted({output for _, _, output, _ in terms}):
+        trees[output] = _tree([(f, w, v) for f, w, o, v in terms if o == output])
+    head = _Writer("    ")
+    head.put("channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)")
+    head.put("inside = channel < N_CHANNELS")
+    body = _Writer("        " if kind == "weights" else "    ")
+    if kind == "weights":
+        head.put("dtype = x_ptr.dtype.element_ty")
+        head.put("tile = tl.program_id(0).to(tl.int64)")
+        found = "species_tile(tile, ptr_ptr, n_species, SCALE, BLOCK_ROWS, BLOCK_SPECIES)"
+        head.put(f"_, first, last = {found}")
+        for w in range(n_weights):
+            head.put(f"d{w} = tl.zeros((BLOCK_CHANNELS,), dtype)")
+        head.put("for place in range(first, last):")
+        body.put("atom = tl.load(order_ptr + place)")
+    else:
+        head.put("atom = tl.program_id(0).to(tl.int64)")
+        head.put("species = tl.load(index_ptr + atom)")
+        head.put(f"weights = weights_ptr + species * ({n_weights} * N_CHANNELS) + channel")
+        for w in sorted({weight for _, weight, _, _ in terms}):
+            head.put(f"w{w} = tl.load(weights + {w} * N_CHANNELS, mask=inside, other=0.0)")
+    body.put("row = atom * N_CHANNELS + channel")
+    for i in sorted({i for factors, *_ in terms for i in factors}):
+        body.put(f"x{i} = tl.load(x_ptr + row * {n_inputs} + {i}, mask=inside, other=0.0)")
+    for output, tree in trees.items():
+        if kind == "values":
+            body.value(tree, f"out{output}")
+            continue
+        body.put(f"g = tl.load(grad_ptr + row * {n_outputs} + {output}, mask=inside, other=0.0)")
+        if kind == "inputs":
+            body.inputs(tree, "g", None, wanted)
+        else:
+            body.weights(tree, "g")
+    tail = _Writer("    ")
+    if kind == "weights":
+        for w in range(n_weights):
+            place = f"out_ptr + (tile * {n_weights} + {w}) * N_CHANNELS + channel"
+            tail.put(f"tl.store({place}, d{w}, mask=inside)")
+    else:
+        n, letter = (n_outputs, "out") if kind == "values" else (wanted, "d")
+        tail.put("zero = tl.zeros((BLOCK_CHANNELS,), x_ptr.dtype.element_ty)")
+        for i in range(n):
+            name = f"{letter}{i}"
+            value = name if name in body.started else "zero"
+            tail.put(f"tl.store(out_ptr + row * {n} + {i}, {value}, mask=inside)")
+    return _HEADS[kind].lstrip() + "\n".join((*head.lines, *body.lines, *tail.lines)) + "\n"
+
+
+@lru_cache(maxsize=1024)
+def kernel(key: str, kind: Kind, wanted: int = 0) -> Any:
+    """The kernel of a polynomial's key, see `source`."""
+    text = source(polynomial_of(key), kind, wanted)
+    file = f"<symmetric_contraction {key} {kind} {wanted}>"
+    # without a modification time, linecache keeps an entry that has no file
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    names: dict[str, Any] = {"triton": triton, "tl": tl, "species_tile": species_tile, "__name__": __name__}
+    exec(compile(text, file, "exec"), names)
+    return next(value for name, value in names.items() if name.startswith("_symmetric_contraction"))

@@ -2,11 +2,11 @@
 Charge equilibration beside a loop of dense solves: `python -m bench.equilibration`.
 
 Two references in plain PyTorch float64, differentiated by autograd, both a loop over systems of bordered
-`torch.linalg.solve`: "tensor" holds the phases of all pairs, ``[n_k, n, n]``, as the public code of
-(arXiv:2503.17949; repository nequip-lr, branch develop); "matrix" takes two matrix products instead, the best a
-dense loop can do. Ours: `scfmlip.charge_equilibration`, whichever method "auto" picks. Times are of energy,
-charges and the derivatives of ``sum E + sum q^2`` in positions, electronegativity and hardness, on crystals
-with Gaussians of 1 angstrom; peak memory is that of a fresh process.
+`torch.linalg.solve`: "tensor" holds the phases of all pairs, ``[n_k, n, n]``, as NequIP-LR's public code
+does (arXiv:2503.17949; repository nequip-lr, branch develop); "matrix" takes two matrix products instead,
+the best a dense loop can do. Ours: `scfmlip.charge_equilibration`, whichever method "auto" picks. Times are
+of energy, charges and the derivatives of ``sum E + sum q^2`` in positions, electronegativity and hardness, on
+crystals with Gaussians of 1 angstrom; peak memory is that of a fresh process.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ import pytest
 
 import scfmlip_kernels
 
+# the tests' tensors are small: a second thread costs more than it brings
+torch.set_num_threads(1)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -52,7 +52,7 @@ def runs_triton(tensor: Tensor) -> bool:
     return forced != "cpu" and interpreting()
 
 
-def loop_over_batch(op: Any, info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Tensor, int]:
+def loop_over_batch(op: Any, info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
     """
     ``torch.vmap`` of an operator, one element of the batch at a time.
 
@@ -63,10 +63,20 @@ def loop_over_batch(op: Any, info: Any, in_dims: Sequence[int | None], *args: An
         args: The arguments.
 
     Returns:
-        The stacked results and their batch dimension, 0.
+        The stacked results and their batch dimensions, 0.
     """
     rows = [
-        op(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
+        op(*(a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)))
         for i in range(info.batch_size)
     ]
+    if isinstance(rows[0], tuple):
+        return tuple(torch.stack(column) for column in zip(*rows, strict=True)), (0,) * len(rows[0])
     return torch.stack(rows), 0
+
+
+def vmap_by_loop(definition: Any, name: str) -> None:
+    """Let ``torch.vmap`` run a custom operator one element of the batch at a time."""
+
+    @definition.register_vmap
+    def _(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
+        return loop_over_batch(getattr(torch.ops.scfmlip, name), info, in_dims, *args)

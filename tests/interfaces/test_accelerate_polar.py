@@ -231,7 +231,7 @@ def test_refusals(monkeypatch):
     with pytest.raises(NotImplementedError, match="ML-IAP"):
         accelerate(model)({}, lammps_mliap=True)
     with pytest.warns(UserWarning, match="nothing to accelerate"):
-        assert accelerate(model, electrostatics=False) is model
+        assert accelerate(model, electrostatics=False, tensor_products=False) is model
     import importlib.metadata
 
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9")

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from .product import ChannelwiseProduct, offsets
 
-# edges of a block for each thread; slots a block may waste on padding, as a share
+# edges of a block for each thread; slots that a block may waste on padding, as a share or a number
 _EDGES = 384
 _WASTE = 0.1
+_WASTED = 64
 
 
 class _Path(NamedTuple):
@@ -60,38 +61,68 @@ def _components_first(values: Tensor, segments: tuple[tuple[int, int], ...], lay
     return torch.cat([part.flatten(1) for part in _segments(values, segments, layout)], 1)
 
 
-class _Block(NamedTuple):
-    nodes: slice  # in the order of their degrees
-    degree: int
-    edges: Tensor  # of each slot; padding repeats the node's last edge
-    kept: Tensor | None  # slots that are not padding, None if all
+class _Pieces(NamedTuple):
+    """Nodes in the order of their degrees, those with very many edges in several pieces."""
+
+    nodes: Tensor
+    starts: Tensor  # in the edges by receiver
+    sizes: Tensor
+    limit: int  # edges of a piece and slots of a block
+    cut: bool  # whether a node has several pieces
+
+    def add(self, out: Tensor, values: Tensor) -> None:
+        """Values of the pieces to their nodes; ``out`` is 0."""
+        if self.cut:
+            out.index_add_(0, self.nodes, values)
+        else:
+            out[self.nodes] = values
 
 
-def _blocks(order: Tensor, ptr: Tensor, sizes: Tensor, nodes: Tensor) -> Iterator[_Block]:
+def _pieces(ptr: Tensor) -> _Pieces:
     limit = _EDGES * max(2, torch.get_num_threads())
-    bounds, first, slots = [], 0, 0
-    for n, size in enumerate(sizes.tolist()):
-        if size == 0:
-            first = n + 1
-            continue
-        count = n - first
-        wasted = count * size - slots
-        if count and ((count + 1) * size > limit or wasted > _WASTE * (slots + size)):
+    degrees = ptr.diff()
+    counts = (degrees + limit - 1) // limit
+    nodes = torch.arange(len(degrees)).repeat_interleave(counts)
+    nth = torch.arange(len(nodes)) - (counts.cumsum(0) - counts)[nodes]
+    sizes, order = torch.sort((degrees[nodes] - nth * limit).clamp(max=limit), stable=True)
+    nodes, nth = nodes[order], nth[order]
+    return _Pieces(nodes, ptr[nodes] + nth * limit, sizes, limit, len(nodes) > int((degrees > 0).sum()))
+
+
+class _Block(NamedTuple):
+    """Pieces with about the same number of edges."""
+
+    pieces: slice
+    n_pieces: int
+    degree: int
+    n_slots: int
+    edges: Tensor  # of each slot; padding repeats the last edge of the piece
+    targets: Tensor  # row of each slot in a table over the edges; padding goes to a row behind the last
+    padding: Tensor | None  # which slots are, ``[n_slots, 1]``, None if none is
+
+
+def _blocks(order: Tensor, pieces: _Pieces) -> Iterator[_Block]:
+    sizes = pieces.sizes.tolist()
+    bounds, first, total = [], 0, 0
+    for n, size in enumerate(sizes):
+        slots = (n + 1 - first) * size
+        total += size
+        if n > first and (slots > pieces.limit or slots - total > max(_WASTED, _WASTE * total)):
             bounds.append((first, n))
-            first, slots = n, 0
-        slots += size
-    if first < len(sizes):
+            first, total = n, size
+    if sizes:
         bounds.append((first, len(sizes)))
-    starts = ptr[nodes]
     for first, last in bounds:
-        smallest, degree = int(sizes[first]), int(sizes[last - 1])
-        slot = torch.arange(degree)
-        if smallest == degree:
-            yield _Block(slice(first, last), degree, order[(starts[first:last, None] + slot).flatten()], None)
-            continue
-        size = sizes[first:last, None]
-        edges = order[(starts[first:last, None] + torch.minimum(slot, size - 1)).flatten()]
-        yield _Block(slice(first, last), degree, edges, (slot < size).flatten().nonzero()[:, 0])
+        degree, count = sizes[last - 1], last - first
+        slot, padding = torch.arange(degree), None
+        if sizes[first] < degree:
+            size = pieces.sizes[first:last, None]
+            padding = (slot >= size).view(-1, 1)
+            slot = torch.minimum(slot, size - 1)
+        edges = targets = order[(pieces.starts[first:last, None] + slot).flatten()]
+        if padding is not None:
+            targets = edges.masked_fill(padding[:, 0], len(order))
+        yield _Block(slice(first, last), count, degree, count * degree, edges, targets, padding)
 
 
 class _Buffers:
@@ -100,48 +131,42 @@ class _Buffers:
     def __init__(self, like: Tensor) -> None:
         self.like = like
         self.memory: dict[str, Tensor] = {}
+        self.views: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
     def __call__(self, name: str, *shape: int) -> Tensor:
         """Uninitialised tensor of this shape; one name holds one tensor at a time."""
-        size = math.prod(shape)
-        memory = self.memory.get(name)
-        if memory is None or len(memory) < size:
-            memory = self.memory[name] = self.like.new_empty(size + size // 4)
-        return memory[:size].view(shape)
+        view = self.views.get((name, shape))
+        if view is None:
+            size = math.prod(shape)
+            memory = self.memory.get(name)
+            if memory is None or memory.shape[0] < size:
+                memory = self.memory[name] = self.like.new_empty(size + size // 4)
+                self.views = {key: kept for key, kept in self.views.items() if key[0] != name}
+            view = self.views[name, shape] = memory[:size].view(shape)
+        return view
 
     def rows(self, name: str, values: Tensor, index: Tensor) -> Tensor:
         """``values[index]``."""
-        return torch.index_select(values, 0, index, out=self(name, len(index), values.shape[1]))
-
-
-def _scattered(out: Tensor, block: _Block, values: Tensor) -> None:
-    """Values of a block's slots to their edges."""
-    if block.kept is None:
-        out.index_copy_(0, block.edges, values)
-    else:
-        out.index_copy_(0, block.edges[block.kept], values[block.kept])
+        return torch.index_select(values, 0, index, out=self(name, index.shape[0], values.shape[1]))
 
 
 def _attributes(y: Tensor, block: _Block, buffers: _Buffers) -> Tensor:
     values = buffers.rows("y", y, block.edges)
-    if block.kept is not None:
-        mask = buffers("mask", len(values), 1).zero_().index_fill_(0, block.kept, 1.0)
-        values *= mask
-    return values
+    return values if block.padding is None else values.masked_fill_(block.padding, 0.0)
 
 
 def _edge_weights(weights: Tensor, matrix: Tensor | None, block: _Block, buffers: _Buffers) -> Tensor:
     rows = buffers.rows("weights", weights, block.edges)
     if matrix is None:
         return rows
-    return torch.mm(rows, matrix, out=buffers("w", len(rows), matrix.shape[1]))
+    return torch.mm(rows, matrix, out=buffers("w", block.n_slots, matrix.shape[1]))
 
 
-def _small_matrices(attributes: Tensor, p: _Path, degree: int, buffers: _Buffers) -> Tensor:
-    """``M[e; i, k]`` of a path, ``[n_nodes, degree * x components, out components]``."""
-    m = buffers("m", len(attributes), p.x_dim * p.out_dim)
-    torch.mm(attributes[:, p.y_columns], p.terms, out=m)
-    return m.view(-1, degree * p.x_dim, p.out_dim)
+def _small_matrices(attributes: Tensor, p: _Path, block: _Block, buffers: _Buffers) -> Tensor:
+    """``M[e; i, k]`` of a path, ``[n_pieces, degree * x components, out components]``."""
+    m = buffers("m", block.n_pieces, block.degree * p.x_dim, p.out_dim)
+    torch.mm(attributes[:, p.y_columns], p.terms, out=m.view(block.n_slots, p.x_dim * p.out_dim))
+    return m
 
 
 def channelwise_conv_cpu(
@@ -158,21 +183,21 @@ def channelwise_conv_cpu(
     paths = _paths(product, x.dtype)
     w_sizes = [p.channels for p in paths]
     x = _components_first(x, product.x, product.layout)
-    sizes, nodes = torch.sort(receiver_ptr.diff(), stable=True)
-    sums = [x.new_zeros(len(nodes), p.out_dim, p.channels) for p in paths]
+    pieces = _pieces(receiver_ptr)
+    sums = [x.new_empty(len(pieces.nodes), p.out_dim, p.channels) for p in paths]
     buffers = _Buffers(x)
-    for block in _blocks(by_receiver, receiver_ptr, sizes, nodes):
+    for block in _blocks(by_receiver, pieces):
         w = _edge_weights(weights, matrix, block, buffers)[:, None].split(w_sizes, 2)
         sent = _segments(buffers.rows("x", x, sender[block.edges]), product.x, "ir_mul")
         attributes = _attributes(y, block, buffers)
         for p, w_p, total in zip(paths, w, sums, strict=True):
-            m = _small_matrices(attributes, p, block.degree, buffers)
-            z = buffers("z", len(attributes), p.x_dim, p.channels)
-            torch.mul(w_p, sent[p.x], out=z)
-            torch.bmm(m.mT, z.view(len(m), -1, p.channels), out=total[block.nodes])
-    out = x.new_empty(len(nodes), product.out_dim)
+            m = _small_matrices(attributes, p, block, buffers)
+            z = buffers("z", block.n_pieces, block.degree * p.x_dim, p.channels)
+            torch.mul(w_p, sent[p.x], out=z.view(block.n_slots, p.x_dim, p.channels))
+            torch.bmm(m.mT, z, out=total[block.pieces])
+    out = x.new_zeros(len(receiver_ptr) - 1, product.out_dim)
     for part, total in zip(_segments(out, product.out, product.layout), sums, strict=True):
-        part[nodes] = total
+        pieces.add(part, total)
     return out
 
 
@@ -194,18 +219,18 @@ def channelwise_conv_backward_cpu(
     wants_x, wants_y, wants_weights, wants_matrix = wanted
     wants_w = wants_weights or wants_matrix
     x = _components_first(x, product.x, product.layout)
-    sizes, nodes = torch.sort(receiver_ptr.diff(), stable=True)
-    grads = [part[nodes].contiguous() for part in _segments(grad, product.out, product.layout)]
-    # every edge stands in one block, a node may stand in none
+    pieces = _pieces(receiver_ptr)
+    grads = [part[pieces.nodes].contiguous() for part in _segments(grad, product.out, product.layout)]
+    # every edge stands in one block, a node may stand in none; a last row takes what padding leaves
     d_x = x.new_zeros(x.shape if wants_x else 0)
-    d_y = y.new_empty(y.shape if wants_y else 0)
-    d_weights = y.new_empty(weights.shape if wants_weights else 0)
+    d_y = y.new_empty((len(y) + 1, y.shape[1]) if wants_y else 0)
+    d_weights = y.new_empty((len(y) + 1, weights.shape[1]) if wants_weights else 0)
     d_matrix = y.new_zeros(matrix.shape if matrix is not None and wants_matrix else 0)
     used = {p.x for p in paths}
     buffers = _Buffers(x)
-    for block in _blocks(by_receiver, receiver_ptr, sizes, nodes):
+    for block in _blocks(by_receiver, pieces):
         weight_rows = _edge_weights(weights, matrix, block, buffers)
-        n_slots, n_columns = weight_rows.shape
+        n_slots, n_columns = block.n_slots, weight_rows.shape[1]
         w = weight_rows[:, None].split(w_sizes, 2)
         from_node = sender[block.edges]
         sent = _segments(buffers.rows("x", x, from_node), product.x, "ir_mul")
@@ -214,14 +239,14 @@ def channelwise_conv_backward_cpu(
         d_sent = _segments(d_sent_rows, product.x, "ir_mul")
         d_w_rows = buffers("d_w", n_slots, n_columns)
         d_w = d_w_rows.split(w_sizes, 1)
-        d_attributes = buffers("d_attributes", *attributes.shape).zero_()
+        d_attributes = buffers("d_attributes", n_slots, product.y_dim).zero_()
         started = set()
         for n, p in enumerate(paths):
-            g, x_i, w_p = grads[n][block.nodes], sent[p.x], w[n]
+            g, x_i, w_p = grads[n][block.pieces], sent[p.x], w[n]
+            r_rows = buffers("r", block.n_pieces, block.degree * p.x_dim, p.channels)
+            r = r_rows.view(n_slots, p.x_dim, p.channels)
             if wants_x or wants_w:
-                m = _small_matrices(attributes, p, block.degree, buffers)
-                r = buffers("r", n_slots, p.x_dim, p.channels)
-                torch.bmm(m, g, out=r.view(len(g), -1, p.channels))
+                torch.bmm(_small_matrices(attributes, p, block, buffers), g, out=r_rows)
                 if wants_w:
                     torch.mul(x_i[:, 0], r[:, 0], out=d_w[n])
                     for i in range(1, p.x_dim):
@@ -232,28 +257,28 @@ def channelwise_conv_backward_cpu(
                     torch.mul(w_p, r, out=d_sent[p.x])
                     started.add(p.x)
             if wants_y:
-                z = buffers("r", n_slots, p.x_dim, p.channels)
-                torch.mul(w_p, x_i, out=z)
-                d_m = buffers("m", len(g), block.degree * p.x_dim, p.out_dim)
-                torch.bmm(z.view(len(g), -1, p.channels), g.mT, out=d_m)
-                d_attributes[:, p.y_columns].addmm_(d_m.view(n_slots, -1), p.terms.mT)
+                torch.mul(w_p, x_i, out=r)
+                d_m = buffers("m", block.n_pieces, block.degree * p.x_dim, p.out_dim)
+                torch.bmm(r_rows, g.mT, out=d_m)
+                d_m = d_m.view(n_slots, p.x_dim * p.out_dim)
+                d_attributes[:, p.y_columns].addmm_(d_m, p.terms.mT)
         if wants_x:
             for n, part in enumerate(d_sent):
                 if n not in used:
                     part.zero_()
             d_x.index_add_(0, from_node, d_sent_rows)
         if wants_y:
-            _scattered(d_y, block, d_attributes)
+            d_y.index_copy_(0, block.targets, d_attributes)
         if matrix is None:
             if wants_weights:
-                _scattered(d_weights, block, d_w_rows)
+                d_weights.index_copy_(0, block.targets, d_w_rows)
             continue
         hidden = buffers("weights", n_slots, weights.shape[1])  # still those of this block
         if wants_matrix:
             d_matrix.addmm_(hidden.mT, d_w_rows)
         if wants_weights:
-            _scattered(d_weights, block, torch.mm(d_w_rows, matrix.mT, out=hidden))
+            d_weights.index_copy_(0, block.targets, torch.mm(d_w_rows, matrix.mT, out=hidden))
     if wants_x and product.layout == "mul_ir":
         parts = _segments(d_x, product.x, "ir_mul")
         d_x = torch.cat([part.mT.flatten(1) for part in parts], 1)
-    return d_x, d_y, d_weights, d_matrix
+    return d_x, d_y[: len(y)], d_weights[: len(y)], d_matrix

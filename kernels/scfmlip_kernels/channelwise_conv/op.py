@@ -5,7 +5,7 @@ import contextlib
 import torch
 from torch import Tensor
 
-from ..dispatch import runs_triton
+from ..dispatch import runs_triton, vmap_by_loop
 from .cpu import channelwise_conv_backward_cpu, channelwise_conv_cpu
 from .edges import EdgeOrder
 from .kernel import launch_channelwise_conv, launch_channelwise_conv_backward
@@ -220,3 +220,7 @@ def _check(x, y, weights, edges, product, matrix) -> None:
             raise ValueError(
                 f"channelwise_conv: {name} must be {list(shape)}, got {list(tensors[name].shape)}"
             )
+
+
+vmap_by_loop(_channelwise_conv, "channelwise_conv")
+vmap_by_loop(_channelwise_conv_backward, "channelwise_conv_backward")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..dispatch import runs_triton
+from ..dispatch import runs_triton, vmap_by_loop
 from .cpu import indexed_linear_cpu, indexed_linear_weights_cpu
 from .groups import check_species, sort_species
 from .kernel import launch_indexed_linear, launch_indexed_linear_weights
@@ -86,3 +86,7 @@ def indexed_linear(x: Tensor, weights: Tensor, index: Tensor) -> Tensor:
     if x.shape[2] != weights.shape[1]:
         raise ValueError(f"indexed_linear: x has {x.shape[2]} columns, weights {weights.shape[1]} rows")
     return _indexed_linear(x, weights, index, *sort_species(index, weights.shape[0]))
+
+
+vmap_by_loop(_indexed_linear, "indexed_linear")
+vmap_by_loop(_indexed_linear_weights, "indexed_linear_weights")

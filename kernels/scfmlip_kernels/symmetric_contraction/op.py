@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..dispatch import runs_triton
+from ..dispatch import runs_triton, vmap_by_loop
 from ..indexed_linear.groups import check_species, sort_species
 from .cpu import (
     symmetric_contraction_backward_cpu,
@@ -303,3 +303,9 @@ def symmetric_contraction(
     if reduced != key:
         weights = _reduce(weights, key, False)
     return _symmetric_contraction(x, weights, index, *sort_species(index, weights.shape[0]), reduced)
+
+
+vmap_by_loop(_symmetric_contraction, "symmetric_contraction")
+vmap_by_loop(_symmetric_contraction_backward, "symmetric_contraction_backward")
+vmap_by_loop(_symmetric_contraction_second, "symmetric_contraction_second")
+vmap_by_loop(_reduce, "symmetric_contraction_reduce")

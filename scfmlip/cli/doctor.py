@@ -24,6 +24,14 @@ PACKAGES = (
     "ase",
     "matplotlib",
 )
+OPERATORS = (
+    "channelwise_conv",
+    "gaussian_pairs",
+    "indexed_linear",
+    "lattice_field",
+    "structure_factor",
+    "symmetric_contraction",
+)
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -136,7 +144,7 @@ def run(arguments: argparse.Namespace, show: Callable[[str], None] = print) -> i
             show(f"  launch parameters: {tuned_for(p.name)}")
     else:
         show("GPU: none that torch can use")
-    ops = [n for n in scfmlip_kernels.__all__ if n in ("structure_factor", "lattice_field", "gaussian_pairs")]
+    ops = [n for n in scfmlip_kernels.__all__ if n in OPERATORS]
     cpu = "Triton's interpreter (TRITON_INTERPRET=1: slow)" if interpreting() else "CPU path"
     gpu = "Triton" if torch.cuda.is_available() else "Triton, were there one"
     for op in ops:

@@ -244,6 +244,25 @@ def test_third_derivatives(generator):
 
 
 @pytest.mark.parametrize("hidden", [0, 2])
+@pytest.mark.parametrize("path", PATHS)
+def test_vmap(path, hidden, generator, device):
+    """A batch of values, and the rows of a Jacobian at once."""
+    problem = Problem(plain_product((3, 2)), 3, 4, generator, hidden, device=place(path, device))
+    first, *rest = problem.inputs
+    batch = torch.stack((first, 2 * first, first.flip(0)))
+    got = torch.vmap(lambda x: problem.value(x, *rest))(batch)
+    for a, x in zip(got, batch, strict=True):
+        assert_close(a, problem.value(x, *rest))
+    leaves = problem.leaves()
+    value = problem.value(*leaves)
+    grads = torch.stack((problem.grad, -problem.grad, problem.grad.flip(0)))
+    rows = torch.autograd.grad(value, leaves, grads, is_grads_batched=True, retain_graph=True)
+    for n, grad in enumerate(grads):
+        for a, b in zip(rows, torch.autograd.grad(value, leaves, grad, retain_graph=True), strict=True):
+            assert_close(a[n], b)
+
+
+@pytest.mark.parametrize("hidden", [0, 2])
 def test_opcheck(hidden, generator):
     torch.use_deterministic_algorithms(False)
     key = submodule(f"{OP}.product").product_key

@@ -18,7 +18,7 @@ from torch import Tensor
 from .product import ChannelwiseProduct, offsets
 
 # edges of a block for each thread; slots that a block may waste on padding, as a share or a number
-_EDGES = 384
+_EDGES = 256
 _WASTE = 0.1
 _WASTED = 64
 

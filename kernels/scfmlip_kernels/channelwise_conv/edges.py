@@ -32,15 +32,8 @@ class EdgeOrder(NamedTuple):
 
     @property
     def tables(self) -> tuple[Tensor, ...]:
-        """The tensors."""
-        return (
-            self.sender,
-            self.receiver,
-            self.by_receiver,
-            self.receiver_ptr,
-            self.by_sender,
-            self.sender_ptr,
-        )
+        """The tensors that the operators take."""
+        return self.sender, self.by_receiver, self.receiver_ptr, self.by_sender, self.sender_ptr
 
 
 def _sorted(nodes: Tensor, n_nodes: int) -> tuple[Tensor, Tensor]:

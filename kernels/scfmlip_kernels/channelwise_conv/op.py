@@ -5,7 +5,7 @@ import contextlib
 import torch
 from torch import Tensor
 
-from ..dispatch import runs_triton, vmap_by_loop
+from ..dispatch import loop_over_batch, runs_triton, vmap_by_loop
 from .cpu import channelwise_conv_backward_cpu, channelwise_conv_cpu
 from .edges import EdgeOrder
 from .kernel import launch_channelwise_conv, launch_channelwise_conv_backward
@@ -19,7 +19,6 @@ def _channelwise_conv(
     weights: Tensor,
     matrix: Tensor | None,
     sender: Tensor,
-    receiver: Tensor,
     by_receiver: Tensor,
     receiver_ptr: Tensor,
     by_sender: Tensor,
@@ -35,7 +34,7 @@ def _channelwise_conv(
 
 
 @_channelwise_conv.register_fake
-def _(x, y, weights, matrix, sender, receiver, by_receiver, receiver_ptr, by_sender, sender_ptr, key):
+def _(x, y, weights, matrix, sender, by_receiver, receiver_ptr, by_sender, sender_ptr, key):
     return x.new_empty((receiver_ptr.shape[0] - 1, product_of(key).out_dim))
 
 
@@ -47,7 +46,6 @@ def _channelwise_conv_backward(
     matrix: Tensor | None,
     grad: Tensor,
     sender: Tensor,
-    receiver: Tensor,
     by_receiver: Tensor,
     receiver_ptr: Tensor,
     by_sender: Tensor,
@@ -109,7 +107,7 @@ def _backward(ctx, grad):
     x, y, weights, matrix, *tables = ctx.saved_tensors
     wanted = _wanted(ctx, (x, y, weights, matrix))
     found = torch.ops.scfmlip.channelwise_conv_backward(x, y, weights, matrix, grad, *tables, ctx.key, wanted)
-    return *(g if w else None for g, w in zip(found, wanted, strict=True)), *(None,) * 7
+    return *(g if w else None for g, w in zip(found, wanted, strict=True)), *(None,) * 6
 
 
 _channelwise_conv.register_autograd(_backward, setup_context=_setup_context)
@@ -150,10 +148,26 @@ def _double_backward(ctx, *cotangents):
             for place, want in enumerate(wanted):
                 if want:
                     add(place, found[place])
-    return *sums, *(None,) * 8
+    return *sums, *(None,) * 7
 
 
 _channelwise_conv_backward.register_autograd(_double_backward, setup_context=_setup_context_backward)
+
+
+@_channelwise_conv.register_vmap
+def _(info, in_dims, *args):
+    return loop_over_batch(torch.ops.scfmlip.channelwise_conv, info, in_dims, *args)
+
+
+@_channelwise_conv_backward.register_vmap
+def _(info, in_dims, *args):
+    rows = [
+        torch.ops.scfmlip.channelwise_conv_backward(
+            *(a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True))
+        )
+        for i in range(info.batch_size)
+    ]
+    return tuple(torch.stack(parts) for parts in zip(*rows, strict=True)), (0,) * 4
 
 
 def channelwise_conv(

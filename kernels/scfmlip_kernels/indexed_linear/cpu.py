@@ -15,10 +15,13 @@ def indexed_linear_cpu(x: Tensor, weights: Tensor, order: Tensor, ptr: Tensor) -
     """``x[n] @ weights[species of n]``; the order is `groups.sort_species`'s."""
     n_components, n_out = x.shape[1], weights.shape[2]
     out = x.new_empty((x.shape[0], n_components, n_out))
-    for z, first, last in _groups(ptr):
+    groups = _groups(ptr)
+    for z, first, last in groups:
+        if len(groups) == 1:
+            return (x.reshape(-1, x.shape[2]) @ weights[z]).view(out.shape)
         rows = order[first:last]
-        found = x[rows].flatten(0, 1) @ weights[z]
-        out[rows] = found.view(last - first, n_components, n_out)
+        found = x.index_select(0, rows).flatten(0, 1) @ weights[z]
+        out.index_copy_(0, rows, found.view(last - first, n_components, n_out))
     return out
 
 
@@ -27,5 +30,5 @@ def indexed_linear_weights_cpu(x: Tensor, grad: Tensor, order: Tensor, ptr: Tens
     out = x.new_zeros((ptr.shape[0] - 1, x.shape[2], grad.shape[2]))
     for z, first, last in _groups(ptr):
         rows = order[first:last]
-        out[z] = x[rows].flatten(0, 1).mT @ grad[rows].flatten(0, 1)
+        out[z] = x.index_select(0, rows).flatten(0, 1).mT @ grad.index_select(0, rows).flatten(0, 1)
     return out

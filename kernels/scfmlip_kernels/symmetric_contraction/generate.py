@@ -20,6 +20,9 @@ from .polynomial import SymmetricPolynomial, polynomial_of
 
 Kind = Literal["values", "inputs", "weights"]
 
+# terms of one kernel, about: more would spill registers and take minutes to compile
+_TERMS = 700
+
 
 class _Node(NamedTuple):
     constant: tuple[tuple[int, float], ...]  # weights and their coefficients
@@ -157,16 +160,40 @@ def _symmetric_contraction_weights_kernel(
 }
 
 
-def source(polynomial: SymmetricPolynomial, kind: Kind, wanted: int) -> str:
+def _members(polynomial: SymmetricPolynomial, kind: Kind) -> list[list[int]]:
+    """Outputs, or weights if their gradients are asked for, by kernel; those without terms come first."""
+    by_weight = kind == "weights"
+    n = polynomial.n_weights if by_weight else polynomial.n_outputs
+    count = Counter(weight if by_weight else output for _, weight, output, _ in polynomial.terms)
+    members, size = [[i for i in range(n) if not count[i]]], 0
+    for i in sorted(count):
+        if size and size + count[i] > _TERMS:
+            members.append([])
+            size = 0
+        members[-1].append(i)
+        size += count[i]
+    return members
+
+
+@lru_cache(maxsize=1024)
+def n_pieces(key: str, kind: Kind) -> int:
+    """Into how many kernels a large polynomial is cut; each writes its own outputs or weights."""
+    return len(_members(polynomial_of(key), kind))
+
+
+def source(polynomial: SymmetricPolynomial, kind: Kind, piece: int, wanted: int) -> str:
     """
     Text of a kernel.
 
     Args:
         polynomial: What to compute.
         kind: Values, gradients in the inputs, or gradients of the weights, one part for each tile of atoms.
+        piece: Which of the kernels. The gradients in the inputs of later pieces add to those of the first.
         wanted: Number of inputs whose gradients are wanted; the others' are left out.
     """
-    n_inputs, n_outputs, n_weights, terms = polynomial
+    n_inputs, n_outputs, n_weights, _ = polynomial
+    members = _members(polynomial, kind)[piece]
+    terms = [term for term in polynomial.terms if term[1 if kind == "weights" else 2] in members]
     trees = {}
     for output in sorted({output for _, _, output, _ in terms}):
         trees[output] = _tree([(f, w, v) for f, w, o, v in terms if o == output])
@@ -179,7 +206,7 @@ def source(polynomial: SymmetricPolynomial, kind: Kind, wanted: int) -> str:
         head.put("tile = tl.program_id(0).to(tl.int64)")
         found = "species_tile(tile, ptr_ptr, n_species, SCALE, BLOCK_ROWS, BLOCK_SPECIES)"
         head.put(f"_, first, last = {found}")
-        for w in range(n_weights):
+        for w in members:
             head.put(f"d{w} = tl.zeros((BLOCK_CHANNELS,), dtype)")
         head.put("for place in range(first, last):")
         body.put("atom = tl.load(order_ptr + place)")
@@ -190,8 +217,13 @@ def source(polynomial: SymmetricPolynomial, kind: Kind, wanted: int) -> str:
         for w in sorted({weight for _, weight, _, _ in terms}):
             head.put(f"w{w} = tl.load(weights + {w} * N_CHANNELS, mask=inside, other=0.0)")
     body.put("row = atom * N_CHANNELS + channel")
-    for i in sorted({i for factors, *_ in terms for i in factors}):
+    inputs = sorted({i for factors, *_ in terms for i in factors})
+    for i in inputs:
         body.put(f"x{i} = tl.load(x_ptr + row * {n_inputs} + {i}, mask=inside, other=0.0)")
+    if kind == "inputs" and piece > 0:
+        for i in inputs:
+            if i < wanted:
+                body.add(f"d{i}", f"tl.load(out_ptr + row * {wanted} + {i}, mask=inside, other=0.0)")
     for output, tree in trees.items():
         if kind == "values":
             body.value(tree, f"out{output}")
@@ -203,24 +235,26 @@ def source(polynomial: SymmetricPolynomial, kind: Kind, wanted: int) -> str:
             body.weights(tree, "g")
     tail = _Writer("    ")
     if kind == "weights":
-        for w in range(n_weights):
+        for w in members:
             place = f"out_ptr + (tile * {n_weights} + {w}) * N_CHANNELS + channel"
             tail.put(f"tl.store({place}, d{w}, mask=inside)")
     else:
         n, letter = (n_outputs, "out") if kind == "values" else (wanted, "d")
+        stored = members if kind == "values" else range(wanted)
         tail.put("zero = tl.zeros((BLOCK_CHANNELS,), x_ptr.dtype.element_ty)")
-        for i in range(n):
+        for i in stored:
             name = f"{letter}{i}"
-            value = name if name in body.started else "zero"
-            tail.put(f"tl.store(out_ptr + row * {n} + {i}, {value}, mask=inside)")
+            if name in body.started or piece == 0:
+                value = name if name in body.started else "zero"
+                tail.put(f"tl.store(out_ptr + row * {n} + {i}, {value}, mask=inside)")
     return _HEADS[kind].lstrip() + "\n".join((*head.lines, *body.lines, *tail.lines)) + "\n"
 
 
 @lru_cache(maxsize=1024)
-def kernel(key: str, kind: Kind, wanted: int = 0) -> Any:
+def kernel(key: str, kind: Kind, piece: int = 0, wanted: int = 0) -> Any:
     """The kernel of a polynomial's key, see `source`."""
-    text = source(polynomial_of(key), kind, wanted)
-    file = f"<symmetric_contraction {key} {kind} {wanted}>"
+    text = source(polynomial_of(key), kind, piece, wanted)
+    file = f"<symmetric_contraction {key} {kind} {piece} {wanted}>"
     # without a modification time, linecache keeps an entry that has no file
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     names: dict[str, Any] = {"triton": triton, "tl": tl, "species_tile": species_tile, "__name__": __name__}

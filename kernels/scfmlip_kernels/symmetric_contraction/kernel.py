@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..indexed_linear.tiles import most_tiles, sum_tiles, tile_constants
 from ..tuned import compiler_options, tuned
-from .generate import kernel
+from .generate import kernel, n_pieces
 from .polynomial import polynomial_of
 
 
@@ -24,8 +24,8 @@ def launch_symmetric_contraction(x: Tensor, weights: Tensor, index: Tensor, key:
     n_atoms, n_channels, _ = x.shape
     options = tuned("symmetric_contraction", x.device, x.dtype)
     out = x.new_empty((n_atoms, n_channels, polynomial_of(key).n_outputs))
-    if x.numel():
-        kernel(key, "values")[(n_atoms, triton.cdiv(n_channels, options["channels"]))](
+    for piece in range(n_pieces(key, "values") if x.numel() else 0):
+        kernel(key, "values", piece)[(n_atoms, triton.cdiv(n_channels, options["channels"]))](
             x_ptr=x,
             weights_ptr=weights,
             index_ptr=index,
@@ -45,8 +45,8 @@ def launch_symmetric_contraction_inputs(
     n_atoms, n_channels, _ = x.shape
     options = tuned("symmetric_contraction", x.device, x.dtype)
     out = x.new_empty((n_atoms, n_channels, wanted))
-    if x.numel():
-        kernel(key, "inputs", wanted)[(n_atoms, triton.cdiv(n_channels, options["channels"]))](
+    for piece in range(n_pieces(key, "inputs") if x.numel() else 0):
+        kernel(key, "inputs", piece, wanted)[(n_atoms, triton.cdiv(n_channels, options["channels"]))](
             x_ptr=x,
             weights_ptr=weights,
             grad_ptr=grad,
@@ -72,16 +72,17 @@ def launch_symmetric_contraction_weights(
     constants = tile_constants(n_species, options["rows"])
     n_tiles = most_tiles(n_atoms, n_species, options["rows"])
     parts = x.new_empty((n_tiles, n_weights, n_channels))
-    kernel(key, "weights")[(n_tiles, triton.cdiv(n_channels, options["channels"]))](
-        x_ptr=x,
-        grad_ptr=grad,
-        order_ptr=order,
-        ptr_ptr=ptr,
-        out_ptr=parts,
-        n_species=n_species,
-        N_CHANNELS=n_channels,
-        BLOCK_CHANNELS=options["channels"],
-        **constants,
-        **compiler_options(options["num_warps"], options["num_stages"], x),
-    )
+    for piece in range(n_pieces(key, "weights")):
+        kernel(key, "weights", piece)[(n_tiles, triton.cdiv(n_channels, options["channels"]))](
+            x_ptr=x,
+            grad_ptr=grad,
+            order_ptr=order,
+            ptr_ptr=ptr,
+            out_ptr=parts,
+            n_species=n_species,
+            N_CHANNELS=n_channels,
+            BLOCK_CHANNELS=options["channels"],
+            **constants,
+            **compiler_options(options["num_warps"], options["num_stages"], x),
+        )
     return sum_tiles(parts, ptr, constants)

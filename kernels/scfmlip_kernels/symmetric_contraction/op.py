@@ -21,6 +21,7 @@ from .polynomial import (
     polynomial_key,
     polynomial_of,
     reduced_key,
+    reduced_shape,
     reduction_matrix,
 )
 
@@ -74,8 +75,8 @@ def _reduce(weights: Tensor, key: str, transposed: bool) -> Tensor:
 
 @_reduce.register_fake
 def _(weights, key, transposed):
-    matrix = reduction_matrix(key, weights.dtype, torch.device("cpu"))
-    return weights.new_empty((weights.shape[0], matrix.shape[int(transposed)], weights.shape[2]))
+    n_new = reduced_shape(key, weights.dtype)[int(transposed)]
+    return weights.new_empty((weights.shape[0], n_new, weights.shape[2]))
 
 
 def _setup_context_reduce(ctx, inputs, output):

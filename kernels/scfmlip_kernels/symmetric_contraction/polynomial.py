@@ -5,6 +5,7 @@ from collections import OrderedDict, defaultdict
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -152,9 +153,10 @@ class Reduction(NamedTuple):
     """
 
     key: str
-    matrix: Tensor
+    matrix: np.ndarray
 
 
+# numpy here: this may run while a compiler traces, when torch's own operators compute nothing
 @lru_cache(maxsize=256)
 def reduction(key: str, dtype: torch.dtype) -> Reduction | None:
     """
@@ -170,17 +172,34 @@ def reduction(key: str, dtype: torch.dtype) -> Reduction | None:
     columns: dict[tuple[tuple[int, ...], int], int] = {}
     for factors, _, output, _ in terms:
         columns.setdefault((factors, output), len(columns))
-    dense = torch.zeros(p.n_weights, max(len(columns), 1), dtype=torch.float64)
+    dense = np.zeros((p.n_weights, len(columns)))
     for factors, weight, output, value in terms:
         dense[weight, columns[factors, output]] = value
     chosen = _independent_rows(dense, _DEPENDENT[dtype])
     if len(chosen) == p.n_weights and len(terms) == len(p.terms):
         return None
     place = {weight: n for n, weight in enumerate(chosen)}
-    matrix = torch.linalg.lstsq(dense[chosen].mT, dense.mT).solution
-    matrix[matrix.abs() < _NEGLIGIBLE[torch.float64]] = 0
+    matrix = np.linalg.lstsq(dense[chosen].T, dense.T, rcond=None)[0]
+    matrix[np.abs(matrix) < _NEGLIGIBLE[torch.float64]] = 0
     kept = tuple((f, place[w], o, v) for f, w, o, v in terms if w in place)
     return Reduction(_key(SymmetricPolynomial(p.n_inputs, p.n_outputs, len(chosen), kept)), matrix)
+
+
+def _independent_rows(dense: np.ndarray, tolerance: float) -> list[int]:
+    """Rows of which all others are combinations: largest remainder first, as in a pivoted QR."""
+    rest, chosen = dense.copy(), []
+    limit = tolerance * max(np.linalg.norm(dense, axis=1), default=0.0)
+    while len(chosen) < len(dense):
+        norms = np.linalg.norm(rest, axis=1)
+        best = int(norms.argmax())
+        if norms[best] <= limit:
+            break
+        direction = rest[best] / norms[best]
+        chosen.append(best)
+        for _ in range(2):  # once more for what rounding left
+            rest -= np.outer(rest @ direction, direction)
+        rest[best] = 0
+    return sorted(chosen)
 
 
 @torch.compiler.assume_constant_result
@@ -190,26 +209,16 @@ def reduced_key(key: str, dtype: torch.dtype) -> str:
     return key if found is None else found.key
 
 
+def reduced_shape(key: str, dtype: torch.dtype) -> tuple[int, int]:
+    """New weights and weights given."""
+    found = reduction(key, dtype)
+    assert found is not None, "there are no fewer weights"
+    return found.matrix.shape[0], found.matrix.shape[1]
+
+
 @lru_cache(maxsize=64)
 def reduction_matrix(key: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``[n_new, n_weights]`` of the arithmetic's dtype, on the device."""
     found = reduction(key, dtype)
     assert found is not None, "there are no fewer weights"
-    return found.matrix.to(device, dtype)
-
-
-def _independent_rows(dense: Tensor, tolerance: float) -> list[int]:
-    """Rows of which all others are combinations: largest remainder first, as in a pivoted QR."""
-    rest, chosen = dense.clone(), []
-    limit = tolerance * float(dense.norm(dim=1).max()) if len(dense) else 0.0
-    while len(chosen) < len(dense):
-        norms = rest.norm(dim=1)
-        best = int(norms.argmax())
-        if float(norms[best]) <= limit:
-            break
-        direction = rest[best] / norms[best]
-        chosen.append(best)
-        for _ in range(2):  # once more for what rounding left
-            rest = rest - (rest @ direction)[:, None] * direction
-        rest[best] = 0
-    return sorted(chosen)
+    return torch.from_numpy(found.matrix).to(device, dtype)

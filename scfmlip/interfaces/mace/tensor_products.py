@@ -25,14 +25,14 @@ from mace.modules.symmetric_contraction import SymmetricContraction
 from torch import Tensor
 
 from scfmlip_kernels import (
-    ChannelwiseProduct,
-    ProductPath,
     SymmetricPolynomial,
     channelwise_conv,
     indexed_linear,
     sort_edges,
     symmetric_contraction,
 )
+
+from ...nn.descriptors import channelwise_product
 
 INTERACTIONS = (
     "RealAgnosticInteractionBlock",
@@ -42,31 +42,6 @@ INTERACTIONS = (
     "RealAgnosticAttResidualInteractionBlock",
     "RealAgnosticResidualNonLinearInteractionBlock",
 )
-
-
-def channelwise_product(product: o3.TensorProduct) -> ChannelwiseProduct | None:
-    """
-    The convolution that an e3nn tensor product describes.
-
-    Returns:
-        None where it is not one: other connections than channel by channel ("uvu" with one channel on the
-        right), weights of its own, or outputs shared by several paths.
-    """
-    irreps = product.irreps_in1, product.irreps_in2, product.irreps_out
-    if product.shared_weights or any(mul != 1 for mul, _ in irreps[1]):
-        return None
-    if [ins.i_out for ins in product.instructions] != list(range(len(irreps[2]))):
-        return None
-    paths = []
-    for ins in product.instructions:
-        x, y, out = irreps[0][ins.i_in1], irreps[1][ins.i_in2], irreps[2][ins.i_out]
-        if ins.connection_mode != "uvu" or not ins.has_weight or out.mul != x.mul:
-            return None
-        table = o3.wigner_3j(x.ir.l, y.ir.l, out.ir.l, dtype=torch.float64) * ins.path_weight
-        entries = tuple((*ijk, float(table[ijk])) for ijk in map(tuple, torch.nonzero(table).tolist()))
-        paths.append(ProductPath(ins.i_in1, ins.i_in2, entries, out.ir.dim))
-    x_segments = tuple((mul, ir.dim) for mul, ir in irreps[0])
-    return ChannelwiseProduct(x_segments, tuple(ir.dim for _, ir in irreps[1]), tuple(paths))
 
 
 class FastConvolution(o3.TensorProduct):

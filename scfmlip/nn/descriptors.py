@@ -1,0 +1,39 @@
+"""Descriptors of our operators from other libraries' objects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from scfmlip_kernels import ChannelwiseProduct, ProductPath
+
+
+def channelwise_product(product: Any) -> ChannelwiseProduct | None:
+    """
+    The convolution that an e3nn tensor product describes.
+
+    Args:
+        product: An ``e3nn.o3.TensorProduct``.
+
+    Returns:
+        None where it is not one: other connections than channel by channel ("uvu" with one channel on the
+        right), weights of its own, or outputs shared by several paths.
+    """
+    from e3nn import o3
+
+    irreps = product.irreps_in1, product.irreps_in2, product.irreps_out
+    if product.shared_weights or any(mul != 1 for mul, _ in irreps[1]):
+        return None
+    if [ins.i_out for ins in product.instructions] != list(range(len(irreps[2]))):
+        return None
+    paths = []
+    for ins in product.instructions:
+        x, y, out = irreps[0][ins.i_in1], irreps[1][ins.i_in2], irreps[2][ins.i_out]
+        if ins.connection_mode != "uvu" or not ins.has_weight or out.mul != x.mul:
+            return None
+        table = o3.wigner_3j(x.ir.l, y.ir.l, out.ir.l, dtype=torch.float64) * ins.path_weight
+        entries = tuple((*ijk, float(table[ijk])) for ijk in map(tuple, torch.nonzero(table).tolist()))
+        paths.append(ProductPath(ins.i_in1, ins.i_in2, entries, out.ir.dim))
+    x_segments = tuple((mul, ir.dim) for mul, ir in irreps[0])
+    return ChannelwiseProduct(x_segments, tuple(ir.dim for _, ir in irreps[1]), tuple(paths))

@@ -1,0 +1,127 @@
+"""
+Convolution, symmetric contraction and species-dependent linear map as plain modules.
+
+They know segments, paths and coefficients, not irreps: where these come from is up to the caller. Descriptors
+of e3nn's tensor products are made by `ChannelwiseConv.from_e3nn`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scfmlip_kernels import (
+    ChannelwiseProduct,
+    EdgeOrder,
+    SymmetricPolynomial,
+    channelwise_conv,
+    indexed_linear,
+    sort_edges,
+    symmetric_contraction,
+)
+
+from .descriptors import channelwise_product
+
+
+class ChannelwiseConv(torch.nn.Module):
+    """
+    Gather by sender, channel-wise tensor product, sum by receiver: `scfmlip_kernels.channelwise_conv`.
+
+    Args:
+        product: Segments, paths and coefficients.
+        n_hidden: Width of the radial features where the last radial layer belongs to the convolution, which
+            then owns its matrix and never stores the weights of an edge; None where weights come from
+            outside.
+
+    Attributes:
+        matrix: ``[n_hidden, weight_numel]`` parameter, or None.
+    """
+
+    def __init__(self, product: ChannelwiseProduct, n_hidden: int | None = None) -> None:
+        super().__init__()
+        self.product = product
+        self.matrix = None
+        if n_hidden is not None:
+            start = torch.randn(n_hidden, product.weight_numel) / n_hidden**0.5
+            self.matrix = torch.nn.Parameter(start)
+
+    @classmethod
+    def from_e3nn(cls, tensor_product: Any, n_hidden: int | None = None) -> ChannelwiseConv:
+        """
+        From an ``e3nn.o3.TensorProduct`` of "uvu" paths with outside weights.
+
+        Raises:
+            ValueError: where the product is of another kind.
+        """
+        product = channelwise_product(tensor_product)
+        if product is None:
+            raise ValueError(
+                "this tensor product is not channel-wise: it needs 'uvu' paths with weights, one channel on "
+                "the right, an output segment of its own for every path, and no shared weights"
+            )
+        return cls(product, n_hidden)
+
+    def forward(self, x: Tensor, y: Tensor, weights: Tensor, edges: EdgeOrder | Tensor) -> Tensor:
+        """
+        The sums of all messages at their receivers.
+
+        Args:
+            x: ``[n_nodes, x_dim]`` features.
+            y: ``[n_edges, y_dim]`` edge attributes.
+            weights: ``[n_edges, weight_numel]``, or ``[n_edges, n_hidden]``.
+            edges: From `scfmlip_kernels.sort_edges`, or ``[2, n_edges]`` senders and receivers.
+
+        Returns:
+            ``[n_nodes, out_dim]``.
+        """
+        if isinstance(edges, Tensor):
+            edges = sort_edges(edges[0], edges[1], x.shape[0])
+        return channelwise_conv(x, y, weights, edges, self.product, self.matrix)
+
+
+class SymmetricContraction(torch.nn.Module):
+    """
+    Polynomial of the atomic basis with weights of each species and channel (MACE's product basis).
+
+    Args:
+        polynomial: Terms, for instance from `scfmlip_kernels.SymmetricPolynomial.from_dense`.
+        n_species: How many species.
+        n_channels: How many channels.
+
+    Attributes:
+        weights: ``[n_species, n_weights, n_channels]`` parameter.
+    """
+
+    def __init__(self, polynomial: SymmetricPolynomial, n_species: int, n_channels: int) -> None:
+        super().__init__()
+        self.polynomial = polynomial
+        start = torch.randn(n_species, polynomial.n_weights, n_channels) / max(1, polynomial.n_weights)
+        self.weights = torch.nn.Parameter(start)
+
+    def forward(self, x: Tensor, species: Tensor) -> Tensor:
+        """``x [n_atoms, n_channels, n_inputs]``, ``species [n_atoms]`` -> ``[n_atoms, n_channels, .]``."""
+        return symmetric_contraction(x, self.weights, species, self.polynomial)
+
+
+class IndexedLinear(torch.nn.Module):
+    """
+    A linear map of the channels, one for each species.
+
+    Args:
+        n_species: How many species.
+        n_in: Channels in.
+        n_out: Channels out.
+
+    Attributes:
+        weights: ``[n_species, n_in, n_out]`` parameter.
+    """
+
+    def __init__(self, n_species: int, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.weights = torch.nn.Parameter(torch.randn(n_species, n_in, n_out) / n_in**0.5)
+
+    def forward(self, x: Tensor, species: Tensor) -> Tensor:
+        """``x [n_rows, n_components, n_in]``, ``species [n_rows]`` -> ``[n_rows, n_components, n_out]``."""
+        return indexed_linear(x, self.weights, species)

@@ -294,6 +294,17 @@ def test_outputs_and_weights_without_terms(path, generator, device):
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_no_terms_at_all(path, generator, device):
+    p = SymmetricPolynomial.from_dense([(0, torch.zeros(2, 3, 3, 2, dtype=F64))])
+    x, weights, index = random_problem(generator, p, device=place(path, device))
+    inputs = (x.requires_grad_(), weights.requires_grad_())
+    value = symmetric_contraction(*inputs, index, p)
+    assert value.shape == (7, 5, 2)
+    for found in (value, *torch.autograd.grad(value.sum(), inputs)):
+        assert not found.any()
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_the_same_bits_in_every_run(path, generator, device):
     p = SymmetricPolynomial.from_dense(random_blocks(generator, 3))
     problem = random_problem(generator, p, 40, 8, 3, place(path, device), torch.float32)

@@ -8,7 +8,7 @@ from electrostatics.brute_force import alpha_of, coulomb_matrix, open_pair, peri
 from tolerances import assert_close
 
 from scfmlip import Coulomb, charge_equilibration
-from scfmlip.scf import ConvergenceError, Status
+from scfmlip.scf import ConvergenceError, StateExtrapolator, Status
 from scfmlip.units import COULOMB_CONSTANT
 
 F64 = torch.float64
@@ -258,6 +258,31 @@ def test_iterations(generator):
         operator.prepare(moved, cell), chi, hardness, method="cg", initial=solution.state
     )
     assert int(warm.iterations) < count["fsai"]
+
+
+def test_extrapolation_along_a_trajectory(generator):
+    """Smooth motion: a quadratic guess leaves a few iterations; polynomials are met exactly."""
+    extrapolator = StateExtrapolator(order=2)
+    assert extrapolator.guess() is None
+    for t in range(4):
+        if t == 3:
+            assert_close(extrapolator.guess(), torch.full((2, 1), 1.0 + 3 * t - 2 * t**2, dtype=F64), 1e-12)
+        extrapolator.add(torch.full((2, 1), 1.0 + 3 * t - 2 * t**2, dtype=F64))
+    positions, cell, chi, hardness = crystal(216, generator)
+    velocity = 0.01 * torch.randn(216, 3, generator=generator, dtype=F64)
+    operator = Coulomb(l_max=0, sigma=SIGMA)
+    counts = []
+    for t in range(5):
+        solution = charge_equilibration(
+            operator.prepare(positions + t * velocity, cell),
+            chi,
+            hardness,
+            method="cg",
+            initial=extrapolator.guess(),
+        )
+        extrapolator.add(solution.state)
+        counts.append(int(solution.iterations))
+    assert counts[-1] <= 4 < counts[0]
 
 
 def test_float32_does_not_diverge(generator):

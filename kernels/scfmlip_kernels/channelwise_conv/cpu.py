@@ -18,7 +18,7 @@ from torch import Tensor
 from .product import ChannelwiseProduct, offsets
 
 # edges of a block for each thread; slots that a block may waste on padding, as a share or a number
-_EDGES = 256
+_EDGES = 512
 _WASTE = 0.1
 _WASTED = 64
 
@@ -79,7 +79,7 @@ class _Pieces(NamedTuple):
 
 
 def _pieces(ptr: Tensor) -> _Pieces:
-    limit = _EDGES * max(2, torch.get_num_threads())
+    limit = _EDGES * torch.get_num_threads()
     degrees = ptr.diff()
     counts = (degrees + limit - 1) // limit
     nodes = torch.arange(len(degrees)).repeat_interleave(counts)

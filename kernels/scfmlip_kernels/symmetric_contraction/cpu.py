@@ -117,7 +117,9 @@ def _levels(monomials: list[_Monomial], degree: int) -> tuple[list[_Monomial], t
         for k in sorted(set(inputs) - {0}):
             first = inputs.index(k)
             ranges.append((k, slice(first, first + inputs.count(k))))
-        found.append(_Level(torch.tensor([place[head] for _, head, _ in split]), tuple(ranges)))
+        found.append(
+            _Level(torch.tensor([place[head] for _, head, _ in split], dtype=torch.int64), tuple(ranges))
+        )
     return last, tuple(found[::-1])
 
 
@@ -146,7 +148,7 @@ def _chunks(plan: _Plan, x: Tensor, order: Tensor) -> Iterator[tuple[int, Tensor
     """First atom and atoms of each chunk, in the order of the species."""
     rows = min(max(_CHUNK // max(plan.n_monomials, 1), _MIN_ROWS), _MAX_ROWS)
     size = max(1, rows // max(x.shape[1], 1))
-    for first in range(0, x.shape[0] if x.shape[1] else 0, size):
+    for first in range(0, x.shape[0] if x.shape[1] and plan.n_monomials else 0, size):
         yield first, order[first : first + size]
 
 
@@ -256,7 +258,7 @@ def symmetric_contraction_backward_cpu(
     plan = _plan(key, x.dtype)
     wants_x, wants_weights = wanted
     by_weight = weights.transpose(0, 1).contiguous()
-    d_x = x.new_empty(x.shape if wants_x else 0)
+    d_x = x.new_zeros(x.shape if wants_x else 0)
     d_weights = _WeightSums(plan, weights, ptr)
     scratch = _Scratch(x)
     last = len(plan.levels) - 1
@@ -315,7 +317,7 @@ def symmetric_contraction_second_cpu(
     wants_x, wants_weights, wants_grad = wanted
     by_weight = weights.transpose(0, 1).contiguous()
     along_by_weight = None if along_weights is None else along_weights.transpose(0, 1).contiguous()
-    d_x = x.new_empty(x.shape if wants_x else 0)
+    d_x = x.new_zeros(x.shape if wants_x else 0)
     d_grad = x.new_zeros(grad.shape if wants_grad else 0)
     d_weights = _WeightSums(plan, weights, ptr)
     scratch = _Scratch(x)

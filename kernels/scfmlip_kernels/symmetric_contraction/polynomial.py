@@ -169,6 +169,8 @@ def reduction(key: str, dtype: torch.dtype) -> Reduction | None:
     p = polynomial_of(key)
     limit = _NEGLIGIBLE[dtype] * max((abs(value) for *_, value in p.terms), default=0.0)
     terms = [term for term in p.terms if abs(term[3]) > limit]
+    if not terms:
+        return None
     columns: dict[tuple[tuple[int, ...], int], int] = {}
     for factors, _, output, _ in terms:
         columns.setdefault((factors, output), len(columns))

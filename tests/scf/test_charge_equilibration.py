@@ -268,6 +268,7 @@ def test_extrapolation_along_a_trajectory(generator):
         if t == 3:
             assert_close(extrapolator.guess(), torch.full((2, 1), 1.0 + 3 * t - 2 * t**2, dtype=F64), 1e-12)
         extrapolator.add(torch.full((2, 1), 1.0 + 3 * t - 2 * t**2, dtype=F64))
+    extrapolator = StateExtrapolator(order=2)
     positions, cell, chi, hardness = crystal(216, generator)
     velocity = 0.01 * torch.randn(216, 3, generator=generator, dtype=F64)
     operator = Coulomb(l_max=0, sigma=SIGMA)

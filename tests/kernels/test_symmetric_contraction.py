@@ -307,7 +307,7 @@ def test_no_terms_at_all(path, generator, device):
 @pytest.mark.parametrize("path", PATHS)
 def test_the_same_bits_in_every_run(path, generator, device):
     p = SymmetricPolynomial.from_dense(random_blocks(generator, 3))
-    problem = random_problem(generator, p, 40, 8, 3, place(path, device), torch.float32)
+    problem = random_problem(generator, p, 20, 8, 3, place(path, device), torch.float32)
 
     def run():
         inputs = tuple(t.clone().requires_grad_() for t in problem[:2])

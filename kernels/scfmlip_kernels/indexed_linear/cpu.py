@@ -18,7 +18,7 @@ def indexed_linear_cpu(x: Tensor, weights: Tensor, order: Tensor, ptr: Tensor) -
     groups = _groups(ptr)
     for z, first, last in groups:
         if len(groups) == 1:
-            return (x.reshape(-1, x.shape[2]) @ weights[z]).view(out.shape)
+            return (x.flatten(0, 1) @ weights[z]).view(out.shape)
         rows = order[first:last]
         found = x.index_select(0, rows).flatten(0, 1) @ weights[z]
         out.index_copy_(0, rows, found.view(last - first, n_components, n_out))

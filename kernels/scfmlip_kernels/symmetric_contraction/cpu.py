@@ -64,7 +64,8 @@ class _Level(NamedTuple):
     """Monomials of one more degree: rows ``below`` of the level below, then times one input by ranges."""
 
     below: Tensor
-    inputs: tuple[tuple[int, slice], ...]
+    factor: Tensor  # number of the input of each row
+    inputs: tuple[tuple[int, slice], ...]  # the same as ranges, those times 1 left out
 
 
 class _Plan(NamedTuple):
@@ -117,9 +118,8 @@ def _levels(monomials: list[_Monomial], degree: int) -> tuple[list[_Monomial], t
         for k in sorted(set(inputs) - {0}):
             first = inputs.index(k)
             ranges.append((k, slice(first, first + inputs.count(k))))
-        found.append(
-            _Level(torch.tensor([place[head] for _, head, _ in split], dtype=torch.int64), tuple(ranges))
-        )
+        below = torch.tensor([place[head] for _, head, _ in split], dtype=torch.int64)
+        found.append(_Level(below, torch.tensor(inputs, dtype=torch.int64), tuple(ranges)))
     return last, tuple(found[::-1])
 
 
@@ -184,12 +184,6 @@ def _add_products(out: Tensor, values: Tensor, first: Tensor, level: _Level) -> 
     """Add each range of the values times its input."""
     for k, rows in level.inputs:
         out[rows].addcmul_(values[rows], first[k])
-
-
-def _add_to_inputs(d_first: Tensor, products: Tensor, level: _Level) -> None:
-    """Add each range's sum to its input."""
-    for k, rows in level.inputs:
-        d_first[k] += products[rows].sum(0)
 
 
 def _add_outputs(out: Tensor, atoms: Tensor, plan: _Plan, sums: Tensor) -> None:
@@ -281,7 +275,7 @@ def symmetric_contraction_backward_cpu(
             for n in range(last, -1, -1):
                 level = plan.levels[n]
                 products = torch.mul(d_values, below[n], out=scratch.table("products", *d_values.shape))
-                _add_to_inputs(d_first, products, level)
+                d_first.index_add_(0, level.factor, products)
                 _times_inputs(d_values, first, level)
                 if n:
                     next_values = scratch.table(f"d {n}", len(plan.levels[n - 1].below), n_rows)
@@ -360,7 +354,7 @@ def symmetric_contraction_second_cpu(
                 torch.mul(d_values, along_below[n], out=products)
                 if along_d is not None:
                     products.addcmul_(along_d, below[n])
-                _add_to_inputs(d_first, products, level)
+                d_first.index_add_(0, level.factor, products)
                 # derivative of d_values times the inputs; the ranges that are times 1 have along_first 0
                 products.zero_() if along_d is None else products.copy_(_times_inputs(along_d, first, level))
                 _add_products(products, d_values, along_first, level)

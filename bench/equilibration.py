@@ -116,7 +116,8 @@ def measure(atoms: int, systems: int, program: str) -> dict:
         return energy.detach(), grads[0]
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = []
+    seconds: list[float] = []
+    energy = forces = torch.zeros(0)
     while not seconds or (sum(seconds) < 3 and len(seconds) < 10):
         start = time.perf_counter()
         energy, forces = run()
@@ -189,7 +190,8 @@ def main() -> None:
                 writer.writeheader()
             for program, row in rows.items():
                 shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()}
-                writer.writerow({"atoms": atoms, "systems": systems, "program": program, **shown, **common})
+                line = {"atoms": atoms, "systems": systems, "program": program, **shown, **common}
+                writer.writerow({c: line[c] for c in COLUMNS})
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib.metadata
 import json
 import math
 import resource
@@ -200,13 +201,11 @@ def main() -> None:
         return
     name = device_name(torch.device("cpu"))
     file = arguments.out or RESULTS / f"models-{name.lower().replace(' ', '-')}.csv"
-    import mace
-
     common = {
         "device": name,
         "threads": arguments.threads,
         "torch": torch.__version__,
-        "mace": mace.__version__,
+        "mace": importlib.metadata.version("mace-torch"),
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }

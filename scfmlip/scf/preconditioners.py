@@ -150,7 +150,7 @@ def _images(problem: QuadraticProblem, cell: Tensor | None, positions: Tensor) -
     zero = positions.new_zeros(problem.n_systems, dtype=torch.float64)
     crystal = torch.tensor([kind == Boundary.PERIODIC for kind in problem.plan.boundaries])
     if cell is None or not bool(crystal.any()):
-        return (problem.system_expand(zero),) * 2
+        return problem.system_expand(zero), problem.system_expand(zero)
     volume = torch.linalg.det(cell.detach().double()).abs()
     crystal = crystal.to(volume.device) & (volume > 0)
     volume = torch.where(crystal, volume, torch.ones_like(volume))

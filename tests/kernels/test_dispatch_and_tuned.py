@@ -18,7 +18,13 @@ from scfmlip_kernels.tuned import _table, compiler_options, tuned
 TABLES = sorted(
     entry.name for entry in resources.files("scfmlip_kernels.tuned").iterdir() if entry.name.endswith(".json")
 )
-PAIRS = {"block", "sources", "num_warps", "num_stages"}
+FAMILIES = {
+    "lattice": set(LatticeLaunch._fields),
+    "pairs": {"block", "sources", "num_warps", "num_stages"},
+    "channelwise": {"forward", "backward", "num_warps", "num_stages"},
+    "symmetric_contraction": {"channels", "rows", "num_warps", "num_stages"},
+    "indexed_linear": {"rows", "in", "out", "sum_rows", "num_warps", "num_stages", "precision"},
+}
 
 
 def read(name):
@@ -80,14 +86,14 @@ def test_both_paths_agree_on_one_grid(generator, device):
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_hold_known_families(name):
     table = read(name)
-    assert set(table) <= {"lattice", "pairs"}
+    assert set(table) <= set(FAMILIES)
     for family, entries in table.items():
         assert set(entries) <= {"float32", "float64"}
         for parameters in entries.values():
-            assert set(parameters) == (set(LatticeLaunch._fields) if family == "lattice" else PAIRS)
+            assert set(parameters) == FAMILIES[family]
     if name == "default.json":
         assert {(f, d) for f in table for d in table[f]} == {
-            (f, d) for f in ("lattice", "pairs") for d in ("float32", "float64")
+            (f, d) for f in FAMILIES for d in ("float32", "float64")
         }
 
 

@@ -93,7 +93,8 @@ def _wanted(ctx, arguments: tuple[Tensor | None, ...]) -> list[bool]:
             continue
         node, _ = next(nodes)
         if needed[n] and node is not None:
-            with contextlib.suppress(RuntimeError):
+            # a private function of torch: without it only parameters' gradients are computed in vain
+            with contextlib.suppress(RuntimeError, AttributeError):
                 needed[n] = torch._C._will_engine_execute_node(node)
     return needed
 

@@ -1,5 +1,8 @@
 """Adapters of torch-pme and nvalchemi-toolkit-ops."""
 
+# peers are optional
+# pyright: reportMissingImports=false
+
 import math
 import warnings
 from typing import TYPE_CHECKING

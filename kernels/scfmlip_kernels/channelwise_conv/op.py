@@ -5,7 +5,7 @@ import contextlib
 import torch
 from torch import Tensor
 
-from ..dispatch import loop_over_batch, runs_triton, vmap_by_loop
+from ..dispatch import runs_triton, vmap_by_loop
 from .cpu import channelwise_conv_backward_cpu, channelwise_conv_cpu
 from .edges import EdgeOrder
 from .kernel import launch_channelwise_conv, launch_channelwise_conv_backward
@@ -155,20 +155,8 @@ def _double_backward(ctx, *cotangents):
 _channelwise_conv_backward.register_autograd(_double_backward, setup_context=_setup_context_backward)
 
 
-@_channelwise_conv.register_vmap
-def _(info, in_dims, *args):
-    return loop_over_batch(torch.ops.scfmlip.channelwise_conv, info, in_dims, *args)
-
-
-@_channelwise_conv_backward.register_vmap
-def _(info, in_dims, *args):
-    rows = [
-        torch.ops.scfmlip.channelwise_conv_backward(
-            *(a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True))
-        )
-        for i in range(info.batch_size)
-    ]
-    return tuple(torch.stack(parts) for parts in zip(*rows, strict=True)), (0,) * 4
+vmap_by_loop(_channelwise_conv, "channelwise_conv")
+vmap_by_loop(_channelwise_conv_backward, "channelwise_conv_backward")
 
 
 def channelwise_conv(
@@ -235,7 +223,3 @@ def _check(x, y, weights, edges, product, matrix) -> None:
             raise ValueError(
                 f"channelwise_conv: {name} must be {list(shape)}, got {list(tensors[name].shape)}"
             )
-
-
-vmap_by_loop(_channelwise_conv, "channelwise_conv")
-vmap_by_loop(_channelwise_conv_backward, "channelwise_conv_backward")

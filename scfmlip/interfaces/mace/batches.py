@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from ase import Atoms
+    from mace.data import AtomicData
 
 # info keys users set, and what mace calls them
 _SYSTEM_KEYS = {"total_charge": "charge", "total_spin": "spin", "external_field": "external_field"}
@@ -80,6 +81,64 @@ def _symbol(number: int) -> str:
     return chemical_symbols[number]
 
 
+def make_graph(
+    atoms: Atoms,
+    elements: Sequence[int],
+    r_max: float,
+    dtype: torch.dtype = torch.float64,
+    *,
+    heads: Sequence[str] = ("Default",),
+    head: str | None = None,
+    info_keys: Mapping[str, str] | None = None,
+    arrays_keys: Mapping[str, str] | None = None,
+    pad_cell: bool = True,
+) -> AtomicData:
+    """
+    One frame as mace-torch's graph: neighbours within ``r_max``, species, labels.
+
+    Args:
+        atoms: The frame; `check_frame` says what it must fulfil.
+        elements: Atomic numbers the model knows, in its order.
+        r_max: Cutoff of the neighbour list, angstrom.
+        dtype: float32 or float64.
+        heads: Heads of the model.
+        head: Which of them; the last one if None.
+        info_keys: mace's name of a property of the system to its key in ``atoms.info``; charge, spin and
+            field are found under "charge", "spin" and "external_field" if None.
+        arrays_keys: Likewise for ``atoms.arrays``.
+        pad_cell: Keep mace's cell, whose open directions are as long as it takes; else the frame's own.
+
+    Returns:
+        A ``mace.data.AtomicData``; labels that the frame lacks are zero with weight 0.
+    """
+    from mace import data
+    from mace.tools import AtomicNumberTable, torch_tools
+
+    keys = data.KeySpecification(
+        info_keys=dict(_SYSTEM_KEYS if info_keys is None else info_keys), arrays_keys=dict(arrays_keys or {})
+    )
+    with torch_tools.default_dtype(dtype):
+        graph = data.AtomicData.from_config(
+            data.config_from_atoms(
+                atoms, key_specification=keys, head_name=heads[-1] if head is None else head
+            ),
+            z_table=AtomicNumberTable([int(z) for z in elements]),
+            cutoff=float(r_max),
+            heads=list(heads),
+        )
+        if not pad_cell:
+            graph.cell = torch.tensor(np.asarray(atoms.cell), dtype=dtype)
+    return graph
+
+
+def collate(graphs: Sequence[AtomicData], device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The dictionary a model takes, from the graphs of its systems."""
+    from mace.tools import torch_geometric
+
+    batch = torch_geometric.batch.Batch.from_data_list(list(graphs))  # type: ignore[arg-type]
+    return batch.to(device).to_dict()
+
+
 def make_batch(
     model: torch.nn.Module,
     frames: Sequence[Atoms],
@@ -89,10 +148,10 @@ def make_batch(
     names: Sequence[str] | None = None,
 ) -> dict[str, Tensor]:
     """
-    The dictionary a mace-torch model takes, for several frames.
+    The dictionary a model takes, for several frames.
 
     Args:
-        model: A mace-torch model.
+        model: A mace-torch model, or one of `scfmlip.models`.
         frames: ase.Atoms; ``info["charge"]``, ``info["spin"]`` (multiplicity) and
             ``info["external_field"]`` (V/angstrom, mace's sign: energy + field.dipole) are passed on.
         device: Of the tensors.
@@ -103,29 +162,24 @@ def make_batch(
     Raises:
         ValueError: as `check_frame`.
     """
-    from mace import data
-    from mace.tools import AtomicNumberTable, torch_geometric, torch_tools
-
     names = names or [f"frame {i}" for i in range(len(frames))]
     for atoms, name in zip(frames, names, strict=True):
         check_frame(model, atoms, name)
-    heads = list(getattr(model, "heads", None) or ["Default"])
-    head = heads[-1] if head is None else head
-    keys = data.KeySpecification(info_keys=_SYSTEM_KEYS, arrays_keys={})
-    table = AtomicNumberTable([int(z) for z in model.atomic_numbers])  # type: ignore[union-attr]
-    cutoff = float(model.r_max)  # type: ignore[arg-type]
-    with torch_tools.default_dtype(dtype):
-        graphs = [
-            data.AtomicData.from_config(
-                data.config_from_atoms(atoms, key_specification=keys, head_name=head),
-                z_table=table,
-                cutoff=cutoff,
-                heads=heads,
+    return collate(
+        [
+            make_graph(
+                atoms,
+                model.atomic_numbers.tolist(),  # type: ignore[union-attr, operator]
+                float(model.r_max),  # type: ignore[arg-type]
+                dtype,
+                heads=list(getattr(model, "heads", None) or ["Default"]),
+                head=head,
+                pad_cell=getattr(model, "pads_cell", True),
             )
             for atoms in frames
-        ]
-        loader = torch_geometric.dataloader.DataLoader(graphs, batch_size=len(graphs))  # type: ignore[arg-type]
-        return next(iter(loader)).to(device).to_dict()
+        ],
+        device,
+    )
 
 
 def split_outputs(out: dict[str, Any], frames: Sequence[Atoms]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ $(VENV)/ready: pyproject.toml constraints.txt tests/oracle_requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt torch triton
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[mace,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[mace,cueq,dev]'
 	$(BIN)/python -m pip install -q --no-deps --target $(VENV)/oracles --upgrade -r tests/oracle_requirements.txt
 	touch $@
 

@@ -39,7 +39,7 @@ def tensors(atoms) -> tuple[Tensor, Tensor | None, list[bool]]:
 
 
 def pair_widths(widths: Tensor) -> Tensor:
-    """g of every pair."""
+    """G of every pair."""
     return (widths[:, None] ** 2 + widths[None] ** 2).sqrt()
 
 

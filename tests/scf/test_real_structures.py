@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from scf import oracles
 from tolerances import assert_close
 
+from scf import oracles
 from scfmlip import Coulomb, charge_equilibration
 
 F64 = torch.float64

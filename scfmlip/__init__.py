@@ -32,9 +32,11 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    """``scfmlip.ase`` on first use: it needs ASE, the rest does not."""
-    if name == "ase":
-        import importlib
+    """What needs ASE or mace-torch, on first use: the rest does not."""
+    import importlib
 
-        return importlib.import_module(".ase", __name__)
+    if name in ("ase", "models", "training"):
+        return importlib.import_module(f".{name}", __name__)
+    if name in ("load", "save"):
+        return getattr(importlib.import_module(".models", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,124 @@
+"""The short-range network: mace-torch's MACE, accelerated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from e3nn import o3
+from mace import modules
+from torch import Tensor
+
+from ..interfaces.mace import accelerate
+from .config import BackboneConfig
+
+
+@dataclass
+class BackboneOutput:
+    """
+    What the network says about a batch.
+
+    Attributes:
+        energy: ``[n_systems]`` eV, E0s included.
+        interaction_energy: ``[n_systems]`` eV without them.
+        node_energy: ``[n_atoms]`` eV.
+        features: ``[n_atoms, irreps]`` of each layer.
+    """
+
+    energy: Tensor
+    interaction_energy: Tensor
+    node_energy: Tensor
+    features: list[Tensor]
+
+
+class Backbone(torch.nn.Module):
+    """
+    Energy and features of a mace-torch model, run accelerated.
+
+    Args:
+        mace: A mace-torch ``MACE`` or ``ScaleShiftMACE``, trained or not; shared, not copied.
+    """
+
+    def __init__(self, mace: torch.nn.Module) -> None:
+        super().__init__()
+        self.mace = accelerate(mace)
+        layers: Any = mace.products
+        found: list[Any] = [o3.Irreps(str(p.linear.irreps_out)) for p in layers]
+        self.irreps: tuple[o3.Irreps, ...] = tuple(found)
+
+    @classmethod
+    def build(
+        cls,
+        config: BackboneConfig,
+        elements: Sequence[int],
+        atomic_energies: Sequence[float],
+        embedding_specs: dict[str, Any] | None = None,
+    ) -> Backbone:
+        """
+        A network with random weights, in PyTorch's default dtype.
+
+        Args:
+            config: Options.
+            elements: Atomic numbers.
+            atomic_energies: eV of each element, the same for every head.
+            embedding_specs: mace-torch's description of further inputs.
+
+        Raises:
+            ValueError: for an interaction block that mace-torch does not have.
+        """
+        blocks = modules.interaction_classes
+        for name in (config.interaction, config.interaction_first):
+            if name not in blocks:
+                raise ValueError(
+                    f"mace-torch has no interaction block {name!r}; it has {', '.join(sorted(blocks))}"
+                )
+        energies = np.asarray(atomic_energies, dtype=float)
+        heads = list(config.heads)
+        mace = modules.ScaleShiftMACE(
+            r_max=config.r_max,
+            num_bessel=config.num_bessel,
+            num_polynomial_cutoff=config.num_polynomial_cutoff,
+            max_ell=config.max_ell,
+            interaction_cls=blocks[config.interaction],
+            interaction_cls_first=blocks[config.interaction_first],
+            num_interactions=config.num_interactions,
+            num_elements=len(elements),
+            hidden_irreps=o3.Irreps(config.hidden_irreps),
+            MLP_irreps=o3.Irreps(config.MLP_irreps),
+            gate=torch.nn.functional.silu,
+            atomic_energies=np.tile(energies, (len(heads), 1)) if len(heads) > 1 else energies,
+            avg_num_neighbors=config.avg_num_neighbors,
+            atomic_numbers=list(elements),
+            correlation=config.correlation,
+            radial_MLP=list(config.radial_MLP),
+            pair_repulsion=config.pair_repulsion,
+            distance_transform=config.distance_transform,
+            heads=heads,
+            embedding_specs=embedding_specs,
+            keep_last_layer_irreps=True,
+            atomic_inter_scale=[config.scale] * len(heads) if len(heads) > 1 else config.scale,
+            atomic_inter_shift=[config.shift] * len(heads) if len(heads) > 1 else config.shift,
+        )
+        return cls(mace)
+
+    @property
+    def edge_irreps(self) -> o3.Irreps:
+        """Of the spherical harmonics of edges."""
+        return o3.Irreps(str(self.mace.spherical_harmonics.irreps_out))  # type: ignore[union-attr]
+
+    def forward(self, batch: dict[str, Tensor]) -> BackboneOutput:
+        """
+        Energy and features of a batch in mace-torch's layout.
+
+        Derivatives are left to the caller: nothing here is detached.
+        """
+        out = self.mace(dict(batch), training=True, compute_force=False)
+        sizes = [irreps.dim for irreps in self.irreps]
+        features = list(out["node_feats"].split(sizes, dim=1))
+        interaction = out.get("interaction_energy")
+        if interaction is None:  # plain MACE: E0s are its first contribution
+            interaction = out["energy"] - out["contributions"][:, 0]
+        return BackboneOutput(out["energy"], interaction, out["node_energy"], features)

@@ -1,0 +1,78 @@
+"""Models from configurations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mace.tools.torch_tools import default_dtype
+
+from .config import BackboneConfig, DensityConfig, ModelConfig, atomic_number, from_dict, per_element
+from .model import Model
+from .rules import name_of, rule_config
+
+
+def make_config(values: Mapping[str, Any] | ModelConfig) -> ModelConfig:
+    """
+    A typed configuration from a plain mapping (YAML, JSON).
+
+    Args:
+        values: ``elements`` (symbols or numbers), ``atomic_energies`` (eV by element, or a list in the order
+            of ``elements``; zero if left out), ``rule`` (a name, or a mapping with ``name`` and its options),
+            and optionally ``backbone``, ``density``, ``constraint``, ``seed``, ``dtype``.
+
+    Raises:
+        ValueError, TypeError: for anything unknown or wrong; names it.
+    """
+    if isinstance(values, ModelConfig):
+        return values
+    if not isinstance(values, Mapping):
+        raise TypeError(f"a model's configuration must be a mapping, got {type(values).__name__}")
+    values = dict(values)
+    for name in ("elements", "rule"):
+        if name not in values:
+            raise ValueError(f"the model's configuration lacks {name!r}")
+    elements = [atomic_number(e) for e in values["elements"]]
+    if len(set(elements)) != len(elements) or not elements:
+        raise ValueError(f"elements must be different and at least one, got {values['elements']}")
+    energies = values.get("atomic_energies")
+    if energies is None:
+        energies = [0.0] * len(elements)
+    elif isinstance(energies, Mapping):
+        energies = per_element("atomic_energies", energies, elements)
+    elif len(energies) != len(elements):
+        raise ValueError(f"atomic_energies needs {len(elements)} numbers, got {len(energies)}")
+    values["rule"] = rule_config(values["rule"])
+    values["elements"], values["atomic_energies"] = elements, energies
+    values["backbone"] = from_dict(BackboneConfig, values.get("backbone", {}), "backbone")
+    values["density"] = from_dict(DensityConfig, values.get("density", {}), "density")
+    return from_dict(ModelConfig, values, "model")
+
+
+def config_to_dict(config: ModelConfig) -> dict[str, Any]:
+    """The plain mapping (JSON) that `make_config` turns into the same configuration."""
+    plain = dataclasses.asdict(config)
+    plain["rule"] = {"name": name_of(config.rule), **dataclasses.asdict(config.rule)}
+    return plain
+
+
+def build(config: Mapping[str, Any] | ModelConfig) -> Model:
+    """
+    A point of the design space with random weights.
+
+    Args:
+        config: See `make_config`.
+
+    Returns:
+        The model on the CPU; its backbone is a mace-torch network that runs accelerated.
+
+    Raises:
+        ValueError, TypeError: for a configuration that cannot be built; says why.
+    """
+    typed = make_config(config)
+    dtype = {"float32": torch.float32, "float64": torch.float64}[typed.dtype]
+    with default_dtype(dtype), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(typed.seed)
+        return Model(typed)

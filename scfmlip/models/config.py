@@ -1,0 +1,226 @@
+"""Typed configurations of models, and how plain dictionaries (YAML, JSON) become them and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from ..types import BoundaryName
+
+Config = TypeVar("Config")
+Constraint = Literal["none", "charge", "fermi_level"]
+DTypeName = Literal["float32", "float64"]
+
+
+def atomic_number(element: int | str) -> int:
+    """
+    Atomic number of an element given by number or symbol.
+
+    Raises:
+        ValueError: for something that is neither.
+    """
+    from ase.data import atomic_numbers
+
+    text = str(element)
+    number = int(text) if text.isdigit() else atomic_numbers.get(text, 0)
+    if not 0 < number < 119:
+        raise ValueError(f"{element!r} is no element: give atomic numbers or symbols such as 8 or 'O'")
+    return number
+
+
+def per_element(name: str, values: Mapping[Any, float], elements: Sequence[int]) -> list[float]:
+    """
+    One number for each of ``elements``, from a mapping by symbol or number.
+
+    Raises:
+        ValueError: names the elements without a value.
+    """
+    from ase.data import chemical_symbols
+
+    found = {atomic_number(key): float(value) for key, value in values.items()}
+    missing = [chemical_symbols[z] for z in elements if z not in found]
+    if missing:
+        raise ValueError(f"{name} has no value for {', '.join(missing)}; it has {dict(values)}")
+    return [found[z] for z in elements]
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+    """
+    The MACE network that turns neighbourhoods into features; options as in mace-torch.
+
+    Attributes:
+        r_max: Cutoff, angstrom.
+        num_interactions: Message-passing layers.
+        hidden_irreps: Features of every layer, the last included (mace's ``keep_last_layer_irreps``).
+        MLP_irreps: Hidden features of the last energy readout.
+        max_ell, correlation, num_bessel, num_polynomial_cutoff, radial_MLP: As in mace-torch.
+        interaction, interaction_first: Names of mace-torch's interaction blocks.
+        avg_num_neighbors: Mean number of neighbours within ``r_max``.
+        scale, shift: Of the interaction energy of an atom, eV.
+        pair_repulsion: Add the ZBL repulsion.
+        distance_transform: "None", "Agnesi" or "Soft".
+        heads: Names of the energy heads.
+    """
+
+    r_max: float = 5.0
+    num_interactions: int = 2
+    hidden_irreps: str = "64x0e+64x1o"
+    MLP_irreps: str = "16x0e"
+    max_ell: int = 3
+    correlation: int = 3
+    num_bessel: int = 8
+    num_polynomial_cutoff: int = 5
+    radial_MLP: tuple[int, ...] = (64, 64, 64)
+    interaction: str = "RealAgnosticResidualInteractionBlock"
+    interaction_first: str = "RealAgnosticResidualInteractionBlock"
+    avg_num_neighbors: float = 1.0
+    scale: float = 1.0
+    shift: float = 0.0
+    pair_repulsion: bool = False
+    distance_transform: Literal["None", "Agnesi", "Soft"] = "None"
+    heads: tuple[str, ...] = ("Default",)
+
+    def __post_init__(self) -> None:
+        _positive("backbone", self, "r_max", "num_interactions", "num_bessel", "avg_num_neighbors", "scale")
+
+
+@dataclasses.dataclass(frozen=True)
+class DensityConfig:
+    """
+    The Gaussian multipole density and its Coulomb operator.
+
+    Attributes:
+        l_max: 0 for charges, 1 for charges and dipoles.
+        sigma: Gaussian width, angstrom.
+        boundary: As in `scfmlip.Coulomb`.
+        self_interaction: Whether a Gaussian's own interaction counts in the electrostatic energy of rules
+            that do not solve for the density (those that do need it).
+        tolerance: Of the wave-vector sum, eV.
+        kspace_cutoff_factor: mace's way to set the cutoff instead: times ``2.25 (l_max + 1)^0.3 / sigma``,
+            with the smallest width, of the field features too.
+    """
+
+    l_max: int = 1
+    sigma: float = 1.5
+    boundary: BoundaryName = "auto"
+    self_interaction: bool = True
+    tolerance: float = 1e-6
+    kspace_cutoff_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.l_max not in (0, 1):
+            raise ValueError(f"density.l_max must be 0 or 1, got {self.l_max!r}")
+        _positive("density", self, "sigma", "tolerance")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """
+    A point of the design space.
+
+    Attributes:
+        elements: Atomic numbers, in the order of the one-hot encoding.
+        atomic_energies: eV of each of ``elements``; with several heads, the same for all.
+        rule: Configuration of the charge rule; its class says which.
+        backbone, density: See there.
+        constraint: What the state obeys: "none", the total "charge" of each system, or a "fermi_level".
+        seed: Of the initial weights.
+        dtype: Of the weights.
+    """
+
+    elements: tuple[int, ...]
+    atomic_energies: tuple[float, ...]
+    rule: Any
+    backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
+    density: DensityConfig = dataclasses.field(default_factory=DensityConfig)
+    constraint: Constraint = "none"
+    seed: int = 0
+    dtype: DTypeName = "float32"
+
+
+def _positive(where: str, config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{where}.{name} must be a positive number, got {value!r}")
+
+
+def from_dict(cls: type[Config], values: Any, where: str) -> Config:
+    """
+    A dataclass from a mapping, with every mistake named.
+
+    Args:
+        cls: The dataclass; nested ones are filled from nested mappings.
+        values: The mapping, or an instance of ``cls``, which comes back as it is.
+        where: What to call it in messages.
+
+    Raises:
+        ValueError: for an unknown or missing option, or a value that is not allowed.
+        TypeError: for a value of the wrong type.
+    """
+    if isinstance(values, cls):
+        return values
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{where} must be a mapping of options, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{where} has no option {key!r}{hint} It takes {', '.join(fields)}")
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+    return cls(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """``value`` as the annotation asks."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{where} must be one of {list(arguments)}, got {value!r}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        for option in arguments:
+            if option is not type(None):
+                try:
+                    return _convert(option, value, where)
+                except (TypeError, ValueError):
+                    continue
+        raise TypeError(f"{where} must be {hint}, got {value!r}")
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where)  # type: ignore[arg-type]
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise TypeError(f"{where} must be a list, got {value!r}")
+        return tuple(_convert(arguments[0], v, where) for v in value)
+    if origin in (dict, Mapping) or hint is dict:
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{where} must be a mapping, got {value!r}")
+        return dict(value)
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-6 as text
+        except ValueError:
+            pass
+    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise TypeError(f"{where} must be {getattr(hint, '__name__', hint)}, got {value!r}")

@@ -1,0 +1,295 @@
+"""A point of the design space: backbone x density x charge rule x Coulomb operator x energy."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .backbone import Backbone
+from .config import ModelConfig
+from .response import born_charges, polarizability
+from .rules import ChargeRule, RuleContext, System, name_of, rule_class
+
+# outputs that mace-torch names otherwise order l = 1 as e3nn's older (y, z, x)
+_MACE_ORDER = (0, 2, 3, 1)
+Scf = Literal["converged", "direct"]
+
+
+class Model(torch.nn.Module):
+    """
+    Energy, forces, stress, charges and more of batches in mace-torch's layout.
+
+    ``E = E0 + E_backbone + E_electrostatic[state] + E_response[state]``, the state from the charge rule.
+    Forces and stress are exact derivatives at the converged state.
+
+    Args:
+        config: What it is made of.
+        backbone: Its network; a new one with random weights if None.
+    """
+
+    # batches keep the frames' own cells: an open direction of a slab is as long as the user's cell
+    pads_cell = False
+
+    def __init__(self, config: ModelConfig, backbone: Backbone | None = None) -> None:
+        super().__init__()
+        self.config = config
+        if backbone is None:
+            backbone = Backbone.build(config.backbone, config.elements, config.atomic_energies)
+        self.backbone = backbone
+        kind = rule_class(name_of(config.rule))
+        if config.constraint not in kind.constraints:
+            raise ValueError(
+                f"the rule {name_of(config.rule)!r} cannot obey constraint={config.constraint!r}; it takes "
+                f"{', '.join(map(repr, kind.constraints))}"
+            )
+        self.rule: ChargeRule = kind(
+            config.rule,
+            RuleContext(
+                config.elements,
+                backbone.irreps,
+                backbone.edge_irreps,
+                config.backbone.r_max,
+                config.backbone.avg_num_neighbors,
+                config.density,
+                config.constraint,
+                config.backbone,
+            ),
+        )
+
+    @property
+    def atomic_numbers(self) -> Tensor:
+        """``[n_elements]`` int64."""
+        return self.backbone.mace.atomic_numbers  # type: ignore[return-value]
+
+    @property
+    def r_max(self) -> Tensor:
+        """Cutoff, angstrom."""
+        return self.backbone.mace.r_max  # type: ignore[return-value]
+
+    @property
+    def heads(self) -> list[str]:
+        """Names of the energy heads."""
+        return list(self.config.backbone.heads)
+
+    def forward(
+        self,
+        batch: dict[str, Tensor],
+        training: bool = False,
+        compute_force: bool = True,
+        compute_virials: bool = False,
+        compute_stress: bool = False,
+        compute_potential: bool = False,
+        compute_response: bool = False,
+        scf: Scf = "converged",
+    ) -> dict[str, Tensor | None]:
+        """
+        Evaluate a batch.
+
+        Args:
+            batch: From `scfmlip.interfaces.mace.batches.make_batch`, or mace-torch's own loader (whose open
+                directions of slabs are very long and therefore slow): ``positions``, ``node_attrs``,
+                ``edge_index``, ``shifts``, ``unit_shifts``, ``cell``, ``pbc``, ``batch``, ``ptr``, and where
+                the rule asks for them ``total_charge [n_systems]`` e, ``fermi_level [n_systems]`` eV;
+                ``external_field [n_systems, 3]`` V/angstrom in mace's sign, energy + field . dipole.
+                ``density_coefficients`` is the density to step from with ``scf="direct"``.
+            training: Keep the graph of forces and stress for a loss.
+            compute_force: Whether forces are wanted.
+            compute_virials: Whether virials are.
+            compute_stress: Whether the stress is, of periodic systems.
+            compute_potential: Also ``electrostatic_potential``.
+            compute_response: Also ``born_charges`` and ``polarizability``, see `scfmlip.models.response`.
+            scf: "converged", or "direct": one update from the given density.
+
+        Returns:
+            mace-torch's names: ``energy``, ``interaction_energy``, ``electrostatic_energy``,
+            ``response_energy`` ``[n_systems]`` eV; ``node_energy`` ``[n_atoms]`` eV of the backbone;
+            ``forces`` eV/angstrom; ``stress`` and ``virials`` ``[n_systems, 3, 3]``; ``charges`` e,
+            ``density_coefficients`` rows ``[q, d_y, d_z, d_x]``, ``dipole [n_systems, 3]`` e angstrom (of a
+            periodic system it depends on where it is cut), ``total_charge``, ``fermi_level`` (the electrons',
+            eV: minus the energy of one more e of charge), ``electrostatic_potential`` ``[n_atoms]`` V,
+            averaged over an atom's Gaussian, of all others and the external field; ``scf_iterations``,
+            ``scf_residual``, ``scf_status``, and what the rule adds. Names the rule has nothing for are
+            absent.
+
+        Raises:
+            ValueError: for a batch without what the rule needs, or one its boundary cannot hold.
+            ConvergenceError: for a solve that failed; names the systems.
+        """
+        if scf not in ("converged", "direct"):
+            raise ValueError(f"scf must be 'converged' or 'direct', got {scf!r}")
+        ptr, index = batch["ptr"], batch["batch"]
+        n_systems = len(ptr) - 1
+        positions = batch["positions"]
+        cell = batch["cell"].view(-1, 3, 3)
+        strain = None
+        with torch.enable_grad():
+            if not positions.requires_grad:
+                positions = positions.detach().requires_grad_()
+            leaf, strained = positions, dict(batch)
+            if compute_stress or compute_virials:
+                strain = positions.new_zeros(n_systems, 3, 3).requires_grad_()
+                symmetric = 0.5 * (strain + strain.mT)
+                positions = positions + torch.einsum("ni,nij->nj", positions, symmetric[index])
+                cell = cell + cell @ symmetric
+                edge_system = index[batch["edge_index"][0]]
+                strained["shifts"] = torch.einsum("ei,eij->ej", batch["unit_shifts"], cell[edge_system])
+            strained["positions"] = positions
+            field = self._field(batch, compute_response)
+            system = self._system(strained, cell, field, scf)
+            out = self._energies(strained, system, compute_potential)
+            if compute_response:
+                self._add_response(out, leaf, field, system, training)
+        wanted = ([leaf] if compute_force else []) + ([strain] if strain is not None else [])
+        if wanted:
+            energy = out["interaction_energy"]
+            assert energy is not None
+            grads = list(
+                torch.autograd.grad(
+                    energy.sum(), wanted, create_graph=training, retain_graph=training, materialize_grads=True
+                )
+            )
+            if compute_force:
+                out["forces"] = -grads.pop(0)
+            if grads:
+                out["virials"] = -grads[0]
+                volume = torch.linalg.det(batch["cell"].view(-1, 3, 3)).abs()
+                safe = torch.where(volume > 0, volume, torch.ones_like(volume))
+                periodic = (volume > 0)[:, None, None]
+                out["stress"] = torch.where(
+                    periodic, grads[0] / safe[:, None, None], torch.zeros_like(grads[0])
+                )
+        if not training:
+            out = {k: v.detach() if isinstance(v, Tensor) else v for k, v in out.items()}
+        return out
+
+    def _field(self, batch: dict[str, Tensor], needed: bool) -> Tensor | None:
+        """The physical external field (a charge q feels q E), if there is one."""
+        field = batch.get("external_field")
+        if field is None:
+            field = batch["positions"].new_zeros(len(batch["ptr"]) - 1, 3)
+        if not needed and not bool(field.any()):
+            return None
+        field = -field.to(batch["positions"].dtype).view(-1, 3)
+        return field.detach().requires_grad_() if needed else field
+
+    def _system(self, batch: dict[str, Tensor], cell: Tensor, field: Tensor | None, scf: Scf) -> System:
+        """The batch as rules see it, features still to come."""
+        ptr, index, dtype = batch["ptr"], batch["batch"], batch["positions"].dtype
+        n_systems = len(ptr) - 1
+        pbc = batch["pbc"].view(-1, 3)
+        # a direction without periodicity may come without a cell vector
+        empty = cell.detach().norm(dim=2) == 0
+        if bool((empty & pbc).any()):
+            bad = int(torch.nonzero((empty & pbc).any(1))[0])
+            raise ValueError(
+                f"system {bad} of the batch is periodic along a cell vector of length 0: set atoms.cell, or "
+                "atoms.pbc = False"
+            )
+        slab = (pbc.sum(1) == 2) & empty.any(1)
+        if bool(slab.any()) and self._has_charges():
+            bad = int(torch.nonzero(slab)[0])
+            raise ValueError(
+                f"system {bad} of the batch is a slab whose open cell vector has length 0: electrostatics "
+                "needs the height of the cell, vacuum included. Set it, for instance by "
+                "atoms.center(vacuum=10, axis=2)"
+            )
+        isolated = ~pbc.any(1)
+        if bool(isolated.any()):  # whatever cell the frame has, a molecule does not feel it
+            eye = torch.eye(3, dtype=cell.dtype, device=cell.device)
+            cell = torch.where(isolated[:, None, None], eye, cell)
+        given: dict[str, Tensor | None] = {"total_charge": None, "fermi_level": None}
+        needs = {"charge": "total_charge", "fermi_level": "fermi_level"}.get(self.config.constraint)
+        if needs is not None:
+            if batch.get(needs) is None:
+                raise ValueError(
+                    f"the batch lacks {needs} [n_systems], which constraint={self.config.constraint!r} needs"
+                )
+            given[needs] = batch[needs].to(dtype).view(n_systems)
+        if scf == "direct" and given["fermi_level"] is None and batch.get("fermi_level") is not None:
+            given["fermi_level"] = batch["fermi_level"].to(dtype).view(n_systems)
+        reference = None
+        if scf == "direct" and self.rule.supports_direct:
+            dim = (self.config.density.l_max + 1) ** 2
+            rows = batch.get("density_coefficients")
+            if rows is None or rows.shape[1] != dim:
+                raise ValueError(
+                    f"scf='direct' needs density_coefficients [n_atoms, {dim}], rows [q, d_y, d_z, d_x], got "
+                    f"{None if rows is None else list(rows.shape)}"
+                )
+            reference = rows.to(dtype)[:, [0, 3, 1, 2][:dim]]
+        sender, receiver = batch["edge_index"]
+        vectors = batch["positions"][receiver] - batch["positions"][sender] + batch["shifts"]
+        return System(
+            batch=batch,
+            features=[],
+            node_attrs=batch["node_attrs"],
+            positions=batch["positions"],
+            cell=cell,
+            pbc=pbc,
+            index=index,
+            ptr=ptr,
+            edge_index=batch["edge_index"],
+            edge_vectors=vectors,
+            external_field=field,
+            reference_density=reference,
+            direct=reference is not None,
+            **given,
+        )
+
+    def _add_response(
+        self,
+        out: dict[str, Tensor | None],
+        positions: Tensor,
+        field: Tensor | None,
+        system: System,
+        training: bool,
+    ) -> None:
+        charges, dipole = out.get("charges"), out.get("dipole")
+        if charges is None or dipole is None or field is None:
+            raise ValueError("compute_response needs charges: this model's rule is 'short_range'")
+        gauge_free = self.rule.gauge_free_dipole
+        out["born_charges"] = born_charges(charges, dipole, positions, system, gauge_free, training)
+        out["polarizability"] = polarizability(dipole, field, system, training)
+
+    def _has_charges(self) -> bool:
+        return name_of(self.config.rule) != "short_range"
+
+    def _energies(
+        self, batch: dict[str, Tensor], system: System, potential: bool
+    ) -> dict[str, Tensor | None]:
+        """All outputs that need no derivative."""
+        network = self.backbone(batch)
+        system.features = network.features
+        result = self.rule(system)
+        energy, interaction = network.energy, network.interaction_energy
+        parts = [result.short_range_energy]
+        parts += (
+            [result.total]
+            if result.total is not None
+            else [result.electrostatic_energy, result.response_energy]
+        )
+        for part in parts:
+            if part is not None:
+                energy, interaction = energy + part, interaction + part
+        out: dict[str, Any] = {
+            "energy": energy,
+            "interaction_energy": interaction,
+            "node_energy": network.node_energy,
+            "electrostatic_energy": result.electrostatic_energy,
+            "response_energy": result.response_energy,
+        }
+        rows = result.multipoles
+        if rows is not None:
+            out["charges"] = rows[:, 0]
+            out["density_coefficients"] = rows[:, _MACE_ORDER[: rows.shape[1]]]
+            out["total_charge"] = system.sum(rows[:, 0])
+            out["dipole"] = result.dipole
+            if result.dipole is None:
+                moments = rows[:, :1] * system.positions
+                out["dipole"] = system.sum(moments + rows[:, 1:] if rows.shape[1] > 1 else moments)
+            if potential:
+                out["electrostatic_potential"] = result.potential()
+        out.update(result.extra)
+        return {key: value for key, value in out.items() if value is not None}

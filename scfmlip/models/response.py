@@ -1,0 +1,88 @@
+"""Derivatives of the dipole: Born effective charges and the polarizability."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .rules import System
+
+
+def born_charges(
+    charges: Tensor,
+    dipole: Tensor,
+    positions: Tensor,
+    system: System,
+    gauge_free: bool,
+    create_graph: bool,
+) -> Tensor:
+    """
+    Derivative of the dipole with the positions.
+
+    Along periodic directions the fractional coordinate f in ``sum q f`` stands for
+    ``exp(2 pi i f) / (2 pi i)``, whose derivative is turned back by each atom's phase, so that charge may
+    flow across the border of the cell (Zhong et al., arXiv:2504.05169).
+
+    Args:
+        charges: ``[n_atoms]`` e.
+        dipole: ``[n_systems, 3]`` e angstrom.
+        positions: What to differentiate with, ``[n_atoms, 3]``.
+        system: The batch.
+        gauge_free: The dipole does not depend on where the cell is cut, and is differentiated as it is.
+        create_graph: Keep the graph.
+
+    Returns:
+        ``[n_atoms, 3, 3]`` e: component of the position, component of the dipole.
+    """
+
+    def gradient(value: Tensor) -> Tensor:
+        (grad,) = torch.autograd.grad(
+            value.sum(), positions, create_graph=create_graph, retain_graph=True, materialize_grads=True
+        )
+        return grad
+
+    if gauge_free:
+        return torch.stack([gradient(dipole[:, axis]) for axis in range(3)], 2)
+    own = dipole - system.sum(charges[:, None] * system.positions)  # dipoles of atoms
+    cell = system.cell[system.index]
+    frac = torch.linalg.solve(cell.mT, system.positions)
+    phase = 2 * math.pi * frac
+    plain = system.sum(charges[:, None] * frac)
+    real = system.sum(charges[:, None] * torch.sin(phase)) / (2 * math.pi)
+    imaginary = -system.sum(charges[:, None] * torch.cos(phase)) / (2 * math.pi)
+    columns = []
+    for axis in range(3):
+        turn = phase[:, axis, None].detach() if not create_graph else phase[:, axis, None]
+        wave = torch.cos(turn) * gradient(real[:, axis]) + torch.sin(turn) * gradient(imaginary[:, axis])
+        periodic = system.pbc[system.index, axis, None]
+        columns.append(torch.where(periodic, wave, gradient(plain[:, axis])))
+    out = torch.stack(columns, 2) @ cell
+    return out + torch.stack([gradient(own[:, axis]) for axis in range(3)], 2)
+
+
+def polarizability(dipole: Tensor, field: Tensor, system: System, create_graph: bool) -> Tensor:
+    """
+    Derivative of the dipole with the physical field.
+
+    Args:
+        dipole: ``[n_systems, 3]`` e angstrom.
+        field: ``[n_systems, 3]`` V/angstrom it depends on.
+        system: The batch.
+        create_graph: Keep the graph.
+
+    Returns:
+        ``[n_systems, 3, 3]`` e angstrom^2/V: component of the field, component of the dipole; zero along
+        periodic directions, where no uniform field can be applied.
+    """
+    columns = [
+        torch.autograd.grad(
+            dipole[:, axis].sum(), field, create_graph=create_graph, retain_graph=True, materialize_grads=True
+        )[0]
+        for axis in range(3)
+    ]
+    lattice = system.cell.detach() * system.pbc[..., None]
+    eye = torch.eye(3, dtype=lattice.dtype, device=lattice.device)
+    free = eye - torch.linalg.pinv(lattice) @ lattice
+    return free @ torch.stack(columns, 2) @ free

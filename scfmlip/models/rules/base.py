@@ -1,0 +1,197 @@
+"""What every charge rule answers, and what it is given."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from e3nn import o3
+from torch import Tensor
+
+from scfmlip_kernels import segment_expand, segment_sum
+
+from ...electrostatics import Coulomb, Geometry
+from ...electrostatics.cutoff import check_cutoff, reference_cutoff
+from ..config import Constraint, DensityConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleContext:
+    """
+    What a rule may build its modules from.
+
+    Attributes:
+        elements: Atomic numbers, in the order of the one-hot encoding.
+        feature_irreps: Irreps of the features of each backbone layer.
+        edge_irreps: Of the spherical harmonics of edges.
+        r_max: Cutoff, angstrom.
+        avg_num_neighbors: Mean number of neighbours.
+        density: The density's configuration.
+        constraint: What the state has to obey.
+        backbone: The backbone's configuration, for rules with a network of their own.
+    """
+
+    elements: tuple[int, ...]
+    feature_irreps: tuple[o3.Irreps, ...]
+    edge_irreps: o3.Irreps
+    r_max: float
+    avg_num_neighbors: float
+    density: DensityConfig
+    constraint: Constraint
+    backbone: Any
+
+
+@dataclasses.dataclass
+class System:
+    """
+    A batch as rules see it; shapes and units as in `scfmlip.types`.
+
+    Attributes:
+        batch: The model's own input with strained positions, for rules with a network of their own.
+        features: ``[n_atoms, irreps]`` of each backbone layer; l = 1 components are Cartesian.
+        node_attrs: ``[n_atoms, n_elements]`` one-hot.
+        positions, cell, pbc, index, ptr: The geometry; ``index`` is the system of each atom.
+        edge_index, edge_vectors: Neighbours: ``[2, n_edges]`` sender and receiver, ``[n_edges, 3]``.
+        total_charge, fermi_level: ``[n_systems]`` e and V, or None.
+        external_field: ``[n_systems, 3]`` V/angstrom, a charge q feels q E; None without one.
+        reference_density: ``[n_atoms, dim]`` Cartesian rows to start from or to take one step from, or None.
+        direct: Take one step from ``reference_density`` instead of converging.
+    """
+
+    batch: dict[str, Tensor]
+    features: list[Tensor]
+    node_attrs: Tensor
+    positions: Tensor
+    cell: Tensor
+    pbc: Tensor
+    index: Tensor
+    ptr: Tensor
+    edge_index: Tensor
+    edge_vectors: Tensor
+    total_charge: Tensor | None
+    fermi_level: Tensor | None
+    external_field: Tensor | None
+    reference_density: Tensor | None = None
+    direct: bool = False
+
+    @property
+    def n_systems(self) -> int:
+        """Systems of the batch."""
+        return len(self.ptr) - 1
+
+    def sum(self, values: Tensor) -> Tensor:
+        """``[n_atoms, ...]`` -> ``[n_systems, ...]``, added up in float64."""
+        return segment_sum(values.double(), self.ptr, self.index).to(values.dtype)
+
+    def expand(self, values: Tensor) -> Tensor:
+        """``[n_systems, ...]`` -> ``[n_atoms, ...]``."""
+        return segment_expand(values, self.ptr, self.index)
+
+    def prepare(self, coulomb: Coulomb, external: bool = True, **options: Any) -> Geometry:
+        """A Coulomb operator at this geometry, the external field included unless told otherwise."""
+        return coulomb.prepare(
+            self.positions,
+            self.cell,
+            self.pbc,
+            self.index,
+            external_field=self.external_field if external else None,
+            **options,
+        )
+
+
+@dataclasses.dataclass
+class RuleOutput:
+    """
+    What a rule adds to the backbone's energy.
+
+    Attributes:
+        electrostatic_energy: ``[n_systems]`` eV, the external field's included; None without charges.
+        response_energy: ``[n_systems]`` eV, what else depends on the state; None for nothing.
+        multipoles: ``[n_atoms, 1 | 4]`` Cartesian rows of the density, or None.
+        geometry: The operator behind the energy, for potentials at atoms and points.
+        slots: ``[n_atoms, 1 | 4]`` int64 columns of the operator's rows that hold an atom's multipoles, where
+            it has several widths; else None.
+        total: The sum of electrostatic and response energy where a rule has it as one.
+        dipole: ``[n_systems, 3]`` e angstrom where it is not ``sum q r + d``.
+        short_range_energy: ``[n_systems]`` eV of a network of the rule's own.
+        extra: Further outputs by name.
+    """
+
+    electrostatic_energy: Tensor | None = None
+    response_energy: Tensor | None = None
+    multipoles: Tensor | None = None
+    geometry: Geometry | None = None
+    slots: Tensor | None = None
+    total: Tensor | None = None
+    dipole: Tensor | None = None
+    short_range_energy: Tensor | None = None
+    extra: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    @property
+    def rows(self) -> Tensor:
+        """The density in the rows of the operator behind ``geometry``."""
+        assert self.multipoles is not None and self.geometry is not None
+        if self.slots is None:
+            return self.multipoles
+        empty = self.multipoles.new_zeros(len(self.multipoles), self.geometry.coulomb.source.dim)
+        return empty.scatter(1, self.slots, self.multipoles)
+
+    def potential(self) -> Tensor:
+        """``[n_atoms]`` V at each atom's Gaussian, of all others and the external field."""
+        assert self.geometry is not None
+        values = self.geometry.potential(self.rows, self_interaction=False)
+        return values[:, 0] if self.slots is None else values.gather(1, self.slots[:, :1])[:, 0]
+
+
+class ChargeRule(torch.nn.Module):
+    """
+    How the density comes about: which state, what energy, whether that is variational.
+
+    Subclasses set ``Config`` (a frozen dataclass of their options), ``constraints`` they can obey, and
+    `forward`. ``variational`` says that the state minimises the energy, so that forces need no adjoint,
+    ``supports_direct`` that one step from a given density is possible, ``gauge_free_dipole`` that the dipole
+    does not depend on where a periodic cell is cut.
+    """
+
+    Config: ClassVar[type]
+    constraints: ClassVar[tuple[str, ...]] = ("none",)
+    variational: ClassVar[bool] = False
+    supports_direct: ClassVar[bool] = False
+    gauge_free_dipole: ClassVar[bool] = False
+
+    def __init__(self, config: Any, context: RuleContext) -> None:
+        super().__init__()
+        self.config, self.context = config, context
+
+    def forward(self, system: System) -> RuleOutput:
+        """Density and energy of a batch."""
+        raise NotImplementedError
+
+
+def make_coulomb(density: DensityConfig, **options: Any) -> Coulomb:
+    """
+    The Coulomb operator of a density's configuration.
+
+    Args:
+        density: The configuration.
+        options: Options of `Coulomb` that differ from it.
+
+    Raises:
+        ValueError: for a cutoff that does not resolve the Gaussians.
+    """
+    given = {
+        "l_max": density.l_max,
+        "sigma": density.sigma,
+        "boundary": density.boundary,
+        "self_interaction": density.self_interaction,
+        "tolerance": density.tolerance,
+        **options,
+    }
+    coulomb = Coulomb(**given)
+    if density.kspace_cutoff_factor is None:
+        return coulomb
+    widths = (*coulomb.source.widths, *(coulomb.feature_widths or ()))
+    cutoff = density.kspace_cutoff_factor * reference_cutoff(widths, coulomb.source.l_max, 1.0)
+    check_cutoff(min(widths) ** 2, cutoff, coulomb.source.l_max)
+    return Coulomb(**given, kspace_cutoff=cutoff)

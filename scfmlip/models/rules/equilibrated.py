@@ -1,0 +1,252 @@
+"""
+Charge equilibration: the state minimises chi.s + 1/2 s.(J + K) s at given total charge or Fermi level.
+
+chi and J come from the network, K is the Coulomb operator of Gaussians; l = 0 charges, l = 1 induced dipoles.
+``energy="functional"`` adds the whole functional, which is variational (CENT, MACE-QEq, HIPNN-ChEQ);
+``energy="coulomb"`` adds its Coulomb part alone, screened at short range if asked (4G-HDNNP, Ko et al.,
+Nat. Commun. 12, 398 (2021)). ``feedback`` gives the charges to a second network whose energy is added:
+NequIP-LR (Maruf et al., arXiv:2503.17949).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...scf import charge_equilibration
+from ...units import COULOMB_CONSTANT
+from ..config import per_element
+from ..readouts import MultipoleReadout, ScalarReadout
+from . import register
+from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedbackConfig:
+    """
+    A second network whose species embedding sees the charges, each smeared over Gaussians.
+
+    Attributes:
+        n_categories: Gaussians, of width range / n_categories.
+        range: Charges the first and last of them stand for, e.
+        num_interactions, hidden_irreps: Of the network; the rest is as in the backbone.
+    """
+
+    n_categories: int = 8
+    range: tuple[float, ...] = (-2.0, 2.0)
+    num_interactions: int = 1
+    hidden_irreps: str = "32x0e"
+
+
+@dataclasses.dataclass(frozen=True)
+class EquilibratedConfig:
+    """
+    Options.
+
+    Attributes:
+        sigma: Width of the Gaussians, angstrom: None for the density's, "covalent" for each element's
+            covalent radius, or a mapping from element to width.
+        hardness: Initial hardness, V/e, of charges; kept positive.
+        dipole_hardness: Initial inverse polarizability, V/(e angstrom^2), of dipoles; kept positive.
+        local_hardness: Let the hardness depend on the surroundings.
+        energy: "functional" or "coulomb", see the module.
+        screening: Inner and outer radius, angstrom, between which Coulomb pairs are switched on ("coulomb"
+            only); the outer one at most the backbone's cutoff.
+        feedback: A second network that sees the charges, or None.
+        hidden: Width of the readouts.
+        tolerance, max_iterations: Of the solve.
+    """
+
+    sigma: Literal["covalent"] | Mapping[str, float] | None = None
+    hardness: float = 10.0
+    dipole_hardness: float = 10.0
+    local_hardness: bool = False
+    energy: Literal["functional", "coulomb"] = "functional"
+    screening: tuple[float, ...] | None = None
+    feedback: FeedbackConfig | None = None
+    hidden: int = 16
+    tolerance: float = 1e-6
+    max_iterations: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("hardness", "dipole_hardness"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"rule.{name} must be positive, got {getattr(self, name)!r}")
+        if self.screening is not None:
+            if self.energy != "coulomb":
+                raise ValueError("rule.screening is for energy='coulomb': the functional is not screened")
+            if len(self.screening) != 2 or not 0 <= self.screening[0] < self.screening[1]:
+                raise ValueError(f"rule.screening must be (inner, outer), got {self.screening!r}")
+
+
+def inverse_softplus(value: float) -> float:
+    """The number whose softplus is ``value``."""
+    return value + math.log(-math.expm1(-value))
+
+
+def _element_widths(config: EquilibratedConfig, context: RuleContext) -> list[float]:
+    if config.sigma is None:
+        return [context.density.sigma] * len(context.elements)
+    if config.sigma == "covalent":
+        from ase.data import covalent_radii
+
+        return [float(covalent_radii[z]) for z in context.elements]
+    assert not isinstance(config.sigma, str)
+    return per_element("rule.sigma", config.sigma, context.elements)
+
+
+def _given(value: Tensor | None) -> Tensor:
+    assert value is not None
+    return value
+
+
+@register("equilibrated")
+class Equilibrated(ChargeRule):
+    """Charges, and dipoles with density.l_max = 1, at the minimum of a quadratic functional."""
+
+    Config = EquilibratedConfig
+    constraints = ("charge", "fermi_level")
+
+    def __init__(self, config: EquilibratedConfig, context: RuleContext) -> None:
+        super().__init__(config, context)
+        density, n_elements = context.density, len(context.elements)
+        self.l_max = density.l_max
+        widths = _element_widths(config, context)
+        unique = sorted(set(widths))
+        self.coulomb = make_coulomb(density, sigma=tuple(unique), self_interaction=True)
+        self.register_buffer("width_index", torch.tensor([unique.index(w) for w in widths]))
+        self.register_buffer("widths", torch.tensor(widths))
+        # electronegativity, and for dipoles minus the field that acts on them
+        self.electronegativity = MultipoleReadout(
+            context.feature_irreps, n_elements, l_max=self.l_max, hidden=config.hidden, scale=1.0
+        )
+        start = [inverse_softplus(config.hardness), inverse_softplus(config.dipole_hardness)][
+            : self.l_max + 1
+        ]
+        self.raw_hardness = torch.nn.Parameter(torch.tensor(start).repeat(n_elements, 1))
+        self.local_hardness = None
+        if config.local_hardness:
+            self.local_hardness = ScalarReadout(
+                context.feature_irreps, n_elements, self.l_max + 1, config.hidden
+            )
+        if config.screening is not None:
+            if self.l_max > 0:
+                raise ValueError("rule.screening is for charges: set density.l_max = 0")
+            if config.screening[1] > context.r_max:
+                raise ValueError(
+                    f"rule.screening ends at {config.screening[1]:g} angstrom, beyond the backbone's cutoff "
+                    f"of {context.r_max:g}"
+                )
+        self.feedback = None if config.feedback is None else _Feedback(config.feedback, context)
+
+    def hardness(self, system: System) -> Tensor:
+        """``[n_atoms, 1 | 4]`` positive diagonal of the functional."""
+        raw = system.node_attrs @ self.raw_hardness
+        if self.local_hardness is not None:
+            raw = raw + self.local_hardness(system.features, system.node_attrs)
+        stiff = torch.nn.functional.softplus(raw)
+        return torch.cat((stiff[:, :1], stiff[:, 1:].expand(-1, 3)), 1) if self.l_max > 0 else stiff
+
+    def forward(self, system: System) -> RuleOutput:
+        """The state at the minimum, its energy and chemical potential."""
+        assert isinstance(self.width_index, Tensor)
+        config, geometry = self.config, system.prepare(self.coulomb)
+        chi = self.electronegativity(system.features, system.node_attrs)[:, 0]
+        hardness = self.hardness(system)
+        species = system.node_attrs.argmax(1)
+        index = self.width_index[species]
+        at_charge = self.context.constraint == "charge"
+        solution = charge_equilibration(
+            geometry,
+            chi,
+            hardness,
+            system.total_charge if at_charge else None,
+            chemical_potential=None if at_charge else -_given(system.fermi_level),
+            width_index=index,
+            initial=system.reference_density,
+            tolerance=config.tolerance,
+            max_iterations=config.max_iterations,
+        )
+        state = solution.state
+        out = RuleOutput(
+            multipoles=state,
+            geometry=geometry,
+            slots=self.coulomb.source.columns().to(index.device)[index],
+            extra={
+                # of the electrons, whose charge is negative
+                "fermi_level": -solution.chemical_potential,
+                "electronegativity": chi[:, 0],
+                "hardness": hardness[:, 0],
+                "scf_iterations": solution.iterations,
+                "scf_residual": solution.residual,
+                "scf_status": solution.status,
+            },
+        )
+        out.electrostatic_energy = geometry.energy(out.rows)
+        if config.energy == "functional":
+            # one node of the graph, whose first derivatives need no adjoint
+            out.total = solution.energy
+            out.response_energy = solution.energy - out.electrostatic_energy
+        elif config.screening:
+            out.response_energy = -self._screened(system, state[:, 0])
+        if self.feedback is not None:
+            out.short_range_energy = self.feedback(system, state[:, 0])
+        return out
+
+    def _screened(self, system: System, q: Tensor) -> Tensor:
+        """``[n_systems]`` eV of self terms and of what the switch takes from neighbours' pairs."""
+        assert isinstance(self.widths, Tensor)
+        inner, outer = self.config.screening
+        sigma = system.node_attrs @ self.widths
+        own = COULOMB_CONSTANT / math.sqrt(math.pi) * q**2 / (2 * sigma)
+        sender, receiver = system.edge_index
+        r = system.edge_vectors.norm(dim=1)
+        gamma = (sigma[sender] ** 2 + sigma[receiver] ** 2).sqrt()
+        pair = COULOMB_CONSTANT * q[sender] * q[receiver] * torch.erf(r / (math.sqrt(2) * gamma)) / r
+        switch = 0.5 * (1 + torch.cos(math.pi * (r.clamp(inner, outer) - inner) / (outer - inner)))
+        # every pair is there twice, once from each end
+        return system.sum(own.index_add(0, receiver, 0.5 * pair * switch))
+
+
+class _Feedback(torch.nn.Module):
+    """Short-range energy of a network that sees the charges."""
+
+    def __init__(self, config: FeedbackConfig, context: RuleContext) -> None:
+        super().__init__()
+        from ..backbone import Backbone
+
+        low, high = config.range
+        if not high > low:
+            raise ValueError(f"rule.feedback.range must rise, got {config.range}")
+        self.width = (high - low) / config.n_categories
+        self.register_buffer("centres", torch.linspace(low, high, config.n_categories))
+        self.network = Backbone.build(
+            dataclasses.replace(
+                context.backbone,
+                num_interactions=config.num_interactions,
+                hidden_irreps=config.hidden_irreps,
+                shift=0.0,
+                pair_repulsion=False,
+            ),
+            context.elements,
+            [0.0] * len(context.elements),
+            embedding_specs={
+                "atomic_charge": {
+                    "type": "continuous",
+                    "per": "node",
+                    "in_dim": config.n_categories,
+                    "emb_dim": 32,
+                }
+            },
+        )
+
+    def forward(self, system: System, charges: Tensor) -> Tensor:
+        """``[n_systems]`` eV."""
+        assert isinstance(self.centres, Tensor)
+        smeared = torch.exp(-(((charges[:, None] - self.centres) / self.width) ** 2))
+        return self.network({**system.batch, "atomic_charge": smeared}).interaction_energy

@@ -1,0 +1,326 @@
+"""
+Fixed point: multipoles that respond to the potential they make, p = p0 + R v[p].
+
+v holds the potential's projections on Gaussians at each atom, the external field and the Fermi level
+included. The response is one of
+* "affine": ``R_i`` from the atom's features, scalars and vectors, as the reference's default update: linear
+  in v, so that one Krylov solve takes the place of its fifty mixing steps;
+* "mlp": the same with a perceptron on the invariants of features and potential;
+* "passive": ``R_i = -S_i`` with S_i positive definite and v conjugate to p, so that a solution always exists
+  and is the minimum of ``1/2 p.K p + 1/2 (p - p0).S^-1 (p - p0)``.
+
+Baldwin et al., arXiv:2603.14700.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...electrostatics import Geometry
+from ...scf import fixed_point
+from ..readouts import FeatureMix, MultipoleReadout, ScalarReadout
+from . import register
+from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
+
+
+@dataclass(frozen=True)
+class FixedPointConfig:
+    """
+    Options.
+
+    Attributes:
+        response: "affine", "mlp" or "passive", see the module.
+        energy: What beside the Coulomb energy depends on the state: "quadratic" in p - p0 and v with
+            coefficients from the features, "variational" (of "passive"), or "none".
+        field_feature_widths: Widths of the Gaussians the potential is projected on, angstrom; "passive" takes
+            the density's.
+        field_feature_max_l: 0 or 1.
+        field_feature_norms: Scale of v for each l and width, l first; 1 if None.
+        field_self_interaction: Whether v holds an atom's own potential; "passive" needs it.
+        channels: Features that make up the response.
+        response_scale: Of the initial response.
+        hidden: Width of readouts.
+        tolerance, max_iterations: Of the solve.
+    """
+
+    response: Literal["affine", "mlp", "passive"] = "affine"
+    energy: Literal["quadratic", "variational", "none"] = "quadratic"
+    field_feature_widths: tuple[float, ...] = (1.5, 3.0)
+    field_feature_max_l: int = 1
+    field_feature_norms: tuple[float, ...] | None = None
+    field_self_interaction: bool = False
+    channels: int = 16
+    response_scale: float = 0.02
+    hidden: int = 16
+    tolerance: float = 1e-6
+    max_iterations: int = 100
+
+    def __post_init__(self) -> None:
+        if self.energy == "variational" and self.response != "passive":
+            raise ValueError("rule.energy='variational' needs rule.response='passive'")
+        if self.field_feature_max_l not in (0, 1):
+            raise ValueError(f"rule.field_feature_max_l must be 0 or 1, got {self.field_feature_max_l!r}")
+        count = len(self.field_feature_widths) * (self.field_feature_max_l + 1)
+        if self.field_feature_norms is not None and len(self.field_feature_norms) != count:
+            raise ValueError(
+                f"rule.field_feature_norms needs {count} numbers, one for each l and width, got "
+                f"{list(self.field_feature_norms)}"
+            )
+
+
+class Response(torch.nn.Module):
+    """
+    Change of an atom's multipoles with the potential there.
+
+    Args:
+        config: Options.
+        l_max: Of the multipoles.
+        n_elements: Size of the one-hot encoding.
+    """
+
+    def __init__(self, config: FixedPointConfig, l_max: int, n_elements: int) -> None:
+        super().__init__()
+        self.kind, self.l_max = config.response, l_max
+        n, widths = config.channels, len(config.field_feature_widths)
+        self.field_l = config.field_feature_max_l
+
+        def weight(*shape: int) -> torch.nn.Parameter:
+            return torch.nn.Parameter(torch.randn(n_elements, *shape))
+
+        if self.kind == "passive":
+            self.own = weight(2)
+        else:
+            self.potential, self.gradient = weight(widths, n), weight(widths, n)
+            self.charge, self.vector, self.isotropic = weight(n), weight(n), weight(n)
+        self.mlp = None
+        if self.kind == "mlp":
+            self.mlp = torch.nn.Sequential(
+                torch.nn.Linear(n, config.hidden),
+                torch.nn.SiLU(),
+                torch.nn.Linear(config.hidden, n, bias=False),
+            )
+        self.scale = config.response_scale / n
+
+    def matrix(self, attrs: Tensor, scalars: Tensor, vectors: Tensor) -> Tensor:
+        """
+        ``[n_atoms, 1 | 4, n_field]`` response of multipoles to the potential, of the affine kinds.
+
+        Args:
+            attrs: ``[n_atoms, n_elements]`` one-hot.
+            scalars: ``[n_atoms, n]`` features.
+            vectors: ``[n_atoms, n, 3]`` features.
+        """
+        eye = torch.eye(3, dtype=scalars.dtype, device=scalars.device)
+        if self.kind == "passive":
+            rows = torch.cat((scalars[..., None], vectors), 2) if self.l_max > 0 else scalars[..., None]
+            own = torch.nn.functional.softplus(attrs @ self.own)
+            diagonal = torch.cat((own[:, :1], own[:, 1:].expand(-1, 3)), 1)[:, : rows.shape[2]]
+            return -self.scale * (rows.mT @ rows + torch.diag_embed(diagonal) * scalars.shape[1])
+        potential = torch.einsum("nz,zwk->nwk", attrs, self.potential)
+        charge, vector = attrs @ self.charge, attrs @ self.vector
+        s = scalars[:, None] * potential  # [n_atoms, n_widths, n]
+        blocks = [torch.einsum("nwk,nk->nw", s, charge * scalars)[:, None]]
+        if self.l_max > 0:
+            blocks.append(torch.einsum("nwk,nk,nkc->ncw", s, vector, vectors))
+        out = torch.cat(blocks, 1)
+        if self.field_l > 0:
+            gradient = torch.einsum("nz,zwk->nwk", attrs, self.gradient)
+            blocks = [torch.einsum("nwk,nk,nkm->nwm", gradient, charge * scalars, vectors)[:, None]]
+            if self.l_max > 0:
+                tensor = torch.einsum("nwk,nk,nkc,nkm->ncwm", gradient, vector, vectors, vectors)
+                # atoms without vectors among their features polarise along the field
+                even = torch.einsum("nwk,nk->nw", gradient, attrs @ self.isotropic * scalars)
+                blocks.append(tensor + even[:, None, :, None] * eye[:, None])
+            out = torch.cat((out, torch.cat(blocks, 1).flatten(2)), 2)
+        return self.scale * out
+
+    def forward(self, field: Tensor, attrs: Tensor, scalars: Tensor, vectors: Tensor) -> Tensor:
+        """``[n_atoms, 1 | 4]`` response to ``field [n_atoms, n_field]``, of the nonlinear kind."""
+        assert self.mlp is not None
+        widths = self.potential.shape[1]
+        potential = torch.einsum("nz,zwk,nw->nk", attrs, self.potential, field[:, :widths])
+        s, along = scalars * potential, None
+        if self.field_l > 0:
+            gradient = field[:, widths:].unflatten(1, (widths, 3))
+            along = torch.einsum("nz,zwk,nwm->nkm", attrs, self.gradient, gradient)
+            s = s + (vectors * along).sum(2)
+        s = s + self.mlp(s)
+        out = ((attrs @ self.charge) * scalars * s).sum(1, keepdim=True)
+        if self.l_max > 0:
+            dipoles = ((attrs @ self.vector) * s)[..., None] * vectors
+            if along is not None:
+                dipoles = dipoles + ((attrs @ self.isotropic) * scalars)[..., None] * along
+            out = torch.cat((out, dipoles.sum(1)), 1)
+        return self.scale * out
+
+
+@register("fixed_point")
+class FixedPoint(ChargeRule):
+    """Self-consistent multipoles."""
+
+    Config = FixedPointConfig
+    constraints = ("none", "charge", "fermi_level")
+    supports_direct = True
+
+    def __init__(self, config: FixedPointConfig, context: RuleContext) -> None:
+        super().__init__(config, context)
+        density, n_elements = context.density, len(context.elements)
+        self.l_max, self.passive = density.l_max, config.response == "passive"
+        self.widths = (density.sigma,) if self.passive else config.field_feature_widths
+        self.coulomb = make_coulomb(density, feature_widths=self.widths)
+        self.local = MultipoleReadout(
+            context.feature_irreps, n_elements, l_max=self.l_max, hidden=config.hidden
+        )
+        self.mix = FeatureMix(context.feature_irreps, config.channels)
+        self.response = Response(config, self.l_max, n_elements)
+        self.field_l = self.l_max if self.passive else config.field_feature_max_l
+        n_widths = len(self.widths)
+        norms = torch.ones(n_widths * (self.field_l + 1))
+        if config.field_feature_norms is not None and not self.passive:
+            norms = torch.tensor(config.field_feature_norms)
+        columns = torch.cat((norms[:n_widths], norms[n_widths:].repeat_interleave(3)))
+        self.register_buffer("norms", columns)
+        self.readout = None
+        if config.energy == "quadratic":
+            n_terms = n_widths * (min(self.l_max, self.field_l) + 1) + self.l_max + 1
+            self.readout = ScalarReadout(context.feature_irreps, n_elements, n_terms, config.hidden)
+
+    def field(self, geometry: Geometry, rows: Tensor) -> Tensor:
+        """``[n_atoms, n_field]`` projections of the potential, without the Fermi level."""
+        if self.passive:
+            return geometry.potential(rows, self_interaction=True)
+        return geometry.features(
+            rows, self.widths, self.field_l, self_interaction=self.config.field_self_interaction
+        )
+
+    def level(self, fermi_level: Tensor, field: Tensor) -> Tensor:
+        """A Fermi level ``[n_atoms]`` as the constant potential it is, in the layout of ``field``."""
+        n = len(self.widths)
+        value = fermi_level if self.passive else math.sqrt(4 * math.pi) * fermi_level
+        return torch.cat((value[:, None].expand(-1, n), torch.zeros_like(field[:, n:])), 1)
+
+    def forward(self, system: System) -> RuleOutput:
+        """The self-consistent density, its energy, and the Fermi level that its constraint needs."""
+        config, constraint = self.config, self.context.constraint
+        attrs = system.node_attrs
+        start = self.local(system.features, attrs)[:, 0]
+        scalars, vectors = self.mix(system.features)
+        plan = self.coulomb.plan(
+            system.cell, system.pbc, system.index, len(system.positions), system.positions.device
+        )
+        tensors: dict[str, Tensor] = {"positions": system.positions, "cell": system.cell, "start": start}
+        if config.response == "mlp":
+            names = [name for name, _ in self.response.named_parameters()]
+            tensors.update(scalars=scalars, vectors=vectors)
+            tensors.update({f"response.{name}": p for name, p in self.response.named_parameters()})
+        else:
+            names = []
+            tensors["matrix"] = self.response.matrix(attrs, scalars, vectors)
+        if system.external_field is not None:
+            tensors["external_field"] = system.external_field
+        if constraint == "fermi_level":
+            assert system.fermi_level is not None
+            tensors["fermi_level"] = system.fermi_level
+        keys, norms = list(tensors), self.norms
+        assert isinstance(norms, Tensor)
+        prepare = _cached(
+            lambda positions, cell, field: self.coulomb.prepare(
+                positions, cell, plan=plan, external_field=field
+            )
+        )
+
+        def values(state: Tensor, level: Tensor | None, given: dict[str, Tensor]) -> Tensor:
+            geometry = prepare(given["positions"], given["cell"], given.get("external_field"))
+            field = self.field(geometry, state)
+            if level is not None:
+                field = field + self.level(system.expand(level), field)
+            return field / norms
+
+        def step(state: Tensor, level: Tensor | None, given: dict[str, Tensor]) -> Tensor:
+            field = values(state, level, given)
+            if config.response == "mlp":
+                weights = {name: given[f"response.{name}"] for name in names}
+                arguments = (field, attrs, given["scalars"], given["vectors"])
+                change = torch.func.functional_call(self.response, weights, arguments)
+            else:
+                change = (given["matrix"] @ field[..., None])[..., 0]
+            return given["start"] + change
+
+        def update(state: Tensor, *parameters: Tensor) -> Tensor:
+            level = None
+            if constraint == "charge":
+                level, *parameters = parameters  # type: ignore[assignment]
+            given = dict(zip(keys, parameters, strict=True))
+            return step(state, given.get("fermi_level", level), given)
+
+        extra: dict[str, Tensor] = {}
+        level = system.fermi_level if constraint != "none" else None
+        if system.direct:
+            assert system.reference_density is not None
+            rows = step(system.reference_density, level, tensors)
+        else:
+            first = system.reference_density if system.reference_density is not None else start
+            solution = fixed_point(
+                update,
+                first,
+                tuple(tensors.values()),
+                batch_idx=system.index,
+                n_systems=system.n_systems,
+                total_charge=system.total_charge if constraint == "charge" else None,
+                tolerance=config.tolerance,
+                max_iterations=config.max_iterations,
+            )
+            rows = solution.state
+            if constraint == "charge":
+                level = solution.chemical_potential
+            extra.update(
+                scf_iterations=solution.iterations,
+                scf_residual=solution.residual,
+                scf_status=solution.status,
+            )
+        if level is not None:
+            extra["fermi_level"] = level
+        geometry = system.prepare(self.coulomb, plan=plan)
+        response = None
+        if config.energy != "none":
+            field = values(rows, level, tensors)
+            if config.energy == "variational":
+                # at the fixed point (p - p0).S^-1 (p - p0) = v.S v
+                response = -0.5 * (field * (tensors["matrix"] @ field[..., None])[..., 0]).sum(1)
+            else:
+                response = self._quadratic(system, rows - start, field)
+            response = system.sum(response)
+        extra["initial_charges"] = start[:, 0]
+        return RuleOutput(geometry.energy(rows), response, rows, geometry, extra=extra)
+
+    def _quadratic(self, system: System, change: Tensor, field: Tensor) -> Tensor:
+        """``[n_atoms]`` eV, quadratic in change and field together."""
+        assert self.readout is not None
+        terms = [change[:, :1] * field[:, : len(self.widths)], change[:, :1] ** 2]
+        if self.l_max > 0:
+            dipoles = change[:, 1:]
+            terms.append((dipoles**2).sum(1, keepdim=True))
+            if self.field_l > 0:
+                gradients = field[:, len(self.widths) :].unflatten(1, (len(self.widths), 3))
+                terms.append((dipoles[:, None] * gradients).sum(2))
+        return (self.readout(system.features, system.node_attrs) * torch.cat(terms, 1)).sum(1)
+
+
+def _cached(make: Callable[..., Geometry]) -> Callable[..., Geometry]:
+    """``make`` that remembers its last answer: the steps of one solve share a geometry."""
+    last: tuple[tuple, Geometry] | None = None
+
+    def call(*arguments: Tensor | None) -> Geometry:
+        nonlocal last
+        key = (*arguments, torch.is_grad_enabled())
+        if last is None or any(a is not b for a, b in zip(key, last[0], strict=True)):
+            last = (key, make(*arguments))
+        return last[1]
+
+    return call

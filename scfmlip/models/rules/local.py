@@ -1,0 +1,50 @@
+"""Local charges: multipoles read off the features, E = E_SR + E_coulomb[p] (LC-MACE, arXiv:2603.14700)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..readouts import MultipoleReadout
+from . import register
+from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
+from .fixed import spread_charge
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """
+    Options.
+
+    Attributes:
+        hidden: Width of the gated layer of the last readout; 0 for a linear one, as the reference's.
+    """
+
+    hidden: int = 16
+
+
+@register("local")
+class Local(ChargeRule):
+    """Multipoles of atoms from their surroundings; with the constraint "charge" shifted evenly."""
+
+    Config = LocalConfig
+    constraints = ("none", "charge")
+
+    def __init__(self, config: LocalConfig, context: RuleContext) -> None:
+        super().__init__(config, context)
+        self.coulomb = make_coulomb(context.density)
+        self.readout = MultipoleReadout(
+            context.feature_irreps,
+            len(context.elements),
+            l_max=context.density.l_max,
+            hidden=config.hidden,
+        )
+
+    def forward(self, system: System) -> RuleOutput:
+        """Predicted multipoles and their Coulomb energy."""
+        rows = self.readout(system.features, system.node_attrs)[:, 0]
+        if self.context.constraint == "charge":
+            rows = torch.cat((spread_charge(rows[:, 0], system)[:, None], rows[:, 1:]), 1)
+        geometry = system.prepare(self.coulomb)
+        return RuleOutput(geometry.energy(rows), None, rows, geometry)

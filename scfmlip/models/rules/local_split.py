@@ -1,0 +1,112 @@
+"""
+Local split charges: formal charges plus flows along bonds, q_i = q0_i + sum_in p_e - sum_out p_e.
+
+LC-MACE's charge-conserving sibling (LSC-MACE, Baldwin et al., arXiv:2603.14700). A flow is a scalar product
+of the two atoms' features with the bond's spherical harmonics, weighted by the bond's length. The
+polarisation is ``sum (d + q0 r) + sum_e p_e (r_receiver - r_sender)``, which does not jump when an atom
+crosses the cell's border, for integer formal charges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from e3nn import o3
+from torch import Tensor
+
+from ..config import per_element
+from ..readouts import FeatureMix, MultipoleReadout
+from . import register
+from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
+from .fixed import formal_charges
+
+
+@dataclass(frozen=True)
+class LocalSplitConfig:
+    """
+    Options.
+
+    Attributes:
+        charges: Formal charge of each element, e, by symbol or number.
+        channels: Features per atom and angular momentum that flows are made of.
+        hidden: Width of the perceptron of the bond's length, and of the dipoles' gated layer.
+    """
+
+    charges: Mapping[str, float]
+    channels: int = 16
+    hidden: int = 32
+
+
+class BondFlow(torch.nn.Module):
+    """``[n_edges]`` charge that flows from sender to receiver."""
+
+    def __init__(self, config: LocalSplitConfig, context: RuleContext) -> None:
+        super().__init__()
+        from mace.modules.blocks import RadialEmbeddingBlock
+
+        n = config.channels
+        self.sender = FeatureMix(context.feature_irreps, n)
+        self.receiver = FeatureMix(context.feature_irreps, n)
+        self.radial = RadialEmbeddingBlock(r_max=context.r_max, num_bessel=8, num_polynomial_cutoff=5)
+        self.mlp = torch.nn.Sequential(
+            torch.nn.Linear(8, config.hidden, bias=False),
+            torch.nn.SiLU(),
+            torch.nn.Linear(config.hidden, 3 * n, bias=False),
+        )
+        # the reference's scale, 1/40 for its number of neighbours
+        self.scale = 1 / context.avg_num_neighbors
+
+    def forward(self, system: System) -> Tensor:
+        """See the class."""
+        sender, receiver = system.edge_index
+        lengths = system.edge_vectors.norm(dim=1, keepdim=True)
+        directions = o3.spherical_harmonics(1, system.edge_vectors, True, "component")
+        s1, v1 = self.sender(system.features)
+        s2, v2 = self.receiver(system.features)
+        scalars = s1[sender] + s2[receiver]
+        along = ((v1[sender] + v2[receiver]) * directions[:, None]).sum(-1)
+        # odd under exchange, so that equal atoms exchange charge only when their surroundings differ
+        differences = s1[sender] - s1[receiver]
+        # mace's radial basis is zero at the cutoff and the perceptron has no biases
+        radial = self.radial(lengths, None, None, None)[0]
+        weights = self.mlp(radial)
+        return self.scale * (weights * torch.cat((scalars, along, differences), 1)).mean(1)
+
+
+@register("local_split")
+class LocalSplit(ChargeRule):
+    """Formal charges, flows along bonds, and local dipoles."""
+
+    Config = LocalSplitConfig
+    constraints = ("none", "charge")
+    gauge_free_dipole = True
+
+    def __init__(self, config: LocalSplitConfig, context: RuleContext) -> None:
+        super().__init__(config, context)
+        values = per_element("rule.charges", config.charges, context.elements)
+        self.register_buffer("charges", torch.tensor(values))
+        self.coulomb = make_coulomb(context.density)
+        self.flow = BondFlow(config, context)
+        self.dipoles = None
+        if context.density.l_max > 0:
+            self.dipoles = MultipoleReadout(
+                context.feature_irreps, len(context.elements), l_max=1, hidden=config.hidden
+            )
+
+    def forward(self, system: System) -> RuleOutput:
+        """Charges that add up to the formal ones, their energy and the polarisation."""
+        assert isinstance(self.charges, Tensor)
+        start = formal_charges(self.charges, system.node_attrs, system, self.context.constraint)
+        flow = self.flow(system)
+        sender, receiver = system.edge_index
+        q = start.index_add(0, receiver, flow).index_add(0, sender, -flow)
+        rows = q[:, None]
+        moments = start[:, None] * system.positions
+        if self.dipoles is not None:
+            dipoles = self.dipoles(system.features, system.node_attrs)[:, 0, 1:]
+            rows, moments = torch.cat((rows, dipoles), 1), moments + dipoles
+        moments = moments.index_add(0, receiver, flow[:, None] * system.edge_vectors)
+        geometry = system.prepare(self.coulomb)
+        return RuleOutput(geometry.energy(rows), None, rows, geometry, dipole=system.sum(moments))

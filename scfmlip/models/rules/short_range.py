@@ -1,0 +1,23 @@
+"""No charges: the plain short-range potential that all others are compared with."""
+
+from dataclasses import dataclass
+
+from . import register
+from .base import ChargeRule, RuleOutput, System
+
+
+@dataclass(frozen=True)
+class ShortRangeConfig:
+    """No options."""
+
+
+@register("short_range")
+class ShortRange(ChargeRule):
+    """Nothing but the backbone."""
+
+    Config = ShortRangeConfig
+    variational = True
+
+    def forward(self, system: System) -> RuleOutput:
+        """No state and no energy."""
+        return RuleOutput()

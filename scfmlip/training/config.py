@@ -1,0 +1,266 @@
+"""What a training is told: typed options, read from YAML, every mistake named."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from ..models.config import from_dict
+from .losses import TERMS, LossKind
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """
+    Where frames come from and under which keys they hold their labels.
+
+    Each key is looked for in ``atoms.info`` or ``atoms.arrays``, then among the results that ASE read
+    (``energy``, ``forces``, ``stress``, ``charges``, ``dipole``). Paths are relative to the working folder.
+
+    Attributes:
+        train, valid, test: Files that ASE reads (extended XYZ, ...) or HDF5 as mace_prepare_data writes.
+        valid_fraction, test_fraction: Parts of the training frames set apart where no files are named.
+        split_seed: Of that random split.
+        energy_key: eV.
+        forces_key: eV/angstrom.
+        stress_key: eV/angstrom^3, ASE's sign.
+        charges_key: Atomic charges, e.
+        multipoles_key: Density coefficients, rows [q, d_y, d_z, d_x].
+        dipole_key: e angstrom.
+        potential_key: Potential at the atoms, V.
+        fermi_key: Fermi level, V: label under a charge constraint, input under a Fermi-level constraint.
+        total_charge_key, total_spin_key: e and multiplicity, inputs of the model; 0 and 1 if missing.
+        field_key: External field, V/angstrom, three components or one along z.
+        field_convention: "mace": energy gains + field.dipole; "physical": it gains - field.dipole.
+        head_key: Name of the model's head.
+        num_workers: Processes that prepare batches.
+        cache: Keep every graph in memory.
+    """
+
+    train: tuple[str, ...]
+    valid: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    valid_fraction: float = 0.1
+    test_fraction: float = 0.0
+    split_seed: int = 0
+    energy_key: str = "REF_energy"
+    forces_key: str = "REF_forces"
+    stress_key: str = "REF_stress"
+    charges_key: str = "REF_charges"
+    multipoles_key: str = "REF_multipoles"
+    dipole_key: str = "REF_dipole"
+    potential_key: str = "REF_potential"
+    fermi_key: str = "REF_fermi_level"
+    total_charge_key: str = "total_charge"
+    total_spin_key: str = "total_spin"
+    field_key: str = "external_field"
+    field_convention: Literal["mace", "physical"] = "mace"
+    head_key: str = "head"
+    num_workers: int = 0
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("valid_fraction", "test_fraction"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ValueError(f"data.{name} must be at least 0 and below 1, got {value}")
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError("data.valid_fraction and data.test_fraction leave no frame to train on")
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """
+    Some epochs with one objective.
+
+    Attributes:
+        epochs: How many.
+        lr: Learning rate that the schedule starts from.
+        loss: Weight of each term; `scfmlip.training.TERMS` has the names.
+        scf: "direct", one update at the reference density, or "converged".
+        reset_optimizer: Forget the optimizer's moments (and the averaged weights) of the stage before.
+    """
+
+    epochs: int
+    lr: float = 0.01
+    loss: dict[str, float] = dataclasses.field(default_factory=lambda: {"energy": 1.0, "forces": 100.0})
+    scf: Literal["direct", "converged"] = "converged"
+    reset_optimizer: bool = False
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs of a stage must be at least 1, got {self.epochs}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"lr of a stage must be a positive number, got {self.lr}")
+        for name, value in self.loss.items():
+            if name not in TERMS:
+                raise ValueError(f"there is no loss term {name!r}; there are {', '.join(TERMS)}")
+            try:
+                number = float(value)
+            except (TypeError, ValueError):
+                number = math.nan
+            if isinstance(value, bool) or not (math.isfinite(number) and number >= 0):
+                raise ValueError(f"the weight of loss term {name!r} must be a number >= 0, got {value!r}")
+            self.loss[name] = number
+        if not any(self.loss.values()):
+            raise ValueError("a stage needs a loss term with a weight above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """
+    The optimizer.
+
+    Attributes:
+        name: "adamw" or "adam".
+        betas, amsgrad: As in torch.
+        weight_decay: Of the weights that mix features (interactions and products, as in mace), no other.
+    """
+
+    name: Literal["adamw", "adam"] = "adamw"
+    betas: tuple[float, ...] = (0.9, 0.999)
+    amsgrad: bool = True
+    weight_decay: float = 5e-7
+
+    def __post_init__(self) -> None:
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+            raise ValueError(f"optimizer.betas must be two numbers in [0, 1), got {list(self.betas)}")
+        if self.weight_decay < 0:
+            raise ValueError(f"optimizer.weight_decay must not be negative, got {self.weight_decay}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """
+    How the learning rate moves within a stage, once an epoch.
+
+    Attributes:
+        name: "constant", "exponential" (times ``factor`` each epoch), "plateau" (times ``factor`` after
+            ``patience`` epochs without a better validation loss) or "cosine" (to ``min_lr`` at the end).
+        factor, patience, min_lr: See there.
+        warmup_steps: Optimizer steps of the first stage over which the rate rises linearly from nearly 0.
+    """
+
+    name: Literal["constant", "exponential", "plateau", "cosine"] = "plateau"
+    factor: float = 0.8
+    patience: int = 50
+    min_lr: float = 0.0
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.factor < 1:
+            raise ValueError(f"schedule.factor must lie between 0 and 1, got {self.factor}")
+        if self.patience < 0 or self.warmup_steps < 0 or self.min_lr < 0:
+            raise ValueError("schedule.patience, warmup_steps and min_lr must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """
+    A whole training.
+
+    Attributes:
+        data, stages, optimizer, schedule: See there.
+        model: The dictionary of `scfmlip.models.build`. Left out, or "average" | "isolated":
+            ``elements`` (those of the training frames), ``atomic_energies`` (least squares over the
+            training frames, the default, or single atoms with ``config_type=IsolatedAtom``),
+            ``backbone.avg_num_neighbors`` and ``backbone.scale`` (RMS force) come from the training frames.
+        start_from: A file of `scfmlip.save` to go on from, instead of ``model``.
+        output: Folder of everything that is written.
+        loss_kind: "mse", "huber" (with ``huber_delta``) or "l1".
+        huber_delta: In the units of each term.
+        batch_size: Frames of one optimizer step, over all processes.
+        valid_batch_size: Frames evaluated at once; ``batch_size`` if 0.
+        seed: Of the order of frames; of the model too unless ``model.seed`` says otherwise.
+        dtype: Of weights and graphs; the model's own if None.
+        device: "auto", "cpu", "cuda", ...
+        ema_decay: Of the averaged weights that are validated and saved; None for none.
+        clip: Largest norm of the gradient; None for any.
+        patience: Epochs of a stage without a better validation loss after which it ends; None for never.
+        checkpoint_interval: Epochs between checkpoints; the last epoch of a stage always gets one.
+        wandb: Arguments of ``wandb.init``; None for no such log.
+    """
+
+    data: DataConfig
+    stages: tuple[StageConfig, ...]
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    start_from: str | None = None
+    output: str = "training"
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    loss_kind: LossKind = "mse"
+    huber_delta: float = 0.01
+    batch_size: int = 8
+    valid_batch_size: int = 0
+    seed: int = 0
+    dtype: Literal["float32", "float64"] | None = None
+    device: str = "auto"
+    ema_decay: float | None = 0.99
+    clip: float | None = 10.0
+    patience: int | None = None
+    checkpoint_interval: int = 1
+    wandb: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("stages: a training needs at least one stage")
+        if bool(self.model) == bool(self.start_from):
+            raise ValueError("give either model (a new model) or start_from (a saved one)")
+        for name in ("batch_size", "checkpoint_interval"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}")
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"clip must be a positive number, got {self.clip}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be at least 1, got {self.patience}")
+
+
+def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """
+    A training's options from a plain mapping.
+
+    Raises:
+        ValueError, TypeError: name the option that is unknown, missing or wrong.
+    """
+    values = dict(values)
+    data = values.get("data")
+    if isinstance(data, Mapping):
+        # one file needs no list
+        lists = {k: [v] for k, v in data.items() if k in ("train", "valid", "test") and isinstance(v, str)}
+        values["data"] = {**data, **lists}
+    stages = values.get("stages")
+    if isinstance(stages, (list, tuple)):
+        values["stages"] = [from_dict(StageConfig, stage, f"stages[{i}]") for i, stage in enumerate(stages)]
+    return from_dict(TrainConfig, values, "the training")
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """
+    A training's options from a YAML file.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError, TypeError: as `config_from_dict`, or if the file is no YAML.
+    """
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from None
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{path} holds no options: it must be a mapping with data, model and stages")
+    return config_from_dict(values)
+
+
+def config_to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The plain dictionary of a training's options."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,212 @@
+"""Reading frames and finding their labels under the keys a user names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from .config import DataConfig
+
+# mace's name of each property: (option that names its key, "info" or "arrays")
+PROPERTIES = {
+    "energy": ("energy_key", "info"),
+    "forces": ("forces_key", "arrays"),
+    "stress": ("stress_key", "info"),
+    "charges": ("charges_key", "arrays"),
+    "density_coefficients": ("multipoles_key", "arrays"),
+    "dipole": ("dipole_key", "info"),
+    "potential": ("potential_key", "arrays"),
+    "fermi_level": ("fermi_key", "info"),
+    "total_charge": ("total_charge_key", "info"),
+    "total_spin": ("total_spin_key", "info"),
+    "external_field": ("field_key", "info"),
+    "head": ("head_key", "info"),
+}
+
+
+class Hdf5Frames(Sequence[Atoms]):
+    """
+    Frames of a file that mace_prepare_data wrote, read one at a time.
+
+    Properties appear under the keys that ``keys`` names, so that both kinds of file look alike.
+    """
+
+    def __init__(self, path: Path, keys: DataConfig) -> None:
+        self.path, self.keys = path, keys
+        self._file: Any = None
+        with self._open() as file:
+            self.names = [
+                f"{batch}/{frame}"
+                for batch in sorted(file, key=_trailing_number)
+                for frame in sorted(file[batch], key=_trailing_number)
+            ]
+
+    def _open(self) -> Any:
+        try:
+            import h5py
+        except ModuleNotFoundError:
+            raise ImportError(f"reading {self.path} needs h5py: pip install 'scfmlip[train]'") from None
+        return h5py.File(self.path, "r")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None}  # an open file does not travel to another process
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Atoms:  # type: ignore[override]
+        self._file = self._file or self._open()
+        group = self._file[self.names[index]]
+        cell, pbc = _value(group["cell"]), _value(group["pbc"])
+        atoms = Atoms(
+            group["atomic_numbers"][()],
+            group["positions"][()],
+            cell=cell,
+            pbc=False if pbc is None else pbc,
+        )
+        for name, stored in group["properties"].items():
+            value = _value(stored)
+            if value is None:
+                continue
+            option, where = PROPERTIES.get(name, (None, "info"))
+            getattr(atoms, where)[name if option is None else getattr(self.keys, option)] = value
+        for name, stored in group.get("property_weights", {}).items():
+            atoms.info[f"config_{name}_weight"] = _value(stored)
+        if "weight" in group:
+            atoms.info["config_weight"] = _value(group["weight"])
+        if "config_type" in group:
+            atoms.info["config_type"] = _value(group["config_type"])
+        return atoms
+
+
+def _trailing_number(name: str) -> int:
+    return int(name.rsplit("_", 1)[-1])
+
+
+def _value(stored: Any) -> Any:
+    """A stored value; mace writes None as text."""
+    value = stored[()]
+    value = value.decode() if isinstance(value, bytes) else value
+    return None if isinstance(value, str) and value == "None" else value
+
+
+def read_frames(path: str | Path, keys: DataConfig, what: str = "data.train") -> Sequence[Atoms]:
+    """
+    The frames of a file.
+
+    Args:
+        path: HDF5 as mace_prepare_data writes it (``.h5``, ``.hdf5``), else anything ASE reads.
+        keys: Names of the labels.
+        what: The option that named the file, for messages.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it holds no frames.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{what}: there is no file {path}")
+    if path.suffix in (".h5", ".hdf5"):
+        frames: Sequence[Atoms] = Hdf5Frames(path, keys)
+    else:
+        from ase.io import read
+
+        try:
+            frames = read(path, ":")  # type: ignore[assignment]
+        except Exception as error:  # ASE's readers raise whatever they trip over
+            raise ValueError(f"{what}: {path} cannot be read: {type(error).__name__}: {error}") from error
+    if not len(frames):
+        raise ValueError(f"{what}: {path} holds no frames")
+    return frames
+
+
+def find(atoms: Atoms, key: str, where: str) -> Any:
+    """A frame's value under ``key`` in info or arrays, else among ASE's results; None if it has none."""
+    store = atoms.info if where == "info" else atoms.arrays
+    if key in store:
+        return store[key]
+    return None if atoms.calc is None else atoms.calc.results.get(key)
+
+
+def labelled(atoms: Atoms, keys: DataConfig) -> Atoms:
+    """
+    The frame with its labels under mace's names, in mace's conventions.
+
+    Fields become mace's (energy + field.dipole). The dipole of a periodic direction is no observable: its
+    component counts only if ``config_dipole_weight`` says so; a stress needs three periodic directions.
+
+    Raises:
+        ValueError: for a label of the wrong shape or one that is not finite.
+    """
+    frame = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    for key, value in atoms.info.items():
+        if key.startswith("config_"):
+            frame.info[key] = value
+    for name, (option, where) in PROPERTIES.items():
+        value = find(atoms, getattr(keys, option), where)
+        if value is None:
+            continue
+        if name == "head":
+            frame.info[name] = str(value)
+            continue
+        value = np.asarray(value, dtype=np.float64)
+        if name == "external_field":
+            if value.size == 1:
+                value = np.array([0.0, 0.0, float(value.reshape(()))])
+            value = -value if keys.field_convention == "physical" else value
+        shape = _SHAPES[name](len(atoms))
+        if value.shape not in shape:
+            raise ValueError(
+                f"{getattr(keys, option)!r} (data.{option}) has shape {list(value.shape)}; it must be "
+                f"{' or '.join(str(list(s)) for s in shape)}"
+            )
+        if not np.isfinite(value).all():
+            raise ValueError(f"{getattr(keys, option)!r} (data.{option}) is not finite")
+        if where == "info":
+            frame.info[name] = value if value.ndim else float(value)
+        else:
+            frame.arrays[name] = value
+    if "dipole" in frame.info and "config_dipole_weight" not in frame.info:
+        periodic = np.asarray(atoms.cell)[np.asarray(atoms.pbc)]
+        frame.info["config_dipole_weight"] = (np.abs(periodic).sum(0) < 1e-8).astype(float)
+    if "stress" in frame.info and not (atoms.pbc.all() and atoms.cell.rank == 3):
+        del frame.info["stress"]
+    return frame
+
+
+_SHAPES = {
+    "energy": lambda n: [()],
+    "forces": lambda n: [(n, 3)],
+    "stress": lambda n: [(3, 3), (6,), (9,)],
+    "charges": lambda n: [(n,)],
+    "density_coefficients": lambda n: [(n, 4), (n, 1)],
+    "dipole": lambda n: [(3,)],
+    "potential": lambda n: [(n,)],
+    "fermi_level": lambda n: [()],
+    "total_charge": lambda n: [()],
+    "total_spin": lambda n: [()],
+    "external_field": lambda n: [(3,)],
+}
+
+
+def available_keys(frames: Iterable[Atoms]) -> str:
+    """What the frames hold, for messages."""
+    info, arrays, results = set(), set(), set()
+    for atoms in frames:
+        info |= set(atoms.info)
+        arrays |= set(atoms.arrays) - {"numbers", "positions"}
+        results |= set(atoms.calc.results if atoms.calc is not None else ())
+    return (
+        f"the frames hold info: {', '.join(sorted(info)) or 'nothing'}; "
+        f"arrays: {', '.join(sorted(arrays)) or 'nothing'}; "
+        f"results: {', '.join(sorted(results)) or 'nothing'}"
+    )
+
+
+def iterate(frames: Sequence[Atoms]) -> Iterator[Atoms]:
+    """Every frame, one in memory at a time."""
+    return (frames[i] for i in range(len(frames)))

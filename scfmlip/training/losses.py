@@ -1,0 +1,201 @@
+"""Losses as named, weighted terms, and the error of each label."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+LossKind = Literal["mse", "huber", "l1"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """
+    One label: what predicts it and how it is counted.
+
+    Attributes:
+        output: Key of the model's output.
+        label: Key of the batch; ``{label}_weight [n_systems]`` holds its weight, 0 where there is no label.
+        per: "system" or "atom": what the first axis runs over.
+        unit: Of the error.
+        per_atom: Divide the error by the number of atoms.
+        option: The data option that names the label's key.
+    """
+
+    output: str
+    label: str
+    per: Literal["system", "atom"]
+    unit: str
+    option: str
+    per_atom: bool = False
+
+
+TERMS: dict[str, Term] = {
+    # energies without the atoms' own, which float32 could not resolve in the sum
+    "energy": Term("interaction_energy", "energy", "system", "eV/atom", "energy_key", per_atom=True),
+    "forces": Term("forces", "forces", "atom", "eV/A", "forces_key"),
+    "stress": Term("stress", "stress", "system", "eV/A^3", "stress_key"),
+    "charges": Term("charges", "charges", "atom", "e", "charges_key"),
+    "multipoles": Term("density_coefficients", "density_coefficients", "atom", "e, e A", "multipoles_key"),
+    "total_charge": Term("total_charge", "total_charge", "system", "e", "total_charge_key"),
+    "total_charge_per_atom": Term(
+        "total_charge", "total_charge", "system", "e/atom", "total_charge_key", per_atom=True
+    ),
+    "dipole": Term("dipole", "dipole", "system", "e A", "dipole_key"),
+    "dipole_per_atom": Term("dipole", "dipole", "system", "e A/atom", "dipole_key", per_atom=True),
+    "potential": Term("electrostatic_potential", "potential", "atom", "V", "potential_key"),
+    "fermi_level": Term("fermi_level", "fermi_level", "system", "V", "fermi_key"),
+}
+
+
+# one term per label: those that differ in their unit only say nothing new
+LABELS = tuple(n for n in TERMS if not n.endswith("_per_atom"))
+
+
+def _errors(
+    term: Term, out: Mapping[str, Tensor | None], batch: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor] | None:
+    """``[n, components]`` error and ``[n, components]`` label weight of a term; None where not predicted."""
+    predicted = out.get(term.output)
+    if predicted is None:
+        return None
+    weight = batch[f"{term.label}_weight"]
+    if term.per == "atom":
+        weight = weight[batch["batch"]]
+    size = weight.shape[0]
+    weight = weight.reshape(size, -1)
+    error = (predicted - batch[term.label].reshape(predicted.shape)).reshape(size, -1)
+    if term.per_atom:
+        error = error / (batch["ptr"][1:] - batch["ptr"][:-1])[:, None].to(error.dtype)
+    weight = weight.to(error.dtype).expand_as(error)
+    # without a label the error means nothing and may be NaN: its gradient must be zero too
+    return torch.where(weight > 0, error, 0), weight
+
+
+def loss(
+    out: Mapping[str, Tensor | None],
+    batch: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    kind: LossKind = "mse",
+    delta: float = 0.01,
+    n_systems: float | None = None,
+    n_atoms: float | None = None,
+) -> Tensor:
+    """
+    The weighted loss of a batch: sum over terms of ``w mean(w_frame w_label l(error))``.
+
+    The mean runs over all systems, atoms and components, labelled or not, as in mace-torch: the gradient of
+    a batch is then that of the whole set on average, however the labels are spread.
+
+    Args:
+        out: What the model returned.
+        batch: Its input, with labels and their weights.
+        weights: Of the terms, `TERMS`.
+        kind: "mse" squares; "huber" is quadratic up to ``delta`` and linear beyond; "l1" takes the absolute
+            value, for vectors and tensors (forces, stress, dipole) the length.
+        delta: See there.
+        n_systems: What sums over systems are divided by; those of the batch if None. Processes that share a
+            batch give those of the whole.
+        n_atoms: Likewise for sums over atoms.
+
+    Returns:
+        A scalar in the dtype of the outputs.
+
+    Raises:
+        ValueError: for a weighted term the model does not predict.
+    """
+    total: Tensor | None = None
+    for name, weight in weights.items():
+        if weight == 0:
+            continue
+        term = TERMS[name]
+        found = _errors(term, out, batch)
+        if found is None:
+            raise ValueError(
+                f"loss term {name!r} has weight {weight}, but this model predicts no {term.output}"
+            )
+        error, label_weight = found
+        frame = batch["weight"].to(error.dtype)
+        label_weight = label_weight * (frame[batch["batch"]] if term.per == "atom" else frame)[:, None]
+        count = n_atoms if term.per == "atom" else n_systems
+        count = error.shape[0] if count is None else count
+        if kind == "mse":
+            summed = (label_weight * error.square()).sum() / error.shape[1]
+        elif kind == "huber":
+            summed = (label_weight * F.huber_loss(error, torch.zeros_like(error), "none", delta)).sum()
+            summed = summed / error.shape[1]
+        else:
+            # a length has no derivative at 0
+            length = (label_weight * error).square().sum(1)
+            positive = length > 0
+            summed = torch.where(positive, length, 1).sqrt().where(positive, 0).sum()
+        part = weight * summed / count
+        total = part if total is None else total + part
+    if total is None:
+        raise ValueError("every loss weight is 0")
+    return total
+
+
+def labelled_pairs(
+    out: Mapping[str, Tensor | None], batch: Mapping[str, Tensor]
+) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """
+    Predictions and references of a batch, flat, by label; only components that have one.
+    """
+    found = {}
+    for name in LABELS:
+        term = TERMS[name]
+        result = _errors(term, out, batch)
+        if result is None or not bool((result[1] > 0).any()):
+            continue
+        error, weight = result
+        reference = batch[term.label].reshape(error.shape)
+        if term.per_atom:
+            reference = reference / (batch["ptr"][1:] - batch["ptr"][:-1])[:, None]
+        mask = weight > 0
+        values = reference[mask].double().cpu().numpy()
+        found[name] = (values + error.detach()[mask].double().cpu().numpy(), values)
+    return found
+
+
+class Errors:
+    """
+    Root mean square and mean absolute error of every label, gathered over batches and processes.
+
+    Components without a label do not count; weights only say which have one.
+    """
+
+    def __init__(self) -> None:
+        # count, sum of squares, sum of absolute values
+        self.sums = torch.zeros(len(LABELS), 3, dtype=torch.float64)
+
+    def add(self, out: Mapping[str, Tensor | None], batch: Mapping[str, Tensor]) -> None:
+        """Count a batch."""
+        used = batch["weight"] > 0
+        for row, name in zip(self.sums, LABELS, strict=True):
+            term = TERMS[name]
+            found = _errors(term, out, batch)
+            if found is None:
+                continue
+            error, weight = found
+            mask = (weight > 0) & (used[batch["batch"]] if term.per == "atom" else used)[:, None]
+            error = error.detach()[mask].double()
+            row += torch.stack(
+                [error.new_tensor(error.numel()), error.square().sum(), error.abs().sum()]
+            ).cpu()
+
+    def result(self) -> dict[str, float]:
+        """``{name}_rmse`` and ``{name}_mae`` of every label met, in the units of `TERMS`."""
+        found = {}
+        for (count, square, absolute), name in zip(self.sums.tolist(), LABELS, strict=True):
+            if count:
+                found[f"{name}_rmse"] = (square / count) ** 0.5
+                found[f"{name}_mae"] = absolute / count
+        return found

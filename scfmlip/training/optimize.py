@@ -1,0 +1,168 @@
+"""Optimizer, learning rates and the module that processes share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.optim import lr_scheduler
+
+from ..scf import ConvergenceError
+from .config import OptimizerConfig, ScheduleConfig, TrainConfig
+from .losses import LossKind, loss
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """
+    Parameters with and without weight decay.
+
+    As in mace-torch, what mixes features decays (linear maps and tensor products of the interactions, all of
+    the products); embeddings, radial networks, readouts and charge rules do not.
+    """
+    decayed, free = [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        mixes = "products." in name or (
+            "interactions." in name and ("linear" in name or "skip_tp" in name) and name.endswith("weight")
+        )
+        (decayed if mixes else free).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(model: torch.nn.Module, options: OptimizerConfig, lr: float) -> torch.optim.Optimizer:
+    """The optimizer of a stage."""
+    cls = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[options.name]
+    betas = cast(tuple[float, float], tuple(options.betas))
+    groups = parameter_groups(model, options.weight_decay)
+    return cls(groups, lr=lr, betas=betas, amsgrad=options.amsgrad)
+
+
+class Schedule:
+    """
+    The learning rate of one stage: a linear rise over the first steps, then torch's scheduler once an epoch.
+
+    Args:
+        optimizer: Whose rates are set.
+        options: See `ScheduleConfig`.
+        lr: To start from.
+        epochs: Of the stage.
+        warmup: Whether the stage begins with the rise.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        options: ScheduleConfig,
+        lr: float,
+        epochs: int,
+        warmup: bool,
+    ) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] = lr
+        self.options = options
+        self.main: Any = {
+            "constant": lambda: None,
+            "exponential": lambda: lr_scheduler.ExponentialLR(optimizer, options.factor),
+            "cosine": lambda: lr_scheduler.CosineAnnealingLR(optimizer, epochs, options.min_lr),
+            "plateau": lambda: lr_scheduler.ReduceLROnPlateau(
+                optimizer, factor=options.factor, patience=options.patience, min_lr=options.min_lr
+            ),
+        }[options.name]()
+        self.steps = options.warmup_steps if warmup else 0
+        self.rise = (
+            lr_scheduler.LinearLR(optimizer, 1 / (self.steps + 1), total_iters=self.steps)
+            if self.steps
+            else None
+        )
+        self.done = 0
+
+    def after_step(self) -> None:
+        """Called after each step of the optimizer."""
+        if self.rise is not None and self.done < self.steps:
+            self.rise.step()
+        self.done += 1
+
+    def after_epoch(self, loss: float) -> None:
+        """Called after each epoch with the validation loss."""
+        if self.main is None or self.done < self.steps:
+            return
+        if isinstance(self.main, lr_scheduler.ReduceLROnPlateau):
+            self.main.step(loss)
+        else:
+            self.main.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed stage needs beside the optimizer's own state."""
+        parts = {"main": self.main, "rise": self.rise}
+        return {"done": self.done} | {k: v.state_dict() for k, v in parts.items() if v is not None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        self.done = state["done"]
+        for name, part in (("main", self.main), ("rise", self.rise)):
+            if part is not None:
+                part.load_state_dict(state[name])
+
+
+class Objective(torch.nn.Module):
+    """
+    Model and loss as one module.
+
+    What processes share is wrapped around this, not around the model: then exactly the parameters behind the
+    loss take part in the exchange of gradients, whatever else the model returns.
+    """
+
+    def __init__(self, model: torch.nn.Module, kind: LossKind, delta: float) -> None:
+        super().__init__()
+        self.model, self.delta = model, delta
+        self.kind: LossKind = kind
+        self.unconverged: str | None = None
+
+    def forward(
+        self,
+        batch: dict[str, Tensor],
+        weights: Mapping[str, float],
+        scf: str,
+        n_systems: float,
+        n_atoms: float,
+    ) -> Tensor:
+        """
+        The loss of this process's share, divided by the sizes of the whole batch.
+
+        A state that does not converge leaves the share out: the loss is 0 and ``unconverged`` says why.
+        """
+        try:
+            out = self.model(batch, training=True, scf=scf, **outputs_for(weights))
+        except ConvergenceError as error:
+            self.unconverged = str(error)
+            # zero, and still a function of every parameter, which processes that exchange gradients expect
+            return sum((0 * p.sum() for p in self.model.parameters() if p.requires_grad), torch.zeros(()))
+        self.unconverged = None
+        return loss(out, batch, weights, self.kind, self.delta, n_systems, n_atoms)
+
+
+def outputs_for(weights: Mapping[str, float]) -> dict[str, bool]:
+    """What a model is asked to compute beside its energy, by the terms that count."""
+    return {
+        "compute_force": weights.get("forces", 0) > 0,
+        "compute_stress": weights.get("stress", 0) > 0,
+        "compute_potential": weights.get("potential", 0) > 0,
+    }
+
+
+def make_objective(model: torch.nn.Module, config: TrainConfig, world: int) -> torch.nn.Module:
+    """`Objective`, its gradients averaged over processes if there are several."""
+    objective = Objective(model, config.loss_kind, config.huber_delta)
+    if world == 1:
+        return objective
+    device = next(model.parameters()).device
+    return torch.nn.parallel.DistributedDataParallel(
+        objective,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        find_unused_parameters=True,
+    )

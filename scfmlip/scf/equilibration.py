@@ -9,7 +9,7 @@ any gradient of the state, none for the energy's first derivatives, which the mi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,7 @@ from ..electrostatics import Geometry
 from .conjugate_gradients import LinearResult, conjugate_gradients
 from .constraints import make_groups
 from .dense import DenseSolver
+from .implicit import partial_gradients
 from .preconditioners import atom_widths, make_preconditioner
 from .quadratic import QuadraticProblem
 from .solution import ChargeSolution, ConvergenceError, explain
@@ -151,31 +152,6 @@ class _Equilibrate(torch.autograd.Function):
         return None, None, -adjoint, -multiplier, *grads
 
 
-def partial_gradients(
-    function: Callable[..., Tensor], arguments: Sequence[Tensor | None], needed: Sequence[bool]
-) -> list[Tensor | None]:
-    """
-    Derivatives of a scalar function in its arguments alone, not through what it captures.
-
-    Differentiable themselves when gradients are being recorded (a second backward pass).
-    """
-    create = torch.is_grad_enabled()
-    with torch.enable_grad():
-        live = [
-            None if t is None else (t.view_as(t) if create and t.requires_grad else t.detach())
-            for t in arguments
-        ]
-        for t, need in zip(live, needed, strict=True):
-            if need and t is not None and not t.requires_grad:
-                t.requires_grad_()
-        wanted = [t for t, need in zip(live, needed, strict=True) if need and t is not None]
-        if not wanted:
-            return [None] * len(arguments)
-        value = function(*live)
-        grads = iter(torch.autograd.grad(value, wanted, create_graph=create, allow_unused=True))
-    return [next(grads) if need and t is not None else None for t, need in zip(live, needed, strict=True)]
-
-
 class _MinimumEnergy(torch.autograd.Function):
     """
     The functional at its minimum: no derivative through the state, whose own is 0 (Hellmann and Feynman).
@@ -263,7 +239,7 @@ def charge_equilibration(
 ) -> ChargeSolution:
     """
     Minimise ``chi.s + 1/2 s.(J + K) s`` at given total charges, or at a given potential.
-    ``l_max=1`` induced dipoles, whose electronegativity is minus a field acting on them. External fields of
+
     K is the geometry's Coulomb operator with self-interaction, s its multipoles: charges, and with
     ``l_max=1`` induced dipoles, whose electronegativity is minus a field that acts on them. External
     fields of the geometry act on s. Differentiable any number of times in positions, cell, external

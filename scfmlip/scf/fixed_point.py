@@ -1,15 +1,15 @@
 """
 Fixed points of a map of the state, with derivatives of any order that do not unroll the iterations.
 
-The state solves ``F(s, theta) = s``; with a constraint, ``F(s, mu, theta) = s`` and ``sum_i s_i0 = Q`` in
-every system, mu the chemical potential. Derivatives come from the transposed linear system at the solution
-(implicit function theorem), itself a root whose derivatives are taken the same way. Memory does not depend
-on the number of iterations.
+The state solves ``F(s, theta) = s``. With a potential mu it solves ``F(s, mu, theta) = s``: mu is either
+given (an electrode, a Fermi level) or an unknown that makes the charges add up, ``sum_i s_i0 = Q`` in every
+system, one mu for each constrained column (the total charge, or each spin's). Derivatives come from the
+transposed linear system at the solution (implicit function theorem), itself a root whose derivatives are
+taken the same way. Memory does not depend on the number of iterations.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,14 +17,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .equilibration import partial_gradients
-from .krylov import Batch, RootResult, anderson, gmres, newton
-from .solution import ConvergenceError, explain
+from .implicit import Root, RootOptions
+from .krylov import Batch, anderson, bracket_potential, newton
+from .solution import Status
+from .totals import GivenTotals
 
 SolverName = Literal["auto", "anderson", "newton"]
 Update = Callable[..., Tensor]
 # relative change of the second difference of an affine map, by rounding
 _AFFINE = {torch.float32: 1e-4, torch.float64: 1e-9}
+# relative step of differences: the root of the rounding
+_STEP = {torch.float32: 3e-4, torch.float64: 3e-8}
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class FixedPointSolution:
 
     Attributes:
         state: As the first guess.
-        chemical_potential: ``[n_systems]`` V where there is a constraint, else None.
+        chemical_potential: V, found or given, of the shape of the totals or as given; None without one.
         residual: ``[n_systems]`` norm of ``F(s) - s`` relative to that of ``F`` at the first guess.
         iterations: ``[n_systems]`` int64.
         status: ``[n_systems]`` int64, see `Status`.
@@ -51,71 +54,6 @@ class FixedPointSolution:
     affine: bool
 
 
-class _Root(torch.autograd.Function):
-    """x with ``residual(x, *parameters) = 0``; ``solve`` finds it, given the function of x alone."""
-
-    @staticmethod
-    def forward(residual, solve, batch, options, *parameters):
-        return solve(parameters)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.residual, _, ctx.batch, ctx.options, *parameters = inputs
-        ctx.save_for_backward(output, *parameters)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor):
-        (grad,) = grad_outputs
-        x, *parameters = ctx.saved_tensors
-        residual, batch, options = ctx.residual, ctx.batch, ctx.options
-
-        def adjoint_residual(w: Tensor, grad: Tensor, x: Tensor, *parameters: Tensor) -> Tensor:
-            with torch.enable_grad():
-                at = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-                value = residual(at, *parameters)
-                create = torch.is_grad_enabled() and any(
-                    t.requires_grad for t in (w, grad, x, *parameters) if torch.is_tensor(t)
-                )
-                (product,) = torch.autograd.grad(value, at, w, create_graph=create, materialize_grads=True)
-            return product - grad
-
-        def solve(arguments: Sequence[Tensor]) -> Tensor:
-            right, *rest = arguments
-            rest = [t.detach() for t in rest]
-
-            def apply(w: Tensor) -> Tensor:
-                return adjoint_residual(w.to(right.dtype), torch.zeros_like(right), *rest).double()
-
-            result = gmres(apply, right.double(), batch, options.tolerance, options.krylov)
-            options.report("fixed point, adjoint", result)
-            return result.x.to(right.dtype)
-
-        w = _Root.apply(adjoint_residual, solve, batch, options, grad, x, *parameters)
-
-        def form(*parameters: Tensor) -> Tensor:
-            return -(w * residual(x, *parameters)).sum()
-
-        return None, None, None, None, *partial_gradients(form, parameters, ctx.needs_input_grad[4:])
-
-
-@dataclass(frozen=True)
-class _Options:
-    tolerance: float
-    krylov: int
-    on_failure: str
-
-    def report(self, name: str, result: RootResult) -> None:
-        """Raise or warn about systems that did not converge."""
-        if self.on_failure == "ignore":
-            return
-        message = explain(name, result.status, result.residual, result.iterations)
-        if message is None:
-            return
-        if self.on_failure == "raise":
-            raise ConvergenceError(message, result.status)
-        warnings.warn(message, stacklevel=4)
-
-
 def fixed_point(
     update: Update,
     state: Tensor,
@@ -124,7 +62,8 @@ def fixed_point(
     batch_idx: Tensor | None = None,
     n_systems: int | None = None,
     total_charge: Tensor | float | None = None,
-    chemical_potential: Tensor | float = 0.0,
+    chemical_potential: Tensor | float | None = None,
+    charge_columns: Sequence[int] = (0,),
     solver: SolverName = "auto",
     tolerance: float = 1e-6,
     max_iterations: int = 100,
@@ -139,16 +78,18 @@ def fixed_point(
     derivatives are wanted has to be passed there. What it captures otherwise counts as constant.
 
     Args:
-        update: ``(state, *parameters) -> state``; with ``total_charge``
-            ``(state, chemical_potential [n_systems], *parameters) -> state``. Called with and without
-            recording gradients; differentiable twice if second derivatives are wanted.
-        state: ``[n_rows, ...]`` first guess, float32 or float64; column 0 holds charges.
+        update: ``(state, *parameters) -> state``; with ``total_charge`` or ``chemical_potential``
+            ``(state, potential [n_systems] | [n_systems, n_columns], *parameters) -> state``. Called with and
+            without recording gradients; differentiable twice if second derivatives are wanted.
+        state: ``[n_rows, ...]`` first guess, float32 or float64.
         parameters: Tensors.
         batch_idx: ``[n_rows]`` int64 system of each row; None for one system.
         n_systems: How many; counted if None.
-        total_charge: e, of all systems or ``[n_systems]``: adds the chemical potential as an unknown that
-            makes the charges add up.
-        chemical_potential: V, its first guess.
+        total_charge: e, of all systems or ``[n_systems]``, or ``[n_systems, n_columns]`` (`spin_charges`):
+            adds a chemical potential for each total as an unknown that makes the charges add up.
+        chemical_potential: V. With ``total_charge`` its first guess (0 if None), else the given potential (a
+            Fermi level), in which the solution is differentiable.
+        charge_columns: Which numbers of a row, flattened, hold charges: one per column of ``total_charge``.
         solver: "anderson" mixes, "newton" solves linear systems by GMRES. "auto" looks whether the map is
             affine, and then takes one linear solve; else Anderson without and Newton with a constraint.
         tolerance: Norm of ``F(s) - s`` of a system relative to that of ``F`` at the first guess.
@@ -178,32 +119,47 @@ def fixed_point(
         n_systems = int(batch_idx.max()) + 1 if rows else 0
     shape, size = state.shape, state.numel() // max(rows, 1)
     index = batch_idx.repeat_interleave(size)
-    totals = None
+    columns, groups, totals, potential = list(charge_columns), None, None, None
+    if chemical_potential is not None or constrained:
+        guess = 0.0 if chemical_potential is None else chemical_potential
+        potential = torch.as_tensor(guess, dtype=dtype, device=device)
     if constrained:
-        index = torch.cat((index, torch.arange(n_systems, device=device)))
-        totals = torch.as_tensor(total_charge, dtype=dtype, device=device).expand(n_systems)
+        groups = GivenTotals(batch_idx, n_systems, columns, size)
+        totals = groups.totals(total_charge, state)
+        index = torch.cat((index, torch.arange(n_systems, device=device).repeat_interleave(len(columns))))
+        assert potential is not None
+        potential = potential.expand(totals.shape)
+    elif potential is not None and potential.ndim == 0:
+        potential = potential.expand(n_systems)
     batch = Batch(index, n_systems)
     first = state.detach().flatten()
     if constrained:
-        mu = torch.as_tensor(chemical_potential, dtype=dtype, device=device).detach()
-        first = torch.cat((first, mu.expand(n_systems)))
+        assert potential is not None
+        first = torch.cat((first, potential.detach().flatten()))
 
-    def residual(x: Tensor, *parameters: Tensor) -> Tensor:
-        s = x[: rows * size].view(shape)
-        if not constrained:
-            return (update(s, *parameters) - s).flatten()
-        total, *rest = parameters
-        new = update(s, x[rows * size :], *rest)
+    def new_state(s: Tensor, potential: Tensor | None, *parameters: Tensor) -> Tensor:
+        new = update(s, *parameters) if potential is None else update(s, potential, *parameters)
         if new.shape != shape:
             raise ValueError(
                 f"update must return the shape of the state {list(shape)}, got {list(new.shape)}"
             )
-        charges = s.reshape(rows, size)[:, 0]
-        sums = charges.new_zeros(n_systems).index_add(0, batch_idx, charges)
-        return torch.cat(((new - s).flatten(), total - sums))
+        return new
 
-    arguments = (totals, *parameters) if totals is not None else tuple(parameters)
-    options = _Options(max(tolerance, 2e-6 if dtype == torch.float32 else 1e-13), max_iterations, on_failure)
+    def residual(x: Tensor, *parameters: Tensor) -> Tensor:
+        s = x[: rows * size].view(shape)
+        if groups is None:
+            given, rest = (None, parameters) if potential is None else (parameters[0], parameters[1:])
+            return (new_state(s, given, *rest) - s).flatten()
+        wanted, *rest = parameters
+        mu = x[rows * size :].view(wanted.shape)
+        new = new_state(s, mu, *rest)
+        return torch.cat(((new - s).flatten(), (wanted - groups.sum(s).view(wanted.shape)).flatten()))
+
+    arguments = tuple(parameters)
+    if totals is not None or potential is not None:
+        arguments = (totals if totals is not None else potential, *parameters)
+    floor = 2e-6 if dtype == torch.float32 else 1e-13
+    options = RootOptions("fixed point", max(tolerance, floor), max_iterations, on_failure)
     found: dict[str, Any] = {}
 
     def solve(arguments: Sequence[Tensor]) -> Tensor:
@@ -222,22 +178,46 @@ def fixed_point(
         bend = batch.norm(far - 2 * near) / batch.norm(far).clamp(min=1e-300)
         still = batch.norm(value) / scale <= options.tolerance
         affine = bool(((bend < _AFFINE[dtype]) | still).all())
-        tolerance = options.tolerance
-        if solver == "newton" or (solver == "auto" and (affine or constrained)):
-            result = newton(function, start, batch, scale, tolerance, max_iterations, max_iterations, affine)
-        else:
-            result = anderson(
-                lambda x: function(x) + x, start, batch, scale, tolerance, max_iterations, mixing, history
-            )
-        found.update(result=result, affine=affine, evaluations=result.evaluations + 3)
+        tolerance, spent, result = options.tolerance, 3, None
+        if affine and solver != "anderson":
+            # linear along one direction only, where charges saturate: then it goes on below
+            result = newton(function, start, batch, scale, tolerance, 3, max_iterations, True)
+            spent += result.evaluations
+            affine = bool((result.status != Status.ITERATIONS).all())
+        if result is None or not affine:
+            if groups is not None:
+                # Newton's method needs a response: start where there is one
+                wanted, *rest = constants
+
+                def missing(mu: Tensor, groups: GivenTotals = groups) -> Tensor:
+                    with torch.no_grad():
+                        new = new_state(state.detach(), mu.view(wanted.shape).to(dtype), *rest)
+                    return (wanted - groups.sum(new).view(wanted.shape)).flatten().double()
+
+                mu, count = bracket_potential(missing, start[rows * size :])
+                start, spent = torch.cat((start[: rows * size], mu)), spent + count
+            if solver == "newton" or constrained:
+                step = _STEP[dtype]
+                result = newton(
+                    function, start, batch, scale, tolerance, max_iterations, max_iterations, False, step
+                )
+            else:
+                result = anderson(
+                    lambda x: function(x) + x, start, batch, scale, tolerance, max_iterations, mixing, history
+                )
+            spent += result.evaluations
+        assert result is not None
+        found.update(result=result, affine=affine, evaluations=spent)
         options.report("fixed point", result)
         return result.x.to(dtype)
 
-    x = _Root.apply(residual, solve, batch, options, *arguments)
+    x = Root.apply(residual, solve, batch, options, *arguments)
     result = found["result"]
+    if totals is not None:
+        potential = x[rows * size :].view(totals.shape)
     return FixedPointSolution(
         x[: rows * size].view(shape),
-        x[rows * size :] if constrained else None,
+        potential,
         result.residual,
         result.iterations,
         result.status,

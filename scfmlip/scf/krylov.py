@@ -219,6 +219,7 @@ def newton(
     max_iterations: int,
     krylov: int,
     affine: bool,
+    step: float = 3e-8,
 ) -> RootResult:
     """
     Root of ``function`` by Newton's method, each step solved by GMRES from differences of the function.
@@ -232,6 +233,7 @@ def newton(
         max_iterations: Newton steps.
         krylov: Largest Krylov space of a step.
         affine: The function is: differences are exact, and one step is enough.
+        step: Of differences otherwise, relative to the state.
     """
     x = start
     value = function(x)
@@ -253,13 +255,14 @@ def newton(
             if affine:
                 return function(x + v) - value
             length = batch.norm(v)
-            size = 1e-6 * (1 + batch.norm(x)) / torch.where(length > 0, length, 1.0)
-            size = batch.expand(size)
-            return (function(x + size * v) - function(x - size * v)) / (2 * size)
+            size = batch.expand(step * (1 + batch.norm(x)) / torch.where(length > 0, length, 1.0))
+            return (function(x + size * v) - value) / size
 
         right = torch.where(moving, -value, 0.0)
-        inner = gmres(derivative, right, batch, 0.3 * tolerance if affine else 1e-3, krylov)
-        evaluations += inner.evaluations * (1 if affine else 2)
+        # far from the root a rough step does
+        forcing = 1e-2 if bool((residual[active] > 1e-2).any()) else 1e-3
+        inner = gmres(derivative, right, batch, 0.3 * tolerance if affine else forcing, krylov)
+        evaluations += inner.evaluations
         iterations = iterations + torch.where(active, inner.iterations, 0)
         length = torch.ones_like(residual)
         trial, fresh, norm = x, value, residual
@@ -282,3 +285,53 @@ def newton(
         (status == Status.ITERATIONS) & (residual <= tolerance), int(Status.CONVERGED), status
     )
     return RootResult(x, residual, iterations, status, evaluations)
+
+
+def bracket_potential(missing: Map, start: Tensor) -> tuple[Tensor, int]:
+    """
+    A first guess of chemical potentials at which charges respond.
+
+    Where the response is so small that Newton's step would be longer than 1 V (saturated, or positive and
+    negative parts that cancel), its sign means nothing: look on both sides at growing distance, up to 64 V,
+    for the place where the missing charge changes its sign, and halve that interval. Elsewhere nothing
+    changes.
+
+    Args:
+        missing: ``[n]`` V -> ``[n]`` e, each potential with its own charge.
+        start: ``[n]`` V float64.
+
+    Returns:
+        The guess, and how often ``missing`` was evaluated.
+    """
+    here = missing(start)
+    response = (missing(start + 0.05) - here) / 0.05
+    evaluations = 2
+    searching = here.abs() > response.abs()
+    if not bool(searching.any()):
+        return start, evaluations
+    found = ~searching
+    low = high = start
+    last = {1: (start, here), -1: (start, here)}
+    value_low = here
+    distance = 1.0
+    while distance <= 64 and not bool(found.all()):
+        for sign in (1, -1):
+            x = start + sign * distance
+            value = missing(x)
+            evaluations += 1
+            before, value_before = last[sign]
+            crossing = ~found & torch.isfinite(value) & (value.sign() != value_before.sign())
+            low, high = torch.where(crossing, before, low), torch.where(crossing, x, high)
+            value_low = torch.where(crossing, value_before, value_low)
+            found = found | crossing
+            last[sign] = (x, value)
+        distance *= 2
+    for _ in range(6):
+        if not bool((searching & found & ((high - low).abs() > 0.5)).any()):
+            break
+        middle = 0.5 * (low + high)
+        value = missing(middle)
+        evaluations += 1
+        below = value.sign() == value_low.sign()
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return torch.where(searching & found, 0.5 * (low + high), start), evaluations

@@ -21,8 +21,9 @@ class Status(enum.IntEnum):
 ADVICE = {
     Status.ITERATIONS: "did not reach the tolerance: allow more iterations (max_iterations), loosen the "
     "tolerance, start from a better state, or use another preconditioner or method",
-    Status.INDEFINITE: "is not a minimum: hardness plus Coulomb matrix is not positive. Make the hardness "
-    "positive (for instance the square of a parameter)",
+    Status.INDEFINITE: "is not a minimum: hardness plus Coulomb matrix, the energy's second derivatives, is "
+    "not positive. Make the hardness positive (for instance the square of a parameter), or let the "
+    "functional grow with charge",
     Status.NOT_FINITE: "met NaN or infinity: look at positions, electronegativity and hardness",
     Status.STAGNATED: "stopped improving above the tolerance, at the rounding of its dtype: loosen the "
     "tolerance or use float64",

@@ -5,7 +5,7 @@ import torch
 from tolerances import assert_close
 
 from scfmlip import Coulomb, fixed_point
-from scfmlip.scf import ConvergenceError, Status
+from scfmlip.scf import ConvergenceError, Status, spin_charges
 
 F64 = torch.float64
 INDEX = torch.tensor([0] * 3 + [1] * 5)
@@ -169,3 +169,103 @@ def test_failures_name_the_system():
         fixed_point(lambda s: s * torch.nan, start, batch_idx=index)
     with pytest.raises(ValueError, match="no constraint"):
         fixed_point(update, start, batch_idx=index, solver="anderson", total_charge=0.0)
+
+
+def test_a_given_potential(generator):
+    """Constant Fermi level: the potential that a charge brought about gives that charge back."""
+    matrix, source = parts(generator)
+    totals = torch.tensor([1.0, -0.5], dtype=F64)
+    options = {"batch_idx": INDEX, "tolerance": 1e-12}
+    first = fixed_point(with_potential, START, (matrix, source), total_charge=totals, **options)
+    again = fixed_point(
+        with_potential, START, (matrix, source), chemical_potential=first.chemical_potential, **options
+    )
+    assert_close(again.state, first.state, 1e-9)
+    level = first.chemical_potential.detach().requires_grad_()
+
+    def charge(level, source):
+        solution = fixed_point(
+            with_potential,
+            START,
+            (matrix, source),
+            chemical_potential=level,
+            batch_idx=INDEX,
+            tolerance=1e-13,
+        )
+        return solution.state[:, 0].sum()
+
+    assert torch.autograd.gradcheck(charge, (level, source.requires_grad_()), fast_mode=True)
+    assert torch.autograd.gradgradcheck(charge, (level, source), fast_mode=True)
+
+
+def test_total_charge_and_spin(generator):
+    """Two channels, each with its own total and potential, coupled through the map."""
+    matrix, source = parts(generator)
+    totals = spin_charges(torch.tensor([1.0, 0.0], dtype=F64), torch.tensor([2, 3]))
+
+    def update(state, potential, matrix, source):
+        mixed = saturating(state[:, :, 0], matrix, source) + 0.1 * state[:, [1, 0], 0] ** 2
+        return torch.stack((mixed - 0.7 * potential[INDEX], torch.tanh(mixed)), -1)
+
+    start = torch.zeros(8, 2, 2, dtype=F64)
+    options = {"batch_idx": INDEX, "charge_columns": (0, 2), "tolerance": 1e-13}
+
+    def function(matrix, source, totals):
+        solution = fixed_point(update, start, (matrix, source), total_charge=totals, **options)
+        return (solution.state**3).sum(), solution.chemical_potential
+
+    solution = fixed_point(update, start, (matrix, source), total_charge=totals, **options)
+    sums = torch.zeros(2, 2, dtype=F64).index_add(0, INDEX, solution.state[:, :, 0])
+    assert_close(sums, totals, 1e-10)
+    assert solution.chemical_potential.shape == (2, 2)
+    leaves = [t.requires_grad_() for t in (matrix, source, totals)]
+    assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
+    with pytest.raises(ValueError, match=r"shape \[2\], or \[2, 2\] for charge_columns"):
+        fixed_point(update, start, (matrix, source), total_charge=torch.zeros(2, 3), **options)
+    with pytest.raises(ValueError, match="charge_columns must be different numbers from 0 to 3"):
+        fixed_point(update, start, (matrix, source), total_charge=0.0, batch_idx=INDEX, charge_columns=(4,))
+
+
+@pytest.mark.parametrize("start", [-30.0, 0.0, 40.0])
+def test_a_potential_without_response(start):
+    """
+    Charges that saturate: far from the answer dQ/dmu is 0 to all digits, or of the wrong sign.
+
+    The step of the reference is then -1 V whatever is missing, or of any length; with 10 e and 5 e as its
+    limits it gives up.
+    """
+    offsets = torch.linspace(-2, 2, 8, dtype=F64)
+
+    def update(state, potential):
+        drive = offsets + 0.3 * state[:, 0] - potential[INDEX]
+        return (torch.tanh(drive) + 0.2 * torch.exp(-0.5 * (drive + 6) ** 2))[:, None]
+
+    totals = torch.tensor([0.5, -1.0], dtype=F64)
+    solution = fixed_point(
+        update,
+        torch.zeros(8, 1, dtype=F64),
+        batch_idx=INDEX,
+        total_charge=totals,
+        chemical_potential=start,
+        tolerance=1e-10,
+    )
+    assert solution.status.tolist() == [0, 0]
+    assert float(solution.chemical_potential.abs().max()) < 5
+    sums = torch.zeros(2, dtype=F64).index_add(0, INDEX, solution.state[:, 0])
+    assert_close(sums, totals, 1e-9)
+
+
+def test_a_charge_that_no_potential_gives():
+    """Says so, for that system."""
+
+    def update(state, potential):
+        return torch.tanh(-potential[INDEX])[:, None] + 0 * state
+
+    with pytest.raises(ConvergenceError, match=r"system\(s\) 1 "):
+        fixed_point(
+            update,
+            torch.zeros(8, 1, dtype=F64),
+            batch_idx=INDEX,
+            total_charge=torch.tensor([1.0, 9.0], dtype=F64),
+            max_iterations=20,
+        )

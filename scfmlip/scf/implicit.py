@@ -1,0 +1,133 @@
+"""
+Roots as differentiable functions of what the equations depend on, to any order (implicit function theorem).
+
+Where ``r(x, theta) = 0``, ``dx = -(dr/dx)^-1 dr/dtheta``: one transposed linear solve gives the derivative of
+anything, and is itself a root whose derivatives are taken the same way. Memory does not depend on how the
+root was found.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .krylov import Batch, RootResult, gmres
+from .solution import ConvergenceError, explain
+
+LinearSolver = Callable[[Callable[[Tensor], Tensor], Tensor, Batch, float, int], RootResult]
+
+
+@dataclass(frozen=True)
+class RootOptions:
+    """
+    How linear systems at the root are solved, and what happens when one is not.
+
+    Attributes:
+        name: Of the problem, for messages.
+        tolerance: Relative residual.
+        krylov: Largest Krylov space.
+        on_failure: "raise", "warn" or "ignore".
+        linear: `gmres`, or a solver of symmetric positive systems.
+    """
+
+    name: str
+    tolerance: float
+    krylov: int
+    on_failure: str
+    linear: LinearSolver = gmres
+
+    def report(self, name: str, result: RootResult) -> None:
+        """Raise or warn about systems that did not converge."""
+        if self.on_failure == "ignore":
+            return
+        message = explain(name, result.status, result.residual, result.iterations)
+        if message is None:
+            return
+        if self.on_failure == "raise":
+            raise ConvergenceError(message, result.status)
+        warnings.warn(message, stacklevel=4)
+
+
+class Root(torch.autograd.Function):
+    """x with ``residual(x, *parameters) = 0``; ``solve`` finds it, given the parameters."""
+
+    @staticmethod
+    def forward(residual, solve, batch, options, *parameters):
+        return solve(parameters)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.residual, _, ctx.batch, ctx.options, *parameters = inputs
+        ctx.save_for_backward(output, *parameters)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor):
+        (grad,) = grad_outputs
+        x, *parameters = ctx.saved_tensors
+        if grad is None:
+            return (None,) * (4 + len(parameters))
+        residual, batch, options = ctx.residual, ctx.batch, ctx.options
+
+        def adjoint_residual(w: Tensor, grad: Tensor, x: Tensor, *parameters: Tensor) -> Tensor:
+            with torch.enable_grad():
+                at = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+                value = residual(at, *parameters)
+                create = torch.is_grad_enabled() and any(
+                    t.requires_grad for t in (w, grad, x, *parameters) if torch.is_tensor(t)
+                )
+                (product,) = torch.autograd.grad(value, at, w, create_graph=create, materialize_grads=True)
+            return product - grad
+
+        def solve(arguments: Sequence[Tensor]) -> Tensor:
+            right, x, *rest = (t.detach() for t in arguments)
+            with torch.enable_grad():  # one graph of the equations serves all products with its transpose
+                at = x.requires_grad_()
+                value = residual(at, *rest)
+
+            def apply(w: Tensor) -> Tensor:
+                (product,) = torch.autograd.grad(
+                    value, at, w.to(right.dtype), retain_graph=True, materialize_grads=True
+                )
+                return product.double()
+
+            result = options.linear(apply, right.double(), batch, options.tolerance, options.krylov)
+            options.report(f"{options.name}, adjoint", result)
+            return result.x.to(right.dtype)
+
+        w = Root.apply(adjoint_residual, solve, batch, options, grad, x, *parameters)
+
+        def form(*parameters: Tensor) -> Tensor:
+            return -(w * residual(x, *parameters)).sum()
+
+        return None, None, None, None, *partial_gradients(form, parameters, ctx.needs_input_grad[4:])
+
+
+def partial_gradients(
+    function: Callable[..., Tensor], arguments: Sequence[Tensor | None], needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """
+    Derivatives of a scalar function in its arguments alone, not through what it captures.
+
+    Differentiable themselves when gradients are being recorded (a second backward pass).
+    """
+    create = torch.is_grad_enabled()
+    with torch.enable_grad():
+        live = [
+            None if t is None else (t.view_as(t) if create and t.requires_grad else t.detach())
+            for t in arguments
+        ]
+        for t, need in zip(live, needed, strict=True):
+            if need and t is not None and not t.requires_grad:
+                t.requires_grad_()
+        wanted = [t for t, need in zip(live, needed, strict=True) if need and t is not None]
+        if not wanted:
+            return [None] * len(arguments)
+        value = function(*live)
+        grads = iter(torch.autograd.grad(value, wanted, create_graph=create, allow_unused=True))
+    return [next(grads) if need and t is not None else None for t, need in zip(live, needed, strict=True)]

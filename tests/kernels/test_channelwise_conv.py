@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from kernels.problems import DTYPES, PATHS, scattered, submodule
 from scfmlip_kernels import ChannelwiseProduct, ProductPath, channelwise_conv, sort_edges
 from scfmlip_kernels.channelwise_conv.reference import channelwise_conv_reference
+from scfmlip_kernels.tuned import tuned
 
 F64 = torch.float64
 LAYOUTS = ["mul_ir", "ir_mul"]
@@ -332,6 +333,19 @@ def test_not_contiguous(path, generator, device):
         torch.autograd.grad(value.sum(), leaves), torch.autograd.grad(want.sum(), plain), strict=True
     ):
         assert_close(a, b)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("most", [1, 4])
+@pytest.mark.parametrize("seed", [None, 3, 11])
+def test_large_products_are_cut(most, seed, generator, device, monkeypatch):
+    """Into kernels of a few paths, in the middle of a segment of x too; one segment of x has no path."""
+    for name in ("forward_components", "backward_components"):
+        monkeypatch.setitem(tuned("channelwise", torch.device(device), F64), name, most)
+    product = plain_product((3, 2)) if seed is None else random_product(seed)
+    product = product._replace(x=(*product.x, (2, 3)))
+    assert len(submodule(f"{OP}.generate").pieces(product, most)) > 1
+    assert_right(Problem(product, 3, 5, generator, device=device))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -21,8 +21,11 @@ TABLES = sorted(
 FAMILIES = {
     "lattice": set(LatticeLaunch._fields),
     "pairs": {"block", "sources", "num_warps", "num_stages"},
-    "channelwise": {"forward", "backward", "num_warps", "num_stages"},
-    "symmetric_contraction": {"channels", "rows", "num_warps", "num_stages"},
+    "channelwise": {
+        *("forward", "backward", "forward_components", "backward_components"),
+        *("num_warps", "num_stages"),
+    },
+    "symmetric_contraction": {"channels", "rows", "terms", "num_warps", "num_stages"},
     "indexed_linear": {"rows", "in", "out", "sum_rows", "num_warps", "num_stages", "precision"},
 }
 

@@ -10,6 +10,7 @@ from tolerances import assert_close
 from kernels.problems import DTYPES, PATHS, derivatives, scattered, submodule
 from scfmlip_kernels import SymmetricPolynomial, symmetric_contraction
 from scfmlip_kernels.symmetric_contraction.reference import symmetric_contraction_reference
+from scfmlip_kernels.tuned import tuned
 
 F64 = torch.float64
 polynomial = submodule("symmetric_contraction.polynomial")
@@ -153,19 +154,15 @@ def test_without_sparse_products(generator, monkeypatch):
 @pytest.mark.parametrize("terms", [1, 12])
 def test_large_polynomials_are_cut(terms, generator, device, monkeypatch):
     """Into kernels that write outputs or weights of their own, or add to the first one's gradients."""
-    generate = submodule("symmetric_contraction.generate")
-    monkeypatch.setattr(generate, "_TERMS", terms)
-    for cache in (generate.kernel, generate.n_pieces):
-        cache.cache_clear()
+    monkeypatch.setitem(tuned("symmetric_contraction", torch.device(device), F64), "terms", terms)
     p = SymmetricPolynomial.from_dense(random_blocks(generator, 3, density=0.2))
     p = SymmetricPolynomial(p.n_inputs, p.n_outputs + 1, p.n_weights + 1, p.terms)
-    assert generate.n_pieces(polynomial.polynomial_key(p), "values") > 1
+    generate = submodule("symmetric_contraction.generate")
+    assert generate.n_pieces(polynomial.polynomial_key(p), "values", terms) > 1
     x, weights, index = random_problem(generator, p, 3, device=device)
     inputs = (x.requires_grad_(), weights.requires_grad_())
     value = symmetric_contraction(*inputs, index, p)
     got = [value, *derivatives(value, inputs, 2)]
-    for cache in (generate.kernel, generate.n_pieces):
-        cache.cache_clear()
     value = symmetric_contraction_reference(*inputs, index, p)
     for a, b in zip(got, [value, *derivatives(value, inputs, 2)], strict=True):
         assert_close(a, b)

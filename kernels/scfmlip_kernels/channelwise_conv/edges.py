@@ -41,21 +41,23 @@ def _sorted(nodes: Tensor, n_nodes: int) -> tuple[Tensor, Tensor]:
     return order, torch.searchsorted(values, torch.arange(n_nodes + 1, device=nodes.device))
 
 
-def sort_edges(sender: Tensor, receiver: Tensor, n_nodes: int) -> EdgeOrder:
+def sort_edges(sender: Tensor, receiver: Tensor, n_nodes: int, n_receivers: int | None = None) -> EdgeOrder:
     """
     Orders of a graph's edges, for `channelwise_conv`. Nothing synchronises a GPU with the host.
 
     Args:
         sender: ``[n_edges]`` int64, in any order.
         receiver: ``[n_edges]`` int64.
-        n_nodes: Number of nodes.
+        n_nodes: Number of nodes that edges may come from.
+        n_receivers: Number of nodes that edges may go to, the same number if None.
 
     Raises:
         TypeError: for indices that are not int64.
         ValueError: for shapes that do not fit, tensors on different devices, and on a CPU for indices
-            outside ``0 .. n_nodes - 1``.
+            that name no node.
     """
-    for name, nodes in (("sender", sender), ("receiver", receiver)):
+    n_receivers = n_nodes if n_receivers is None else n_receivers
+    for name, nodes, limit in (("sender", sender, n_nodes), ("receiver", receiver, n_receivers)):
         if nodes.dtype != torch.int64:
             raise TypeError(f"sort_edges: {name} must be int64, got {nodes.dtype}")
         if nodes.ndim != 1 or nodes.shape != sender.shape:
@@ -65,9 +67,10 @@ def sort_edges(sender: Tensor, receiver: Tensor, n_nodes: int) -> EdgeOrder:
             raise ValueError(f"sort_edges: tensors on {sender.device} and {nodes.device}")
         if not torch.compiler.is_compiling() and nodes.device.type == "cpu" and nodes.numel():
             low, high = (int(v) for v in torch.aminmax(nodes))
-            if low < 0 or high >= n_nodes:
-                raise ValueError(f"sort_edges: {name} names nodes {low} to {high}, there are {n_nodes}")
+            if low < 0 or high >= limit:
+                raise ValueError(f"sort_edges: {name} names nodes {low} to {high}, there are {limit}")
     sender, receiver = sender.contiguous(), receiver.contiguous()
-    by_receiver, receiver_ptr = _sorted(receiver, n_nodes)
+    by_receiver, receiver_ptr = _sorted(receiver, n_receivers)
     by_sender, sender_ptr = _sorted(sender, n_nodes)
-    return EdgeOrder(sender, receiver, n_nodes, n_nodes, by_receiver, receiver_ptr, by_sender, sender_ptr)
+    tables = by_receiver, receiver_ptr, by_sender, sender_ptr
+    return EdgeOrder(sender, receiver, n_nodes, n_receivers, *tables)

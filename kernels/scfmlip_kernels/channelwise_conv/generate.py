@@ -4,6 +4,10 @@ Straight-line Triton source of a product's kernels, kept in memory.
 Loops over paths, components and coefficients are unrolled: coefficients become literals, the ones that are
 zero cost nothing, and every component of a block of channels stays in registers. Sizes of the graph are no
 part of the source, so one compilation serves every graph.
+
+A product with more components than registers hold is cut: each kernel runs some of its paths. Results and
+derivatives in the weights belong to one path each; derivatives in y are summed over the kernels by whoever
+launches them; those in a segment of x start from what the kernel before has written.
 """
 
 import hashlib
@@ -38,7 +42,7 @@ _EDGE = """
 
 _DERIVATIVES = """
         d_x_row = d_x_ptr + edge * X_COLUMNS
-        d_y_row = d_y_ptr + (edge * N_BLOCKS + block) * Y_COLUMNS
+        d_y_row = d_y_ptr + ((edge * N_PIECES + PIECE) * N_BLOCKS + block) * Y_COLUMNS
         d_w_row = d_w_ptr + edge * W_COLUMNS
 """
 
@@ -55,19 +59,35 @@ def _total(terms: Iterable[str]) -> str:
     return " + ".join(terms)
 
 
-class _Writer:
-    """Lines common to both kernels."""
+@lru_cache(maxsize=512)
+def pieces(product: ChannelwiseProduct, most: int) -> tuple[tuple[int, ...], ...]:
+    """Paths of each kernel, by their segments of x, with at most ``most`` components of results together."""
+    found: list[list[int]] = [[]]
+    size = 0
+    for p in sorted(range(len(product.paths)), key=lambda p: product.paths[p].x):
+        dim = product.paths[p].dim
+        if found[-1] and size + dim > most:
+            found.append([])
+            size = 0
+        found[-1].append(p)
+        size += dim
+    return tuple(tuple(piece) for piece in found)
 
-    def __init__(self, product: ChannelwiseProduct) -> None:
+
+class _Writer:
+    """Lines common to both kernels, for some of the paths."""
+
+    def __init__(self, product: ChannelwiseProduct, chosen: tuple[int, ...]) -> None:
         self.product = product
+        self.paths = [(p, product.paths[p]) for p in chosen]
         self.x_first = offsets([c * d for c, d in product.x])
         self.y_first = offsets(list(product.y))
         self.out_first = offsets([c * d for c, d in product.out])
         self.w_first = offsets([c for c, _ in product.out])
-        self.used_x = sorted({path.x for path in product.paths})
+        self.used_x = sorted({path.x for _, path in self.paths})
         # of each segment of x: its values live in registers no longer than its paths need them
-        self.paths_of = {n: [p for p, path in enumerate(product.paths) if path.x == n] for n in self.used_x}
-        self.used_y = sorted({path.y for path in product.paths})
+        self.paths_of = {n: [p for p, path in self.paths if path.x == n] for n in self.used_x}
+        self.used_y = sorted({path.y for _, path in self.paths})
         self.lines: list[str] = []
 
     def add(self, depth: int, line: str) -> None:
@@ -118,15 +138,22 @@ def _entries(path: ProductPath) -> list[tuple[int, int]]:
     return sorted({(i, k) for i, _, k, _ in path.coefficients})
 
 
-def forward_source(product: ChannelwiseProduct) -> str:
-    """Source of ``kernel``: one program sums the messages of one node and block of channels."""
-    to = _Writer(product)
+def forward_source(product: ChannelwiseProduct, most: int, piece: int) -> str:
+    """
+    Source of ``kernel``: one program sums the messages of one node and block of channels.
+
+    Args:
+        product: The product.
+        most: Components of results in one kernel, see `pieces`.
+        piece: Which of the kernels.
+    """
+    to = _Writer(product, pieces(product, most)[piece])
     pointers = ("x", "y", "w", "out", "by_receiver", "receiver", "sender")
     arguments = [f"{name}_ptr" for name in pointers]
     to.add(0, f"def kernel({', '.join(arguments)}, N_BLOCKS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):")
     to.add_block(_PROGRAM)
     to.masks()
-    for p, path in enumerate(product.paths):
+    for p, path in to.paths:
         for k in range(path.dim):
             to.add(1, f"sum_{p}_{k} = tl.zeros((BLOCK_CHANNELS,), dtype)")
     to.add_block(_EDGE)
@@ -142,22 +169,27 @@ def forward_source(product: ChannelwiseProduct) -> str:
                 if terms:
                     to.add(2, f"sum_{p}_{k} += w * ({_total(terms)})")
     to.add(1, f"out_row = out_ptr + node * {product.out_dim}")
-    for p, path in enumerate(product.paths):
+    for p, path in to.paths:
         for k in range(path.dim):
             to.add(1, f"tl.store(out_row + {to.out_place(p, k)}, sum_{p}_{k}, {to.mask(path.x)})")
     return "\n".join(to.lines) + "\n"
 
 
-def backward_source(product: ChannelwiseProduct, wanted: Sequence[bool]) -> str:
+def backward_source(product: ChannelwiseProduct, most: int, piece: int, wanted: Sequence[bool]) -> str:
     """
     Source of ``kernel``: one program differentiates the edges of one node and block of channels.
 
     Args:
         product: The product.
+        most: Components of results in one kernel, see `pieces`.
+        piece: Which of the kernels; they run one after the other.
         wanted: Whether the derivatives in x, y and the weights are. Those in x are written for each edge,
-            those in y for each edge and block of channels.
+            those in y for each edge, piece and block of channels.
     """
-    to = _Writer(product)
+    cut = pieces(product, most)
+    to = _Writer(product, cut[piece])
+    started = {product.paths[p].x for earlier in cut[:piece] for p in earlier}
+    used = {path.x for path in product.paths}
     wants_x, wants_y, wants_w = wanted
     pointers = ("x", "y", "w", "grad", "d_x", "d_y", "d_w", "by_receiver", "receiver", "sender")
     arguments = [f"{name}_ptr" for name in pointers]
@@ -165,11 +197,12 @@ def backward_source(product: ChannelwiseProduct, wanted: Sequence[bool]) -> str:
     to.add_block(_PROGRAM)
     to.masks()
     to.add(1, f"grad_row = grad_ptr + node * {product.out_dim}")
-    for p, path in enumerate(product.paths):
+    for p, path in to.paths:
         for k in sorted({k for _, k in _entries(path)}):
             place = to.out_place(p, k)
             to.add(1, f"g_{p}_{k} = tl.load(grad_row + {place}, {to.mask(path.x)}, other=0.0)")
-    to.add_block(_EDGE + _DERIVATIVES.lstrip("\n"))
+    derivatives = _DERIVATIVES.replace("N_PIECES", str(len(cut))).replace("PIECE", str(piece))
+    to.add_block(_EDGE + derivatives.lstrip("\n"))
     if wants_x or wants_w:
         to.load_y()
     if wants_y:
@@ -179,14 +212,17 @@ def backward_source(product: ChannelwiseProduct, wanted: Sequence[bool]) -> str:
     for n, (channels, dim) in enumerate(product.x):
         if n in to.used_x and (wants_y or wants_w):
             to.load_x(n)
-        if wants_x:
+        mask = f"mask=channel < {channels}"
+        # the first kernel also writes the zeros of segments that no path has
+        writes_x = wants_x and (n in to.used_x or (n not in used and piece == 0))
+        if writes_x:
             for i in range(dim):
-                to.add(2, f"d_x_{n}_{i} = tl.zeros((BLOCK_CHANNELS,), dtype)")
+                start = f"tl.load(d_x_row + {to.x_place(n, i)}, {mask}, other=0.0)"
+                to.add(2, f"d_x_{n}_{i} = {start if n in started else 'tl.zeros((BLOCK_CHANNELS,), dtype)'}")
         for p in to.paths_of.get(n, []):
             _backward_path(to, p, wanted)
-        if wants_x:
+        if writes_x:
             for i in range(dim):
-                mask = f"mask=channel < {channels}"
                 to.add(2, f"tl.store(d_x_row + {to.x_place(n, i)}, d_x_{n}_{i}, {mask})")
     if wants_y:
         for n, dim in enumerate(product.y):
@@ -226,7 +262,7 @@ def _backward_path(to: _Writer, p: int, wanted: Sequence[bool]) -> None:
             to.add(2, f"d_y_{path.y}_{j} += {_total(terms)}")
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=2048)
 def _kernel(source: str) -> Any:
     name = f"<scfmlip channelwise_conv {hashlib.sha256(source.encode()).hexdigest()[:16]}>"
     # triton and debuggers read the source through linecache
@@ -236,13 +272,15 @@ def _kernel(source: str) -> Any:
     return triton.jit(scope["kernel"])
 
 
-@lru_cache(maxsize=512)
-def forward_kernel(product: ChannelwiseProduct) -> Any:
+@lru_cache(maxsize=1024)
+def forward_kernel(product: ChannelwiseProduct, most: int, piece: int) -> Any:
     """The compiled-on-first-use kernel of `forward_source`."""
-    return _kernel(forward_source(product))
+    return _kernel(forward_source(product, most, piece))
 
 
-@lru_cache(maxsize=512)
-def backward_kernel(product: ChannelwiseProduct, wanted: tuple[bool, bool, bool]) -> Any:
+@lru_cache(maxsize=1024)
+def backward_kernel(
+    product: ChannelwiseProduct, most: int, piece: int, wanted: tuple[bool, bool, bool]
+) -> Any:
     """The compiled-on-first-use kernel of `backward_source`."""
-    return _kernel(backward_source(product, wanted))
+    return _kernel(backward_source(product, most, piece, wanted))

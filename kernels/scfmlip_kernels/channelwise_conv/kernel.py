@@ -4,7 +4,8 @@ Channel-wise convolution out[n] = sum_(e to n) C W[e] x[sender_e] y[e] and its d
 Grid of the generated kernels: nodes times blocks of channels. A program walks over the edges of its node, in
 the order of the edges, and keeps the node's sums (or gradients) in registers: each is read or written once.
 No atomics: derivatives in x are written for each edge and added in a second kernel over the senders, those
-in y for each block of channels and added by the launcher. Arithmetic runs in the dtype of the inputs.
+in y for each block of channels and added by the launcher. Large products are cut into several kernels, one
+after the other (`generate.pieces`). Arithmetic runs in the dtype of the inputs.
 """
 
 import triton
@@ -12,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..tuned import compiler_options, tuned
-from .generate import backward_kernel, forward_kernel
+from .generate import backward_kernel, forward_kernel, pieces
 from .product import ChannelwiseProduct
 
 
@@ -63,8 +64,9 @@ def launch_channelwise_conv(
     block, n_blocks = channel_blocks(product, options["forward"])
     n_nodes = receiver_ptr.shape[0] - 1
     out = x.new_empty((n_nodes, product.out_dim))
-    if n_nodes:
-        forward_kernel(product)[(n_nodes * n_blocks,)](
+    most = options["forward_components"]
+    for piece in range(len(pieces(product, most)) if n_nodes else 0):
+        forward_kernel(product, most, piece)[(n_nodes * n_blocks,)](
             x_ptr=x,
             y_ptr=y,
             w_ptr=w,
@@ -103,11 +105,13 @@ def launch_channelwise_conv_backward(
     block, n_blocks = channel_blocks(product, options["backward"])
     n_nodes, n_edges = receiver_ptr.shape[0] - 1, len(y)
     d_rows = x.new_empty((n_edges, product.x_dim) if wants_x else 0)
-    d_parts = x.new_empty((n_edges, n_blocks, product.y_dim) if wants_y else 0)
+    most = options["backward_components"]
+    n_pieces = len(pieces(product, most))
+    d_parts = x.new_empty((n_edges, n_pieces * n_blocks, product.y_dim) if wants_y else 0)
     d_w = x.new_empty(w.shape if wants_w else 0)
     compiler = compiler_options(options["num_warps"], options["num_stages"], x)
-    if n_nodes and n_edges:
-        backward_kernel(product, wanted)[(n_nodes * n_blocks,)](
+    for piece in range(n_pieces if n_nodes and n_edges else 0):
+        backward_kernel(product, most, piece, wanted)[(n_nodes * n_blocks,)](
             x_ptr=x,
             y_ptr=y,
             w_ptr=w,

@@ -8,6 +8,7 @@ leaves; gradients walk the same tree with the product of what was taken out so f
 """
 
 import linecache
+import math
 from collections import Counter
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -16,12 +17,9 @@ import triton
 import triton.language as tl
 
 from ..indexed_linear.tiles import species_tile
-from .polynomial import SymmetricPolynomial, polynomial_of
+from .polynomial import SymmetricPolynomial, Term, polynomial_of
 
 Kind = Literal["values", "inputs", "weights"]
-
-# terms of one kernel, about: more would spill registers and take minutes to compile
-_TERMS = 700
 
 
 class _Node(NamedTuple):
@@ -160,40 +158,56 @@ def _symmetric_contraction_weights_kernel(
 }
 
 
-def _members(polynomial: SymmetricPolynomial, kind: Kind) -> list[list[int]]:
-    """Outputs, or weights if their gradients are asked for, by kernel; those without terms come first."""
+class _Piece(NamedTuple):
+    members: list[int]  # outputs, or weights if their gradients are asked for, that the kernel writes
+    terms: list[Term]
+
+
+def _pieces(polynomial: SymmetricPolynomial, kind: Kind, most: int) -> list[_Piece]:
+    """By kernel; members without terms come first."""
     by_weight = kind == "weights"
     n = polynomial.n_weights if by_weight else polynomial.n_outputs
-    count = Counter(weight if by_weight else output for _, weight, output, _ in polynomial.terms)
-    members, size = [[i for i in range(n) if not count[i]]], 0
-    for i in sorted(count):
-        if size and size + count[i] > _TERMS:
-            members.append([])
-            size = 0
-        members[-1].append(i)
-        size += count[i]
-    return members
+    terms: dict[int, list[Term]] = {i: [] for i in range(n)}
+    for term in polynomial.terms:
+        _, weight, output, _ = term
+        terms[weight if by_weight else output].append(term)
+    found = [_Piece([i for i in range(n) if not terms[i]], [])]
+    for i, mine in terms.items():
+        # gradients in the inputs add up over the kernels, so that even one output's terms can be cut
+        n_parts = math.ceil(len(mine) / most) if kind == "inputs" else 1
+        size = math.ceil(len(mine) / max(1, n_parts))
+        for part in range(n_parts if mine else 0):
+            chosen = mine[part * size : (part + 1) * size]
+            if found[-1].terms and len(found[-1].terms) + len(chosen) > most:
+                found.append(_Piece([], []))
+            found[-1].members.append(i)
+            found[-1].terms.extend(chosen)
+    return found
 
 
 @lru_cache(maxsize=1024)
-def n_pieces(key: str, kind: Kind) -> int:
-    """Into how many kernels a large polynomial is cut; each writes its own outputs or weights."""
-    return len(_members(polynomial_of(key), kind))
+def n_pieces(key: str, kind: Kind, most: int) -> int:
+    """
+    Into how many kernels a large polynomial is cut; each writes its own outputs or weights.
+
+    Kernels have about ``most`` terms: more would spill registers and take minutes to compile.
+    """
+    return len(_pieces(polynomial_of(key), kind, most))
 
 
-def source(polynomial: SymmetricPolynomial, kind: Kind, piece: int, wanted: int) -> str:
+def source(polynomial: SymmetricPolynomial, kind: Kind, most: int, piece: int, wanted: int) -> str:
     """
     Text of a kernel.
 
     Args:
         polynomial: What to compute.
         kind: Values, gradients in the inputs, or gradients of the weights, one part for each tile of atoms.
+        most: Terms of one kernel, about.
         piece: Which of the kernels. The gradients in the inputs of later pieces add to those of the first.
         wanted: Number of inputs whose gradients are wanted; the others' are left out.
     """
     n_inputs, n_outputs, n_weights, _ = polynomial
-    members = _members(polynomial, kind)[piece]
-    terms = [term for term in polynomial.terms if term[1 if kind == "weights" else 2] in members]
+    members, terms = _pieces(polynomial, kind, most)[piece]
     trees = {}
     for output in sorted({output for _, _, output, _ in terms}):
         trees[output] = _tree([(f, w, v) for f, w, o, v in terms if o == output])
@@ -251,10 +265,10 @@ def source(polynomial: SymmetricPolynomial, kind: Kind, piece: int, wanted: int)
 
 
 @lru_cache(maxsize=1024)
-def kernel(key: str, kind: Kind, piece: int = 0, wanted: int = 0) -> Any:
+def kernel(key: str, kind: Kind, most: int, piece: int = 0, wanted: int = 0) -> Any:
     """The kernel of a polynomial's key, see `source`."""
-    text = source(polynomial_of(key), kind, piece, wanted)
-    file = f"<symmetric_contraction {key} {kind} {piece} {wanted}>"
+    text = source(polynomial_of(key), kind, most, piece, wanted)
+    file = f"<symmetric_contraction {key} {kind} {most} {piece} {wanted}>"
     # without a modification time, linecache keeps an entry that has no file
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     names: dict[str, Any] = {"triton": triton, "tl": tl, "species_tile": species_tile, "__name__": __name__}

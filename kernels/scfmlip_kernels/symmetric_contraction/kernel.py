@@ -9,31 +9,38 @@ kernel adds the tiles of each species in order. Nothing is atomic, and no cache 
 Batatia et al., arXiv:2206.07697 (2022), eqs. 10 and 11.
 """
 
+from typing import Any
+
 import triton
 from torch import Tensor
 
 from ..indexed_linear.tiles import most_tiles, sum_tiles, tile_constants
 from ..tuned import compiler_options, tuned
-from .generate import kernel, n_pieces
+from .generate import Kind, kernel, n_pieces
 from .polynomial import polynomial_of
+
+
+def _launch(kind: Kind, key: str, n_programs: int, wanted: int, **arguments: Any) -> None:
+    """Run all kernels of a polynomial; they share their arguments."""
+    x: Tensor = arguments["x_ptr"]
+    if not x.numel():
+        return
+    options = tuned("symmetric_contraction", x.device, x.dtype)
+    most, n_channels = options["terms"], x.shape[1]
+    for piece in range(n_pieces(key, kind, most)):
+        kernel(key, kind, most, piece, wanted)[(n_programs, triton.cdiv(n_channels, options["channels"]))](
+            **arguments,
+            N_CHANNELS=n_channels,
+            BLOCK_CHANNELS=options["channels"],
+            **compiler_options(options["num_warps"], options["num_stages"], x),
+        )
 
 
 def launch_symmetric_contraction(x: Tensor, weights: Tensor, index: Tensor, key: str) -> Tensor:
     """Values; arguments as in `symmetric_contraction`."""
     x, weights, index = x.contiguous(), weights.contiguous(), index.contiguous()
-    n_atoms, n_channels, _ = x.shape
-    options = tuned("symmetric_contraction", x.device, x.dtype)
-    out = x.new_empty((n_atoms, n_channels, polynomial_of(key).n_outputs))
-    for piece in range(n_pieces(key, "values") if x.numel() else 0):
-        kernel(key, "values", piece)[(n_atoms, triton.cdiv(n_channels, options["channels"]))](
-            x_ptr=x,
-            weights_ptr=weights,
-            index_ptr=index,
-            out_ptr=out,
-            N_CHANNELS=n_channels,
-            BLOCK_CHANNELS=options["channels"],
-            **compiler_options(options["num_warps"], options["num_stages"], x),
-        )
+    out = x.new_empty((*x.shape[:2], polynomial_of(key).n_outputs))
+    _launch("values", key, len(x), 0, x_ptr=x, weights_ptr=weights, index_ptr=index, out_ptr=out)
     return out
 
 
@@ -42,20 +49,9 @@ def launch_symmetric_contraction_inputs(
 ) -> Tensor:
     """Derivatives of ``sum out grad`` in the first ``wanted`` components of x."""
     x, weights, grad, index = x.contiguous(), weights.contiguous(), grad.contiguous(), index.contiguous()
-    n_atoms, n_channels, _ = x.shape
-    options = tuned("symmetric_contraction", x.device, x.dtype)
-    out = x.new_empty((n_atoms, n_channels, wanted))
-    for piece in range(n_pieces(key, "inputs") if x.numel() else 0):
-        kernel(key, "inputs", piece, wanted)[(n_atoms, triton.cdiv(n_channels, options["channels"]))](
-            x_ptr=x,
-            weights_ptr=weights,
-            grad_ptr=grad,
-            index_ptr=index,
-            out_ptr=out,
-            N_CHANNELS=n_channels,
-            BLOCK_CHANNELS=options["channels"],
-            **compiler_options(options["num_warps"], options["num_stages"], x),
-        )
+    out = x.new_empty((*x.shape[:2], wanted))
+    tensors = {"x_ptr": x, "weights_ptr": weights, "grad_ptr": grad, "index_ptr": index, "out_ptr": out}
+    _launch("inputs", key, len(x), wanted, **tensors)
     return out
 
 
@@ -68,21 +64,10 @@ def launch_symmetric_contraction_weights(
     n_species, n_weights = ptr.shape[0] - 1, polynomial_of(key).n_weights
     if not x.numel() or not n_weights:
         return x.new_zeros((n_species, n_weights, n_channels))
-    options = tuned("symmetric_contraction", x.device, x.dtype)
-    constants = tile_constants(n_species, options["rows"])
-    n_tiles = most_tiles(n_atoms, n_species, options["rows"])
+    rows = tuned("symmetric_contraction", x.device, x.dtype)["rows"]
+    constants = tile_constants(n_species, rows)
+    n_tiles = most_tiles(n_atoms, n_species, rows)
     parts = x.new_empty((n_tiles, n_weights, n_channels))
-    for piece in range(n_pieces(key, "weights")):
-        kernel(key, "weights", piece)[(n_tiles, triton.cdiv(n_channels, options["channels"]))](
-            x_ptr=x,
-            grad_ptr=grad,
-            order_ptr=order,
-            ptr_ptr=ptr,
-            out_ptr=parts,
-            n_species=n_species,
-            N_CHANNELS=n_channels,
-            BLOCK_CHANNELS=options["channels"],
-            **constants,
-            **compiler_options(options["num_warps"], options["num_stages"], x),
-        )
+    tensors = {"x_ptr": x, "grad_ptr": grad, "order_ptr": order, "ptr_ptr": ptr, "out_ptr": parts}
+    _launch("weights", key, n_tiles, 0, **tensors, n_species=n_species, **constants)
     return sum_tiles(parts, ptr, constants)

@@ -1,0 +1,5 @@
+"""cuequivariance's segmented polynomials on our operators; needs the open package `cuequivariance` only."""
+
+from .module import SegmentedPolynomial
+
+__all__ = ["SegmentedPolynomial"]

@@ -1,0 +1,192 @@
+"""A module with the constructor and the call of ``cuequivariance_torch.SegmentedPolynomial``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .evaluate import Call, evaluate, fits
+from .general import GeneralPolynomial
+from .recognise import ContractionPlan, ConvolutionPlan, LinearPlan, recognise
+
+METHODS = ("", "auto", "naive", "uniform_1d", "fused_tp", "indexed_linear")
+_PATHS = {
+    ConvolutionPlan: "channelwise_conv",
+    ContractionPlan: "symmetric_contraction",
+    LinearPlan: "indexed_linear",
+}
+
+
+class SegmentedPolynomial(torch.nn.Module):
+    """
+    Values of a segmented polynomial, with gather of the inputs and sums of the output, on our operators.
+
+    Takes the place of ``cuequivariance_torch.SegmentedPolynomial``: same arguments, same call, no closed
+    kernels, any device, differentiable any number of times in every input.
+
+    Args:
+        polynomial: A ``cuequivariance.SegmentedPolynomial``.
+        method: ``"naive"`` computes every polynomial in plain PyTorch. Any other of cuequivariance's names,
+            ``""`` and ``"auto"`` choose: our operator where the polynomial is one of the three, else plain
+            PyTorch.
+        math_dtype: dtype of the arithmetic, or its name; that of the first input if None. Our operators
+            compute in float32 or float64: other dtypes are raised to float32.
+        output_dtype_map: For each output the number of the input whose dtype it takes, -1 for the
+            arithmetic's. The first input's if None.
+        name: Kept, not used.
+        options: Kept, not used.
+
+    Attributes:
+        path: ``"channelwise_conv"``, ``"symmetric_contraction"``, ``"indexed_linear"`` or ``"general"``: what
+            a call runs. Contractions and linear maps with other weights in every row run the general path.
+
+    Raises:
+        ImportError: without the package ``cuequivariance``.
+        TypeError: for something that is not a segmented polynomial.
+        ValueError: for an unknown method or dtype.
+    """
+
+    def __init__(
+        self,
+        polynomial: Any,
+        method: str = "",
+        math_dtype: str | torch.dtype | None = None,
+        output_dtype_map: list[int] | None = None,
+        name: str = "segmented_polynomial",
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        try:
+            import cuequivariance as cue
+        except ImportError as error:
+            raise ImportError(
+                "SegmentedPolynomial needs cuequivariance's open package: pip install 'scfmlip[cueq]'"
+            ) from error
+        if not isinstance(polynomial, cue.SegmentedPolynomial):
+            raise TypeError(
+                "SegmentedPolynomial takes a cuequivariance.SegmentedPolynomial, got "
+                f"{type(polynomial).__name__}; an equivariant polynomial has one as its .polynomial"
+            )
+        if method not in METHODS:
+            raise ValueError(f"SegmentedPolynomial: method must be one of {METHODS}, got {method!r}")
+        if isinstance(math_dtype, str):
+            found = getattr(torch, math_dtype, None)
+            if not isinstance(found, torch.dtype):
+                raise ValueError(f"SegmentedPolynomial: torch has no dtype {math_dtype!r}")
+            math_dtype = found
+        if output_dtype_map is not None and len(output_dtype_map) != polynomial.num_outputs:
+            raise ValueError(
+                f"SegmentedPolynomial: output_dtype_map has {len(output_dtype_map)} entries, the polynomial "
+                f"{polynomial.num_outputs} outputs"
+            )
+        self.num_inputs: int = polynomial.num_inputs
+        self.num_outputs: int = polynomial.num_outputs
+        self.method, self.name, self.options = method, name, options or {}
+        self.math_dtype = math_dtype
+        default = [0 if polynomial.num_inputs else -1] * polynomial.num_outputs
+        self.output_dtypes = default if output_dtype_map is None else list(output_dtype_map)
+        self.sizes = [operand.size for operand in polynomial.inputs]
+        self._plan = None if method == "naive" else recognise(polynomial)
+        self._general = GeneralPolynomial(polynomial)
+        self.path: str = "general" if self._plan is None else _PATHS[type(self._plan)]
+        self._text = str(polynomial)
+
+    def extra_repr(self) -> str:
+        """The polynomial and the path."""
+        return f"path={self.path}\n{self._text}"
+
+    def forward(
+        self,
+        inputs: list[Tensor],
+        input_indices: dict[int, Tensor] | None = None,
+        output_shapes: dict[int, Tensor] | None = None,
+        output_indices: dict[int, Tensor] | None = None,
+    ) -> list[Tensor]:
+        """
+        The outputs.
+
+        Args:
+            inputs: ``[rows, size]`` each: as many rows as the batch, one for all of it, or any number with
+                an index.
+            input_indices: By number of the input, ``[batch]`` int32 or int64: the row each takes.
+            output_shapes: By number of the output, a tensor with as many rows as the output; its values are
+                not read. Needed with an index. Without one, a single row is the sum over the batch.
+            output_indices: By number of the output, ``[batch]``: the row each is added to.
+
+        Returns:
+            ``[rows, size]`` of each output, ``[batch, size]`` if nothing says otherwise.
+
+        Raises:
+            TypeError: for an index that is not an integer.
+            ValueError: for shapes that do not fit together.
+        """
+        input_indices, output_shapes, output_indices = (
+            {} if given is None else given for given in (input_indices, output_shapes, output_indices)
+        )
+        n_rows = self._check(inputs, input_indices, output_shapes, output_indices)
+        dtype = self.math_dtype or (inputs[0].dtype if inputs else torch.get_default_dtype())
+        plan = self._plan
+        if plan is not None and dtype not in (torch.float32, torch.float64):
+            dtype = torch.float32
+        values = [x.to(dtype) for x in inputs]
+        indices = [input_indices.get(n) for n in range(self.num_inputs)]
+        indices = [None if index is None else index.long() for index in indices]
+        calls = []
+        for n in range(self.num_outputs):
+            out_index = output_indices.get(n)
+            n_out = output_shapes[n].shape[0] if n in output_shapes else n_rows
+            calls.append(
+                Call(values, indices, None if out_index is None else out_index.long(), n_out, n_rows)
+            )
+        if plan is not None and fits(plan, calls[0]):
+            found = [evaluate(plan, calls[0])]
+        else:
+            rows = [calls[0].gathered(n) for n in range(self.num_inputs)] if calls else []
+            found = [call.summed(v) for call, v in zip(calls, self._general(rows), strict=True)]
+        return [
+            out.to(dtype if source < 0 else inputs[source].dtype)
+            for out, source in zip(found, self.output_dtypes, strict=True)
+        ]
+
+    def _check(
+        self,
+        inputs: list[Tensor],
+        input_indices: dict[int, Tensor],
+        output_shapes: dict[int, Tensor],
+        output_indices: dict[int, Tensor],
+    ) -> int:
+        """Rows of the batch."""
+        if len(inputs) != self.num_inputs:
+            raise ValueError(f"SegmentedPolynomial: {len(inputs)} inputs given, there are {self.num_inputs}")
+        for n, (x, size) in enumerate(zip(inputs, self.sizes, strict=True)):
+            if x.ndim != 2 or x.shape[1] != size:
+                raise ValueError(
+                    f"SegmentedPolynomial: input {n} must be [rows, {size}], got {list(x.shape)}"
+                )
+        for kind, given, limit in (
+            ("input", input_indices, self.num_inputs),
+            ("output", output_indices, self.num_outputs),
+        ):
+            for n, index in given.items():
+                if not 0 <= n < limit:
+                    raise ValueError(f"SegmentedPolynomial: there is no {kind} {n}")
+                what = f"SegmentedPolynomial: the index of {kind} {n} must be"
+                if index.dtype not in (torch.int32, torch.int64):
+                    raise TypeError(f"{what} int32 or int64, got {index.dtype}")
+                if index.ndim != 1:
+                    raise ValueError(f"{what} [batch], got {list(index.shape)}")
+        missing = [n for n in output_indices if n not in output_shapes]
+        if missing:
+            raise ValueError(f"SegmentedPolynomial: output {missing[0]} has an index and no shape")
+        rows = {
+            f"input {n}": input_indices[n].shape[0] if n in input_indices else x.shape[0]
+            for n, x in enumerate(inputs)
+        }
+        rows |= {f"index of output {n}": index.shape[0] for n, index in output_indices.items()}
+        batch = {name: n for name, n in rows.items() if n != 1}
+        if len(set(batch.values())) > 1:
+            found = ", ".join(f"{name} has {n}" for name, n in batch.items())
+            raise ValueError(f"SegmentedPolynomial: rows differ: {found}")
+        return next(iter(batch.values()), 1)

@@ -33,6 +33,7 @@ class LinearResult(NamedTuple):
         multiplier: ``[n_groups]`` float64, chemical potential.
         iterations, status: ``[n_systems]`` int64.
         residual: ``[n_systems]`` float64, relative.
+        gradient: ``[n_atoms, dim]`` float64 of the functional at ``state``, multipliers not subtracted.
     """
 
     state: Tensor
@@ -40,6 +41,7 @@ class LinearResult(NamedTuple):
     iterations: Tensor
     residual: Tensor
     status: Tensor
+    gradient: Tensor
 
 
 def conjugate_gradients(
@@ -72,9 +74,10 @@ def conjugate_gradients(
     def dot(a: Tensor, b: Tensor) -> Tensor:
         return problem.system_sum((a * b).sum(1))
 
-    step_back = _preconditioned_projector(problem, precondition, source)
+    step_back = preconditioned_projector(problem, precondition, source)
     state = problem.feasible(torch.zeros_like(source) if initial is None else initial.double(), totals)
-    gradient = problem.project(source + apply(state))
+    slope = source + apply(state)
+    gradient = problem.project(slope)
     norm = dot(gradient, gradient).sqrt()
     scale = dot(*(2 * [problem.project(source)])).sqrt()
     scale = torch.where(scale > 0, scale, norm)
@@ -103,7 +106,8 @@ def conjugate_gradients(
         per_atom = problem.system_expand(alpha)[:, None]
         moving = problem.system_expand(active.double())[:, None] > 0
         state = torch.where(moving, state + per_atom * direction, state)
-        gradient = torch.where(moving, problem.project(gradient + per_atom * image), gradient)
+        slope = torch.where(moving, slope + per_atom * image, slope)
+        gradient = problem.project(slope)
         iterations = iterations + active
         norm = dot(gradient, gradient).sqrt()
         residual = torch.where(active, norm / scale, residual)
@@ -122,10 +126,11 @@ def conjugate_gradients(
         rz = fresh
     return LinearResult(
         problem.feasible(state, totals),
-        chemical_potential(problem, source + apply(state)),
+        chemical_potential(problem, slope),
         iterations,
         residual,
         status,
+        slope,
     )
 
 
@@ -136,7 +141,7 @@ def chemical_potential(problem: QuadraticProblem, gradient: Tensor) -> Tensor:
     return groups.sum(gradient[:, 0].contiguous()) / counts
 
 
-def _preconditioned_projector(
+def preconditioned_projector(
     problem: QuadraticProblem, precondition: Callable[[Tensor], Tensor], like: Tensor
 ) -> Callable[[Tensor], Tensor]:
     """The constrained problem's preconditioner: ``M r`` less the multiple of ``M 1`` that moves charge."""

@@ -109,7 +109,7 @@ class DenseSolver:
             shifted = torch.linalg.solve(self.capacity, missing)
             state = state + self.response @ shifted
             multiplier = shifted[groups.system, self.number, 0] - self.shift[groups.system] * totals
-        gradient = self.matrix @ state - right[..., None]
+        slope = gradient = self.matrix @ state - right[..., None]
         if problem.constrained:
             packed = multiplier.new_zeros((problem.n_systems, self.indicator.shape[2]))
             packed[groups.system, self.number] = multiplier
@@ -120,5 +120,5 @@ class DenseSolver:
         good = torch.isfinite(state).flatten(1).all(1) & self.finite
         status = torch.where(self.definite, status, int(Status.INDEFINITE))
         status = torch.where(good, status, int(Status.NOT_FINITE))
-        state = state[self.index, self.rows, 0]
-        return LinearResult(state, multiplier, torch.zeros_like(status), residual, status)
+        state, slope = state[self.index, self.rows, 0], slope[self.index, self.rows, 0]
+        return LinearResult(state, multiplier, torch.zeros_like(status), residual, status, slope)

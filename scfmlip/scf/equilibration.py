@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..electrostatics import Geometry
+from .arguments import read_arguments
 from .conjugate_gradients import LinearResult, conjugate_gradients
-from .constraints import make_groups
 from .dense import DenseSolver
 from .implicit import partial_gradients
 from .preconditioners import atom_widths, make_preconditioner
@@ -277,35 +277,13 @@ def charge_equilibration(
     """
     if method not in ("auto", "cg", "dense"):
         raise ValueError(f"method must be 'auto', 'cg' or 'dense', got {method!r}")
-    coulomb, plan, positions = geometry.coulomb, geometry.plan, geometry.positions
-    n_atoms, dtype = len(positions), positions.dtype
-    slots, dim = _slots(geometry, width_index)
-    chi = _per_atom("electronegativity", electronegativity, n_atoms, dim, positions, fill=0.0)
-    stiff = _per_atom("hardness", hardness, n_atoms, dim, positions, fill=None)
-    if geometry.validate:
-        for name, values in (("electronegativity", chi), ("hardness", stiff)):
-            if not bool(torch.isfinite(values).all()):
-                raise ValueError(f"{name} holds NaN or infinity: check what produced it")
-    if (total_charge is None) == (chemical_potential is None):
-        raise ValueError("give either total_charge or chemical_potential, and None for the other")
-    groups = make_groups(fragments, plan.index, plan.ptr, plan.n_systems)
-    constrained = chemical_potential is None
-    given = _per_group(
-        "total_charge" if constrained else "chemical_potential",
-        total_charge if constrained else chemical_potential,
-        groups.n_groups,
-        positions,
+    given = read_arguments(
+        geometry, electronegativity, hardness, total_charge, chemical_potential, fragments, width_index
     )
-    problem = QuadraticProblem(coulomb, plan, slots, groups, constrained, geometry.counter_bounds)
-    source = chi
-    if geometry.external_field is not None or geometry.external_potential is not None:
-        nothing = positions.new_zeros((n_atoms, coulomb.source.dim))
-        source = source + problem.collect(geometry.potential(nothing, self_interaction=True))
-    if not constrained:
-        shift = groups.expand(given)
-        source = torch.cat(((source[:, 0] - shift)[:, None], source[:, 1:]), 1)
-    if initial is not None and initial.shape != (n_atoms, dim):
-        raise ValueError(f"initial must have shape {[n_atoms, dim]}, got {list(initial.shape)}")
+    problem, positions = given.problem, geometry.positions
+    groups, constrained = problem.groups, problem.constrained
+    if initial is not None and initial.shape != given.source.shape:
+        raise ValueError(f"initial must have shape {list(given.source.shape)}, got {list(initial.shape)}")
     options = _Options(
         method,
         preconditioner,
@@ -314,19 +292,20 @@ def charge_equilibration(
         None if initial is None else initial.detach(),
         on_failure,
     )
-    totals = given if constrained else torch.zeros_like(given)
-    state, multiplier = _Equilibrate.apply(problem, options, source, totals, positions, geometry.cell, stiff)
+    state, multiplier = _Equilibrate.apply(
+        problem, options, given.source, given.totals, positions, geometry.cell, given.hardness
+    )
     _report(problem, options, "charge equilibration", on_failure)
     result = options.result
     assert result is not None
-    charge = groups.sum(state[:, 0].double()).to(dtype)
+    charge = groups.sum(state[:, 0].double()).to(positions.dtype)
     energy = _MinimumEnergy.apply(
         problem,
         state,
         multiplier if constrained else charge,
-        given,
-        chi,
-        stiff,
+        given.target,
+        given.electronegativity,
+        given.hardness,
         positions,
         geometry.cell,
         geometry.external_field,
@@ -334,64 +313,9 @@ def charge_equilibration(
     )
     return ChargeSolution(
         state,
-        multiplier if constrained else given,
+        multiplier if constrained else given.target,
         energy,
         result.iterations,
         result.residual,
         result.status,
     )
-
-
-def _slots(geometry: Geometry, width_index: Tensor | None) -> tuple[Tensor | None, int]:
-    """Columns of the operator's rows that an atom's state fills, and how many they are."""
-    source = geometry.coulomb.source
-    dim = (source.l_max + 1) ** 2
-    if source.n_widths == 1 and width_index is None:
-        return None, dim
-    if width_index is None:
-        raise ValueError(
-            f"the operator has {source.n_widths} Gaussian widths: pass width_index [n_atoms], which of them "
-            "each atom has"
-        )
-    n_atoms = len(geometry.positions)
-    if width_index.shape != (n_atoms,) or width_index.dtype not in (torch.int64, torch.int32):
-        raise ValueError(
-            f"width_index must be int64 of shape [{n_atoms}], got {width_index.dtype} "
-            f"{list(width_index.shape)}"
-        )
-    if n_atoms and (int(width_index.min()) < 0 or int(width_index.max()) >= source.n_widths):
-        raise ValueError(f"width_index must lie between 0 and {source.n_widths - 1}")
-    index = width_index.to(geometry.positions.device, torch.int64)
-    columns = source.columns()
-    return columns.to(index.device)[index], dim
-
-
-def _per_atom(
-    name: str, values: Tensor, n_atoms: int, dim: int, positions: Tensor, fill: float | None
-) -> Tensor:
-    """``[n_atoms, dim]`` from ``[n_atoms]`` or ``[n_atoms, dim]``."""
-    if not isinstance(values, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(values).__name__}")
-    if values.dtype != positions.dtype or values.device != positions.device:
-        raise TypeError(
-            f"{name} is {values.dtype} on {values.device}, positions are {positions.dtype} on "
-            f"{positions.device}: convert one of them"
-        )
-    if values.shape == (n_atoms, dim):
-        return values
-    if values.shape == (n_atoms,):
-        if dim == 1:
-            return values[:, None]
-        if fill is not None:
-            return torch.cat((values[:, None], values.new_full((n_atoms, dim - 1), fill)), 1)
-    raise ValueError(f"{name} must have shape {[n_atoms, dim]}, got {list(values.shape)}")
-
-
-def _per_group(name: str, value: Tensor | float | None, n_groups: int, positions: Tensor) -> Tensor:
-    """``[n_groups]`` from a number or a tensor."""
-    tensor = torch.as_tensor(value, dtype=positions.dtype, device=positions.device)
-    if tensor.ndim > 1 or (tensor.ndim == 1 and tensor.shape[0] not in (1, n_groups)):
-        raise ValueError(f"{name} must be a number or have shape [{n_groups}], got {list(tensor.shape)}")
-    if not bool(torch.isfinite(tensor).all()):
-        raise ValueError(f"{name} holds NaN or infinity: {tensor.tolist()}")
-    return tensor.expand(n_groups)

@@ -87,14 +87,6 @@ def _sub_batch(systems: list[int], atom_ptr: Tensor, device: torch.device) -> Su
     return SubBatch(atoms, number, host_ptr, host_ptr.to(device), index)
 
 
-def point_pointers(grid: LatticeGrid, device: torch.device) -> Tensor:
-    """``[n_systems + 1]`` first wave vector of each system of a grid."""
-    counts = torch.zeros(grid.n_systems + 1, dtype=torch.int64)
-    for system, _, h_count, n_k, n_l, _ in grid.boxes.tolist():
-        counts[system + 1] += h_count * (2 * n_k + 1) * (2 * n_l + 1)
-    return counts.cumsum(0).to(device)
-
-
 def make_plan(
     host_cell: Tensor | None,
     boundaries: list[Boundary],
@@ -116,7 +108,7 @@ def make_plan(
         assert host_cell is not None
         numbers = [i for i, b in enumerate(boundaries) if b != Boundary.OPEN]
         grid = build_lattice_grid(host_cell[numbers], kspace_cutoff, lattice.host_ptr, device)
-        point_ptr = point_pointers(grid, device)
+        point_ptr = grid.point_ptr.to(device)
         kinds = torch.tensor([int(boundaries[i]) for i in numbers])
         slab_axis = torch.tensor([axes[i] for i in numbers], device=device)
         slab = (kinds == Boundary.SLAB).double().to(device)

@@ -16,7 +16,6 @@ from ..units import COULOMB_CONSTANT
 from . import checks
 from .cutoff import cutoff_for_tolerance
 from .kspace import KSpace, synthesis
-from .plan import point_pointers
 
 if TYPE_CHECKING:
     from .geometry import Geometry
@@ -117,7 +116,7 @@ def _lattice_points(
         grid=grid,
         index=plan.lattice.index,
         ptr=plan.lattice.ptr,
-        point_ptr=point_pointers(grid, points.device),
+        point_ptr=grid.point_ptr.to(points.device),
         slab_axis=plan.slab_axis,
         slab=plan.slab,
         box=plan.box,

@@ -1,5 +1,7 @@
 """What the energy may not depend on: axes, origin, atom order, cell choice, images, cutoff, batching."""
 
+from threading import local
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -170,7 +172,9 @@ def test_chunks_and_boxes(name, generator, monkeypatch):
     """How the work is cut up is invisible."""
     case = boundary_case(name, generator, n_atoms=70)
     want = results(case.geometry(), case.rows)
-    monkeypatch.setattr("scfmlip_kernels.lattice.basis._CHUNK_BYTES", 1)
+    monkeypatch.setattr("scfmlip_kernels.lattice.waves._CHUNK_BYTES", 1)
+    monkeypatch.setattr("scfmlip_kernels.lattice.waves._MAX_PAIRS", 0)
+    monkeypatch.setattr("scfmlip_kernels.lattice.waves._memory", local())
     monkeypatch.setattr("scfmlip_kernels.lattice.grid._WORK_WORTH_A_BOX", 1)
     assert_same(results(case.geometry(), case.rows), want)
 

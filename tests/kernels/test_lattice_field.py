@@ -1,5 +1,7 @@
 """Lattice fields: both paths against the reference, with derivatives, at every edge of chunk and block."""
 
+from threading import local
+
 import pytest
 import torch
 from tolerances import assert_close
@@ -106,7 +108,9 @@ def test_a_cell_with_the_origin_only(path, generator, device):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n_atoms", [63, 64, 65, 129])
 def test_chunks_of_atoms(n_atoms, dtype, generator, monkeypatch):
-    monkeypatch.setattr("scfmlip_kernels.lattice.basis._CHUNK_BYTES", 1)  # chunks of 64
+    monkeypatch.setattr("scfmlip_kernels.lattice.waves._CHUNK_BYTES", 1)  # chunks of 64
+    monkeypatch.setattr("scfmlip_kernels.lattice.waves._MAX_PAIRS", 0)  # or phases are stored
+    monkeypatch.setattr("scfmlip_kernels.lattice.waves._memory", local())
     problem = lattice_problem([2, n_atoms], 0, generator)
     got = lattice_field(problem.frac, problem.coefficients, problem.grid, 1, dtype)
     assert_equal_by_degree(got, reference(problem, 1), 1)

@@ -37,10 +37,10 @@ def test_lattice_sums(op, generator):
     with Largest() as largest:
         if op == "structure_factor":
             function = submodule("structure_factor.cpu").structure_factor_cpu
-            function(problem.frac, problem.moments, grid.boxes, grid.atom_ptr)
+            function(problem.frac, problem.moments, grid.points, grid.atom_ptr)
         else:
             function = submodule("lattice_field.cpu").lattice_field_cpu
-            function(problem.frac, problem.coefficients, grid.boxes, grid.atom_ptr, 1, F64)
+            function(problem.frac, problem.coefficients, grid.points, grid.atom_ptr, 1, F64)
     # a chunk's tables are 6 MB; everything at once would be 300
     assert 3000 * grid.n_points * 8 > 100e6
     assert 1e6 < largest.bytes < 10e6

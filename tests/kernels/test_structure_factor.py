@@ -1,5 +1,7 @@
 """Structure factors: both paths against the reference, with derivatives, at every edge of chunk and block."""
 
+from threading import local
+
 import pytest
 import torch
 from tolerances import assert_close
@@ -108,7 +110,9 @@ def test_one_atom_far_outside_the_cell(dtype, generator):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n_atoms", [63, 64, 65, 129])
 def test_chunks_of_atoms(n_atoms, dtype, generator, monkeypatch):
-    monkeypatch.setattr("scfmlip_kernels.lattice.basis._CHUNK_BYTES", 1)  # chunks of 64
+    monkeypatch.setattr("scfmlip_kernels.lattice.waves._CHUNK_BYTES", 1)  # chunks of 64
+    monkeypatch.setattr("scfmlip_kernels.lattice.waves._MAX_PAIRS", 0)  # or phases are stored
+    monkeypatch.setattr("scfmlip_kernels.lattice.waves._memory", local())
     problem = lattice_problem([n_atoms, 2], 1, generator)
     moments = problem.moments.to(dtype)
     assert_equal_inside(problem, structure_factor(problem.frac, moments, problem.grid), moments)

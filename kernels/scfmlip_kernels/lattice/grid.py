@@ -38,6 +38,9 @@ class LatticeGrid(NamedTuple):
         miller: ``[n_points, 3]`` int32 Miller indices.
         system: ``[n_points]`` int64, the system of each point.
         weight: ``[n_points]`` float64, 1 inside the half sphere, 1/2 at the origin, else 0.
+        point_ptr: ``[n_systems + 1]`` int64 on the CPU, first point of each system.
+        points: ``[n_points, 5]`` int32 for the CPU path: system, h, k, l, and 1 inside the half sphere; empty
+            on a GPU.
         row_tiles: int32 work table of the Triton kernels, see `lattice.tiles`; empty on a CPU.
         point_tiles: The same.
         atom_tiles: The same.
@@ -49,6 +52,8 @@ class LatticeGrid(NamedTuple):
     miller: Tensor
     system: Tensor
     weight: Tensor
+    point_ptr: Tensor
+    points: Tensor
     row_tiles: Tensor
     point_tiles: Tensor
     atom_tiles: Tensor
@@ -56,8 +61,8 @@ class LatticeGrid(NamedTuple):
 
     @property
     def tables(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What the operators take: boxes, atom_ptr and the three work tables."""
-        return self.boxes, self.atom_ptr, self.row_tiles, self.point_tiles, self.atom_tiles
+        """What the operators take: points, atom_ptr and the three work tables."""
+        return self.points, self.atom_ptr, self.row_tiles, self.point_tiles, self.atom_tiles
 
     @property
     def n_points(self) -> int:
@@ -141,7 +146,7 @@ def build_lattice_grid(
     ptr = atom_ptr.to("cpu", torch.int64)
     counts = (ptr[1:] - ptr[:-1]).tolist()
     boxes, miller, system, weight = [], [], [], []
-    n_points = 0
+    n_points, point_ptr, tiled = 0, [0], _uses_tiles(device)
     for i, (cell, n_atoms) in enumerate(zip(host_cells, counts, strict=True)):
         reciprocal = 2 * math.pi * np.linalg.inv(cell).T
         for h_first, h_count, n_k, n_l in _group_planes(_plane_extents(cell, cutoff), n_atoms):
@@ -163,13 +168,18 @@ def build_lattice_grid(
             miller.append(n.astype(np.int32))
             system.append(np.full(len(n), i))
             weight.append((inside & upper) + 0.5 * origin)
+            if not tiled:  # the CPU path needs no boxes
+                keep = weight[-1] > 0
+                n = n[keep]
+                miller[-1], system[-1], weight[-1] = miller[-1][keep], system[-1][keep], weight[-1][keep]
             n_points += len(n)
-    box_table = torch.tensor(boxes, dtype=torch.int64).reshape(-1, 6)
+        point_ptr.append(n_points)
+    box_table = torch.tensor(boxes if tiled else [], dtype=torch.int64).reshape(-1, 6)
 
     row_tiles = torch.zeros((0, 8), dtype=torch.int32)
     point_tiles = atom_tiles = torch.zeros((0, 4), dtype=torch.int32)
     row_ptr = torch.zeros(len(ptr), dtype=torch.int32)
-    if _uses_tiles(device):
+    if tiled:
         options = lattice_launch(device, torch.float32)
         row_tiles, point_tiles, row_ptr = build_tiles(box_table.numpy(), weight, ptr.numpy(), options)
         atom_tiles = build_atom_tiles(row_ptr, ptr, options)
@@ -177,12 +187,21 @@ def build_lattice_grid(
     def joined(parts: list[np.ndarray], empty: np.ndarray) -> Tensor:
         return torch.from_numpy(np.concatenate([empty, *parts])).to(device)
 
+    grid_miller = joined(miller, np.zeros((0, 3), np.int32))
+    grid_system = joined(system, np.zeros(0, np.int64))
+    grid_weight = joined(weight, np.zeros(0, np.float64))
+    points = torch.zeros((0, 5), dtype=torch.int32)
+    if device.type == "cpu":
+        inside = grid_weight > 0
+        points = torch.cat((grid_system[:, None].int(), grid_miller, inside[:, None].int()), 1)
     return LatticeGrid(
         boxes=box_table,
         atom_ptr=ptr,
-        miller=joined(miller, np.zeros((0, 3), np.int32)),
-        system=joined(system, np.zeros(0, np.int64)),
-        weight=joined(weight, np.zeros(0, np.float64)),
+        miller=grid_miller,
+        system=grid_system,
+        weight=grid_weight,
+        point_ptr=torch.tensor(point_ptr),
+        points=points.to(device),
         row_tiles=row_tiles.to(device),
         point_tiles=point_tiles.to(device),
         atom_tiles=atom_tiles.to(device),

@@ -1,8 +1,8 @@
 """
 CPU path of the lattice field: the adjoint of the CPU structure factor.
 
-The coefficients of a box are contracted with the column functions of the second and third axis in one
-matrix product per chunk of atoms, then with ``(i h)^a e^{i h xi}`` of the first axis. Memory is
+The coefficients of each run of planes are multiplied with the columns that reach it (`lattice.sphere`), one
+matrix product per run and chunk of atoms, then with sine and cosine of ``2 pi h u``. Memory is
 O(points + chunk), never O(atoms x points).
 
 Systems so small that all their phases fit in the cache take one product with the stored phases.
@@ -11,74 +11,100 @@ Systems so small that all their phases fit in the cache take one product with th
 import torch
 from torch import Tensor
 
-from ..lattice.basis import chunk_atoms, derivative, from_exponentials
 from ..lattice.monomials import monomial_count, monomials
-from ..lattice.phases import MAX_RANK, StoredPhases, axis_tables, kept_tables
+from ..lattice.series import plane_sets, spread
+from ..lattice.sphere import HalfSphere, half_spheres
+from ..lattice.waves import Waves, chunk_atoms, kept_waves, make_waves, rotated
 
 
-def _from_stored_phases(coefficients: Tensor, phases: StoredPhases, rank: int) -> Tensor:
-    """``[n_monomials, n_channels, n_atoms]`` of one system."""
-    real, imag = coefficients[phases.points].to(phases.waves.dtype).permute(2, 1, 0)
-    n_channels, n_points = real.shape
-    # of cosine and sine, for even and for odd degrees
-    bases = torch.stack((real, -imag, -imag, -real), -1).view(n_channels, n_points, 2, 2)
-    bases = bases.permute(2, 0, 1, 3).reshape(2, n_channels, 2 * n_points)
-    weights = bases.new_empty((monomial_count(rank), n_channels, 2 * n_points))
-    for degree in range(rank + 1):
-        mine = slice(monomial_count(degree - 1), monomial_count(degree))
-        torch.mul(bases[degree % 2], phases.powers[mine, None], out=weights[mine])
-    field = weights.flatten(0, 1) @ phases.waves.T
-    return field.view(*weights.shape[:2], field.shape[1])
+def _by_phases(coefficients: Tensor, sphere: HalfSphere, phases: Tensor, rank: int) -> Tensor:
+    """``[n_monomials, n_channels, n_atoms]`` of one system; ``coefficients [n, n_channels, 2]``."""
+    real, imag = coefficients.to(phases.dtype).permute(2, 1, 0)
+    pairs = torch.stack((real, -imag), -1)
+    terms = spread(pairs[None], sphere.powers(monomials(rank), phases.dtype), rank, 3)[0]
+    return (terms.flatten(0, 1) @ phases).view(*terms.shape[:2], phases.shape[1])
+
+
+def _plane_terms(coefficients: Tensor, sphere: HalfSphere, rank: int, dtype: torch.dtype) -> Tensor:
+    """``[2 n_planes, n_sets, n_channels, 2 n_columns]`` of sine and cosine rows and columns."""
+    n_channels, n_planes, n_columns = coefficients.shape[1], sphere.n_planes, len(sphere.columns)
+    slots = coefficients.new_zeros((2 * n_planes * n_columns, n_channels, 2))
+    slots = slots.index_copy_(0, sphere.slots, coefficients)
+    slots = slots.view(2, n_planes, n_columns, n_channels, 2).permute(0, 4, 1, 3, 2)
+    (real, imag), (mirror_real, mirror_imag) = slots
+    # Re e^{i h xi} [P (c + i s) + P' (c - i s)]
+    terms = torch.empty((n_planes, 2, n_channels, n_columns, 2), dtype=dtype)
+    torch.add(real, mirror_real, out=terms[:, 1, ..., 0])
+    torch.sub(mirror_imag, imag, out=terms[:, 1, ..., 1])
+    torch.add(imag, mirror_imag, out=terms[:, 0, ..., 0]).neg_()
+    torch.sub(mirror_real, real, out=terms[:, 0, ..., 1])
+    return spread(terms.flatten(0, 1), sphere.powers(plane_sets(rank), dtype), rank, 2)
+
+
+def _by_columns(
+    frac: Tensor,
+    coefficients: Tensor,
+    sphere: HalfSphere,
+    waves: Waves | None,
+    rank: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """``[n_monomials, n_channels, n_atoms]`` of one system, plane by plane."""
+    terms = _plane_terms(coefficients, sphere, rank, dtype)
+    n_rows, n_sets, n_channels, n_functions = terms.shape
+    n_atoms, per_row = len(frac), n_sets * n_channels
+    terms = terms.flatten(0, 2)
+    sets, order = plane_sets(rank), []
+    step = chunk_atoms(n_functions // 2, len(terms), dtype)
+    runs, index = sphere.runs(n_atoms), torch.arange(sphere.n_planes)
+    out = terms.new_empty((monomial_count(rank), n_channels, n_atoms))
+    order = [(a, b, g) for a in range(rank + 1) for b, g in sets if a + b + g <= rank]
+    planes = terms.new_empty(len(terms) * min(step, n_atoms))
+    for begin in range(0, n_atoms, step):
+        end = min(begin + step, n_atoms)
+        if waves is None:
+            here = make_waves(frac[begin:end], sphere, dtype)
+            rows, columns = here.rows, here.chunk(0, end - begin)
+        else:
+            rows, columns = waves.rows[..., begin:end], waves.chunk(begin, end)
+        sums = planes[: len(terms) * (end - begin)].view(len(terms), end - begin)
+        for first, last, reach in runs:
+            # sin(0) = 0 needs no product
+            mine = slice(max(2 * first, 1) * per_row, 2 * last * per_row)
+            torch.mm(terms[mine, : 2 * reach], columns[: 2 * reach], out=sums[mine])
+        sums[:per_row] = 0
+        sums, place = sums.view(n_rows, n_sets, n_channels, end - begin), 0
+        for a in range(rank + 1):
+            n_keep = (rank - a + 1) * (rank - a + 2) // 2  # graded: the first ones
+            product = sums[:, :n_keep] * rows.flatten(0, 1)[:, None, None]
+            torch.sum(product, 0, out=out[place : place + n_keep, :, begin:end])
+            place += n_keep
+            if a < rank:
+                rows = rotated(rows, index)
+    return out[[order.index(m) for m in monomials(rank)]]
 
 
 def lattice_field_cpu(
     frac: Tensor,
     coefficients: Tensor,
-    boxes: Tensor,
+    points: Tensor,
     atom_ptr: Tensor,
     rank: int,
     dtype: torch.dtype,
 ) -> Tensor:
     """Fields at every atom; arguments as in `lattice_field`, contiguous, on the CPU."""
-    n_atoms, n_channels = frac.shape[0], coefficients.shape[1]
-    sets = [(b, g) for a, b, g in monomials(rank) if a == 0]
-    place = {m: i for i, m in enumerate(monomials(rank))}
-    out = torch.zeros((monomial_count(rank), n_channels, n_atoms), dtype=dtype)
-    ptr = atom_ptr.tolist()
-    p = torch.view_as_complex(coefficients)
-    kept = kept_tables(frac, boxes, atom_ptr, dtype)
-    stored = kept.phases if rank <= MAX_RANK else {}
-    for phases in stored.values():
-        out[..., phases.atoms] = _from_stored_phases(coefficients, phases, rank)
-    for table in boxes.tolist():
-        i, h_first, h_count, n_k, n_l, first = table
-        if i in stored:
+    n_channels = coefficients.shape[1]
+    ptr, spheres = atom_ptr.tolist(), half_spheres(points)
+    kept = kept_waves(frac, spheres, ptr, dtype)
+    out = torch.zeros((len(frac), n_channels, monomial_count(rank)), dtype=dtype)
+    for i, sphere in enumerate(spheres):
+        mine, waves = slice(ptr[i], ptr[i + 1]), kept[i]
+        if ptr[i + 1] == ptr[i] or n_channels == 0:
             continue
-        n_y, n_z = 2 * n_k + 1, 2 * n_l + 1
-        h = torch.arange(h_first, h_first + h_count)
-        box = p[first : first + h_count * n_y * n_z].T.reshape(n_channels, h_count, n_y, n_z)
-        real_basis = from_exponentials(from_exponentials(box, -1), -2)
-        pairs = torch.stack((real_basis.real, real_basis.imag))
-        # coefficients of the series whose second and third axis are differentiated b and g times
-        rows = torch.stack([(-1) ** (b + g) * derivative(derivative(pairs, -2, b), -1, g) for b, g in sets])
-        rows = rows.to(dtype).reshape(len(sets) * 2 * n_channels * h_count, n_y * n_z)
-        powers = h.to(dtype)[:, None]
-        step = chunk_atoms(n_y * n_z, dtype)
-        for start in range(ptr[i], ptr[i + 1], step):
-            stop = min(start + step, ptr[i + 1])
-            if first in kept.axes:
-                cos, sin, columns = kept.axes[first].chunk(start - ptr[i], stop - ptr[i])
-            else:
-                cos, sin, columns = axis_tables(frac[start:stop], table, dtype).chunk(0, stop - start)
-            planes = rows @ columns
-            planes = planes.view(len(sets), 2, n_channels, h_count, stop - start)
-            for a in range(rank + 1):
-                # (i h)^a e^{i h xi} = h^a i^a (cos + i sin); only the real part of the sum survives
-                if a > 0:
-                    cos, sin = -sin * powers, cos * powers
-                n_keep = sum(a + b + g <= rank for b, g in sets)  # graded: the first ones
-                sums = (planes[:n_keep, 0] * cos).addcmul_(planes[:n_keep, 1], sin, value=-1)
-                sums = sums.sum(2)
-                for s, (b, g) in enumerate(sets[:n_keep]):
-                    out[place[a, b, g], :, start:stop] += sums[s]
-    return out.permute(2, 1, 0).contiguous()
+        p = coefficients[sphere.points]
+        if waves is not None and waves.phases is not None:
+            found = _by_phases(p, sphere, waves.phases, rank)
+        else:
+            found = _by_columns(frac[mine], p, sphere, waves, rank, dtype)
+        out[mine] = found.permute(2, 1, 0)
+    return out

@@ -15,7 +15,7 @@ from .kernel import launch_lattice_field
 def _lattice_field(
     frac: Tensor,
     coefficients: Tensor,
-    boxes: Tensor,
+    points: Tensor,
     atom_ptr: Tensor,
     row_tiles: Tensor,
     point_tiles: Tensor,
@@ -27,14 +27,14 @@ def _lattice_field(
     frac, coefficients = frac.contiguous(), coefficients.contiguous()
     if runs_triton(coefficients):
         return launch_lattice_field(frac, coefficients, row_tiles, atom_tiles, rank, dtype)
-    return lattice_field_cpu(frac, coefficients, boxes, atom_ptr, rank, dtype)
+    return lattice_field_cpu(frac, coefficients, points, atom_ptr, rank, dtype)
 
 
 @_lattice_field.register_fake
 def _(
     frac,
     coefficients,
-    boxes,
+    points,
     atom_ptr,
     row_tiles,
     point_tiles,

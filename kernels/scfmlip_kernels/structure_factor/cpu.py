@@ -1,11 +1,9 @@
 """
-CPU path of the structure factor: three small tables and one matrix product per box.
+CPU path of the structure factor: matrix products over the atoms of row functions with column functions.
 
-For a box of Miller indices (h, k, l) the sum factorises into row functions ``c (-i h)^a e^{-i h xi}``
-of the first axis, which carry the multipoles, and column functions of the other two
-(`lattice.basis`). One product over a chunk of atoms does all the work; chunks are added in float64.
-Factors k^b l^c of higher multipoles are derivatives of the column functions: they are applied to the
-sums, once. Memory is O(points + chunk), never O(atoms x points).
+Row functions are sines and cosines of ``2 pi h u`` times multipoles, column functions those of
+``2 pi (k v + l w)`` (`lattice.sphere`); one product for each run of planes with the columns that reach it.
+Products over chunks of atoms are added in float64. Derivatives in v and w multiply finished sums by k and l.
 
 Systems so small that all their phases fit in the cache take one product with the stored phases.
 """
@@ -13,91 +11,99 @@ Systems so small that all their phases fit in the cache take one product with th
 import torch
 from torch import Tensor
 
-from ..lattice.basis import chunk_atoms, derivative, to_exponentials
-from ..lattice.monomials import monomial_count, monomials, rank_of_count
-from ..lattice.phases import MAX_RANK, StoredPhases, axis_tables, kept_tables
+from ..lattice.monomials import monomials, rank_of_count
+from ..lattice.series import combine, plane_sets
+from ..lattice.sphere import HalfSphere, half_spheres
+from ..lattice.waves import Waves, chunk_atoms, kept_waves, make_waves, rotated
 
 
-def _row_functions(
-    cos: Tensor, sin: Tensor, moments: Tensor, h: Tensor, sets: list[tuple[int, int]], rank: int
-) -> Tensor:
-    """Moments times ``(-i h)^a e^{-i h xi}``: ``[n_sets * 2 * n_channels * n_h, n_atoms]``."""
-    n_atoms, n_channels, _ = moments.shape
-    powers = [h.to(moments.dtype)[:, None] ** a for a in range(rank + 1)]
+def _by_phases(moments: Tensor, sphere: HalfSphere, phases: Tensor, rank: int) -> Tensor:
+    """``[2, n_channels, n]`` of one system from its stored phases; ``moments [M, n_channels, n_atoms]``."""
+    sums = (moments.flatten(0, 1) @ phases.T).view(1, *moments.shape[:2], len(phases))
+    found = combine(sums, sphere.powers(monomials(rank), moments.dtype), rank, 3)[0].permute(2, 0, 1)
+    torch.neg(found[1], out=found[1])
+    return found
+
+
+def _row_functions(rows: Tensor, moments: Tensor, rank: int) -> Tensor:
+    """
+    Functions of the first axis times multipoles, differentiated as often as these ask.
+
+    Args:
+        rows: ``[n_planes, 2, n]`` sine and cosine.
+        moments: ``[n_monomials, n_channels, n]``.
+        rank: Of the multipoles.
+
+    Returns:
+        ``[2 n_planes * n_sets * n_channels, n]``.
+    """
+    sets = plane_sets(rank)
     place = {m: i for i, m in enumerate(monomials(rank))}
-    out = moments.new_empty((len(sets), 2, n_channels, len(h), n_atoms))
-    c = moments.permute(2, 1, 0).contiguous()[:, :, None, :]  # [n_monomials, n_channels, 1, n_atoms]
-    for s, (b, g) in enumerate(sets):
-        # p = sum_a c_a (-i h)^a, split into its real and imaginary part
-        real, imag = c[place[0, b, g]], None
-        for a in range(1, rank + 1 - b - g):
-            term = c[place[a, b, g]] * powers[a]
-            if a % 4 in (1, 2):  # (-i)^a = -i, -1, i, 1
-                term = -term
-            if a % 2 == 0:
-                real = real + term
-            else:
-                imag = term if imag is None else imag + term
-        torch.mul(real, cos, out=out[s, 0])
-        torch.mul(real, -sin, out=out[s, 1])
-        if imag is not None:
-            out[s, 0].addcmul_(imag, sin)
-            out[s, 1].addcmul_(imag, cos)
-    return out.flatten(0, 3)
-
-
-def _from_stored_phases(moments: Tensor, phases: StoredPhases, rank: int) -> Tensor:
-    """``[n_points, n_channels, 2]`` of one system."""
-    n_atoms, n_channels, n_monomials = moments[phases.atoms].shape
-    rows = moments[phases.atoms].reshape(n_atoms, n_channels * n_monomials)
-    sums = (rows.T @ phases.waves).unflatten(0, (n_channels, n_monomials))  # of m_iA times cosine and sine
-    even, odd = sums[:, 0], None
-    for degree in range(1, rank + 1):
-        mine = slice(monomial_count(degree - 1), monomial_count(degree))
-        term = (sums[:, mine] * phases.powers[mine]).sum(1)
-        if degree % 2 == 0:
-            even = even + term
+    index = torch.arange(len(rows))
+    found = moments.new_empty((2 * len(rows), len(sets), *moments.shape[1:]))
+    for a in range(rank + 1):
+        keep = [place[a, b, g] for b, g in sets if a + b + g <= rank]
+        mine, functions = moments[keep], rows.flatten(0, 1)[:, None, None]
+        if a == 0:
+            torch.mul(functions, mine, out=found)
         else:
-            odd = term if odd is None else odd + term
-    even = even.unflatten(1, (-1, 2))
-    out = sums.new_empty((even.shape[1], n_channels, 2), dtype=torch.float64)
-    out[..., 0], out[..., 1] = even[..., 0].T, -even[..., 1].T
-    if odd is not None:
-        out -= odd.unflatten(1, (-1, 2)).flip(2).transpose(0, 1)
-    return out
+            found[:, : len(keep)].addcmul_(functions, mine)
+        if a < rank:
+            rows = rotated(rows, index)
+    return found.flatten(0, 2)
 
 
-def structure_factor_cpu(frac: Tensor, moments: Tensor, boxes: Tensor, atom_ptr: Tensor) -> Tensor:
-    """Sums of every box; arguments as in `structure_factor`, contiguous, on the CPU."""
+def _by_columns(frac: Tensor, moments: Tensor, sphere: HalfSphere, waves: Waves | None, rank: int) -> Tensor:
+    """``[2, n_channels, n]`` of one system, plane by plane; ``moments [M, n_channels, n_atoms]``."""
+    n_channels, n_atoms = moments.shape[1:]
+    sets, n_columns = plane_sets(rank), len(sphere.columns)
+    per_row = len(sets) * n_channels
+    step = chunk_atoms(n_columns, 2 * sphere.n_planes * per_row, moments.dtype)
+    runs = sphere.runs(n_atoms)
+    sums = moments.new_empty((2 * sphere.n_planes * per_row, 2 * n_columns))
+    total = sums if n_atoms <= step else torch.zeros_like(sums, dtype=torch.float64)
+    for begin in range(0, n_atoms, step):
+        end = min(begin + step, n_atoms)
+        if waves is None:
+            here = make_waves(frac[begin:end], sphere, moments.dtype)
+            rows, columns = here.rows, here.chunk(0, end - begin)
+        else:
+            rows, columns = waves.rows[..., begin:end], waves.chunk(begin, end)
+        functions = _row_functions(rows, moments[..., begin:end], rank)
+        for first, last, reach in runs:
+            # sin(0) = 0 needs no product
+            mine = slice(max(2 * first, 1) * per_row, 2 * last * per_row)
+            torch.mm(functions[mine], columns[: 2 * reach].T, out=sums[mine, : 2 * reach])
+            if total is not sums:
+                total[mine, : 2 * reach] += sums[mine, : 2 * reach]
+    total[:per_row] = 0
+    total = total.view(2 * sphere.n_planes, len(sets), n_channels, 2 * n_columns)
+    pairs = combine(total, sphere.powers(sets, total.dtype), rank, 2)
+    pairs = pairs.view(sphere.n_planes, 2, n_channels, n_columns, 2).permute(1, 4, 2, 0, 3)
+    (sin_c, sin_s), (cos_c, cos_s) = pairs  # against cosine and sine of the columns
+    # S(h, k, l) = (cos - i sin)(c - i s), its mirror image's column (cos - i sin)(c + i s)
+    found = total.new_empty((2, n_channels, 2, sphere.n_planes, n_columns))
+    torch.sub(cos_c, sin_s, out=found[0, :, 0])
+    torch.add(cos_s, sin_c, out=found[1, :, 0]).neg_()
+    torch.add(cos_c, sin_s, out=found[0, :, 1])
+    torch.sub(cos_s, sin_c, out=found[1, :, 1])
+    return found.flatten(2)[..., sphere.slots]
+
+
+def structure_factor_cpu(frac: Tensor, moments: Tensor, points: Tensor, atom_ptr: Tensor) -> Tensor:
+    """Sums at every point inside the sphere, else 0; arguments as in `structure_factor`, on the CPU."""
     rank = rank_of_count(moments.shape[-1])
-    dtype, n_channels = moments.dtype, moments.shape[1]
-    sets = [(b, g) for a, b, g in monomials(rank) if a == 0]
-    ptr = atom_ptr.tolist()
-    kept = kept_tables(frac, boxes, atom_ptr, dtype)
-    parts, done = [], set()
-    for box in boxes.tolist():
-        i, h_first, h_count, n_k, n_l, first = box
-        if i in kept.phases and rank <= MAX_RANK:
-            if i not in done:
-                done.add(i)
-                parts.append(_from_stored_phases(moments, kept.phases[i], rank))
+    ptr, spheres = atom_ptr.tolist(), half_spheres(points)
+    kept = kept_waves(frac, spheres, ptr, moments.dtype)
+    by_monomial = moments.permute(2, 1, 0).contiguous()
+    out = frac.new_zeros((len(points), moments.shape[1], 2))
+    for i, sphere in enumerate(spheres):
+        mine, waves = slice(ptr[i], ptr[i + 1]), kept[i]
+        if ptr[i + 1] == ptr[i] or moments.shape[1] == 0:
             continue
-        n_y, n_z = 2 * n_k + 1, 2 * n_l + 1
-        h = torch.arange(h_first, h_first + h_count)
-        step = chunk_atoms(n_y * n_z, dtype)
-        raw = frac.new_zeros((len(sets) * 2 * n_channels * h_count, n_y * n_z))
-        for start in range(ptr[i], ptr[i + 1], step):
-            stop = min(start + step, ptr[i + 1])
-            if first in kept.axes:
-                cos, sin, columns = kept.axes[first].chunk(start - ptr[i], stop - ptr[i])
-            else:
-                cos, sin, columns = axis_tables(frac[start:stop], box, dtype).chunk(0, stop - start)
-            rows = _row_functions(cos, sin, moments[start:stop], h, sets, rank)
-            raw += rows @ columns.T
-        raw = raw.view(len(sets), 2, n_channels, h_count, n_y, n_z)
-        sums = raw[0]
-        for s, (b, g) in enumerate(sets[1:], start=1):
-            sums = sums + derivative(derivative(raw[s], -2, b), -1, g)
-        sums = to_exponentials(to_exponentials(torch.complex(sums[0], sums[1]), -2), -1)
-        parts.append(torch.view_as_real(sums.flatten(1).T.contiguous()))
-    return torch.cat(parts) if parts else frac.new_zeros((0, n_channels, 2))
+        if waves is not None and waves.phases is not None:
+            found = _by_phases(by_monomial[..., mine], sphere, waves.phases, rank)
+        else:
+            found = _by_columns(frac[mine], by_monomial[..., mine], sphere, waves, rank)
+        out[sphere.points] = found.permute(2, 1, 0).to(out.dtype)
+    return out

@@ -17,7 +17,7 @@ from .kernel import launch_structure_factor
 def _structure_factor(
     frac: Tensor,
     moments: Tensor,
-    boxes: Tensor,
+    points: Tensor,
     atom_ptr: Tensor,
     row_tiles: Tensor,
     point_tiles: Tensor,
@@ -27,11 +27,11 @@ def _structure_factor(
     frac, moments = frac.contiguous(), moments.contiguous()
     if runs_triton(moments):
         return launch_structure_factor(frac, moments, row_tiles, point_tiles, n_points)
-    return structure_factor_cpu(frac, moments, boxes, atom_ptr)
+    return structure_factor_cpu(frac, moments, points, atom_ptr)
 
 
 @_structure_factor.register_fake
-def _(frac, moments, boxes, atom_ptr, row_tiles, point_tiles, atom_tiles, n_points):
+def _(frac, moments, points, atom_ptr, row_tiles, point_tiles, atom_tiles, n_points):
     return frac.new_empty((n_points, moments.shape[1], 2))
 
 
@@ -99,8 +99,8 @@ def structure_factor(frac: Tensor, moments: Tensor, grid: LatticeGrid) -> Tensor
         grid: Miller boxes of the batch.
 
     Returns:
-        ``[n_points, n_channels, 2]`` float64, real and imaginary parts. Points outside the sphere hold
-        their structure factor too; weigh with ``grid.weight``. Differentiable any number of times in
+        ``[n_points, n_channels, 2]`` float64, real and imaginary parts. Points outside the sphere hold 0 or
+        their structure factor; weigh with ``grid.weight``. Differentiable any number of times in
         ``frac`` and ``moments`` (each derivative in ``frac`` raises the rank by one).
 
     Raises:

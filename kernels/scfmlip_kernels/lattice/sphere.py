@@ -1,0 +1,140 @@
+"""
+How the CPU path lays out half a sphere of wave vectors: planes of columns, no point outside.
+
+Points (h, k, l) and (h, -k, -l) of a plane share one column, a cosine and a sine of ``k eta + l zeta``.
+Columns are sorted by the highest plane they reach, so that every plane holds a prefix of them, and a lattice
+sum over a run of planes is one matrix product with a prefix of the columns: work is proportional to the
+sphere, not to a box around it.
+"""
+
+from dataclasses import dataclass, field
+from threading import local
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# A further run of planes costs calls: it has to save this many multiplications in a product of six functions
+# (a structure factor of charges and dipoles).
+_WORK_WORTH_A_RUN = 1_000_000
+_KEPT = 4
+_memory = local()
+
+
+@dataclass(eq=False)
+class HalfSphere:
+    """
+    The points of one system.
+
+    Attributes:
+        points: Where they are among the grid's points.
+        miller: ``[n, 3]`` int64.
+        columns: ``[n_columns, 2]`` int64, k and l, k > 0 or k = 0 and l >= 0; those that reach highest first.
+        reach: Number of columns in each plane h = 0, 1, ..., not increasing.
+        column: ``[n]`` int64, column of each point.
+        sign: ``[n]`` int64, 1 for a point on its column, -1 for the column's mirror image.
+        slots: ``[n]`` int64, place of each point in ``[2, n_planes, n_columns]``, mirror images second.
+    """
+
+    points: slice | Tensor
+    miller: Tensor
+    columns: Tensor
+    reach: list[int]
+    column: Tensor
+    sign: Tensor
+    slots: Tensor
+    _powers: dict[tuple[bool, int, torch.dtype], Tensor] = field(default_factory=dict)
+
+    @property
+    def n_planes(self) -> int:
+        """Number of planes."""
+        return len(self.reach)
+
+    def runs(self, n_atoms: int) -> list[tuple[int, int, int]]:
+        """Planes in runs ``(first, last + 1, number of columns)``, weighing waste against calls."""
+        work = 24 * n_atoms
+        best: list[tuple[float, int]] = [(0.0, 0)]
+        for stop in range(1, self.n_planes + 1):
+            best.append(
+                min(
+                    (best[start][0] + work * (stop - start) * self.reach[start] + _WORK_WORTH_A_RUN, start)
+                    for start in range(max(0, stop - 32), stop)
+                )
+            )
+        found, stop = [], self.n_planes
+        while stop > 0:
+            start = best[stop][1]
+            found.append((start, stop, self.reach[start]))
+            stop = start
+        return found[::-1]
+
+    def powers(self, exponents: tuple[tuple[int, ...], ...], dtype: torch.dtype) -> Tensor:
+        """
+        Monomials of the columns' or of the points' indices, times ``(-1)^(degree // 2)``, each twice.
+
+        Args:
+            exponents: Of (k, l), one row of the result for each, or of (h, k, l).
+            dtype: Of the result.
+
+        Returns:
+            ``[len(exponents), 2 n_columns | 2 n]``.
+        """
+        whole = len(exponents[0]) == 3
+        key = (whole, len(exponents), dtype)
+        if key not in self._powers:
+            index = (self.miller if whole else self.columns).to(dtype)
+            rows = [(index ** torch.tensor(e)).prod(1) * (-1) ** (sum(e) // 2) for e in exponents]
+            self._powers[key] = torch.stack(rows).repeat_interleave(2, 1)
+        return self._powers[key]
+
+
+def half_spheres(points: Tensor) -> list[HalfSphere]:
+    """
+    The half spheres of a batch, by system; kept for the next call with the same grid.
+
+    Args:
+        points: ``[n_points, 5]`` int32, see `LatticeGrid`.
+    """
+    kept: list[tuple[Tensor, list[HalfSphere]]] = _memory.__dict__.setdefault("kept", [])
+    for i, (before, spheres) in enumerate(kept):
+        if before.shape == points.shape and torch.equal(before, points):
+            kept.append(kept.pop(i))
+            return spheres
+    table = points.numpy()
+    spheres = []
+    if len(table):
+        first = np.flatnonzero(np.diff(table[:, 0], prepend=-1))
+        by_system = dict(
+            zip(table[first, 0].tolist(), np.split(np.arange(len(table)), first[1:]), strict=True)
+        )
+        for i in range(int(table[-1, 0]) + 1):
+            mine = by_system.get(i, np.zeros(0, np.int64))
+            spheres.append(_half_sphere(mine[table[mine, 4] == 1], table))
+    kept.append((points.clone(), spheres))
+    del kept[:-_KEPT]
+    return spheres
+
+
+def _half_sphere(mine: np.ndarray, table: np.ndarray) -> HalfSphere:
+    h, k, l = table[mine, 1:4].astype(np.int64).T
+    sign = np.where((k > 0) | ((k == 0) & (l >= 0)), 1, -1)
+    k_column, l_column = sign * k, sign * l
+    width = 2 * int(np.abs(l).max(initial=0)) + 1
+    key = k_column * width + l_column + width // 2
+    _, one, column = np.unique(key, return_index=True, return_inverse=True)
+    height = np.zeros(len(one), np.int64)
+    np.maximum.at(height, column, h)
+    order = np.argsort(-height, kind="stable")
+    column = np.argsort(order)[column]
+    planes = int(h.max(initial=-1)) + 1
+    reach = [int(n) for n in (height[None] >= np.arange(planes)[:, None]).sum(1)]
+    consecutive = len(mine) > 0 and mine[-1] - mine[0] == len(mine) - 1
+    return HalfSphere(
+        points=slice(int(mine[0]), int(mine[-1]) + 1) if consecutive else torch.from_numpy(mine),
+        miller=torch.from_numpy(table[mine, 1:4].astype(np.int64)),
+        columns=torch.from_numpy(np.stack((k_column, l_column), 1)[one][order]),
+        reach=reach,
+        column=torch.from_numpy(column),
+        sign=torch.from_numpy(sign),
+        slots=torch.from_numpy(((sign < 0) * planes + h) * len(one) + column),
+    )

@@ -1,0 +1,154 @@
+"""
+Tables of sines and cosines of the CPU path, kept between calls at the same positions.
+
+A model asks several times at the same positions: features, energy, their derivatives. Up to a few hundred
+atoms all phases of a system are stored, and a lattice sum is one matrix product. Up to a few thousand the
+columns (functions of the second and third axis, `lattice.sphere`) are stored, beyond that the functions of
+each axis, from which columns are made for one chunk of atoms at a time. Phases are reduced in float64, so
+float32 tables are exact to rounding however large the cell is.
+"""
+
+import math
+from dataclasses import dataclass
+from threading import local
+
+import torch
+from torch import Tensor
+
+from .sphere import HalfSphere
+
+# (atom, point) pairs of a system up to which its phases are stored; bytes of columns that a system, and bytes
+# that a batch may store
+_MAX_PAIRS = 1 << 19
+_SYSTEM_BYTES = 9_000_000
+_MAX_BYTES = 24 << 20
+# columns, and rows to be multiplied with them, of a chunk of atoms stay about this large
+_CHUNK_BYTES = 4 << 20
+_ROW_BYTES = 2 << 20
+_KEPT = 2
+_memory = local()
+
+
+def harmonics(turns: Tensor, n_max: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of ``2 pi j turns`` for j = 0 .. n_max: two ``[n_max + 1, n_atoms]``."""
+    index = torch.arange(n_max + 1, dtype=torch.float64)
+    phase = index[:, None] * turns
+    phase = (phase - phase.round()).to(dtype).mul_(2 * math.pi)
+    return phase.cos(), phase.sin_()
+
+
+def rotated(values: Tensor, n: Tensor) -> Tensor:
+    """Derivative of ``sin, cos`` of n phases, ``[n, 2, n_atoms]``, in the phase: ``n cos, -n sin``."""
+    n = n.to(values.dtype)[:, None]
+    return torch.stack((values[:, 1] * n, values[:, 0] * -n), 1)
+
+
+@dataclass
+class Waves:
+    """
+    Functions of the axes of one system.
+
+    Attributes:
+        sphere: Its wave vectors.
+        rows: ``[n_planes, 2, n_atoms]`` sine and cosine of ``2 pi h u``.
+        y: ``[2, n, n_atoms]`` cosine and sine of the second axis, k = 0, 1, ...
+        z: ``[2, n, n_atoms]`` of the third axis, l = -l_max .. l_max.
+        columns: ``[2 n_columns, n_atoms]`` cosine and sine of each column where they are kept, else None.
+        phases: ``[2 n, n_atoms]`` cosine and sine of every point where they are kept, else None.
+    """
+
+    sphere: HalfSphere
+    rows: Tensor
+    y: Tensor
+    z: Tensor
+    columns: Tensor | None = None
+    phases: Tensor | None = None
+
+    def chunk(self, begin: int, end: int) -> Tensor:
+        """Columns of some of the atoms, ``[2 n_columns, end - begin]``."""
+        if self.columns is not None:
+            return self.columns[:, begin:end]
+        k, l = self.sphere.columns.unbind(1)
+        y_cos, y_sin = self.y[..., begin:end].index_select(1, k)
+        z_cos, z_sin = self.z[..., begin:end].index_select(1, l + self.z.shape[1] // 2)
+        found = y_cos.new_empty((len(k), 2, end - begin))
+        torch.mul(y_cos, z_cos, out=found[:, 0]).addcmul_(y_sin, z_sin, value=-1)
+        torch.mul(y_sin, z_cos, out=found[:, 1]).addcmul_(y_cos, z_sin)
+        return found.flatten(0, 1)
+
+    def all_phases(self) -> Tensor:
+        """Of every point, ``[2 n, n_atoms]``."""
+        sphere, columns = self.sphere, self.chunk(0, self.rows.shape[2])
+        columns = columns.view(-1, 2, columns.shape[1])
+        row_sin, row_cos = self.rows.index_select(0, sphere.miller[:, 0]).unbind(1)
+        cos, sin = columns.index_select(0, sphere.column).unbind(1)
+        sin = sin * sphere.sign[:, None]
+        found = cos.new_empty((len(cos), 2, cos.shape[1]))
+        torch.mul(row_cos, cos, out=found[:, 0]).addcmul_(row_sin, sin, value=-1)
+        torch.mul(row_sin, cos, out=found[:, 1]).addcmul_(row_cos, sin)
+        return found.flatten(0, 1)
+
+
+def make_waves(frac: Tensor, sphere: HalfSphere, dtype: torch.dtype) -> Waves:
+    """Functions of the axes of the atoms at ``frac [n_atoms, 3]``; neither columns nor phases."""
+    k_max = int(sphere.columns[:, 0].max())
+    l_max = int(sphere.columns[:, 1].abs().max())
+    x, y, z = (harmonics(frac[:, i], n, dtype) for i, n in enumerate((sphere.n_planes - 1, k_max, l_max)))
+    z_cos = torch.cat((z[0][1:].flip(0), z[0]))
+    z_sin = torch.cat((-z[1][1:].flip(0), z[1]))
+    return Waves(sphere, torch.stack(x[::-1], 1), torch.stack(y), torch.stack((z_cos, z_sin)))
+
+
+def chunk_atoms(n_columns: int, n_rows: int, dtype: torch.dtype) -> int:
+    """Atoms per chunk, such that its columns and the rows multiplied with them stay in the cache."""
+    columns = _CHUNK_BYTES // max(1, 2 * n_columns * dtype.itemsize)
+    rows = _ROW_BYTES // max(1, n_rows * dtype.itemsize)
+    return max(64, min(columns, rows) // 16 * 16)
+
+
+def kept_waves(
+    frac: Tensor, spheres: list[HalfSphere], atom_ptr: list[int], dtype: torch.dtype
+) -> list[Waves | None]:
+    """
+    Tables of every system, None for one without atoms or too large to keep any.
+
+    Args:
+        frac: ``[n_atoms, 3]`` float64 on the CPU.
+        spheres: Of each system.
+        atom_ptr: First atom of each system.
+        dtype: Of the tables.
+    """
+    kept: list[tuple[Tensor, list[HalfSphere], list[int], torch.dtype, list[Waves | None]]]
+    kept = _memory.__dict__.setdefault("kept", [])
+    for i, (before, of, ptr, type_, found) in enumerate(kept):
+        same = of is spheres and ptr == atom_ptr and type_ == dtype
+        if same and before.shape == frac.shape and torch.equal(before, frac):
+            kept.append(kept.pop(i))
+            return found
+    found, left = [], _MAX_BYTES
+    for sphere, begin, end in zip(spheres, atom_ptr[:-1], atom_ptr[1:], strict=True):
+        waves, bytes_ = _tabulate(frac[begin:end], sphere, dtype, left)
+        found.append(waves)
+        left -= bytes_
+    if any(waves is not None for waves in found):
+        # by content: a copy of O(atoms), so that no reuse of memory can be mistaken for the same positions
+        kept.append((frac.clone(), spheres, atom_ptr, dtype, found))
+        del kept[:-_KEPT]
+    return found
+
+
+def _tabulate(frac: Tensor, sphere: HalfSphere, dtype: torch.dtype, left: int) -> tuple[Waves | None, int]:
+    """As much as fits into ``left`` bytes, and its size."""
+    n_atoms, n = len(frac), len(sphere.miller)
+    unit = n_atoms * dtype.itemsize
+    functions = 6 * sum(sphere.miller.abs().amax(0).tolist()) if n else 0
+    if n_atoms == 0 or functions * unit > left:
+        return None, 0
+    waves, size = make_waves(frac, sphere, dtype), functions * unit
+    if n_atoms * n <= _MAX_PAIRS and size + 2 * n * unit <= left:
+        waves.phases = waves.all_phases()
+        size += 2 * n * unit
+    elif size + 2 * len(sphere.columns) * unit <= min(left, _SYSTEM_BYTES):
+        waves.columns = waves.chunk(0, n_atoms)
+        size += 2 * len(sphere.columns) * unit
+    return waves, size

@@ -20,6 +20,7 @@ def mace_model(
     max_ell: int = 2,
     agnostic: bool = False,
     scaled: bool = True,
+    cueq_config=None,
 ):
     """A MACE or ScaleShiftMACE in float64."""
     import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
@@ -51,6 +52,7 @@ def mace_model(
             radial_MLP=[16, 16],
             radial_type="bessel",
             use_agnostic_product=agnostic,
+            cueq_config=cueq_config,
             **options,
         )
     with torch.no_grad():

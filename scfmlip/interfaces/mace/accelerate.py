@@ -38,13 +38,18 @@ def _rebuild(module: torch.nn.Module, swaps: Swaps, memo: dict[int, torch.nn.Mod
     copy = object.__new__(target or type(module))
     copy.__dict__ = {**module.__dict__, "_modules": children}
     if target is not None:
-        kept = {k: v for k, v in copy.__dict__.items() if not k.startswith("_scfmlip_")}
+        # methods that were attached to the instance would go before the new class's
+        hidden = getattr(target, "_scfmlip_hides", ())
+        kept = {k: v for k, v in copy.__dict__.items() if not k.startswith("_scfmlip_") and k not in hidden}
         # in a tuple, so that a module that is only referred to is not registered as a child
         extra = {
             k: tuple(_rebuild(m, swaps, memo) for m in v) if _holds_modules(v) else v
             for k, v in extra.items()
         }
         copy.__dict__ = {**kept, **extra}
+        reattach = getattr(type(module), "_scfmlip_reattach", None)
+        if reattach is not None:
+            reattach(copy)
     memo[id(module)] = copy
     return copy
 
@@ -92,8 +97,8 @@ def accelerate(model: Module, electrostatics: bool = True, tensor_products: bool
             dtype and device. It is not changed; the result shares its parameters and buffers, so training or
             moving one moves both.
         electrostatics: Accelerate electrostatics and field blocks.
-        tensor_products: Accelerate the MACE backbone. Blocks in cuEquivariance's or OpenEquivariance's
-            layout stay as they are.
+        tensor_products: Accelerate the MACE backbone, in e3nn's or cuEquivariance's layout. Blocks on
+            OpenEquivariance's kernels stay as they are.
 
     Returns:
         The accelerated model, an instance of the same mace-torch class; `restore` gives the original

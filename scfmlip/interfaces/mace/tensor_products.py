@@ -22,9 +22,11 @@ from e3nn.nn import FullyConnectedNet
 from mace.modules import blocks
 from mace.modules.radial import RadialMLP
 from mace.modules.symmetric_contraction import SymmetricContraction
+from mace.modules.wrapper_ops import CUET_AVAILABLE
 from torch import Tensor
 
 from scfmlip_kernels import (
+    ChannelwiseProduct,
     SymmetricPolynomial,
     channelwise_conv,
     indexed_linear,
@@ -224,20 +226,8 @@ def find_swaps(model: torch.nn.Module) -> dict[int, tuple[type, dict]]:
     """
     swaps: dict[int, tuple[type, dict]] = {}
     for module in model.modules():
-        fast = FAST_INTERACTIONS.get(type(module))
-        if fast is not None and not hasattr(module, "conv_fusion"):
-            product = (
-                channelwise_product(module.conv_tp) if type(module.conv_tp) is o3.TensorProduct else None
-            )
-            radial = module.conv_tp_weights
-            if product is not None and _has_linear_end(radial):
-                ends = {FullyConnectedNet: FastFullyConnectedNet, RadialMLP: FastRadialMLP}
-                swaps[id(module)] = (fast, {})
-                swaps[id(radial)] = (ends[type(radial)], {})
-                swaps[id(module.conv_tp)] = (
-                    FastConvolution,
-                    {"_scfmlip_product": product, "_scfmlip_radial": (radial,)},
-                )
+        if type(module) in FAST_INTERACTIONS:
+            swaps.update(_interaction_swaps(module))
         elif type(module) is SymmetricContraction:
             swaps[id(module)] = (
                 FastSymmetricContraction,
@@ -245,4 +235,37 @@ def find_swaps(model: torch.nn.Module) -> dict[int, tuple[type, dict]]:
             )
         elif _is_species_product(module):
             swaps[id(module)] = (FastSkipProduct, {})
+    if CUET_AVAILABLE:
+        from .cueq import find_cueq_swaps
+
+        swaps.update(find_cueq_swaps(model))
     return swaps
+
+
+def _interaction_swaps(module: torch.nn.Module) -> dict[int, tuple[type, dict]]:
+    """The block, its convolution and its radial network; nothing where the convolution is not known."""
+    radial, convolution = module.conv_tp_weights, _fast_convolution(module.conv_tp)
+    if convolution is None or not _has_linear_end(radial):
+        return {}
+    fast, product = convolution
+    ends = {FullyConnectedNet: FastFullyConnectedNet, RadialMLP: FastRadialMLP}
+    swaps: dict[int, tuple[type, dict]] = {
+        id(radial): (ends[type(radial)], {}),
+        id(module.conv_tp): (fast, {"_scfmlip_product": product, "_scfmlip_radial": (radial,)}),
+    }
+    # a block built with fused convolutions hands over its edges already
+    if not hasattr(module, "conv_fusion"):
+        swaps[id(module)] = (FAST_INTERACTIONS[type(module)], {})
+    return swaps
+
+
+def _fast_convolution(conv_tp: torch.nn.Module) -> tuple[type, ChannelwiseProduct] | None:
+    """Its new class and the convolution it is."""
+    if type(conv_tp) is o3.TensorProduct:
+        product = channelwise_product(conv_tp)
+        return None if product is None else (FastConvolution, product)
+    if not CUET_AVAILABLE:
+        return None
+    from .cueq import fast_convolution
+
+    return fast_convolution(conv_tp)

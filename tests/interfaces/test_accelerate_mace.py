@@ -73,10 +73,7 @@ def test_every_interaction_block(interaction):
     ids=["scalars", "degree1", "degree3", "edge_irreps"],
 )
 def test_shapes(shape):
-    try:
-        model = mace_model(**shape)
-    except (AssertionError, RuntimeError) as error:
-        pytest.skip(f"mace-torch cannot build it: {error}")
+    model = mace_model(**shape)
     fast = accelerate(model)
     assert "FastConvolution" in swapped(fast)
     compare(model, fast, mace_batch(frames(), model), 1e-12)

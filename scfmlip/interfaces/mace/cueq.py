@@ -6,7 +6,8 @@ before and after: ours keep that. Weights, their order and their normalisation a
 that the modules hold.
 """
 
-# cuequivariance_torch is optional, and its modules have no types: torch.nn.Module says Tensor | Module for every attribute
+# cuequivariance_torch is optional, and its modules have no types: torch.nn.Module says Tensor | Module for
+# every attribute
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 # pyright: reportOptionalSubscript=false, reportGeneralTypeIssues=false, reportIndexIssue=false
 # pyright: reportMissingImports=false

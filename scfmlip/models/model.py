@@ -92,6 +92,7 @@ class Model(torch.nn.Module):
                 directions of slabs are very long and therefore slow): ``positions``, ``node_attrs``,
                 ``edge_index``, ``shifts``, ``unit_shifts``, ``cell``, ``pbc``, ``batch``, ``ptr``, and where
                 the rule asks for them ``total_charge [n_systems]`` e, ``fermi_level [n_systems]`` eV;
+                ``counter_charge [n_systems, 2]`` if slabs have one;
                 ``external_field [n_systems, 3]`` V/angstrom in mace's sign, energy + field . dipole.
                 ``density_coefficients`` is the density to step from with ``scf="direct"``.
             training: Keep the graph of forces and stress for a loss.
@@ -233,6 +234,7 @@ class Model(torch.nn.Module):
             edge_index=batch["edge_index"],
             edge_vectors=vectors,
             external_field=field,
+            counter_charge=batch.get("counter_charge"),
             reference_density=reference,
             direct=reference is not None,
             **given,

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from mace.data import AtomicData
 
 # info keys users set, and what mace calls them
-_SYSTEM_KEYS = {"total_charge": "charge", "total_spin": "spin", "external_field": "external_field"}
+_SYSTEM_KEYS = {
+    "total_charge": "charge",
+    "total_spin": "spin",
+    "external_field": "external_field",
+    "fermi_level": "fermi_level",
+}
 
 
 def needs_charge_and_spin(model: torch.nn.Module) -> bool:
@@ -128,6 +133,9 @@ def make_graph(
         )
         if not pad_cell:
             graph.cell = torch.tensor(np.asarray(atoms.cell), dtype=dtype)
+        if "counter_charge" in atoms.info:
+            bounds = np.asarray(atoms.info["counter_charge"], dtype=float).reshape(1, 2)
+            graph.counter_charge = torch.tensor(bounds, dtype=dtype)
     return graph
 
 
@@ -153,7 +161,9 @@ def make_batch(
     Args:
         model: A mace-torch model, or one of `scfmlip.models`.
         frames: ase.Atoms; ``info["charge"]``, ``info["spin"]`` (multiplicity) and
-            ``info["external_field"]`` (V/angstrom, mace's sign: energy + field.dipole) are passed on.
+            ``info["external_field"]`` (V/angstrom, mace's sign: energy + field.dipole) are passed on, to
+            models of ours also ``info["fermi_level"]`` (eV) and ``info["counter_charge"]`` (see
+            `scfmlip.Coulomb`; all frames or none).
         device: Of the tensors.
         dtype: float32 or float64, that of the model.
         head: Name of the model's head; its last one if None.

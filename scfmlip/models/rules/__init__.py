@@ -72,7 +72,7 @@ def name_of(config: Any) -> str:
     return next(name for name, rule in _RULES.items() if rule.Config is type(config))
 
 
-from . import equilibrated, fixed, fixed_point, latent, local, local_split, short_range  # noqa: E402
+from . import equilibrated, fixed, fixed_point, functional, latent, local, local_split, short_range  # noqa: E402
 
 __all__ = [
     "ChargeRule",
@@ -82,6 +82,7 @@ __all__ = [
     "equilibrated",
     "fixed",
     "fixed_point",
+    "functional",
     "latent",
     "local",
     "local_split",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from scfmlip_kernels import segment_expand, segment_sum
 
-from ...electrostatics import Coulomb, Geometry
+from ...electrostatics import Coulomb, CoulombPlan, Geometry
+from ...electrostatics.boundary import Boundary
 from ...electrostatics.cutoff import check_cutoff, reference_cutoff
 from ..config import Constraint, DensityConfig
 
@@ -55,6 +57,7 @@ class System:
         edge_index, edge_vectors: Neighbours: ``[2, n_edges]`` sender and receiver, ``[n_edges, 3]``.
         total_charge, fermi_level: ``[n_systems]`` e and V, or None.
         external_field: ``[n_systems, 3]`` V/angstrom, a charge q feels q E; None without one.
+        counter_charge: ``[n_systems, 2]`` ends of the slabs' counter-charges, or None, see `Coulomb.prepare`.
         reference_density: ``[n_atoms, dim]`` Cartesian rows to start from or to take one step from, or None.
         direct: Take one step from ``reference_density`` instead of converging.
     """
@@ -72,6 +75,7 @@ class System:
     total_charge: Tensor | None
     fermi_level: Tensor | None
     external_field: Tensor | None
+    counter_charge: Tensor | None = None
     reference_density: Tensor | None = None
     direct: bool = False
 
@@ -88,14 +92,15 @@ class System:
         """``[n_systems, ...]`` -> ``[n_atoms, ...]``."""
         return segment_expand(values, self.ptr, self.index)
 
-    def prepare(self, coulomb: Coulomb, external: bool = True, **options: Any) -> Geometry:
-        """A Coulomb operator at this geometry, the external field included unless told otherwise."""
+    def prepare(self, coulomb: Coulomb, **options: Any) -> Geometry:
+        """A Coulomb operator at this geometry, external field and counter-charge included."""
         return coulomb.prepare(
             self.positions,
             self.cell,
             self.pbc,
             self.index,
-            external_field=self.external_field if external else None,
+            external_field=self.external_field,
+            counter_charge=self.counter_charge,
             **options,
         )
 
@@ -195,3 +200,33 @@ def make_coulomb(density: DensityConfig, **options: Any) -> Coulomb:
     cutoff = density.kspace_cutoff_factor * reference_cutoff(widths, coulomb.source.l_max, 1.0)
     check_cutoff(min(widths) ** 2, cutoff, coulomb.source.l_max)
     return Coulomb(**given, kspace_cutoff=cutoff)
+
+
+def check_level(system: System, plan: CoulombPlan) -> None:
+    """
+    Refuse slabs whose charge follows a Fermi level with nothing to balance it.
+
+    Raises:
+        ValueError: names them and says what to do.
+    """
+    slabs = [i for i, b in enumerate(plan.boundaries) if b == Boundary.SLAB]
+    if slabs and system.counter_charge is None:
+        raise ValueError(
+            f"system(s) {slabs[:5]} of the batch are slabs at a given Fermi level without a counter-charge: "
+            "the energy of a charged slab falls without limit. Set atoms.info['counter_charge'] = (lower, "
+            "upper), angstrom along the normal, or use constraint='charge'"
+        )
+
+
+def cached(make: Callable[..., Geometry]) -> Callable[..., Geometry]:
+    """``make`` that remembers its last answer: the steps of one solve share a geometry."""
+    last: tuple[tuple, Geometry] | None = None
+
+    def call(*arguments: Tensor | None) -> Geometry:
+        nonlocal last
+        key = (*arguments, torch.is_grad_enabled())
+        if last is None or any(a is not b for a, b in zip(key, last[0], strict=True)):
+            last = (key, make(*arguments))
+        return last[1]
+
+    return call

@@ -23,7 +23,7 @@ from ...units import COULOMB_CONSTANT
 from ..config import per_element
 from ..readouts import MultipoleReadout, ScalarReadout
 from . import register
-from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
+from .base import ChargeRule, RuleContext, RuleOutput, System, check_level, make_coulomb
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +156,8 @@ class Equilibrated(ChargeRule):
         """The state at the minimum, its energy and chemical potential."""
         assert isinstance(self.width_index, Tensor)
         config, geometry = self.config, system.prepare(self.coulomb)
+        if self.context.constraint == "fermi_level":
+            check_level(system, geometry.plan)
         chi = self.electronegativity(system.features, system.node_attrs)[:, 0]
         hardness = self.hardness(system)
         species = system.node_attrs.argmax(1)

@@ -3,9 +3,10 @@ Fixed point: multipoles that respond to the potential they make, p = p0 + R v[p]
 
 v holds the potential's projections on Gaussians at each atom, the external field and the Fermi level
 included. The response is one of
-* "affine": ``R_i`` from the atom's features, scalars and vectors, as the reference's default update: linear
-  in v, so that one Krylov solve takes the place of its fifty mixing steps;
-* "mlp": the same with a perceptron on the invariants of features and potential;
+* "affine": ``R_i`` from the atom's features, scalars and vectors, linear in v as the reference's default
+  update, so that one Krylov solve takes the place of its fifty mixing steps. A charge always falls as the
+  potential rises, which the reference leaves to training;
+* "mlp": the same plus a perceptron on the invariants of features and potential;
 * "passive": ``R_i = -S_i`` with S_i positive definite and v conjugate to p, so that a solution always exists
   and is the minimum of ``1/2 p.K p + 1/2 (p - p0).S^-1 (p - p0)``.
 
@@ -15,7 +16,6 @@ Baldwin et al., arXiv:2603.14700.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +26,7 @@ from ...electrostatics import Geometry
 from ...scf import fixed_point
 from ..readouts import FeatureMix, MultipoleReadout, ScalarReadout
 from . import register
-from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
+from .base import ChargeRule, RuleContext, RuleOutput, System, cached, make_coulomb
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class FixedPointConfig:
         field_feature_norms: Scale of v for each l and width, l first; 1 if None.
         field_self_interaction: Whether v holds an atom's own potential; "passive" needs it.
         channels: Features that make up the response.
-        response_scale: Of the initial response.
+        response_scale: Of the initial response, e/V.
         hidden: Width of readouts.
         tolerance, max_iterations: Of the solve.
     """
@@ -56,7 +56,7 @@ class FixedPointConfig:
     field_feature_norms: tuple[float, ...] | None = None
     field_self_interaction: bool = False
     channels: int = 16
-    response_scale: float = 0.02
+    response_scale: float = 0.01
     hidden: int = 16
     tolerance: float = 1e-6
     max_iterations: int = 100
@@ -86,46 +86,48 @@ class Response(torch.nn.Module):
 
     def __init__(self, config: FixedPointConfig, l_max: int, n_elements: int) -> None:
         super().__init__()
-        self.kind, self.l_max = config.response, l_max
+        self.passive, self.l_max = config.response == "passive", l_max
         n, widths = config.channels, len(config.field_feature_widths)
-        self.field_l = config.field_feature_max_l
+        self.field_l, self.scale = config.field_feature_max_l, config.response_scale / n
 
         def weight(*shape: int) -> torch.nn.Parameter:
             return torch.nn.Parameter(torch.randn(n_elements, *shape))
 
-        if self.kind == "passive":
+        if self.passive:
             self.own = weight(2)
         else:
             self.potential, self.gradient = weight(widths, n), weight(widths, n)
             self.charge, self.vector, self.isotropic = weight(n), weight(n), weight(n)
+            self.softness = torch.nn.Parameter(torch.zeros(n_elements, widths))
         self.mlp = None
-        if self.kind == "mlp":
+        if config.response == "mlp":
             self.mlp = torch.nn.Sequential(
                 torch.nn.Linear(n, config.hidden),
                 torch.nn.SiLU(),
                 torch.nn.Linear(config.hidden, n, bias=False),
             )
-        self.scale = config.response_scale / n
 
     def matrix(self, attrs: Tensor, scalars: Tensor, vectors: Tensor) -> Tensor:
         """
-        ``[n_atoms, 1 | 4, n_field]`` response of multipoles to the potential, of the affine kinds.
+        ``[n_atoms, 1 | 4, n_field]`` linear response of multipoles to the potential.
 
         Args:
             attrs: ``[n_atoms, n_elements]`` one-hot.
             scalars: ``[n_atoms, n]`` features.
             vectors: ``[n_atoms, n, 3]`` features.
         """
-        eye = torch.eye(3, dtype=scalars.dtype, device=scalars.device)
-        if self.kind == "passive":
+        n, softplus = scalars.shape[1], torch.nn.functional.softplus
+        if self.passive:
             rows = torch.cat((scalars[..., None], vectors), 2) if self.l_max > 0 else scalars[..., None]
-            own = torch.nn.functional.softplus(attrs @ self.own)
+            own = softplus(attrs @ self.own)
             diagonal = torch.cat((own[:, :1], own[:, 1:].expand(-1, 3)), 1)[:, : rows.shape[2]]
-            return -self.scale * (rows.mT @ rows + torch.diag_embed(diagonal) * scalars.shape[1])
+            return -self.scale * (rows.mT @ rows + n * torch.diag_embed(diagonal))
         potential = torch.einsum("nz,zwk->nwk", attrs, self.potential)
         charge, vector = attrs @ self.charge, attrs @ self.vector
         s = scalars[:, None] * potential  # [n_atoms, n_widths, n]
-        blocks = [torch.einsum("nwk,nk->nw", s, charge * scalars)[:, None]]
+        # charge always falls as the potential rises: the level that a total charge needs exists
+        local = torch.einsum("nwk,nk->nw", s, charge * scalars) / n
+        blocks = [-n * softplus(local + attrs @ self.softness)[:, None]]
         if self.l_max > 0:
             blocks.append(torch.einsum("nwk,nk,nkc->ncw", s, vector, vectors))
         out = torch.cat(blocks, 1)
@@ -136,27 +138,23 @@ class Response(torch.nn.Module):
                 tensor = torch.einsum("nwk,nk,nkc,nkm->ncwm", gradient, vector, vectors, vectors)
                 # atoms without vectors among their features polarise along the field
                 even = torch.einsum("nwk,nk->nw", gradient, attrs @ self.isotropic * scalars)
+                eye = torch.eye(3, dtype=scalars.dtype, device=scalars.device)
                 blocks.append(tensor + even[:, None, :, None] * eye[:, None])
             out = torch.cat((out, torch.cat(blocks, 1).flatten(2)), 2)
         return self.scale * out
 
     def forward(self, field: Tensor, attrs: Tensor, scalars: Tensor, vectors: Tensor) -> Tensor:
-        """``[n_atoms, 1 | 4]`` response to ``field [n_atoms, n_field]``, of the nonlinear kind."""
+        """``[n_atoms, 1 | 4]`` nonlinear part of the response to ``field [n_atoms, n_field]``."""
         assert self.mlp is not None
         widths = self.potential.shape[1]
-        potential = torch.einsum("nz,zwk,nw->nk", attrs, self.potential, field[:, :widths])
-        s, along = scalars * potential, None
+        s = scalars * torch.einsum("nz,zwk,nw->nk", attrs, self.potential, field[:, :widths])
         if self.field_l > 0:
             gradient = field[:, widths:].unflatten(1, (widths, 3))
-            along = torch.einsum("nz,zwk,nwm->nkm", attrs, self.gradient, gradient)
-            s = s + (vectors * along).sum(2)
-        s = s + self.mlp(s)
+            s = s + torch.einsum("nkm,nz,zwk,nwm->nk", vectors, attrs, self.gradient, gradient)
+        s = self.mlp(s)
         out = ((attrs @ self.charge) * scalars * s).sum(1, keepdim=True)
         if self.l_max > 0:
-            dipoles = ((attrs @ self.vector) * s)[..., None] * vectors
-            if along is not None:
-                dipoles = dipoles + ((attrs @ self.isotropic) * scalars)[..., None] * along
-            out = torch.cat((out, dipoles.sum(1)), 1)
+            out = torch.cat((out, (((attrs @ self.vector) * s)[..., None] * vectors).sum(1)), 1)
         return self.scale * out
 
 
@@ -214,14 +212,16 @@ class FixedPoint(ChargeRule):
         plan = self.coulomb.plan(
             system.cell, system.pbc, system.index, len(system.positions), system.positions.device
         )
-        tensors: dict[str, Tensor] = {"positions": system.positions, "cell": system.cell, "start": start}
+        tensors: dict[str, Tensor] = {
+            "positions": system.positions,
+            "cell": system.cell,
+            "start": start,
+            "matrix": self.response.matrix(attrs, scalars, vectors),
+        }
+        names = [name for name, _ in self.response.named_parameters()]
         if config.response == "mlp":
-            names = [name for name, _ in self.response.named_parameters()]
             tensors.update(scalars=scalars, vectors=vectors)
             tensors.update({f"response.{name}": p for name, p in self.response.named_parameters()})
-        else:
-            names = []
-            tensors["matrix"] = self.response.matrix(attrs, scalars, vectors)
         if system.external_field is not None:
             tensors["external_field"] = system.external_field
         if constraint == "fermi_level":
@@ -229,9 +229,9 @@ class FixedPoint(ChargeRule):
             tensors["fermi_level"] = system.fermi_level
         keys, norms = list(tensors), self.norms
         assert isinstance(norms, Tensor)
-        prepare = _cached(
+        prepare = cached(
             lambda positions, cell, field: self.coulomb.prepare(
-                positions, cell, plan=plan, external_field=field
+                positions, cell, plan=plan, external_field=field, counter_charge=system.counter_charge
             )
         )
 
@@ -244,12 +244,11 @@ class FixedPoint(ChargeRule):
 
         def step(state: Tensor, level: Tensor | None, given: dict[str, Tensor]) -> Tensor:
             field = values(state, level, given)
+            change = (given["matrix"] @ field[..., None])[..., 0]
             if config.response == "mlp":
                 weights = {name: given[f"response.{name}"] for name in names}
                 arguments = (field, attrs, given["scalars"], given["vectors"])
-                change = torch.func.functional_call(self.response, weights, arguments)
-            else:
-                change = (given["matrix"] @ field[..., None])[..., 0]
+                change = change + torch.func.functional_call(self.response, weights, arguments)
             return given["start"] + change
 
         def update(state: Tensor, *parameters: Tensor) -> Tensor:
@@ -310,17 +309,3 @@ class FixedPoint(ChargeRule):
                 gradients = field[:, len(self.widths) :].unflatten(1, (len(self.widths), 3))
                 terms.append((dipoles[:, None] * gradients).sum(2))
         return (self.readout(system.features, system.node_attrs) * torch.cat(terms, 1)).sum(1)
-
-
-def _cached(make: Callable[..., Geometry]) -> Callable[..., Geometry]:
-    """``make`` that remembers its last answer: the steps of one solve share a geometry."""
-    last: tuple[tuple, Geometry] | None = None
-
-    def call(*arguments: Tensor | None) -> Geometry:
-        nonlocal last
-        key = (*arguments, torch.is_grad_enabled())
-        if last is None or any(a is not b for a, b in zip(key, last[0], strict=True)):
-            last = (key, make(*arguments))
-        return last[1]
-
-    return call

@@ -50,8 +50,8 @@ class Latent(ChargeRule):
         )
 
     def forward(self, system: System) -> RuleOutput:
-        """Latent multipoles and their energy; the first channel is reported as the density."""
+        """Latent multipoles and their energy; the sum of the channels is reported as the density."""
         rows = self.readout(system.features, system.node_attrs)
         geometry = system.prepare(self.coulomb)
         energy = geometry.energy(rows).sum(1)
-        return RuleOutput(energy, None, rows[:, 0], geometry, extra={"latent_charges": rows[..., 0]})
+        return RuleOutput(energy, None, rows.sum(1), geometry, extra={"latent_charges": rows[..., 0]})

@@ -1,0 +1,189 @@
+"""
+Energy functional: the density minimises E[p] = sum_i e_i(p_i; h_i) + 1/2 p.K p + external fields.
+
+A coarse-grained density functional (Thomas et al., arXiv:2406.10915; Baldwin et al., arXiv:2603.14700): the
+energy is variational, so that forces need no response of the density. The atoms' own part is
+* "quadratic": ``b.p + 1/2 p.A p``, A positive definite and full (charge and dipole couple);
+* "convex": plus ``sum_k c_k log cosh(q - t_k)`` and ``g (sqrt(1 + |d|^2) - 1)``, c and g positive: stiffness
+  that depends on the charge, with a unique minimum all the same;
+* "general": plus a perceptron of the invariants of density and features, which may have several minima; the
+  one downhill from the start is taken.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...scf import minimize_functional
+from ..readouts import FeatureMix, MultipoleReadout, ScalarReadout
+from . import register
+from .base import ChargeRule, RuleContext, RuleOutput, System, cached, check_level, make_coulomb
+from .equilibrated import inverse_softplus
+
+
+@dataclass(frozen=True)
+class FunctionalConfig:
+    """
+    Options.
+
+    Attributes:
+        form: "quadratic", "convex" or "general", see the module.
+        hardness: Initial hardness of charges, V/e; kept positive.
+        dipole_hardness: Initial inverse polarizability, V/(e angstrom^2); kept positive.
+        channels: Features that couple charge and dipole.
+        kinks: Charges t_k at which the stiffness may change, e.
+        hidden: Width of readouts and of the perceptron.
+        tolerance, max_iterations: Of the minimisation.
+    """
+
+    form: Literal["quadratic", "convex", "general"] = "convex"
+    hardness: float = 10.0
+    dipole_hardness: float = 10.0
+    channels: int = 8
+    kinks: tuple[float, ...] = (-1.0, 0.0, 1.0)
+    hidden: int = 16
+    tolerance: float = 1e-6
+    max_iterations: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("hardness", "dipole_hardness"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"rule.{name} must be positive, got {getattr(self, name)!r}")
+
+
+@register("functional")
+class Functional(ChargeRule):
+    """Multipoles at the minimum of a learned functional."""
+
+    Config = FunctionalConfig
+    constraints = ("charge", "fermi_level")
+    variational = True
+
+    def __init__(self, config: FunctionalConfig, context: RuleContext) -> None:
+        super().__init__(config, context)
+        n_elements, irreps = len(context.elements), context.feature_irreps
+        self.l_max = context.density.l_max
+        self.coulomb = make_coulomb(context.density, self_interaction=True)
+        self.linear = MultipoleReadout(irreps, n_elements, l_max=self.l_max, hidden=config.hidden, scale=1.0)
+        self.mix = FeatureMix(irreps, config.channels)
+        start = [inverse_softplus(config.hardness), inverse_softplus(config.dipole_hardness)]
+        self.raw_hardness = torch.nn.Parameter(torch.tensor(start[: self.l_max + 1]).repeat(n_elements, 1))
+        self.strengths = self.mlp = None
+        if config.form != "quadratic":
+            self.strengths = ScalarReadout(irreps, n_elements, len(config.kinks) + self.l_max, config.hidden)
+            self.register_buffer("kinks", torch.tensor(config.kinks))
+        if config.form == "general":
+            n_in = 1 + config.channels + self.l_max * (1 + config.channels)
+            self.mlp = torch.nn.Sequential(
+                torch.nn.Linear(n_in, config.hidden),
+                torch.nn.SiLU(),
+                torch.nn.Linear(config.hidden, 1, bias=False),
+            )
+
+    def _matrix(self, attrs: Tensor, scalars: Tensor, vectors: Tensor) -> Tensor:
+        """``[n_atoms, 1 | 4, 1 | 4]`` positive definite."""
+        own = torch.nn.functional.softplus(attrs @ self.raw_hardness)
+        rows = scalars[..., None]
+        if self.l_max > 0:
+            rows = torch.cat((rows, vectors), 2)
+            own = torch.cat((own[:, :1], own[:, 1:].expand(-1, 3)), 1)
+        return rows.mT @ rows + torch.diag_embed(own)
+
+    def _local(self, p: Tensor, given: dict[str, Tensor]) -> Tensor:
+        """``[n_atoms]`` eV of the atoms' own part."""
+        energy = (given["linear"] * p).sum(1) + 0.5 * (p * (given["matrix"] @ p[..., None])[..., 0]).sum(1)
+        q, square = p[:, :1], (p[:, 1:] ** 2).sum(1, keepdim=True)
+        if "strengths" in given:
+            assert isinstance(self.kinks, Tensor)
+            x = q - self.kinks.to(p.dtype)
+            # log cosh without overflow
+            terms = [torch.nn.functional.softplus(2 * x) - x - math.log(2)]
+            if self.l_max > 0:
+                terms.append((1 + square).sqrt() - 1)
+            energy = energy + (given["strengths"] * torch.cat(terms, 1)).sum(1)
+        if self.mlp is not None:
+            inputs = [q, given["scalars"]]
+            if self.l_max > 0:
+                inputs += [square, (given["vectors"] @ p[:, 1:, None])[..., 0]]
+            weights = {name: given[f"mlp.{name}"] for name, _ in self.mlp.named_parameters()}
+            energy = energy + torch.func.functional_call(self.mlp, weights, (torch.cat(inputs, 1),))[:, 0]
+        return energy
+
+    def forward(self, system: System) -> RuleOutput:
+        """The density at the minimum, its energy and level."""
+        config, attrs = self.config, system.node_attrs
+        plan = self.coulomb.plan(
+            system.cell, system.pbc, system.index, len(system.positions), system.positions.device
+        )
+        scalars, vectors = self.mix(system.features)
+        tensors = {
+            "positions": system.positions,
+            "cell": system.cell,
+            "linear": self.linear(system.features, attrs)[:, 0],
+            "matrix": self._matrix(attrs, scalars, vectors),
+        }
+        if self.strengths is not None:
+            raw = self.strengths(system.features, attrs)
+            tensors["strengths"] = torch.nn.functional.softplus(raw)
+        if self.mlp is not None:
+            tensors.update(scalars=scalars, vectors=vectors)
+            tensors.update({f"mlp.{name}": p for name, p in self.mlp.named_parameters()})
+        if system.external_field is not None:
+            tensors["external_field"] = system.external_field
+        at_level = self.context.constraint == "fermi_level"
+        if at_level:
+            check_level(system, plan)
+            assert system.fermi_level is not None
+            tensors["fermi_level"] = system.fermi_level
+        keys = list(tensors)
+        prepare = cached(
+            lambda positions, cell, field: self.coulomb.prepare(
+                positions, cell, plan=plan, external_field=field, counter_charge=system.counter_charge
+            )
+        )
+
+        def functional(p: Tensor, *parameters: Tensor) -> Tensor:
+            given = dict(zip(keys, parameters, strict=True))
+            geometry = prepare(given["positions"], given["cell"], given.get("external_field"))
+            energy = system.sum(self._local(p, given)) + geometry.energy(p)
+            if at_level:  # electrons come and go at this level, and their charge is negative
+                energy = energy + given["fermi_level"] * system.sum(p[:, 0])
+            return energy
+
+        start = system.reference_density
+        if start is None:
+            start = torch.zeros_like(tensors["linear"])
+        solution = minimize_functional(
+            functional,
+            start,
+            tuple(tensors.values()),
+            batch_idx=system.index,
+            n_systems=system.n_systems,
+            total_charge=None if at_level else system.total_charge,
+            tolerance=config.tolerance,
+            max_iterations=config.max_iterations,
+        )
+        geometry = system.prepare(self.coulomb, plan=plan)
+        electrostatic = geometry.energy(solution.state)
+        level = system.fermi_level
+        if solution.chemical_potential is not None:
+            level = -solution.chemical_potential
+        assert level is not None
+        return RuleOutput(
+            electrostatic,
+            solution.energy - electrostatic,
+            solution.state,
+            geometry,
+            total=solution.energy,
+            extra={
+                "fermi_level": level,
+                "scf_iterations": solution.iterations,
+                "scf_residual": solution.residual,
+                "scf_status": solution.status,
+            },
+        )

@@ -1,0 +1,260 @@
+"""Every charge rule: exact derivatives, symmetries, constraints, batches, training."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from .cases import ALL, CHARGES_ONLY, RULES, SYSTEMS, batch, crystal, make_model, slab, water
+
+STEP = 1e-3
+NEED_COUNTER_CHARGE = ("qeq_level", "convex_level")
+
+
+def energy(model, given):
+    return model(given, compute_force=False)["energy"]
+
+
+def moved(given, strain=None, shift=None):
+    """The batch after a strain of everything, or a shift of the atoms."""
+    out = dict(given)
+    positions = given["positions"].detach()
+    if shift is not None:
+        out["positions"] = positions + shift
+    if strain is not None:
+        deformation = torch.eye(3, dtype=positions.dtype) + strain
+        out["positions"] = positions @ deformation
+        out["cell"], out["shifts"] = given["cell"] @ deformation, given["shifts"] @ deformation
+    return out
+
+
+def slope(function, step=STEP):
+    """Fourth-order central difference at zero."""
+    return (8 * (function(step) - function(-step)) - (function(2 * step) - function(-2 * step))) / (12 * step)
+
+
+@pytest.mark.parametrize("where", SYSTEMS)
+@pytest.mark.parametrize("case", ALL)
+def test_forces_and_stress_are_derivatives(case, where):
+    if case in NEED_COUNTER_CHARGE and where == "slab":
+        pytest.skip("refused: see test_bad_input")
+    model = make_model(case)
+    given = batch(model, [SYSTEMS[where]()])
+    out = model(given, compute_stress=True)
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(given["positions"].shape, generator=generator, dtype=torch.float64)
+    along = slope(lambda s: energy(model, moved(given, shift=s * direction)).sum())
+    torch.testing.assert_close(-(out["forces"] * direction).sum(), along, rtol=1e-7, atol=1e-8)
+    if where != "open":
+        strain = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+        strain = strain + strain.T
+        along = slope(lambda s: energy(model, moved(given, strain=s * strain)).sum())
+        volume = torch.linalg.det(given["cell"].view(3, 3))
+        torch.testing.assert_close((out["stress"][0] * strain).sum() * volume, along, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_batches_equal_single_systems(case):
+    model = make_model(case)
+    constraint = model.config.constraint
+    charge = 1.0 if constraint == "charge" else 0.0
+    middle = water() if case in NEED_COUNTER_CHARGE else slab()
+    frames = [water(charge), middle, crystal(charge)]
+    together = model(batch(model, frames), compute_stress=True)
+    ends = np.cumsum([0, *map(len, frames)])
+    for i, frame in enumerate(frames):
+        alone = model(batch(model, [frame]), compute_stress=True)
+        rows = slice(ends[i], ends[i + 1])
+        for name in ("forces", "charges"):
+            if name in alone:
+                torch.testing.assert_close(together[name][rows], alone[name], rtol=1e-8, atol=1e-9)
+        for name in ("energy", "stress", "dipole", "fermi_level"):
+            if name in alone:
+                torch.testing.assert_close(together[name][i], alone[name][0], rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_rotations_and_permutations(case):
+    model = make_model(case)
+    frame = water() if case in NEED_COUNTER_CHARGE else slab()
+    out = model(batch(model, [frame]), compute_stress=True)
+    matrix = Rotation.random(random_state=4).as_matrix()
+    order = np.random.default_rng(5).permutation(len(frame))
+    turned = frame[order]
+    turned.set_cell(frame.cell.array @ matrix.T)
+    turned.positions = frame.positions[order] @ matrix.T
+    turned.info.update(frame.info)
+    other = model(batch(model, [turned]), compute_stress=True)
+    r = torch.tensor(matrix)
+    near = {"rtol": 1e-7, "atol": 1e-8}
+    torch.testing.assert_close(other["energy"], out["energy"], **near)
+    torch.testing.assert_close(other["forces"], out["forces"][order] @ r.T, **near)
+    torch.testing.assert_close(other["stress"], r @ out["stress"] @ r.T, **near)
+    if "charges" in out:
+        torch.testing.assert_close(other["charges"], out["charges"][order], **near)
+        torch.testing.assert_close(other["dipole"], out["dipole"] @ r.T, **near)
+        rows, turned_rows = (o["density_coefficients"] for o in (out, other))
+        if rows.shape[1] == 4:
+            cartesian = [3, 1, 2]
+            torch.testing.assert_close(turned_rows[:, cartesian], rows[order][:, cartesian] @ r.T, **near)
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_far_fragments_forget_each_other(case):
+    """Two neutral molecules: what is left of their interaction falls at least as that of dipoles, 1 / r^3."""
+    model = make_model(case)
+    single = model(batch(model, [water()]))
+    if "charges" in single and float(single["total_charge"].abs().max()) > 1e-6:
+        pytest.skip("this rule charges the molecule")
+
+    def interaction(distance):
+        frame = water() + water()
+        frame.positions[:3, 0] -= distance / 2
+        frame.positions[3:, 0] += distance / 2
+        frame.info["charge"] = 0.0
+        return energy(model, batch(model, [frame])).item() - 2 * single["energy"].item()
+
+    near, far = interaction(20.0), interaction(60.0)
+    assert abs(far) <= abs(near) / 25 + 1e-9
+    assert abs(far) < 1e-4
+
+
+@pytest.mark.parametrize("charge", [0.0, 1.0, -2.0])
+@pytest.mark.parametrize("case", [c for c in ALL if {**RULES, **CHARGES_ONLY}[c][1] == "charge"])
+def test_charge_is_conserved(case, charge):
+    model = make_model(case)
+    out = model(batch(model, [water(charge), crystal(charge)]))
+    torch.testing.assert_close(out["total_charge"], torch.full((2,), charge, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("case", ["qeq_level", "affine_level", "convex_level"])
+def test_the_level_of_a_charge_gives_that_charge(case):
+    """At the Fermi level found at constant charge, the charge comes out again."""
+    at_charge = make_model(case, constraint="charge")
+    at_level = make_model(case)
+    frame = water(0.4)
+    found = at_charge(batch(at_charge, [frame]))
+    again = at_level(batch(at_level, [frame], float(found["fermi_level"])))
+    torch.testing.assert_close(again["total_charge"], found["total_charge"], rtol=1e-7, atol=1e-8)
+    torch.testing.assert_close(again["charges"], found["charges"], rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("case", ["qeq", "passive", "convex", "quadratic"])
+def test_the_level_is_the_energy_of_charge(case):
+    """Rules whose energy is minimal: dE/dQ = minus the electrons' level."""
+    model = make_model(case)
+    level = model(batch(model, [slab(0.2)]))["fermi_level"]
+    along = slope(lambda s: energy(model, batch(model, [slab(0.2 + s)])))
+    torch.testing.assert_close(-level, along, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_fields_act_on_dipoles(case):
+    """dE/dF = dipole in mace's sign where the state is local or minimal."""
+    if case == "short_range":
+        pytest.skip("no charges")
+    model = make_model(case)
+    given = batch(model, [water()])
+    zero = model(given)
+
+    def at(strength):
+        field = torch.zeros(1, 3, dtype=torch.float64)
+        field[0, 1] = strength
+        return model({**given, "external_field": field}, compute_force=False)
+
+    minimal = (
+        "qeq",
+        "qeq_widths",
+        "qeq_level",
+        "passive",
+        "quadratic",
+        "convex",
+        "general",
+    )  # Hellmann and Feynman
+    if case not in minimal and not case.startswith(("fixed", "local", "split", "latent")):
+        pytest.skip("the energy is not stationary in the state")
+    along = slope(lambda s: at(s)["energy"])
+    torch.testing.assert_close(along, zero["dipole"][:, 1], rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("case", ["local", "split", "qeq", "affine", "passive", "qeq_level", "convex"])
+def test_response_by_differences(case):
+    model = make_model(case)
+    given = batch(model, [water(), crystal()])
+    out = model(given, compute_response=True)
+
+    def at(strength):
+        field = torch.zeros(2, 3, dtype=torch.float64)
+        field[0, 1] = -strength  # mace's sign
+        return model({**given, "external_field": field}, compute_force=False)["dipole"][0]
+
+    near = {"rtol": 1e-6, "atol": 1e-8}
+    torch.testing.assert_close(out["polarizability"][0, 1], slope(at), **near)
+    assert float(out["polarizability"][1].abs().max()) < 1e-20, "no field along periodic directions"
+    shift = torch.zeros_like(given["positions"])
+    shift[1, 2] = 1.0
+    along = slope(lambda s: model(moved(given, shift=s * shift), compute_force=False)["dipole"][0])
+    torch.testing.assert_close(out["born_charges"][1, 2], along, **near)
+
+
+@pytest.mark.parametrize("case", ["local", "qeq", "affine"])
+def test_born_charges_do_not_depend_on_the_cut(case):
+    """Atoms moved by a lattice vector have the same Born charges; those of all atoms add up to the charge."""
+    model = make_model(case)
+    frame = crystal()
+    first = model(batch(model, [frame]), compute_response=True)["born_charges"]
+    frame.positions[0] += frame.cell.array.T @ [1, -2, 1]
+    second = model(batch(model, [frame]), compute_response=True)["born_charges"]
+    torch.testing.assert_close(second, first, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_force_losses_train_every_parameter(case):
+    """Gradients of a loss of energies, forces, stress and dipoles against differences."""
+    model = make_model(case)
+    given = batch(model, [crystal() if case in NEED_COUNTER_CHARGE else slab()])
+
+    def loss():
+        out = model(given, training=True, compute_stress=True)
+        value = out["energy"].sum() + (out["forces"] ** 2).sum() + 100 * (out["stress"] ** 2).sum()
+        if "dipole" in out:
+            value = value + (out["dipole"] ** 2).sum() + (out["charges"] ** 2).sum()
+        return value
+
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    grads = torch.autograd.grad(loss(), parameters, materialize_grads=True)
+    generator = torch.Generator().manual_seed(1)
+    directions = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+    saved = [p.detach().clone() for p in parameters]
+
+    def at(step):
+        with torch.no_grad():
+            for p, start, d in zip(parameters, saved, directions, strict=True):
+                p.copy_(start + step * d)
+        return loss().item()
+
+    along = slope(at, 1e-4)
+    at(0.0)
+    total = sum((g * d).sum().item() for g, d in zip(grads, directions, strict=True))
+    assert total == pytest.approx(along, rel=3e-6, abs=1e-7)
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_float32(case):
+    """Energies and forces of one float32 model against the same weights in float64."""
+    narrow = make_model(case, "float32")
+    wide = make_model(case)
+    wide.load_state_dict(narrow.state_dict())
+    frames = [water(), water() if case in NEED_COUNTER_CHARGE else slab(), crystal()]
+    a, b = narrow(batch(narrow, frames)), wide(batch(wide, frames))
+    scale = float(b["interaction_energy"].abs().max())
+    torch.testing.assert_close(a["energy"].double(), b["energy"], rtol=1e-5, atol=1e-5 * scale)
+    force = float(b["forces"].abs().max())
+    torch.testing.assert_close(a["forces"].double(), b["forces"], rtol=0, atol=1e-4 * max(force, 1.0))
+
+
+def test_every_rule_is_tested():
+    from scfmlip.models import rule_names
+    from scfmlip.models.rules import name_of
+
+    assert {name_of(make_model(case).config.rule) for case in RULES} == set(rule_names())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -234,7 +235,7 @@ class GraphDataset(Dataset[AtomicData]):
             if self.keys.cache:
                 self._graphs[number] = graph
         if not counts:
-            graph = graph.clone()
+            graph = copy.copy(graph)  # its tensors are shared
             graph.weight = torch.zeros_like(graph.weight)
             graph["counts"] = torch.zeros_like(graph.weight)
         return graph
@@ -273,7 +274,7 @@ class GraphDataset(Dataset[AtomicData]):
 
         n_atoms = len(frame)
         potential = tensor(frame.arrays.get("potential", np.zeros(n_atoms)))
-        ours = {"counts": tensor(1.0), "frame_index": torch.tensor(number), "potential": potential}
+        ours = {"counts": tensor(1.0), "frame_number": torch.tensor(number), "potential": potential}
         rows = frame.arrays.get("density_coefficients")
         if rows is None:
             # charges alone are a reference density without dipoles

@@ -180,6 +180,7 @@ class Trainer:
         stage = self.config.stages[progress.stage]
         self.batches.epoch = progress.epoch
         self.model.train()
+        core = getattr(self.objective, "module", self.objective)
         total = torch.zeros(3, dtype=torch.float64)  # loss, norm of the gradient, batches left out
         bar = tqdm(
             self.train_loader,
@@ -195,16 +196,14 @@ class Trainer:
                 torch.tensor([float(counted.sum()), float(sizes.sum())], dtype=torch.float64)
             ).tolist()
             self.optimizer.zero_grad(set_to_none=True)
-            value = self.objective(
-                batch,
-                stage.loss,
-                stage.scf,
-                # the average over processes makes it a sum
-                n_systems / self.workers.world,
-                n_atoms / self.workers.world,
-            )
+            # the average over processes makes it a sum
+            shares = n_systems / self.workers.world, n_atoms / self.workers.world
+            try:
+                value = self.objective(batch, stage.loss, stage.scf, *shares)
+            except ValueError as error:
+                # the frames were checked before: the weights have run away
+                raise TrainingError(self._diverged(str(error), number, batch)) from error
             value.backward()
-            core = getattr(self.objective, "module", self.objective)
             if core.unconverged is not None:
                 log.debug("%s: %s", self._where(batch), core.unconverged)
             mean, left_out = (
@@ -218,7 +217,8 @@ class Trainer:
             limit = math.inf if self.config.clip is None else self.config.clip
             norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
             if not (math.isfinite(mean) and math.isfinite(norm)):
-                raise TrainingError(self._diverged(mean, norm, number, batch))
+                what = f"the loss is {mean}, the norm of its gradient {norm}"
+                raise TrainingError(self._diverged(what, number, batch))
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.update()
@@ -227,10 +227,9 @@ class Trainer:
             bar.set_postfix(loss=f"{mean:.3g}", refresh=False)
         batches = len(self.batches)
         if float(total[2]) >= batches:
-            core = getattr(self.objective, "module", self.objective)
             raise TrainingError(
-                f"epoch {progress.epoch}: no batch converged: {core.unconverged}. {self._kept()} Start with a "
-                "stage of scf: direct, lower lr, or start from a model that converges"
+                f"epoch {progress.epoch}: no batch converged: {core.unconverged}. {self._kept()} Start "
+                "with a stage of scf: direct, lower lr, or start from a model that converges"
             )
         return {
             "train_loss": float(total[0]) / len(self.sets["train"]),
@@ -317,7 +316,7 @@ class Trainer:
 
     def _where(self, batch: dict[str, Tensor], name: str = "train") -> str:
         names = self.sets[name].frames.names
-        numbers = batch["frame_index"].tolist()
+        numbers = batch["frame_number"].tolist()
         shown = [names[i] for i in numbers[:4]]
         return ", ".join(shown) + (f" and {len(numbers) - 4} more" if len(numbers) > 4 else "")
 
@@ -327,10 +326,9 @@ class Trainer:
         best = self.folder / "best.safetensors"
         return f"{self.checkpoint} keeps {self.saved} epochs, {best} the best model."
 
-    def _diverged(self, value: float, norm: float, number: int, batch: dict[str, Tensor]) -> str:
-        what = f"the loss is {value}" if not math.isfinite(value) else f"the norm of the gradient is {norm}"
+    def _diverged(self, what: str, number: int, batch: dict[str, Tensor]) -> str:
         return (
-            f"{what} in batch {number} of epoch {self.progress.epoch} ({self._where(batch)}). {self._kept()} "
+            f"batch {number} of epoch {self.progress.epoch} ({self._where(batch)}): {what}. {self._kept()} "
             "Lower lr, set clip, use dtype: float64, or look at those frames"
         )
 

@@ -146,9 +146,7 @@ def loss(
 def labelled_pairs(
     out: Mapping[str, Tensor | None], batch: Mapping[str, Tensor]
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """
-    Predictions and references of a batch, flat, by label; only components that have one.
-    """
+    """Predictions and references of a batch, flat, by label; only components that have one."""
     found = {}
     for name in LABELS:
         term = TERMS[name]

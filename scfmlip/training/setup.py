@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
+from mace.tools import set_seeds
+from safetensors.torch import load_file
 
 from .. import models
 from .checkpoints import load_checkpoint, write_text
@@ -145,7 +147,8 @@ def train(
         config = config_from_dict(config)
     folder = Path(config.output)
     with processes(config.device) as workers:
-        torch.manual_seed(config.seed)
+        set_seeds(config.seed)
+        random.seed(config.seed)
         if fresh and workers.first:
             for name in ("checkpoint.pt", "best.safetensors", "log.csv", "errors.json"):
                 (folder / name).unlink(missing_ok=True)
@@ -166,7 +169,7 @@ def train(
         workers.wait()
         best = folder / "best.safetensors"
         if best.is_file():
-            model.load_state_dict(models.load(best).state_dict())
+            model.load_state_dict(load_file(best))
             trainer.ema = None
         last = config.stages[-1]
         summary: dict[str, Any] = {

@@ -1,0 +1,232 @@
+"""Frames, labels and what a model learns about them before it is trained."""
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+
+from scfmlip.training import config_from_dict, prepare
+from scfmlip.training.data import EpochBatches, make_loader
+from scfmlip.training.frames import labelled, read_frames
+from scfmlip.training.processes import Processes
+
+from .problems import ENERGIES, configuration, options, water_frames
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def prepared(folder, frames=None, **changes):
+    return prepare(config_from_dict(options(folder, frames=frames, **changes)), ALONE)
+
+
+def first_batch(graphs):
+    return next(iter(make_loader(graphs, EpochBatches(len(graphs), len(graphs), None))))
+
+
+def data(folder, **changes):
+    return {"train": str(folder / "frames.xyz"), "valid_fraction": 0.0} | changes
+
+
+def test_labels_reach_the_batch(tmp_path):
+    frames = water_frames(4)
+    del frames[1].arrays["REF_forces"], frames[1].info["REF_dipole"]
+    frames[2].info["config_forces_weight"] = 3.0
+    frames[2].info["config_weight"] = 0.5
+    _, graphs, _ = prepared(tmp_path, frames, data=data(tmp_path))
+    batch = first_batch(graphs["train"])
+    assert batch["forces_weight"].tolist() == [1, 0, 3, 1]
+    assert batch["weight"].tolist() == [1, 1, 0.5, 1]
+    assert batch["charges_weight"].tolist() == [1, 1, 1, 1]
+    assert batch["stress_weight"].tolist() == [0, 0, 0, 0]
+    assert batch["fermi_level_weight"].tolist() == [0, 0, 0, 0]
+    assert batch["dipole_weight"].tolist() == [[1, 1, 1], [0, 0, 0], [1, 1, 1], [1, 1, 1]]
+    np.testing.assert_allclose(batch["forces"][-6:], frames[3].arrays["REF_forces"])
+    # a frame that only keeps a process company
+    assert float(graphs["train"][0, False].weight) == float(graphs["train"][0, False].counts) == 0
+    assert float(graphs["train"][0, True].weight) == float(graphs["train"][0, True].counts) == 1
+    # charges stand in for the density
+    np.testing.assert_allclose(batch["density_coefficients"][:3, 0], frames[0].arrays["REF_charges"])
+    assert batch["density_coefficients_weight"].tolist() == [0, 0, 0, 0]
+
+
+def test_energies_survive_float32(tmp_path):
+    """A million eV of core electrons does not drown an meV."""
+    frames = water_frames(6)
+    for atoms in frames:
+        atoms.info["REF_energy"] += 1e6 * np.count_nonzero(atoms.numbers == 8)
+    energies = {"H": ENERGIES[1], "O": ENERGIES[8] + 1e6}
+    values = options(tmp_path, frames=frames, data=data(tmp_path))
+    values["model"] |= {"dtype": "float32", "atomic_energies": energies}
+    _, graphs, _ = prepare(config_from_dict(values), ALONE)
+    batch = first_batch(graphs["train"])
+    want = [a.info["REF_energy"] - sum(energies[s] for s in a.symbols) for a in frames]
+    np.testing.assert_allclose(batch["energy"], want, atol=1e-6)
+    assert batch["energy"].dtype == torch.float32
+
+
+def test_what_the_frames_decide(tmp_path):
+    frames = water_frames(6)
+    _, graphs, full = prepared(tmp_path, frames, data=data(tmp_path))
+    assert full["elements"] == (1, 8)
+    forces = np.concatenate([a.arrays["REF_forces"] for a in frames])
+    assert full["backbone"]["scale"] == pytest.approx(np.sqrt((forces**2).mean()))
+    neighbours = [
+        (np.linalg.norm(a.positions[:, None] - a.positions, axis=2) < 3.5).sum(1) - 1 for a in frames
+    ]
+    assert full["backbone"]["avg_num_neighbors"] == pytest.approx(np.concatenate(neighbours).mean())
+    # H2O only: one number per molecule is all that energies tell; the shortest solution is taken
+    rest = first_batch(graphs["train"])["energy"].numpy()
+    molecules = np.array([len(a) // 3 for a in frames])
+    assert abs(molecules @ rest) < 1e-6 * np.abs(rest).sum()
+    hydrogen, oxygen = full["atomic_energies"]
+    assert hydrogen == pytest.approx(2 * oxygen)
+
+
+def test_isolated_atoms(tmp_path):
+    frames = water_frames(4)
+    for number, energy in ENERGIES.items():
+        info = {"REF_energy": energy, "config_type": "IsolatedAtom"}
+        frames.append(Atoms([number], [[0, 0, 0]], info=info))
+    values = options(tmp_path, frames=frames, data=data(tmp_path))
+    values["model"]["atomic_energies"] = "isolated"
+    _, graphs, full = prepare(config_from_dict(values), ALONE)
+    assert full["atomic_energies"] == (ENERGIES[1], ENERGIES[8])
+    assert len(graphs["train"]) == 4
+    write(tmp_path / "frames.xyz", frames[:-1])
+    with pytest.raises(ValueError, match="there is none of O"):
+        prepare(config_from_dict(values), ALONE)
+
+
+def test_results_of_ase_are_labels(tmp_path):
+    frames = water_frames(2)
+    for atoms in frames:
+        results = {"energy": atoms.info["REF_energy"], "forces": atoms.arrays["REF_forces"]}
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        atoms.info, atoms.arrays["REF_forces"] = {}, 0 * atoms.positions
+    write(tmp_path / "frames.xyz", frames)
+    config = configuration(tmp_path, data=data(tmp_path, energy_key="energy", forces_key="forces"))
+    found = labelled(read_frames(tmp_path / "frames.xyz", config.data)[1], config.data)
+    assert found.info["energy"] == pytest.approx(frames[1].calc.results["energy"])
+    np.testing.assert_allclose(found.arrays["forces"], frames[1].calc.results["forces"], atol=1e-7)
+
+
+def test_directions_that_are_no_observables():
+    """Dipoles along periodic directions do not count; a slab has no stress; fields change sign."""
+    atoms = Atoms("H", [[0, 0, 0]], cell=[4, 5, 30], pbc=[True, True, False])
+    atoms.info |= {"REF_dipole": [1.0, 2, 3], "REF_stress": np.eye(3), "external_field": 0.2}
+    config = configuration_data(field_convention="physical")
+    found = labelled(atoms, config)
+    assert found.info["config_dipole_weight"].tolist() == [0, 0, 1]
+    assert "stress" not in found.info
+    assert found.info["external_field"].tolist() == [0, 0, -0.2]
+    assert labelled(atoms, configuration_data()).info["external_field"].tolist() == [0, 0, 0.2]
+
+
+def configuration_data(**changes):
+    return config_from_dict(
+        {"data": {"train": "a.xyz"} | changes, "model": {"rule": "local"}, "stages": [{"epochs": 1}]}
+    ).data
+
+
+def test_hdf5_is_the_same(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    from mace.data import KeySpecification, config_from_atoms, save_configurations_as_HDF5
+
+    frames = water_frames(5)
+    frames[3].info["config_energy_weight"] = 0.25
+    config = configuration(tmp_path)
+    write(tmp_path / "frames.xyz", frames)
+    keys = KeySpecification(
+        {"energy": "REF_energy", "dipole": "REF_dipole", "total_charge": "total_charge"},
+        {"forces": "REF_forces", "charges": "REF_charges"},
+    )
+    with h5py.File(tmp_path / "frames.h5", "w") as file:
+        save_configurations_as_HDF5([config_from_atoms(a, keys) for a in frames], None, file)
+    stored = read_frames(tmp_path / "frames.h5", config.data)
+    assert len(stored) == 5
+    for one, two in zip(stored, read_frames(tmp_path / "frames.xyz", config.data), strict=True):
+        first, second = labelled(one, config.data), labelled(two, config.data)
+        assert set(second.info) <= set(first.info)
+        for key in ("energy", "dipole", "total_charge"):
+            np.testing.assert_allclose(first.info[key], second.info[key], atol=1e-7)
+        for key in ("forces", "charges", "positions", "numbers"):
+            np.testing.assert_allclose(first.arrays[key], second.arrays[key], atol=1e-7)
+    assert stored[3].info["config_energy_weight"] == 0.25
+    _, graphs, _ = prepared(tmp_path, data={"train": str(tmp_path / "frames.h5"), "num_workers": 1})
+    assert {name: len(g) for name, g in graphs.items()} == {"train": 4, "valid": 1}
+
+
+def spoil(frames, how):
+    atoms = frames[2]
+    if how == "element":
+        atoms.symbols[0] = "Si"
+    elif how == "nan":
+        atoms.arrays["REF_forces"][0, 0] = np.nan
+    elif how == "shape":
+        for a in frames:
+            a.arrays["REF_charges"] = np.zeros((len(a), 2))
+    elif how == "cell":
+        atoms.pbc = True
+    elif how == "no forces":
+        for a in frames:
+            del a.arrays["REF_forces"]
+
+
+@pytest.mark.parametrize(
+    ("how", "change", "message"),
+    [
+        ("element", {}, "frame 2 of .*frames.xyz holds Si, which the model was not made for; it knows H, O"),
+        ("nan", {}, r"frame 2 of .*'REF_forces' \(data.forces_key\) is not finite"),
+        ("shape", {}, r"'REF_charges' \(data.charges_key\) has shape \[3, 2\]; it must be \[3\]"),
+        ("cell", {}, "frame 2 of .* has no volume"),
+        ("no forces", {}, "no training frame holds 'REF_forces'.*'forces'.*arrays: REF_charges"),
+        ("", {"energy_key": "E"}, r"'E' \(data.energy_key\).*info: REF_dipole, REF_energy"),
+        ("", {"dipole_key": "mu"}, "'mu'.*the configuration asks for"),
+        ("", {"train": "nowhere.xyz"}, "data.train: there is no file nowhere.xyz"),
+        ("", {"valid": ["nowhere.xyz"]}, "data.valid: there is no file nowhere.xyz"),
+        ("", {"valid_fraction": 0.9, "test_fraction": 0.09}, "too few"),
+    ],
+)
+def test_bad_data_is_named(tmp_path, how, change, message):
+    frames = water_frames(4)
+    spoil(frames, how)
+    values = options(tmp_path, frames=frames, data=data(tmp_path) | change)
+    values["model"]["elements"] = ["H", "O"]
+    values["model"]["atomic_energies"] = {"H": 0.0, "O": 0.0}
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        prepare(config_from_dict(values), ALONE)
+
+
+def test_files_that_are_none(tmp_path):
+    (tmp_path / "empty.xyz").write_text("")
+    (tmp_path / "text.xyz").write_text("hello\nworld\n")
+    for name in ("empty.xyz", "text.xyz"):
+        with pytest.raises(ValueError, match=f"data.train: .*{name}"):
+            read_frames(tmp_path / name, configuration_data())
+
+
+def test_direct_stages_need_a_state_and_a_reference(tmp_path):
+    values = options(tmp_path)
+    values["stages"][0]["scf"] = "direct"
+    with pytest.raises(ValueError, match=r"stages\[0\].scf is direct, but the rule"):
+        prepare(config_from_dict(values), ALONE)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_processes_share_every_batch(world):
+    ranks = [EpochBatches(10, 4, 7, rank, world) for rank in range(world)]
+    for sampler in ranks:
+        sampler.epoch = 3
+    batches = list(zip(*ranks, strict=True))
+    counted = [[i for part in batch for i, counts in part if counts] for batch in batches]
+    assert [len(b) for b in counted] == [4, 4, 2]
+    order = [i for batch in counted for i in batch]
+    assert sorted(order) == list(range(10))
+    assert all(part for batch in batches for part in batch)  # nobody comes with nothing
+    again = EpochBatches(10, 4, 7)
+    again.epoch = 3
+    assert sorted(i for i, _ in next(iter(again))) == sorted(counted[0])
+    again.epoch = 4
+    assert [i for b in again for i, _ in b] != order

@@ -224,6 +224,7 @@ def minimize_functional(
             krylov,
             preconditioned,
             probe,
+            1e-6 if dtype == torch.float32 else 1e-13,
         )
         found.update(result=result, evaluations=result.evaluations + 2, products=products)
         options.report("energy functional", result)

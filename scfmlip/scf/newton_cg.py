@@ -98,6 +98,7 @@ def newton_cg(
     krylov: int,
     precondition: Map,
     probe: Tensor,
+    rounding: float = 1e-13,
 ) -> tuple[RootResult, int]:
     """
     Minimise ``value`` from ``start``.
@@ -113,6 +114,7 @@ def newton_cg(
         krylov: Most conjugate gradient steps of one.
         precondition: Symmetric positive, near the Hessian's inverse.
         probe: ``[n]`` where curvature is looked for at the end: a generic direction.
+        rounding: Of energies, relative: what they may rise by in a step.
 
     Returns:
         The minima, and the number of products with the Hessian.
@@ -150,8 +152,8 @@ def newton_cg(
             trial = torch.where(batch.expand(accepted), best_x, x + batch.expand(length) * step)
             at = value(trial)
             evaluations += 1
-            # at the end energies differ by rounding only: 1e-13 of their size lets the step pass
-            slack = 1e-13 * (energy.abs() + 1)
+            # at the end energies differ by rounding only, which lets the step pass
+            slack = rounding * (energy.abs() + 1)
             good = active & ~accepted & torch.isfinite(at) & (at <= energy + 1e-4 * length * slope + slack)
             best_x = torch.where(batch.expand(good), trial, best_x)
             accepted = accepted | good

@@ -40,9 +40,30 @@ class CounterCharge:
     axis_points: Tensor
 
 
+def turn(vectors: Tensor, matrices: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
+    """
+    Each atom's row vectors times its system's matrix.
+
+    Args:
+        vectors: ``[n, ..., 3]``.
+        matrices: ``[n_systems, 3, 3]``.
+        ptr: ``[n_systems + 1]`` first row of each system.
+        index: ``[n]`` system of each row.
+
+    Returns:
+        Shape of ``vectors``.
+    """
+    if len(matrices) == 1:
+        return vectors @ matrices[0]
+    each = segment_expand(matrices, ptr, index)
+    return torch.einsum("nci,nij->ncj", vectors.reshape(len(vectors), -1, 3), each).reshape(vectors.shape)
+
+
 def synthesis(
     frac: Tensor,
     inverse: Tensor,
+    ptr: Tensor,
+    index: Tensor,
     grid: LatticeGrid,
     coefficients: Tensor,
     rank: int,
@@ -53,7 +74,9 @@ def synthesis(
 
     Args:
         frac: ``[n, 3]`` float64 fractional coordinates.
-        inverse: ``[n, 3, 3]`` float64 inverse of each point's cell.
+        inverse: ``[n_systems, 3, 3]`` float64 inverse cells.
+        ptr: ``[n_systems + 1]`` first point of each system.
+        index: ``[n]`` system of each point.
         grid: Wave vectors.
         coefficients: ``[n_points, n_channels, 2]`` float64.
         rank: 0 for values, 1 to add gradients.
@@ -65,8 +88,7 @@ def synthesis(
     field = lattice_field(frac, coefficients, grid, rank, dtype)
     if rank == 0:
         return field
-    to_cartesian = (2 * math.pi * inverse).to(dtype)
-    gradient = torch.einsum("ncj,nij->nci", field[..., 1:4], to_cartesian)
+    gradient = turn(field[..., 1:4], (2 * math.pi * inverse.mT).to(dtype), ptr, index)
     return torch.cat((field[..., :1], gradient), -1)
 
 
@@ -110,8 +132,9 @@ class KSpace:
         self.dtype, self.widths, self.quirks = positions.dtype, widths, quirks
         inverse = torch.linalg.inv(cell)
         self.volume = torch.linalg.det(cell)
-        self.atom_inverse = segment_expand(inverse, ptr, index)  # [n_atoms, 3, 3]
-        self.frac = torch.einsum("ni,nij->nj", positions.double(), self.atom_inverse)
+        self.inverse = inverse
+        self.frac = turn(positions.double(), inverse, ptr, index)
+        self._factors: dict[tuple[float, ...], Tensor] = {}
         n = grid.miller.double()
         metric = (4 * math.pi**2) * inverse.mT @ inverse
         rows, columns = (0, 0, 0, 1, 1, 2), (0, 1, 2, 1, 2, 2)
@@ -157,7 +180,15 @@ class KSpace:
 
     def form_factor(self, width: float) -> Tensor:
         """``exp(-width^2 k^2 / 2)``, ``[n_points]``."""
-        return torch.exp(-0.5 * width**2 * self.k_squared)
+        return self.form_factors((width,))[:, 0]
+
+    def form_factors(self, widths: tuple[float, ...]) -> Tensor:
+        """Of several widths, ``[n_points, n_widths]``; kept while the geometry is."""
+        if widths not in self._factors:
+            exponents = torch.tensor([-0.5 * w**2 for w in widths], dtype=torch.float64)
+            exponents = exponents.to(self.k_squared.device)
+            self._factors[widths] = torch.exp(exponents * self.k_squared[:, None])
+        return self._factors[widths]
 
     def _counter_factor(self) -> Tensor:
         """Fourier transform of a unit counter-charge, ``[n_points, 2]``."""
@@ -186,14 +217,11 @@ class KSpace:
         """
         n_atoms, n_channels, n_widths, size = moments.shape
         if size > 1:
-            dipoles = torch.einsum(
-                "ncwi,nij->ncwj", moments[..., 1:4].double(), 2 * math.pi * self.atom_inverse
-            )
+            dipoles = turn(moments[..., 1:4].double(), 2 * math.pi * self.inverse, self.ptr, self.index)
             moments = torch.cat((moments[..., :1], dipoles.to(self.dtype)), -1)
         sums = structure_factor(self.frac, moments.reshape(n_atoms, n_channels * n_widths, size), self.grid)
         sums = sums.unflatten(1, (n_channels, n_widths))
-        factors = torch.stack([self.form_factor(w) for w in self.widths], -1)
-        rho = (sums * factors[:, None, :, None]).sum(2)
+        rho = (sums * self.form_factors(self.widths)[:, None, :, None]).sum(2)
         if self.counter is not None:
             charge = segment_sum(moments[..., 0].double().sum(-1), self.ptr, self.index)
             charge = segment_expand(charge, self.point_ptr, self.grid.system)
@@ -257,10 +285,11 @@ class KSpace:
         """
         rho = self.density(moments)
         n_channels = rho.shape[1]
-        factors = torch.stack([self.form_factor(w) for w in widths], -1)
-        factors = 2 * self.coulomb[:, None] * factors
-        coefficients = rho[:, :, None, :] * factors[:, None, :, None]
-        out = synthesis(self.frac, self.atom_inverse, self.grid, coefficients.flatten(1, 2), rank, self.dtype)
+        factors = 2 * self.coulomb[:, None] * self.form_factors(widths)
+        coefficients = (rho[:, :, None, :] * factors[:, None, :, None]).flatten(1, 2)
+        out = synthesis(
+            self.frac, self.inverse, self.ptr, self.index, self.grid, coefficients, rank, self.dtype
+        )
         out = out.unflatten(1, (n_channels, len(widths)))
         if conjugate and self.counter is not None:
             # the counter-charge of charge -q_i feels the potential too

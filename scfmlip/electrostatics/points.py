@@ -15,7 +15,7 @@ from scfmlip_kernels.lattice import grid_at_points
 from ..units import COULOMB_CONSTANT
 from . import checks
 from .cutoff import cutoff_for_tolerance
-from .kspace import KSpace, synthesis
+from .kspace import KSpace, synthesis, turn
 
 if TYPE_CHECKING:
     from .geometry import Geometry
@@ -129,18 +129,21 @@ def _lattice_points(
     host_ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
     ptr = host_ptr.to(points.device)
     index = torch.arange(len(counts)).repeat_interleave(counts).to(points.device)
-    inverse = segment_expand(torch.linalg.inv(atoms.cell), ptr, index)
-    frac = torch.einsum("ni,nij->nj", points.double(), inverse)
+    frac = turn(points.double(), dense.inverse, ptr, index)
     where = grid_at_points(grid, host_ptr)
+
+    def at(coefficients: Tensor, rank: int) -> Tensor:
+        out = synthesis(frac, dense.inverse, ptr, index, where, coefficients.contiguous(), rank, dense.dtype)
+        return out[:, 0]
+
     volume = segment_expand(dense.volume, dense.point_ptr, grid.system)
     to_density = 2 * grid.weight / volume  # the origin's weight is 1/2
     series = torch.stack((2 * dense.coulomb, to_density), -1)[..., None] * rho
-    value = synthesis(frac, inverse, where, series[:, :1].contiguous(), 1, dense.dtype)[:, 0]
-    density = synthesis(frac, inverse, where, series[:, 1:].contiguous(), 0, dense.dtype)[:, 0, 0]
+    value, density = at(series[:, :1], 1), at(series[:, 1:], 0)[:, 0]
     if dense.correction is not None:
         _check_window(dense, points, index)
-        at = (points.double(), ptr, index)
-        extra = dense.correction.field(moments, (0.0,), 1, conjugate=False, at=at)
+        places = (points.double(), ptr, index)
+        extra = dense.correction.field(moments, (0.0,), 1, conjugate=False, at=places)
         value = value + extra[:, 0, 0].to(value.dtype)
     return density, value
 

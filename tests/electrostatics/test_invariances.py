@@ -173,7 +173,7 @@ def test_chunks_and_boxes(name, generator, monkeypatch):
     case = boundary_case(name, generator, n_atoms=70)
     want = results(case.geometry(), case.rows)
     monkeypatch.setattr("scfmlip_kernels.lattice.waves._CHUNK_BYTES", 1)
-    monkeypatch.setattr("scfmlip_kernels.lattice.waves._MAX_PAIRS", 0)
+    monkeypatch.setattr("scfmlip_kernels.lattice.waves._PHASE_BYTES", 0)
     monkeypatch.setattr("scfmlip_kernels.lattice.waves._memory", local())
     monkeypatch.setattr("scfmlip_kernels.lattice.grid._WORK_WORTH_A_BOX", 1)
     assert_same(results(case.geometry(), case.rows), want)

@@ -109,7 +109,7 @@ def test_a_cell_with_the_origin_only(path, generator, device):
 @pytest.mark.parametrize("n_atoms", [63, 64, 65, 129])
 def test_chunks_of_atoms(n_atoms, dtype, generator, monkeypatch):
     monkeypatch.setattr("scfmlip_kernels.lattice.waves._CHUNK_BYTES", 1)  # chunks of 64
-    monkeypatch.setattr("scfmlip_kernels.lattice.waves._MAX_PAIRS", 0)  # or phases are stored
+    monkeypatch.setattr("scfmlip_kernels.lattice.waves._PHASE_BYTES", 0)  # or phases are stored
     monkeypatch.setattr("scfmlip_kernels.lattice.waves._memory", local())
     problem = lattice_problem([2, n_atoms], 0, generator)
     got = lattice_field(problem.frac, problem.coefficients, problem.grid, 1, dtype)

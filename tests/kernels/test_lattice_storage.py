@@ -15,8 +15,8 @@ F64 = torch.float64
 # what is stored: every phase, columns, functions of the axes, nothing
 STORED = {
     "phases": {},
-    "columns": {"_MAX_PAIRS": 0},
-    "axes": {"_MAX_PAIRS": 0, "_SYSTEM_BYTES": 0},
+    "columns": {"_PHASE_BYTES": 0},
+    "axes": {"_PHASE_BYTES": 0, "_SYSTEM_BYTES": 0},
     "nothing": {"_MAX_BYTES": 0},
 }
 
@@ -61,16 +61,18 @@ def test_values(rank, dtype, stored, layout, generator):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("work", [1, 10**12])
+@pytest.mark.parametrize("work", [0, 10**12])
 def test_runs_of_planes(work, dtype, generator, monkeypatch):
     """One product for each plane, and one for all of them."""
-    monkeypatch.setattr("scfmlip_kernels.lattice.sphere._WORK_WORTH_A_RUN", work)
+    monkeypatch.setattr("scfmlip_kernels.lattice.sphere._WORK_OF_A_CALL", work)
+    monkeypatch.setattr("scfmlip_kernels.lattice.sphere._ROWS_OF_A_CALL", 0)
+    monkeypatch.setattr("scfmlip_kernels.lattice.sphere._memory", local())
     monkeypatch.setattr("scfmlip_kernels.lattice.waves._memory", local())
-    monkeypatch.setattr("scfmlip_kernels.lattice.waves._MAX_PAIRS", 0)
+    monkeypatch.setattr("scfmlip_kernels.lattice.waves._PHASE_BYTES", 0)
     problem = lattice_problem([70], 1, generator, cutoff=4.5)
     (sphere,) = submodule("lattice.sphere").half_spheres(problem.grid.points)
-    runs = sphere.runs(70)
-    assert len(runs) == (1 if work > 1 else len(set(sphere.reach)))
+    runs = sphere.runs(70, 6)
+    assert len(runs) == (1 if work else len(set(sphere.reach)))
     assert [first for first, _, _ in runs] == [0, *(last for _, last, _ in runs)][: len(runs)]
     assert runs[-1][1] == sphere.n_planes
     tables = (problem.miller, problem.point_system, problem.atom_system)

@@ -111,7 +111,7 @@ def test_one_atom_far_outside_the_cell(dtype, generator):
 @pytest.mark.parametrize("n_atoms", [63, 64, 65, 129])
 def test_chunks_of_atoms(n_atoms, dtype, generator, monkeypatch):
     monkeypatch.setattr("scfmlip_kernels.lattice.waves._CHUNK_BYTES", 1)  # chunks of 64
-    monkeypatch.setattr("scfmlip_kernels.lattice.waves._MAX_PAIRS", 0)  # or phases are stored
+    monkeypatch.setattr("scfmlip_kernels.lattice.waves._PHASE_BYTES", 0)  # or phases are stored
     monkeypatch.setattr("scfmlip_kernels.lattice.waves._memory", local())
     problem = lattice_problem([n_atoms, 2], 1, generator)
     moments = problem.moments.to(dtype)

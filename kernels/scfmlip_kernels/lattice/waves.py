@@ -17,9 +17,9 @@ from torch import Tensor
 
 from .sphere import HalfSphere
 
-# (atom, point) pairs of a system up to which its phases are stored; bytes of columns that a system, and bytes
-# that a batch may store
-_MAX_PAIRS = 1 << 19
+# bytes of phases up to which a system stores them; bytes of columns that a system, and bytes that a batch may
+# store (measured on one core: phases are faster up to 500 atoms in float32, 300 in float64)
+_PHASE_BYTES = 4 << 20
 _SYSTEM_BYTES = 9_000_000
 _MAX_BYTES = 24 << 20
 # columns, and rows to be multiplied with them, of a chunk of atoms stay about this large
@@ -145,7 +145,7 @@ def _tabulate(frac: Tensor, sphere: HalfSphere, dtype: torch.dtype, left: int) -
     if n_atoms == 0 or functions * unit > left:
         return None, 0
     waves, size = make_waves(frac, sphere, dtype), functions * unit
-    if n_atoms * n <= _MAX_PAIRS and size + 2 * n * unit <= left:
+    if 2 * n * unit <= _PHASE_BYTES and size + 2 * n * unit <= left:
         waves.phases = waves.all_phases()
         size += 2 * n * unit
     elif size + 2 * len(sphere.columns) * unit <= min(left, _SYSTEM_BYTES):

@@ -56,7 +56,7 @@ def _by_columns(
     terms = terms.flatten(0, 2)
     sets, order = plane_sets(rank), []
     step = chunk_atoms(n_functions // 2, len(terms), dtype)
-    runs, index = sphere.runs(n_atoms), torch.arange(sphere.n_planes)
+    runs, index = sphere.runs(min(step, n_atoms), per_row), torch.arange(sphere.n_planes)
     out = terms.new_empty((monomial_count(rank), n_channels, n_atoms))
     order = [(a, b, g) for a in range(rank + 1) for b, g in sets if a + b + g <= rank]
     planes = terms.new_empty(len(terms) * min(step, n_atoms))

@@ -59,7 +59,7 @@ def _by_columns(frac: Tensor, moments: Tensor, sphere: HalfSphere, waves: Waves 
     sets, n_columns = plane_sets(rank), len(sphere.columns)
     per_row = len(sets) * n_channels
     step = chunk_atoms(n_columns, 2 * sphere.n_planes * per_row, moments.dtype)
-    runs = sphere.runs(n_atoms)
+    runs = sphere.runs(min(step, n_atoms), per_row)
     sums = moments.new_empty((2 * sphere.n_planes * per_row, 2 * n_columns))
     total = sums if n_atoms <= step else torch.zeros_like(sums, dtype=torch.float64)
     for begin in range(0, n_atoms, step):

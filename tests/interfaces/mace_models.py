@@ -1,5 +1,7 @@
 """Small MACE models of every interaction block, with random weights, and batches for them."""
 
+import copy
+import io
 import warnings
 from functools import cache
 
@@ -94,3 +96,11 @@ def mace_batch(atoms_list, model, dtype=torch.float64):
     batch = next(iter(torch_geometric.dataloader.DataLoader(sets, batch_size=len(sets)))).to_dict()
     torch.set_default_dtype(before)
     return batch
+
+
+def copies(model):
+    """A deep copy, and what comes back from a file."""
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return copy.deepcopy(model), torch.load(file, weights_only=False)

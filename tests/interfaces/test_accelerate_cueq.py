@@ -1,7 +1,5 @@
 """accelerate() on MACE models in cuequivariance's layouts: built so or converted, fused or not."""
 
-import copy
-import io
 import warnings
 
 import pytest
@@ -13,7 +11,7 @@ pytest.importorskip("cuequivariance_torch", reason="needs cuequivariance_torch")
 import cuequivariance_torch as cuet
 from tolerances import assert_close
 
-from interfaces.mace_models import frames, mace_batch, mace_model
+from interfaces.mace_models import copies, frames, mace_batch, mace_model
 from interfaces.test_accelerate_mace import BLOCKS, compare, run, swapped
 from scfmlip import accelerate, restore
 
@@ -106,10 +104,7 @@ def test_the_way_back():
     fast = accelerate(model)
     batch = mace_batch(frames(), model)
     want = run(model, batch)["energy"].detach()
-    file = io.BytesIO()
-    torch.save(fast, file)
-    file.seek(0)
-    for copied in (copy.deepcopy(fast), torch.load(file, weights_only=False)):
+    for copied in copies(fast):
         assert_close(run(copied, batch)["energy"].detach(), want, 1e-12)
         back = restore(copied)
         assert not swapped(back)
@@ -158,10 +153,7 @@ def test_fused_convolutions(interaction):
         if want is not None:
             assert_close(got, want, 1e-10)
     want = run(model, batch)["energy"].detach()
-    file = io.BytesIO()
-    torch.save(fast, file)
-    file.seek(0)
-    for copied in (copy.deepcopy(fast), torch.load(file, weights_only=False)):
+    for copied in copies(fast):
         assert_close(run(copied, batch)["energy"].detach(), want, 1e-12)
         back = restore(copied)
         assert not swapped(back)

@@ -1,7 +1,6 @@
 """accelerate() on plain MACE models: every interaction block, every output, every derivative."""
 
 import copy
-import io
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ pytest.importorskip("mace", reason="needs mace-torch")
 
 from tolerances import assert_close
 
-from interfaces.mace_models import ELEMENTS, frames, mace_batch, mace_model
+from interfaces.mace_models import ELEMENTS, copies, frames, mace_batch, mace_model
 from scfmlip import accelerate, restore
 
 BLOCKS = (
@@ -134,10 +133,7 @@ def test_state_dict_and_the_way_back():
     assert not swapped(model)
     batch = mace_batch(frames(), model)
     want = run(model, batch)["energy"].detach()
-    file = io.BytesIO()
-    torch.save(fast, file)
-    file.seek(0)
-    for copied in (copy.deepcopy(fast), torch.load(file, weights_only=False)):
+    for copied in copies(fast):
         assert_close(run(copied, batch)["energy"].detach(), want, 1e-12)
         with torch.no_grad():
             for p in copied.parameters():

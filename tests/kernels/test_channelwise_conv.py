@@ -5,10 +5,9 @@ import random
 import pytest
 import torch
 from tolerances import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from kernels.problems import DTYPES, PATHS, scattered, submodule
+from kernels.test_memory import Largest
 from scfmlip_kernels import ChannelwiseProduct, ProductPath, channelwise_conv, sort_edges
 from scfmlip_kernels.channelwise_conv.reference import channelwise_conv_reference
 from scfmlip_kernels.tuned import tuned
@@ -382,21 +381,6 @@ def test_sort_edges(generator, device):
         assert torch.equal(
             ptr.cpu(), torch.cat((torch.zeros(1), nodes.bincount(minlength=9).cumsum(0))).long()
         )
-
-
-class Largest(TorchDispatchMode):
-    """Bytes of the largest result of any operation inside."""
-
-    def __init__(self):
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self.bytes = max(self.bytes, leaf.untyped_storage().nbytes())
-        return result
 
 
 def test_memory(generator):

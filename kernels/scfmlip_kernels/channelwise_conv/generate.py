@@ -64,13 +64,17 @@ def pieces(product: ChannelwiseProduct, most: int) -> tuple[tuple[int, ...], ...
     """Paths of each kernel, by their segments of x, with at most ``most`` components of results together."""
     found: list[list[int]] = [[]]
     size = 0
-    for p in sorted(range(len(product.paths)), key=lambda p: product.paths[p].x):
-        dim = product.paths[p].dim
-        if found[-1] and size + dim > most:
-            found.append([])
-            size = 0
-        found[-1].append(p)
-        size += dim
+    for n in range(len(product.x)):
+        mine = [p for p, path in enumerate(product.paths) if path.x == n]
+        total = sum(product.paths[p].dim for p in mine)
+        for p in mine:
+            dim = product.paths[p].dim
+            # a segment of x stays in one kernel where it can: two of them would both load it
+            if found[-1] and size + (total if p == mine[0] else dim) > most:
+                found.append([])
+                size = 0
+            found[-1].append(p)
+            size += dim
     return tuple(tuple(piece) for piece in found)
 
 

@@ -122,34 +122,36 @@ def _options(x: Tensor) -> tuple[dict[str, Any], dict[str, int]]:
     return options, compiler_options(options["num_warps"], options["num_stages"], x)
 
 
+def _arguments(
+    x: Tensor, order: Tensor, ptr: Tensor, n_out: int, strides: dict[str, Tensor], precision: str
+) -> dict[str, Any]:
+    """What both kernels take: x, the order of its rows, sizes, and the strides of tensors by their axes."""
+    found = {
+        f"stride_{name}": tensor.stride(n)
+        for names, tensor in ({"x_row x_component x_in": x} | strides).items()
+        for n, name in enumerate(names.split())
+    }
+    pointers = {"x_ptr": x, "order_ptr": order.contiguous(), "ptr_ptr": ptr, "n_species": ptr.shape[0] - 1}
+    return {**pointers, **found, "N_IN": x.shape[2], "N_OUT": n_out, "PRECISION": precision}
+
+
 def launch_indexed_linear(x: Tensor, weights: Tensor, order: Tensor, ptr: Tensor) -> Tensor:
     """``x[n] @ weights[species of n]``; any strides."""
-    n_rows, n_components, n_in = x.shape
+    n_rows, n_components, _ = x.shape
     n_species, _, n_out = weights.shape
     if not (x.numel() and n_out):
         return x.new_zeros((n_rows, n_components, n_out))
     options, compiler = _options(x)
     out = x.new_empty((n_rows, n_components, n_out))
     n_tiles = most_tiles(n_rows * n_components, n_species, options["rows"])
+    strides = {"w_species w_in w_out": weights}
     _indexed_linear_kernel[(n_tiles, triton.cdiv(n_out, options["out"]))](
-        x_ptr=x,
+        **_arguments(x, order, ptr, n_out, strides, options["precision"]),
         weights_ptr=weights,
-        order_ptr=order.contiguous(),
-        ptr_ptr=ptr,
         out_ptr=out,
-        n_species=n_species,
-        stride_x_row=x.stride(0),
-        stride_x_component=x.stride(1),
-        stride_x_in=x.stride(2),
-        stride_w_species=weights.stride(0),
-        stride_w_in=weights.stride(1),
-        stride_w_out=weights.stride(2),
-        N_IN=n_in,
-        N_OUT=n_out,
         **tile_constants(n_species, options["rows"], n_components),
         BLOCK_IN=options["in"],
         BLOCK_OUT=options["out"],
-        PRECISION=options["precision"],
         **compiler,
     )
     return out
@@ -166,27 +168,16 @@ def launch_indexed_linear_weights(x: Tensor, grad: Tensor, order: Tensor, ptr: T
     n_tiles = most_tiles(n_rows * n_components, n_species, options["sum_rows"])
     parts = x.new_empty((n_tiles, n_in, n_out))
     # the roles of rows and columns inside change: the long dimension is what is summed over
-    rows, columns = options["out"], options["out"]
-    _indexed_linear_weights_kernel[(n_tiles, triton.cdiv(n_in, rows), triton.cdiv(n_out, columns))](
-        x_ptr=x,
+    block = options["out"]
+    strides = {"g_row g_component g_out": grad}
+    _indexed_linear_weights_kernel[(n_tiles, triton.cdiv(n_in, block), triton.cdiv(n_out, block))](
+        **_arguments(x, order, ptr, n_out, strides, options["precision"]),
         grad_ptr=grad,
-        order_ptr=order.contiguous(),
-        ptr_ptr=ptr,
         out_ptr=parts,
-        n_species=n_species,
-        stride_x_row=x.stride(0),
-        stride_x_component=x.stride(1),
-        stride_x_in=x.stride(2),
-        stride_g_row=grad.stride(0),
-        stride_g_component=grad.stride(1),
-        stride_g_out=grad.stride(2),
-        N_IN=n_in,
-        N_OUT=n_out,
         **constants,
-        BLOCK_IN=rows,
-        BLOCK_OUT=columns,
+        BLOCK_IN=block,
+        BLOCK_OUT=block,
         BLOCK_SUM=options["in"],
-        PRECISION=options["precision"],
         **compiler,
     )
     return sum_tiles(parts, ptr, constants)

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..electrostatics import Geometry
+from ..electrostatics import Boundary, Geometry
 from .constraints import make_groups
 from .quadratic import QuadraticProblem
+from .short_range import NeighbourPairs, neighbour_pairs, pair_cutoff
 
 
 class Given(NamedTuple):
@@ -20,6 +21,7 @@ class Given(NamedTuple):
         problem: All but positions, cells and hardness.
         electronegativity, hardness: ``[n_atoms, dim]``.
         source: ``[n_atoms, dim]``, the electronegativity with external fields and given potentials.
+        widths: ``[n_atoms]`` Gaussian widths, where atoms have their own, else None.
         target: ``[n_groups]`` total charges, or potentials at constant potential.
         totals: ``[n_groups]`` total charges, 0 at constant potential.
     """
@@ -28,6 +30,7 @@ class Given(NamedTuple):
     electronegativity: Tensor
     hardness: Tensor
     source: Tensor
+    widths: Tensor | None
     target: Tensor
     totals: Tensor
 
@@ -40,6 +43,8 @@ def read_arguments(
     chemical_potential: Tensor | float | None,
     fragments: Tensor | None,
     width_index: Tensor | None,
+    widths: Tensor | None,
+    pairs: NeighbourPairs | None,
 ) -> Given:
     """
     Arguments as `charge_equilibration`.
@@ -66,7 +71,11 @@ def read_arguments(
         groups.n_groups,
         positions,
     )
-    problem = QuadraticProblem(coulomb, plan, slots, groups, constrained, geometry.counter_bounds)
+    if widths is not None:
+        widths, pairs = _own_widths(geometry, widths, pairs)
+    elif pairs is not None:
+        raise ValueError("pairs are for atoms with widths of their own: pass widths [n_atoms] too")
+    problem = QuadraticProblem(coulomb, plan, slots, groups, constrained, geometry.counter_bounds, pairs)
     source = chi
     if geometry.external_field is not None or geometry.external_potential is not None:
         nothing = positions.new_zeros((n_atoms, coulomb.source.dim))
@@ -75,7 +84,7 @@ def read_arguments(
         shift = groups.expand(given)
         source = torch.cat(((source[:, 0] - shift)[:, None], source[:, 1:]), 1)
     totals = given if constrained else torch.zeros_like(given)
-    return Given(problem, chi, stiff, source, given, totals)
+    return Given(problem, chi, stiff, source, widths, given, totals)
 
 
 def _slots(geometry: Geometry, width_index: Tensor | None) -> tuple[Tensor | None, int]:
@@ -100,6 +109,63 @@ def _slots(geometry: Geometry, width_index: Tensor | None) -> tuple[Tensor | Non
     index = width_index.to(geometry.positions.device, torch.int64)
     columns = source.columns()
     return columns.to(index.device)[index], dim
+
+
+def _own_widths(
+    geometry: Geometry, widths: Tensor, pairs: NeighbourPairs | None
+) -> tuple[Tensor, NeighbourPairs]:
+    """Checked widths, and neighbours that reach far enough for them."""
+    coulomb, positions = geometry.coulomb, geometry.positions
+    if coulomb.source.l_max > 0 or coulomb.source.n_widths > 1 or coulomb.compat is not None:
+        raise ValueError(
+            "widths of the atoms' own need an operator of charges with one smooth width: "
+            "Coulomb(l_max=0, sigma=S) without compat"
+        )
+    if any(kind == Boundary.MOLECULE_IN_BOX for kind in geometry.plan.boundaries):
+        raise ValueError(
+            "widths of the atoms' own are not for molecules in a box, whose correction knows one width: use "
+            "boundary='open', or several widths of the operator with width_index"
+        )
+    if geometry.counter_bounds is not None:
+        raise ValueError("counter_charge knows the operator's width only: leave one of it and widths out")
+    if widths.shape != (len(positions),) or widths.dtype != positions.dtype:
+        raise ValueError(
+            f"widths must be {positions.dtype} of shape {[len(positions)]}, got {widths.dtype} "
+            f"{list(widths.shape)}"
+        )
+    if not len(positions):
+        raise ValueError("widths need atoms")
+    if geometry.validate and not bool((widths > 0).all()):
+        raise ValueError("widths must be positive numbers in angstrom")
+    smooth, widest = coulomb.source.widths[0], float(widths.detach().max())
+    need = pair_cutoff(smooth, widest, coulomb.tolerance)
+    if pairs is None:
+        plan = geometry.plan
+        periodic = [
+            [kind != Boundary.OPEN] * 3 if kind != Boundary.SLAB else [a != axis for a in range(3)]
+            for kind, axis in zip(plan.boundaries, _slab_axes(geometry), strict=True)
+        ]
+        return widths, neighbour_pairs(positions, geometry.cell, periodic, plan.index, need)
+    if pairs.cutoff < 0.999 * need:
+        raise ValueError(
+            f"pairs reach to {pairs.cutoff:g} angstrom, but widths up to {max(smooth, widest):g} angstrom at "
+            f"the operator's tolerance of {coulomb.tolerance:g} eV need {need:.3f}: use a longer list, a "
+            "narrower operator, or a looser tolerance"
+        )
+    if bool((pairs.edge_index[0].diff() < 0).any()):
+        order = torch.argsort(pairs.edge_index[0], stable=True)
+        pairs = NeighbourPairs(pairs.edge_index[:, order], pairs.edge_shift[order], pairs.cutoff)
+    return widths, pairs
+
+
+def _slab_axes(geometry: Geometry) -> list[int]:
+    """Lattice direction along which each system ends; meant for slabs only."""
+    plan = geometry.plan
+    axes = [2] * plan.n_systems
+    if plan.lattice is not None and plan.slab_axis is not None:
+        for system, axis in zip(plan.lattice.systems.tolist(), plan.slab_axis.tolist(), strict=True):
+            axes[system] = axis
+    return axes
 
 
 def _per_atom(

@@ -22,6 +22,7 @@ from .dense import DenseSolver
 from .implicit import partial_gradients
 from .preconditioners import atom_widths, make_preconditioner
 from .quadratic import QuadraticProblem
+from .short_range import NeighbourPairs
 from .solution import ChargeSolution, ConvergenceError, explain
 
 Method = Literal["auto", "cg", "dense"]
@@ -50,20 +51,26 @@ class _Options:
 
 
 def _make_solver(
-    problem: QuadraticProblem, options: _Options, positions: Tensor, cell: Tensor | None, hardness: Tensor
+    problem: QuadraticProblem,
+    options: _Options,
+    positions: Tensor,
+    cell: Tensor | None,
+    hardness: Tensor,
+    widths: Tensor | None,
 ) -> Callable[[Tensor, Tensor, Tensor | None], LinearResult]:
     """``(source, totals, initial) -> result`` at one geometry."""
-    geometry = problem.prepare(positions, cell)
+    interaction = problem.prepare(positions, cell, widths)
     dtype, dim = positions.dtype, hardness.shape[1]
 
     def apply(state: Tensor) -> Tensor:
-        return problem.apply(geometry, hardness, state.to(dtype)).double()
+        return problem.apply(interaction, hardness, state.to(dtype)).double()
 
     largest = int(problem.plan.atom_ptr.diff().max()) * dim if len(positions) else 0
     if options.method == "dense" or (options.method == "auto" and largest <= DENSE_UP_TO):
-        dense = DenseSolver(problem, apply, dim, dtype, _charge_matrices(problem, geometry, hardness))
+        matrices = _charge_matrices(problem, interaction.geometry, hardness)
+        dense = DenseSolver(problem, apply, dim, dtype, matrices)
         return lambda source, totals, initial: dense.solve(source, totals)
-    precondition = make_preconditioner(options.preconditioner, problem, positions, cell, hardness)
+    precondition = make_preconditioner(options.preconditioner, problem, positions, cell, hardness, widths)
 
     def solve(source: Tensor, totals: Tensor, initial: Tensor | None) -> LinearResult:
         return conjugate_gradients(
@@ -84,6 +91,8 @@ def _make_solver(
 def _charge_matrices(problem: QuadraticProblem, geometry: Geometry, hardness: Tensor) -> list[Tensor] | None:
     """``J + K`` of every system where all are crystals and only charges respond, else None."""
     plan, kspace = problem.plan, geometry.kspace
+    if problem.pairs is not None:
+        return None
     if hardness.shape[1] > 1 or plan.open is not None or plan.corrected or kspace is None:
         return None
     matrices = kspace.charge_matrices(atom_widths(problem, hardness))
@@ -108,24 +117,25 @@ class _Equilibrate(torch.autograd.Function):
         positions: Tensor,
         cell: Tensor | None,
         hardness: Tensor,
+        widths: Tensor | None,
     ):
         if options.solver is None:
-            options.solver = _make_solver(problem, options, positions, cell, hardness)
+            options.solver = _make_solver(problem, options, positions, cell, hardness, widths)
         options.result = options.solver(source.double(), totals.double(), options.initial)
         return options.result.state.to(source.dtype), options.result.multiplier.to(totals.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.problem, ctx.options, _, _, positions, cell, hardness = inputs
-        ctx.save_for_backward(positions, cell, hardness, output[0])
+        ctx.problem, ctx.options, _, _, positions, cell, hardness, widths = inputs
+        ctx.save_for_backward(positions, cell, hardness, widths, output[0])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor):
         grad_state, grad_multiplier = grad_outputs
         if grad_state is None and grad_multiplier is None:
-            return (None,) * 7
-        positions, cell, hardness, state = ctx.saved_tensors
+            return (None,) * 8
+        positions, cell, hardness, widths, state = ctx.saved_tensors
         problem, forward = ctx.problem, ctx.options
         if grad_state is None:
             grad_state = torch.zeros_like(state)
@@ -141,14 +151,15 @@ class _Equilibrate(torch.autograd.Function):
         )
         options.solver = forward.solver  # the same matrix
         adjoint, multiplier = _Equilibrate.apply(
-            problem, options, -grad_state, -grad_multiplier, positions, cell, hardness
+            problem, options, -grad_state, -grad_multiplier, positions, cell, hardness, widths
         )
         _report(problem, options, "charge equilibration, adjoint", forward.on_failure)
 
-        def form(positions: Tensor, cell: Tensor | None, hardness: Tensor) -> Tensor:
-            return -(adjoint * problem.apply(problem.prepare(positions, cell), hardness, state)).sum()
+        def form(positions: Tensor, cell: Tensor | None, hardness: Tensor, widths: Tensor | None) -> Tensor:
+            image = problem.apply(problem.prepare(positions, cell, widths), hardness, state)
+            return -(adjoint * image).sum()
 
-        grads = partial_gradients(form, (positions, cell, hardness), ctx.needs_input_grad[4:])
+        grads = partial_gradients(form, (positions, cell, hardness, widths), ctx.needs_input_grad[4:])
         return None, None, -adjoint, -multiplier, *grads
 
 
@@ -192,14 +203,14 @@ def _functional(
     hardness: Tensor,
     positions: Tensor,
     cell: Tensor | None,
+    widths: Tensor | None,
     external_field: Tensor | None,
     external_potential: Tensor | None,
 ) -> Tensor:
     """``chi.s + 1/2 s.(J + K) s`` plus the external fields' energy, ``[n_systems]``."""
-    geometry = problem.prepare(positions, cell, external_field, external_potential)
+    interaction = problem.prepare(positions, cell, widths, external_field, external_potential)
     local = (electronegativity * state + 0.5 * hardness * state**2).double().sum(1)
-    energy = problem.system_sum(local)
-    energy = energy + geometry.energy(problem.spread(state), self_interaction=True).double()
+    energy = problem.system_sum(local) + interaction.energy(state)
     if not problem.constrained:
         groups = problem.groups
         given = groups.expand(totals) * state[:, 0]
@@ -230,6 +241,8 @@ def charge_equilibration(
     chemical_potential: Tensor | float | None = None,
     fragments: Tensor | None = None,
     width_index: Tensor | None = None,
+    widths: Tensor | None = None,
+    pairs: NeighbourPairs | None = None,
     initial: Tensor | None = None,
     method: Method = "auto",
     preconditioner: PreconditionerName = "auto",
@@ -243,7 +256,7 @@ def charge_equilibration(
     K is the geometry's Coulomb operator with self-interaction, s its multipoles: charges, and with
     ``l_max=1`` induced dipoles, whose electronegativity is minus a field that acts on them. External
     fields of the geometry act on s. Differentiable any number of times in positions, cell, external
-    fields, electronegativity, hardness and total charge: one more solve with the same matrix for a
+    fields, electronegativity, hardness, widths and total charge: one more solve with the same matrix for a
     gradient of the state, none for the energy's.
 
     Args:
@@ -258,6 +271,11 @@ def charge_equilibration(
         fragments: ``[n_atoms]`` int64: groups that keep their own charge, numbered over the batch from 0.
         width_index: ``[n_atoms]`` int64: which of the operator's Gaussian widths an atom has. Needed where
             there is more than one.
+        widths: ``[n_atoms]`` Gaussian widths of the atoms, angstrom, instead of the operator's one, which
+            then only has to be smooth: charges in a wide Gaussian by the operator, the rest over neighbours
+            (`short_range`). Far fewer wave vectors for narrow Gaussians or many atoms (`smooth_width`);
+            differentiable too, also where there are no wave vectors.
+        pairs: Neighbours for that; found by matscipy if None.
         initial: ``[n_atoms, dim]`` first guess, for instance the last step's state; not differentiated.
         method: "dense" factorises one matrix per system, "cg" iterates without one, "auto" takes the faster
             by size.
@@ -278,7 +296,15 @@ def charge_equilibration(
     if method not in ("auto", "cg", "dense"):
         raise ValueError(f"method must be 'auto', 'cg' or 'dense', got {method!r}")
     given = read_arguments(
-        geometry, electronegativity, hardness, total_charge, chemical_potential, fragments, width_index
+        geometry,
+        electronegativity,
+        hardness,
+        total_charge,
+        chemical_potential,
+        fragments,
+        width_index,
+        widths,
+        pairs,
     )
     problem, positions = given.problem, geometry.positions
     groups, constrained = problem.groups, problem.constrained
@@ -293,7 +319,7 @@ def charge_equilibration(
         on_failure,
     )
     state, multiplier = _Equilibrate.apply(
-        problem, options, given.source, given.totals, positions, geometry.cell, given.hardness
+        problem, options, given.source, given.totals, positions, geometry.cell, given.hardness, given.widths
     )
     _report(problem, options, "charge equilibration", on_failure)
     result = options.result
@@ -308,6 +334,7 @@ def charge_equilibration(
         given.hardness,
         positions,
         geometry.cell,
+        given.widths,
         geometry.external_field,
         geometry.external_potential,
     )

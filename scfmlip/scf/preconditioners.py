@@ -28,13 +28,14 @@ from .quadratic import QuadraticProblem
 FSAI_RADIUS = 6.0
 FSAI_NEIGHBOURS = 48
 # atoms of a system up to which neighbours are found by comparing all pairs
-_ALL_PAIRS = 5000
+_ALL_PAIRS = 30000
+# a neighbour list this long, angstrom, serves instead
+_SHORTEST = 4.0
 _CHUNK_PAIRS = 1 << 21
 
 
-def diagonal(problem: QuadraticProblem, hardness: Tensor) -> Tensor:
+def diagonal(width: Tensor, hardness: Tensor) -> Tensor:
     """``[n_atoms, dim]`` float64: hardness plus the interaction of each Gaussian with itself."""
-    width = atom_widths(problem, hardness)
     charge = COULOMB_CONSTANT / (math.sqrt(math.pi) * width)
     own = charge[:, None]
     if hardness.shape[1] > 1:
@@ -55,6 +56,7 @@ def make_preconditioner(
     positions: Tensor,
     cell: Tensor | None,
     hardness: Tensor,
+    widths: Tensor | None = None,
 ) -> Callable[[Tensor], Tensor]:
     """
     A function that applies an approximate inverse to ``[n_atoms, dim]`` float64.
@@ -66,11 +68,13 @@ def make_preconditioner(
         return lambda values: values
     if name not in ("auto", "jacobi", "fsai"):
         raise ValueError(f"preconditioner must be 'auto', 'fsai', 'jacobi' or 'none', got {name!r}")
-    inverse = 1 / diagonal(problem, hardness).abs().clamp(min=1e-6)
+    width = atom_widths(problem, hardness) if widths is None else widths.detach().double()
+    inverse = 1 / diagonal(width, hardness).abs().clamp(min=1e-6)
     largest = int(problem.plan.atom_ptr.diff().max()) if len(positions) else 0
-    if name == "jacobi" or (name == "auto" and largest > _ALL_PAIRS):
+    near = problem.pairs is not None and problem.pairs.cutoff >= _SHORTEST
+    if name == "jacobi" or (name == "auto" and largest > _ALL_PAIRS and not near):
         return lambda values: inverse * values
-    factor = SparseFactor(problem, positions.detach(), cell, hardness.detach())
+    factor = SparseFactor(problem, positions.detach(), cell, hardness.detach(), width)
 
     def apply(values: Tensor) -> Tensor:
         charges = factor.apply(values[:, 0].contiguous())
@@ -91,16 +95,23 @@ class SparseFactor:
     """
 
     def __init__(
-        self, problem: QuadraticProblem, positions: Tensor, cell: Tensor | None, hardness: Tensor
+        self,
+        problem: QuadraticProblem,
+        positions: Tensor,
+        cell: Tensor | None,
+        hardness: Tensor,
+        width: Tensor,
     ) -> None:
-        neighbours, vectors, valid = lower_neighbours(problem, positions.double(), cell)
-        width = atom_widths(problem, hardness)
+        if problem.pairs is not None and problem.pairs.cutoff >= _SHORTEST:
+            neighbours, vectors, valid = listed_neighbours(problem, positions.double(), cell)
+        else:
+            neighbours, vectors, valid = lower_neighbours(problem, positions.double(), cell)
         n_atoms, m = neighbours.shape
         # the atom itself comes last
         index = torch.cat((neighbours, torch.arange(n_atoms, device=positions.device)[:, None]), 1)
         place = torch.cat((vectors, vectors.new_zeros(n_atoms, 1, 3)), 1)
         used = torch.cat((valid, valid.new_ones(n_atoms, 1)), 1)
-        own = diagonal(problem, hardness)[:, 0]
+        own = diagonal(width, hardness)[:, 0]
         factors = []
         # single precision is plenty for an approximate inverse
         place, width, own = place.float(), width.float(), own.float()
@@ -141,6 +152,45 @@ class SparseFactor:
         """``G^T G v``, ``[n_atoms]`` float64."""
         y = (self.values * values[self.index]).sum(1)
         return segment_sum(self.entries * y[self.row], self.ptr, self.column)
+
+
+def listed_neighbours(
+    problem: QuadraticProblem, positions: Tensor, cell: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `lower_neighbours`, out of the problem's list."""
+    pairs = problem.pairs
+    assert pairs is not None
+    first, second = pairs.edge_index
+    lower = second < first
+    first, second, shift = first[lower], second[lower], pairs.edge_shift[lower].double()
+    vector = positions[second] - positions[first]
+    if cell is not None:
+        cells = cell.detach().double()
+        matrices = cells[problem.plan.index[first]] if problem.n_systems > 1 else cells
+        vector = vector + (shift[:, None] @ matrices)[:, 0]
+    distance = vector.norm(dim=-1)
+    # the nearest image of each pair, nearest pairs first
+    order = torch.argsort(distance, stable=True)
+    order = order[torch.argsort(first[order] * len(positions) + second[order], stable=True)]
+    first, second, vector, distance = first[order], second[order], vector[order], distance[order]
+    fresh = torch.ones_like(first, dtype=torch.bool)
+    fresh[1:] = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
+    fresh = fresh & (distance <= FSAI_RADIUS)
+    first, second, vector, distance = first[fresh], second[fresh], vector[fresh], distance[fresh]
+    order = torch.argsort(distance, stable=True)
+    order = order[torch.argsort(first[order], stable=True)]
+    first, second, vector = first[order], second[order], vector[order]
+    counts = torch.bincount(first, minlength=len(positions))
+    begin = counts.cumsum(0) - counts
+    place = torch.arange(len(first), device=first.device) - begin[first]
+    keep = place < FSAI_NEIGHBOURS
+    first, second, vector, place = first[keep], second[keep], vector[keep], place[keep]
+    most = max(1, int(counts.clamp(max=FSAI_NEIGHBOURS).max()))
+    numbers = torch.zeros((len(positions), most), dtype=torch.int64, device=positions.device)
+    vectors = positions.new_zeros((len(positions), most, 3))
+    valid = torch.zeros_like(numbers, dtype=torch.bool)
+    numbers[first, place], vectors[first, place], valid[first, place] = second, vector, True
+    return numbers, vectors, valid
 
 
 def lower_neighbours(

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from scfmlip_kernels import segment_expand, segment_sum
 
-from ..electrostatics import Coulomb, CoulombPlan
+from ..electrostatics import Coulomb, CoulombPlan, Geometry
 from .constraints import ChargeGroups
+from .short_range import NeighbourPairs, ShortRange
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class QuadraticProblem:
         groups: Groups of atoms of given charge.
         constrained: False at constant potential.
         counter_charge: Passed on to `Coulomb.prepare`.
+        pairs: Neighbours, where atoms have widths of their own beside the operator's one.
     """
 
     coulomb: Coulomb
@@ -39,6 +41,7 @@ class QuadraticProblem:
     groups: ChargeGroups
     constrained: bool
     counter_charge: Tensor | None = None
+    pairs: NeighbourPairs | None = None
 
     @property
     def n_systems(self) -> int:
@@ -64,9 +67,16 @@ class QuadraticProblem:
             slots = slots[:, None].expand(-1, rows.shape[1], -1)
         return rows.gather(-1, slots)
 
-    def prepare(self, positions: Tensor, cell: Tensor | None, external_field=None, external_potential=None):
-        """The operator at a geometry."""
-        return self.coulomb.prepare(
+    def prepare(
+        self,
+        positions: Tensor,
+        cell: Tensor | None,
+        widths: Tensor | None = None,
+        external_field: Tensor | None = None,
+        external_potential: Tensor | None = None,
+    ) -> Interaction:
+        """The interaction at a geometry; ``widths [n_atoms]`` of the atoms, with neighbours only."""
+        geometry = self.coulomb.prepare(
             positions,
             cell,
             plan=self.plan,
@@ -74,12 +84,17 @@ class QuadraticProblem:
             external_potential=external_potential,
             counter_charge=self.counter_charge,
         )
+        short = None
+        if self.pairs is not None:
+            assert widths is not None
+            smooth = self.coulomb.source.widths[0]
+            short = ShortRange(self.pairs, self.plan, smooth, widths, positions, geometry.cell)
+        return Interaction(self, geometry, short)
 
-    def apply(self, geometry, hardness: Tensor, state: Tensor) -> Tensor:
+    def apply(self, interaction: Interaction, hardness: Tensor, state: Tensor) -> Tensor:
         """``(J + K) s`` for ``state [n_atoms, dim]`` or several, ``[n_atoms, n, dim]``."""
         diagonal = hardness if state.ndim == 2 else hardness[:, None]
-        rows = geometry.potential(self.spread(state), self_interaction=True)
-        return diagonal * state + self.collect(rows)
+        return diagonal * state + interaction.potential(state)
 
     def system_sum(self, values: Tensor) -> Tensor:
         """``[n_atoms]`` -> ``[n_systems]``."""
@@ -106,3 +121,31 @@ class QuadraticProblem:
         counts = self.groups.sum(torch.ones_like(state[:, 0]))
         missing = (totals - self.groups.sum(state[:, 0])) / counts
         return torch.cat(((state[:, 0] + self.groups.expand(missing))[:, None], state[:, 1:]), 1)
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """
+    K at one geometry.
+
+    Attributes:
+        problem: Sizes.
+        geometry: The operator's.
+        short: What neighbours add, or None.
+    """
+
+    problem: QuadraticProblem
+    geometry: Geometry
+    short: ShortRange | None
+
+    def potential(self, state: Tensor) -> Tensor:
+        """``K s`` and external potentials, of the shape of ``state``."""
+        problem = self.problem
+        rows = self.geometry.potential(problem.spread(state), self_interaction=True)
+        out = problem.collect(rows)
+        return out if self.short is None else out + self.short.potential(state)
+
+    def energy(self, state: Tensor) -> Tensor:
+        """``1/2 s.K s`` and external energies, ``[n_systems]`` float64."""
+        energy = self.geometry.energy(self.problem.spread(state), self_interaction=True).double()
+        return energy if self.short is None else energy + self.short.energy(state[:, 0])

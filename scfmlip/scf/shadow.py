@@ -25,6 +25,7 @@ from .equilibration import PreconditionerName
 from .implicit import partial_gradients
 from .preconditioners import make_preconditioner
 from .quadratic import QuadraticProblem
+from .short_range import NeighbourPairs
 from .solution import ChargeSolution, Status
 
 # damping of the auxiliary motion: order, kappa, alpha, c_0 .. c_order of Niklasson et al. 2009, table 1
@@ -118,16 +119,15 @@ def _value(
     hardness: Tensor,
     positions: Tensor,
     cell: Tensor | None,
+    widths: Tensor | None,
     external_field: Tensor | None,
     external_potential: Tensor | None,
 ) -> Tensor:
-    geometry = problem.prepare(positions, cell, external_field, external_potential)
-    bare = problem.prepare(positions, cell)
+    whole = problem.prepare(positions, cell, widths, external_field, external_potential)
+    bare = problem.prepare(positions, cell, widths)
     local = electronegativity * state + 0.5 * hardness * (state**2 - step**2)
     energy = problem.system_sum(local.double().sum(1))
-    energy = energy + geometry.energy(problem.spread(state), self_interaction=True).double()
-    energy = energy - bare.energy(problem.spread(step), self_interaction=True).double()
-    return energy.to(state.dtype)
+    return (energy + whole.energy(state) - bare.energy(step)).to(state.dtype)
 
 
 def shadow_equilibration(
@@ -140,6 +140,8 @@ def shadow_equilibration(
     iterations: int = 1,
     fragments: Tensor | None = None,
     width_index: Tensor | None = None,
+    widths: Tensor | None = None,
+    pairs: NeighbourPairs | None = None,
     preconditioner: PreconditionerName = "auto",
 ) -> ChargeSolution:
     """
@@ -157,6 +159,8 @@ def shadow_equilibration(
         iterations: Conjugate gradient steps, at least 0; each system stops at rounding.
         fragments: As `charge_equilibration`.
         width_index: As that.
+        widths: As that.
+        pairs: As that.
         preconditioner: As that; it is also M.
 
     Returns:
@@ -170,19 +174,22 @@ def shadow_equilibration(
     """
     if iterations < 0:
         raise ValueError(f"iterations must not be negative, got {iterations}")
-    given = read_arguments(geometry, electronegativity, hardness, total_charge, None, fragments, width_index)
+    given = read_arguments(
+        geometry, electronegativity, hardness, total_charge, None, fragments, width_index, widths, pairs
+    )
     problem, positions, dtype = given.problem, geometry.positions.detach(), geometry.positions.dtype
     if auxiliary.shape != given.source.shape:
         raise ValueError(f"auxiliary must have shape {list(given.source.shape)}, got {list(auxiliary.shape)}")
     cell = None if geometry.cell is None else geometry.cell.detach()
     with torch.no_grad():
         stiff = given.hardness.detach()
-        fixed = problem.prepare(positions, cell)
+        own = None if given.widths is None else given.widths.detach()
+        fixed = problem.prepare(positions, cell, own)
 
         def apply(state: Tensor) -> Tensor:
             return problem.apply(fixed, stiff, state.to(dtype)).double()
 
-        precondition = make_preconditioner(preconditioner, problem, positions, cell, stiff)
+        precondition = make_preconditioner(preconditioner, problem, positions, cell, stiff, own)
         source, totals = given.source.detach().double(), given.totals.detach().double()
         start = auxiliary.detach()
         found = conjugate_gradients(
@@ -207,6 +214,7 @@ def shadow_equilibration(
         given.hardness,
         geometry.positions,
         geometry.cell,
+        given.widths,
         geometry.external_field,
         geometry.external_potential,
     )

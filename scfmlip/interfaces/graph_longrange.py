@@ -126,6 +126,63 @@ class _Compatible(torch.nn.Module):
             cell = cell.reshape(-1, 3, 3)
         return self._coulomb(boundary).prepare(node_positions, cell, flags, batch)
 
+    def precompute_geometry(
+        self,
+        k_vectors: Tensor,
+        k_norm2: Tensor,
+        k_vector_batch: Tensor,
+        k0_mask: Tensor,
+        node_positions: Tensor,
+        batch: Tensor,
+        volume: Tensor,
+        pbc: Tensor,
+        force_pbc_evaluator: bool | None = None,
+        cell: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """What `forward_dynamic` takes as ``cache``; arguments as in `forward`."""
+        geometry = self._geometry(
+            k_vectors, k_vector_batch, node_positions, batch, volume, pbc, force_pbc_evaluator, cell
+        )
+        return {"geometry": geometry}
+
+    def forward(
+        self,
+        k_vectors: Tensor,
+        k_norm2: Tensor,
+        k_vector_batch: Tensor,
+        k0_mask: Tensor,
+        source_feats: Tensor,
+        node_positions: Tensor,
+        batch: Tensor,
+        volume: Tensor,
+        pbc: Tensor,
+        force_pbc_evaluator: bool | None = None,
+        cell: Tensor | None = None,
+    ) -> Tensor:
+        """
+        Energy of each system, ``[n_systems]`` eV; features of each atom, ``[n_atoms, n_widths * (l + 1)^2]``.
+
+        Args:
+            k_vectors: ``[n_k, 3]``; the cell is read off them unless given.
+            k_norm2: Not used.
+            k_vector_batch: ``[n_k]`` system of each wave vector.
+            k0_mask: Not used.
+            source_feats: ``[n_atoms, (1,) (l + 1)^2]`` rows ``[q, d_y, d_z, d_x]``.
+            node_positions: ``[n_atoms, 3]`` angstrom.
+            batch: ``[n_atoms]``.
+            volume: ``[n_systems]``; counts the systems.
+            pbc: ``[n_systems, 3]``.
+            force_pbc_evaluator: 0.4.0's switch.
+            cell: ``[n_systems, 3, 3]``, optional.
+        """
+        geometry = self._geometry(
+            k_vectors, k_vector_batch, node_positions, batch, volume, pbc, force_pbc_evaluator, cell
+        )
+        return self._answer(geometry, source_feats.reshape(len(node_positions), -1))
+
+    def _answer(self, geometry: Geometry, rows: Tensor) -> Tensor:
+        raise NotImplementedError
+
 
 class GTOElectrostaticEnergy(_Compatible):
     """
@@ -159,40 +216,8 @@ class GTOElectrostaticEnergy(_Compatible):
             pbc_handling,
         )
 
-    def forward(
-        self,
-        k_vectors: Tensor,
-        k_norm2: Tensor,
-        k_vector_batch: Tensor,
-        k0_mask: Tensor,
-        source_feats: Tensor,
-        node_positions: Tensor,
-        batch: Tensor,
-        volume: Tensor,
-        pbc: Tensor,
-        force_pbc_evaluator: bool | None = None,
-        cell: Tensor | None = None,
-    ) -> Tensor:
-        """
-        Energy of each system, ``[n_systems]`` eV.
-
-        Args:
-            k_vectors: ``[n_k, 3]``; the cell is read off them unless given.
-            k_norm2: Not used.
-            k_vector_batch: ``[n_k]`` system of each wave vector.
-            k0_mask: Not used.
-            source_feats: ``[n_atoms, (1,) (l + 1)^2]`` rows ``[q, d_y, d_z, d_x]``.
-            node_positions: ``[n_atoms, 3]`` angstrom.
-            batch: ``[n_atoms]``.
-            volume: ``[n_systems]``; counts the systems.
-            pbc: ``[n_systems, 3]``.
-            force_pbc_evaluator: 0.4.0's switch.
-            cell: ``[n_systems, 3, 3]``, optional.
-        """
-        geometry = self._geometry(
-            k_vectors, k_vector_batch, node_positions, batch, volume, pbc, force_pbc_evaluator, cell
-        )
-        return geometry.energy(source_feats.reshape(len(node_positions), -1))
+    def _answer(self, geometry: Geometry, rows: Tensor) -> Tensor:
+        return geometry.energy(rows)
 
 
 class GTOElectrostaticFeatures(_Compatible):
@@ -235,25 +260,6 @@ class GTOElectrostaticFeatures(_Compatible):
         self.feature_max_l = feature_max_l
         self.feature_smearing_widths = [float(w) for w in feature_smearing_widths]
 
-    def precompute_geometry(
-        self,
-        k_vectors: Tensor,
-        k_norm2: Tensor,
-        k_vector_batch: Tensor,
-        k0_mask: Tensor,
-        node_positions: Tensor,
-        batch: Tensor,
-        volume: Tensor,
-        pbc: Tensor,
-        force_pbc_evaluator: bool | None = None,
-        cell: Tensor | None = None,
-    ) -> dict[str, Any]:
-        """What `forward_dynamic` takes as ``cache``; arguments as in `GTOElectrostaticEnergy.forward`."""
-        geometry = self._geometry(
-            k_vectors, k_vector_batch, node_positions, batch, volume, pbc, force_pbc_evaluator, cell
-        )
-        return {"geometry": geometry}
-
     def forward_dynamic(
         self, cache: dict[str, Any], source_feats: Tensor, pbc: Tensor | None = None
     ) -> Tensor:
@@ -266,37 +272,7 @@ class GTOElectrostaticFeatures(_Compatible):
             pbc: Accepted as 0.4.0 passes it, not used.
         """
         geometry: Geometry = cache["geometry"]
-        return geometry.features(
-            source_feats.reshape(len(geometry.positions), -1),
-            widths=self.feature_smearing_widths,
-            l_max=self.feature_max_l,
-        )
+        return self._answer(geometry, source_feats.reshape(len(geometry.positions), -1))
 
-    def forward(
-        self,
-        k_vectors: Tensor,
-        k_norm2: Tensor,
-        k_vector_batch: Tensor,
-        k0_mask: Tensor,
-        source_feats: Tensor,
-        node_positions: Tensor,
-        batch: Tensor,
-        volume: Tensor,
-        pbc: Tensor,
-        force_pbc_evaluator: bool | None = None,
-        cell: Tensor | None = None,
-    ) -> Tensor:
-        """Features of each atom; arguments as in `GTOElectrostaticEnergy.forward`."""
-        cache = self.precompute_geometry(
-            k_vectors,
-            k_norm2,
-            k_vector_batch,
-            k0_mask,
-            node_positions,
-            batch,
-            volume,
-            pbc,
-            force_pbc_evaluator,
-            cell,
-        )
-        return self.forward_dynamic(cache, source_feats)
+    def _answer(self, geometry: Geometry, rows: Tensor) -> Tensor:
+        return geometry.features(rows, widths=self.feature_smearing_widths, l_max=self.feature_max_l)

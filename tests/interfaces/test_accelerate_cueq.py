@@ -16,7 +16,9 @@ from interfaces.test_accelerate_mace import BLOCKS, compare, run, swapped
 from scfmlip import accelerate, restore
 
 PRODUCTS = {"FastChannelWiseTensorProduct", "FastCueqSymmetricContraction"}
+LAYOUTS = ("mul_ir", "ir_mul")
 NONLINEAR = "RealAgnosticResidualNonLinearInteractionBlock"
+WIDE = {"interaction": NONLINEAR, "hidden": "16x0e + 16x1o", "edge": "8x0e + 8x1o", "agnostic": True}
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +45,7 @@ def built(layout="ir_mul", fused=False, **options):
         return mace_model.__wrapped__(cueq_config=config, **options)
 
 
-@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
-@pytest.mark.parametrize("interaction", BLOCKS)
+@pytest.mark.parametrize(("interaction", "layout"), list(zip(BLOCKS, 3 * LAYOUTS, strict=True)))
 def test_every_interaction_block(interaction, layout):
     """A converted model: what it computes, and what the model it came from does."""
     first = "RealAgnosticInteractionBlock" if "Att" in interaction else None
@@ -59,16 +60,16 @@ def test_every_interaction_block(interaction, layout):
         assert_close(got[key].detach(), want[key].detach(), 1e-12)
 
 
-@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
 @pytest.mark.parametrize(
-    "shape",
+    ("layout", "shape"),
     [
-        {"hidden": "8x0e", "layers": 1},
-        {"correlation": 3, "scaled": False, "max_ell": 1},
-        {"interaction": NONLINEAR, "hidden": "16x0e + 16x1o", "edge": "8x0e + 8x1o", "agnostic": True},
-        {"edge": "8x0e + 4x1o"},
+        ("mul_ir", {"hidden": "8x0e", "layers": 1}),
+        ("mul_ir", {"correlation": 3, "scaled": False, "max_ell": 1}),
+        ("mul_ir", WIDE),
+        ("ir_mul", WIDE),
+        ("ir_mul", {"edge": "8x0e + 4x1o"}),
     ],
-    ids=["scalars", "degree3", "edge_irreps", "multiplicities"],
+    ids=["scalars", "degree3", "edge_irreps", "edge_irreps_ir_mul", "multiplicities"],
 )
 def test_shapes(shape, layout):
     model = built(layout, **shape)
@@ -83,7 +84,7 @@ def gradients(model, batch):
     return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
 
 
-@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_training_gradients(layout):
     """Of a loss with forces, in every parameter; the state dict stays."""
     model = built(layout)

@@ -303,6 +303,16 @@ def test_compiled():
         assert_close(compiled(*arguments)[0], module(*arguments)[0])
 
 
+@pytest.mark.interpreter
+@pytest.mark.parametrize("make", [convolution, contraction, linear])
+def test_in_the_kernels(make):
+    """Not only the CPU path."""
+    polynomial = make().polynomial
+    rows = {3: (4, 2, 4), 2: (2, 3)}[polynomial.num_inputs]
+    indexed = (1,) if make is convolution else (0,)
+    assert_same(polynomial, rows, 4 if make is convolution else 3, indexed, 3)
+
+
 def test_no_rows():
     polynomial = convolution().polynomial
     inputs = [torch.zeros(r, o.size) for r, o in zip((0, 3, 0), polynomial.inputs, strict=True)]

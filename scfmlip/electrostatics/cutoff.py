@@ -15,8 +15,9 @@ def truncation_error(sigma_squared: float, cutoff: float, l_max: int) -> float:
 
     ``(2 k_e / pi) int_kc^inf (1 + [l_max > 0] s^2 k^2) exp(-s^2 k^2) dk`` with all phases aligned: charges of
     1 e and dipoles of 1 e times s, where ``2 s^2`` is the sum of the squared widths of the two. The integral
-    is the sum over wave vectors of a large cell; in cells of a few angstrom single wave vectors stand out
-    and the error can be ten times larger.
+    is the sum over wave vectors of a large cell; in smaller ones single shells of wave vectors stand out.
+    Measured in cubes (charges): up to 1.5 times as large above 8 widths s, 3.5 times from 4 to 8, 5.5
+    times from 3 to 4, and 11 times below.
 
     Args:
         sigma_squared: s^2, angstrom^2.

@@ -3,6 +3,8 @@
 from .channelwise_conv import channelwise_conv
 from .channelwise_conv.edges import EdgeOrder, sort_edges
 from .channelwise_conv.product import ChannelwiseProduct, ProductPath
+from .charge_solve import charge_solve
+from .charge_solve.op import ChargeSolve
 from .dispatch import backend
 from .gaussian_pairs import gaussian_pairs
 from .indexed_linear import indexed_linear
@@ -15,6 +17,7 @@ from .symmetric_contraction.polynomial import SymmetricPolynomial
 
 __all__ = [
     "ChannelwiseProduct",
+    "ChargeSolve",
     "EdgeOrder",
     "LatticeGrid",
     "ProductPath",
@@ -22,6 +25,7 @@ __all__ = [
     "backend",
     "build_lattice_grid",
     "channelwise_conv",
+    "charge_solve",
     "gaussian_pairs",
     "indexed_linear",
     "lattice_field",

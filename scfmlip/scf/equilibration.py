@@ -23,6 +23,7 @@ from .implicit import partial_gradients
 from .preconditioners import atom_widths, make_preconditioner
 from .quadratic import QuadraticProblem
 from .short_range import NeighbourPairs
+from .small import SmallSolver, solves_small
 from .solution import ChargeSolution, ConvergenceError, explain
 
 Method = Literal["auto", "cg", "dense"]
@@ -65,6 +66,13 @@ def _make_solver(
     def apply(state: Tensor) -> Tensor:
         return problem.apply(interaction, hardness, state.to(dtype)).double()
 
+    if (
+        options.method == "auto"
+        and options.preconditioner == "auto"
+        and solves_small(problem, positions, dim)
+    ):
+        small = SmallSolver(problem, interaction, hardness, apply, options.tolerance, options.max_iterations)
+        return small.solve
     largest = int(problem.plan.atom_ptr.diff().max()) * dim if len(positions) else 0
     if options.method == "dense" or (options.method == "auto" and largest <= DENSE_UP_TO):
         matrices = _charge_matrices(problem, interaction.geometry, hardness)
@@ -278,7 +286,7 @@ def charge_equilibration(
         pairs: Neighbours for that; found by matscipy if None.
         initial: ``[n_atoms, dim]`` first guess, for instance the last step's state; not differentiated.
         method: "dense" factorises one matrix per system, "cg" iterates without one, "auto" takes the faster
-            by size.
+            by size, and on a GPU solves systems of up to 1024 atoms in one launch.
         preconditioner: Of "cg": "fsai" (factorised sparse approximate inverse), "jacobi", "none", or "auto".
         tolerance: Of "cg": norm of the projected gradient relative to that of the electronegativity.
         max_iterations: Of "cg".

@@ -21,6 +21,7 @@ TABLES = sorted(
 FAMILIES = {
     "lattice": set(LatticeLaunch._fields),
     "pairs": {"block", "sources", "num_warps", "num_stages"},
+    "charge_solve": {"tile", "num_warps", "num_stages"},
     "channelwise": {
         *("forward", "backward", "forward_components", "backward_components"),
         *("num_warps", "num_stages"),

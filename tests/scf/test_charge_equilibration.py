@@ -351,3 +351,33 @@ def test_bad_input(generator):
         charge_equilibration(geometry, chi, hardness, method="lu")
     with pytest.raises(ValueError, match="preconditioner must be"):
         charge_equilibration(geometry, chi, hardness, method="cg", preconditioner="ilu")
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("kind", ["crystals", "mixed", "potential", "widths"])
+def test_small_systems_in_one_launch(kind, generator):
+    """What "auto" does on a GPU, in the interpreter: the answers and derivatives of the factorised way."""
+    sizes = [5, 1, 9]
+    pbcs = [[True] * 3] * 3 if kind != "mixed" else [[True] * 3, [False] * 3, [True, True, False]]
+    parts = [crystal(n, generator) for n in sizes]
+    positions, chi, hardness = (torch.cat([p[i] for p in parts]) for i in (0, 2, 3))
+    cells = torch.stack([p[1] for p in parts])
+    index = torch.arange(3).repeat_interleave(torch.tensor(sizes))
+    operator = Coulomb(l_max=0, sigma=(0.8, 1.1) if kind == "widths" else SIGMA, tolerance=1e-3)
+    options = {"total_charge": torch.tensor([0.5, 1.0, -0.5], dtype=F64), "tolerance": 1e-13}
+    if kind == "potential":
+        options |= {"total_charge": None, "chemical_potential": torch.tensor([0.5, 1.0, -0.5], dtype=F64)}
+    if kind == "widths":
+        options["width_index"] = (torch.arange(15) % 2).long()
+    found = []
+    for method in ("auto", "dense"):
+        leaves = [t.clone().requires_grad_() for t in (positions, chi, hardness)]
+        geometry = operator.prepare(leaves[0], cells, pbcs, index)
+        solution = charge_equilibration(geometry, leaves[1], leaves[2], method=method, **options)
+        loss = solution.energy.sum() + (solution.charges**3).sum()
+        found.append((solution, *torch.autograd.grad(loss, leaves)))
+    assert int(found[0][0].iterations.max()) > 0
+    assert_close(found[0][0].charges, found[1][0].charges, 1e-9)
+    assert_close(found[0][0].chemical_potential, found[1][0].chemical_potential, 1e-9)
+    for a, b in zip(found[0][1:], found[1][1:], strict=True):
+        assert_close(a, b, 1e-8)

@@ -1,0 +1,3 @@
+from .op import charge_solve
+
+__all__ = ["charge_solve"]

@@ -1,0 +1,194 @@
+"""
+Projected conjugate gradients of a ragged batch of small systems, one launch for all.
+
+Grid: (systems). One program owns a system: it keeps the vectors of the recursion in registers, reads the
+matrix once an iteration, and stops when its own system has converged or failed. The diagonal is the
+preconditioner; the constraint of given sums lives in the projector (Gould, Hribar and Nocedal, SIAM J. Sci.
+Comput. 23, 1376 (2001)). Vectors, products and dot products are float64, whatever the matrix is in. No
+atomics.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..tuned import compiler_options, tuned
+
+# what `status` says, as scfmlip.scf.Status
+CONVERGED, ITERATIONS, INDEFINITE, NOT_FINITE, STAGNATED = range(5)
+# largest system: its vectors fill the registers of one program
+MAX_ATOMS = 1024
+
+
+@triton.jit
+def _product(matrix_ptr, vector, scratch_ptr, n, BLOCK: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+    """Matrix times vector, by blocks of rows, through memory that only this program uses."""
+    column = tl.arange(0, BLOCK)
+    inside = column < n
+    for start in range(0, n, BLOCK_ROWS):
+        row = start + tl.arange(0, BLOCK_ROWS)
+        valid = (row < n)[:, None] & inside[None, :]
+        place = row.to(tl.int64)[:, None] * n + column[None, :]
+        tile = tl.load(matrix_ptr + place, mask=valid, other=0.0).to(tl.float64)
+        tl.store(scratch_ptr + row, tl.sum(tile * vector[None, :], 1), mask=row < n)
+    tl.debug_barrier()
+    out = tl.load(scratch_ptr + column, mask=inside, other=0.0)
+    tl.debug_barrier()
+    return out
+
+
+@triton.jit
+def _projected(vector, inside, n, CONSTRAINED: tl.constexpr):
+    """Without its mean."""
+    if CONSTRAINED:
+        mean = tl.sum(vector, 0) / n.to(tl.float64)
+        vector = tl.where(inside, vector - mean, vector * 0)
+    return vector
+
+
+@triton.jit
+def _preconditioned(gradient, inverse, weight, CONSTRAINED: tl.constexpr):
+    """The diagonal's inverse, less the multiple of it that moves charge."""
+    z = inverse * gradient
+    if CONSTRAINED:
+        z = z - (tl.sum(z, 0) / weight) * inverse
+    return z
+
+
+@triton.jit
+def _charge_solve_kernel(
+    matrices_ptr,  # [sum n^2], row after row, system after system
+    source_ptr,  # [n_atoms] float64
+    initial_ptr,  # [n_atoms] float64
+    totals_ptr,  # [n_systems] float64
+    atom_ptr_ptr,  # [n_systems + 1] int64
+    matrix_ptr_ptr,  # [n_systems + 1] int64
+    tolerance_ptr,  # [1] float64
+    scratch_ptr,  # [n_atoms] float64, used
+    state_ptr,  # [n_atoms] float64, out
+    slope_ptr,  # [n_atoms] float64, out
+    residual_ptr,  # [n_systems] float64, out
+    iterations_ptr,  # [n_systems] int64, out
+    status_ptr,  # [n_systems] int64, out
+    max_iterations,
+    CONSTRAINED: tl.constexpr,
+    PATIENCE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+):
+    system = tl.program_id(0).to(tl.int64)
+    first = tl.load(atom_ptr_ptr + system)
+    n = (tl.load(atom_ptr_ptr + system + 1) - first).to(tl.int32)
+    matrix = matrices_ptr + tl.load(matrix_ptr_ptr + system)
+    scratch = scratch_ptr + first
+    tolerance = tl.load(tolerance_ptr)
+    atom = tl.arange(0, BLOCK)
+    inside = atom < n
+    source = tl.load(source_ptr + first + atom, mask=inside, other=0.0)
+    x = tl.load(initial_ptr + first + atom, mask=inside, other=0.0)
+    count = tl.maximum(n, 1).to(tl.float64)
+    if CONSTRAINED:
+        total = tl.load(totals_ptr + system)
+        x = tl.where(inside, x + (total - tl.sum(x, 0)) / count, x)
+    own = tl.load(matrix + atom.to(tl.int64) * (n + 1), mask=inside, other=1.0).to(tl.float64)
+    inverse = tl.where(inside, 1.0 / tl.maximum(tl.abs(own), 1e-6), own * 0)
+    weight = tl.sum(inverse, 0)
+    weight = tl.where(weight > 0, weight, weight * 0 + 1)
+
+    slope = source + _product(matrix, x, scratch, n, BLOCK, BLOCK_ROWS)
+    g = _projected(slope, inside, tl.maximum(n, 1), CONSTRAINED)
+    b = _projected(source, inside, tl.maximum(n, 1), CONSTRAINED)
+    norm = tl.sqrt(tl.sum(g * g, 0))
+    scale = tl.sqrt(tl.sum(b * b, 0))
+    scale = tl.where(scale > 0, scale, norm)
+    scale = tl.where(scale > 0, scale, scale * 0 + 1)
+    residual = norm / scale
+    best = residual
+    z = _preconditioned(g, inverse, weight, CONSTRAINED)
+    p = -z
+    rz = tl.sum(g * z, 0)
+    # NaN is neither above nor below; numbers are those of `Status`
+    status = tl.where(residual <= tolerance, 0, tl.where(residual < float("inf"), 1, 3))
+    iterations = 0
+    since = 0
+    while (status == 1) & (iterations < max_iterations):
+        image = _product(matrix, p, scratch, n, BLOCK, BLOCK_ROWS)
+        curvature = tl.sum(p * image, 0)
+        good = (curvature > 0) & (curvature < float("inf"))
+        flat = curvature <= 0
+        alpha = tl.where(good, rz / tl.where(good, curvature, curvature * 0 + 1), rz * 0)
+        x = tl.where(good, x + alpha * p, x)
+        slope = tl.where(good, slope + alpha * image, slope)
+        g = _projected(slope, inside, tl.maximum(n, 1), CONSTRAINED)
+        residual = tl.where(good, tl.sqrt(tl.sum(g * g, 0)) / scale, residual)
+        iterations = iterations + good.to(tl.int32)
+        since = tl.where(residual < best, 0, since + 1)
+        best = tl.minimum(best, residual)
+        status = tl.where(good, status, tl.where(flat, 2, 3))
+        status = tl.where(good & (residual <= tolerance), 0, status)
+        status = tl.where(good & ~(residual < float("inf")), 3, status)
+        status = tl.where((status == 1) & (since > PATIENCE) & (best < 1e-3), 4, status)
+        z = _preconditioned(g, inverse, weight, CONSTRAINED)
+        fresh = tl.sum(g * z, 0)
+        p = tl.where(rz != 0, fresh / tl.where(rz != 0, rz, rz * 0 + 1), rz * 0) * p - z
+        rz = fresh
+    if CONSTRAINED:
+        total = tl.load(totals_ptr + system)
+        x = tl.where(inside, x + (total - tl.sum(x, 0)) / count, x)
+    tl.store(state_ptr + first + atom, x, mask=inside)
+    tl.store(slope_ptr + first + atom, slope, mask=inside)
+    tl.store(residual_ptr + system, residual)
+    tl.store(iterations_ptr + system, iterations.to(tl.int64))
+    tl.store(status_ptr + system, status.to(tl.int64))
+
+
+def block_sizes(largest: int, table: dict) -> tuple[int, int]:
+    """Atoms a program holds, and rows of the matrix it reads at a time."""
+    block = max(16, triton.next_power_of_2(largest))
+    return block, max(1, table["tile"] // block)
+
+
+def launch_charge_solve(
+    matrices: Tensor,
+    source: Tensor,
+    totals: Tensor,
+    atom_ptr: Tensor,
+    initial: Tensor,
+    tolerance: float,
+    max_iterations: int,
+    constrained: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Allocate and launch; arguments as `charge_solve`, contiguous, ``atom_ptr`` on the CPU."""
+    n_atoms, n_systems, device = len(source), len(totals), source.device
+    counts = atom_ptr.diff()
+    squares = (counts**2).cumsum(0)
+    matrix_ptr = squares.new_zeros(n_systems + 1)
+    matrix_ptr[1:] = squares
+    state, slope, scratch = (source.new_zeros(n_atoms) for _ in range(3))
+    residual = source.new_zeros(n_systems)
+    iterations, status = (matrix_ptr.new_zeros(n_systems, device=device) for _ in range(2))
+    if n_systems and n_atoms:
+        table = tuned("charge_solve", device, matrices.dtype)
+        block, rows = block_sizes(int(counts.max()), table)
+        _charge_solve_kernel[(n_systems,)](
+            matrices_ptr=matrices,
+            source_ptr=source,
+            initial_ptr=initial,
+            totals_ptr=totals,
+            atom_ptr_ptr=atom_ptr.to(device),
+            matrix_ptr_ptr=matrix_ptr.to(device),
+            tolerance_ptr=source.new_full((1,), tolerance),
+            scratch_ptr=scratch,
+            state_ptr=state,
+            slope_ptr=slope,
+            residual_ptr=residual,
+            iterations_ptr=iterations,
+            status_ptr=status,
+            max_iterations=max_iterations,
+            CONSTRAINED=constrained,
+            PATIENCE=25,
+            BLOCK=block,
+            BLOCK_ROWS=rows,
+            **compiler_options(table["num_warps"], table["num_stages"], matrices),
+        )
+    return state, slope, residual, iterations, status

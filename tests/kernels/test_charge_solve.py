@@ -1,0 +1,148 @@
+"""One-launch solves against bordered systems; ragged batches; failures; the kernel compiled for GPUs."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from tolerances import assert_close
+
+from scfmlip_kernels import charge_solve
+from scfmlip_kernels.charge_solve.reference import charge_solve_reference
+
+F64 = torch.float64
+BACKENDS = ["cpu", pytest.param("triton", marks=pytest.mark.interpreter)]
+
+
+def problem(sizes, generator, device="cpu", dtype=F64):
+    """Positive matrices of a condition near a hundred, sources and totals."""
+    matrices = []
+    for n in sizes:
+        root = torch.randn(n, n, generator=generator, dtype=F64)
+        matrices.append((root @ root.T / max(n, 1) * 10 + 0.5 * torch.eye(n, dtype=F64)).flatten())
+    n_atoms = sum(sizes)
+    source = torch.randn(n_atoms, generator=generator, dtype=F64)
+    totals = torch.randn(len(sizes), generator=generator, dtype=F64)
+    ptr = torch.tensor([0, *sizes]).cumsum(0)
+    flat = torch.cat([*matrices, torch.zeros(0, dtype=F64)])
+    return flat.to(device, dtype), source.to(device), totals.to(device), ptr
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("constrained", [False, True])
+@pytest.mark.parametrize("sizes", [[1], [2, 1, 5], [15, 16, 17, 3], [33, 1], [65]])
+def test_against_the_bordered_system(sizes, constrained, backend, generator, device):
+    """Sizes around every block edge; a single charge is its total."""
+    arguments = problem(sizes, generator, device)
+    want, slope = charge_solve_reference(*arguments, constrained)
+    got = charge_solve(*arguments, constrained=constrained, tolerance=1e-13)
+    assert got.status.tolist() == [0] * len(sizes)
+    assert_close(got.state, want, 1e-10)
+    assert float((got.slope - slope).abs().max()) < 1e-10
+    assert float(got.residual.max()) <= 1e-12
+
+
+@pytest.mark.interpreter
+def test_float32_matrices(generator, device):
+    """Read as float32, summed in float64: the answer of the rounded matrix."""
+    matrices, *rest = problem([20, 7], generator, device, torch.float32)
+    want, _ = charge_solve_reference(matrices, *rest, True)
+    got = charge_solve(matrices, *rest, tolerance=0.0)
+    assert got.state.dtype == F64
+    assert_close(got.state, want, 1e-5)
+    assert float(got.residual.max()) <= 2e-6
+
+
+@pytest.mark.interpreter
+def test_warm_start_and_counts(generator, device):
+    """Systems stop one by one; from the answer there is nothing to do."""
+    arguments = problem([6, 30], generator, device)
+    cold = charge_solve(*arguments, tolerance=1e-10)
+    assert int(cold.iterations[0]) <= 6 < int(cold.iterations[1])
+    warm = charge_solve(*arguments, cold.state, tolerance=1e-9)
+    assert warm.iterations.tolist() == [0, 0]
+    few = charge_solve(*arguments, tolerance=1e-10, max_iterations=8)
+    assert few.status.tolist() == [0, 1]
+    assert int(few.iterations[1]) == 8
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_failures_stay_in_their_system(backend, generator, device):
+    """Indefinite, and NaN: the other systems are right."""
+    matrices, source, totals, ptr = problem([5, 6, 4, 7], generator, device)
+    want, _ = charge_solve_reference(matrices, source, totals, ptr, True)
+    matrices[25 : 25 + 36] -= 20 * torch.eye(6, dtype=F64, device=device).flatten()
+    source[ptr[2]] = torch.nan
+    got = charge_solve(matrices, source, totals, ptr, tolerance=1e-12)
+    assert got.status.tolist() == [0, 2, 3, 0]
+    for i in (0, 3):
+        assert_close(got.state[ptr[i] : ptr[i + 1]], want[ptr[i] : ptr[i + 1]], 1e-10)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_to_do(backend, generator, device):
+    """No systems; a source that is 0."""
+    empty = charge_solve(*problem([], generator, device))
+    assert empty.state.shape == (0,)
+    matrices, source, totals, ptr = problem([3, 4], generator, device)
+    got = charge_solve(matrices, 0 * source, 0 * totals, ptr)
+    assert got.status.tolist() == [0, 0]
+    assert_close(got.state, torch.zeros(7, dtype=F64))
+
+
+def test_opcheck_and_bad_input(generator):
+    arguments = problem([3, 4], generator)
+    torch.library.opcheck(
+        torch.ops.scfmlip.charge_solve, (*arguments, torch.zeros(7, dtype=F64), 1e-6, 10, True)
+    )
+    matrices, source, totals, ptr = arguments
+    with pytest.raises(ValueError, match=r"matrices must be \[25\]"):
+        charge_solve(matrices[1:], source, totals, ptr)
+    with pytest.raises(TypeError, match="source must be float64"):
+        charge_solve(matrices, source.float(), totals, ptr)
+    with pytest.raises(ValueError, match="totals must be"):
+        charge_solve(matrices, source, totals[:1], ptr)
+    with pytest.raises(NotImplementedError, match="no derivatives"):
+        charge_solve(matrices.requires_grad_(), source, totals, ptr)
+    with pytest.raises(ValueError, match="1025 atoms, at most 1024"):
+        charge_solve(torch.zeros(1025**2), torch.zeros(1025, dtype=F64), totals[:1], torch.tensor([0, 1025]))
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from scfmlip_kernels.charge_solve.kernel import _charge_solve_kernel as kernel
+for dtype in ("fp32", "fp64"):
+    for block, rows in ((128, 32), (1024, 4)):
+        constants = {"CONSTRAINED": True, "PATIENCE": 25, "BLOCK": block, "BLOCK_ROWS": rows}
+        kinds = {"matrices_ptr": "*" + dtype, "atom_ptr_ptr": "*i64", "matrix_ptr_ptr": "*i64"}
+        kinds |= {"iterations_ptr": "*i64", "status_ptr": "*i64", "max_iterations": "i32"}
+        names = [n for n in kernel.arg_names if n not in constants]
+        signature = {n: kinds.get(n, "*fp64") for n in names} | dict.fromkeys(constants, "constexpr")
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        for target in (GPUTarget("cuda", 80, 32), GPUTarget("cuda", 90, 32), GPUTarget("hip", "gfx942", 64)):
+            options = {"num_warps": 4, "num_stages": 1}
+            if target.backend == "cuda":
+                options["maxnreg"] = 255
+            compiled = triton.compile(source, target=target, options=options)
+            assert compiled.asm.get("cubin") or compiled.asm.get("amdgcn")
+            if "amdgcn" in compiled.asm:
+                text = compiled.asm["amdgcn"]
+                print(dtype, block, target.arch, text.split(".private_segment_fixed_size:")[1].split()[0])
+            else:
+                print(dtype, block, target.arch, compiled.metadata.shared)
+"""
+
+
+@pytest.mark.slow
+def test_compiles_for_gpus():
+    """Ahead of time for sm_80, sm_90 and gfx942."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("gfx942") == 4

@@ -1,4 +1,4 @@
-"""The command line: ``scfmlip evaluate | train | plot | bench | demo | doctor``."""
+"""The command line: ``scfmlip evaluate | train | convert | plot | bench | demo | doctor``."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from . import bench, demo, doctor, evaluate, plot, train
+    from . import bench, convert, demo, doctor, evaluate, plot, train
 
     parser = argparse.ArgumentParser(
         prog="scfmlip", description="Self-consistent electrostatics for interatomic potentials."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (evaluate, train, plot, bench, demo, doctor):
+    for module in (evaluate, train, convert, plot, bench, demo, doctor):
         module.add_command(commands)
     return parser
 

@@ -19,7 +19,10 @@ _PER_FRAME = (
     "interaction_energy",
     "electrostatic_energy",
     "electron_energy",
+    "response_energy",
     "les_energy",
+    "fermi_level",
+    "scf_iterations",
 )
 _PER_ATOM = ("forces", "energies", "charges", "spins", "latent_charges", "potential")
 
@@ -29,13 +32,18 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="evaluate a mace-torch model on a file of structures",
-        description="Evaluate a mace-torch model (MACE, PolarMACE, MACELES), accelerated, on every frame of "
-        "a file. Results go to extended XYZ under a prefix, beside whatever the input held: energy, forces, "
-        "stress (crystals), and for models with charges: charges, atomic_dipoles, dipole, spins, potential "
-        "(V at each atom, of all others).",
+        description="Evaluate a model (mace-torch's MACE, PolarMACE, MACELES, accelerated, or a point of the "
+        "design space) on every frame of a file. Results go to extended XYZ under a prefix, beside whatever "
+        "the input held: energy, forces, stress (crystals), and for models with charges: charges, "
+        "atomic_dipoles, dipole, spins, potential (V at each atom, of all others).",
     )
     parser.add_argument("input", type=Path, help="structures, any format ASE reads")
-    parser.add_argument("--model", type=Path, required=True, help="the file mace wrote (a pickle)")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        required=True,
+        help="*.safetensors of scfmlip.save, or the file mace wrote (a pickle)",
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="extended XYZ to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument("--index", default=":", help="ASE index of the frames (default: all)")
@@ -132,10 +140,14 @@ def run(arguments: argparse.Namespace) -> int:
         for numbers in _batches(usable, arguments.batch_size):
             group = [usable[i] for i in numbers]
             batch = make_batch(calc.model, group, calc.device, calc.dtype, calc.head)
-            out = calc.model(batch, compute_stress=bool(group[0].pbc.all()))
+            options = {"compute_stress": bool(group[0].pbc.all())}
+            if calc.ours:
+                options["compute_potential"] = calc.model.rule.has_geometry
+            out = calc.model(batch, **options)
             done = []
             for atoms, result in zip(group, split_outputs(out, group), strict=True):
-                add_potential(calc.model, atoms, result)
+                if not calc.ours:
+                    add_potential(calc.model, atoms, result)
                 done.append(_store(atoms, result, arguments.prefix))
             # what is done is on disk before the next batch starts
             write(arguments.output, done, format="extxyz", append=True)

@@ -1,4 +1,4 @@
-"""ASE calculator for mace-torch models, accelerated."""
+"""ASE calculator for mace-torch models, accelerated, and for the design space's own."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator as AseCalculator
 from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 
+from ..scf import StateExtrapolator
 from .mace.accelerate import accelerate as accelerate_model
-from .mace.batches import make_batch, needs_charge_and_spin, split_outputs
+from .mace.batches import make_batch, required_info, split_outputs
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def load_model(model: torch.nn.Module | str | Path, device: torch.device) -> torch.nn.Module:
     """
-    A mace-torch model, from memory or from the file ``torch.save`` wrote.
+    A model, from memory, from `scfmlip.save` (``*.safetensors``) or from the file mace-torch wrote.
 
-    Such files are pickles and run code when loaded: only open those you trust.
+    The latter is a pickle and runs code when loaded: only open those you trust.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -33,6 +34,10 @@ def load_model(model: torch.nn.Module | str | Path, device: torch.device) -> tor
     path = Path(model)
     if not path.is_file():
         raise FileNotFoundError(f"there is no model file {path}")
+    if path.suffix == ".safetensors":
+        from ..models import load
+
+        return load(path, device)
     import mace.modules  # noqa: F401  (registers what the pickle names)
 
     loaded = torch.load(path, map_location=device, weights_only=False)
@@ -46,26 +51,33 @@ def load_model(model: torch.nn.Module | str | Path, device: torch.device) -> tor
 
 class Calculator(AseCalculator):
     """
-    ASE calculator of a mace-torch model (MACE, ScaleShiftMACE, PolarMACE, MACELES).
+    ASE calculator of a mace-torch model (MACE, ScaleShiftMACE, PolarMACE, MACELES) or of `scfmlip.models`.
 
-    Charge, spin and field come from ``atoms.info``: ``charge`` (e), ``spin`` (multiplicity 2S+1) and
-    ``external_field`` (3 numbers, V/angstrom, mace's sign: energy + field.dipole). A model whose energy
-    depends on charge and spin refuses atoms without them, unless ``charge`` and ``spin`` are given here.
-    A change of any of them recomputes, like a change of positions.
+    Charge, spin and field come from ``atoms.info``: ``charge`` (e), ``spin`` (multiplicity 2S+1),
+    ``external_field`` (3 numbers, V/angstrom, mace's sign: energy + field.dipole), and for models of ours
+    ``fermi_level`` (eV) and ``counter_charge`` (see `scfmlip.Coulomb`). A model whose energy depends on
+    charge and spin refuses atoms without them, unless they are given here. A change of any of them
+    recomputes, like a change of positions. Self-consistent models start from the densities of the last steps.
 
     Args:
-        model: The model, or the file mace wrote it to.
+        model: The model, or its file: ``*.safetensors`` of `scfmlip.save`, or the one mace wrote.
         device: "cpu", "cuda", ...
         dtype: "float32", "float64", or None to keep the model's.
         accelerate: Run `scfmlip.accelerate` on it.
         head: Of a multi-head model; the last one if None.
         charge: Total charge of atoms whose info has none, e.
         spin: Multiplicity of atoms whose info has none.
+        fermi_level: Constant potential: run a model of ours at this level of the electrons, eV, whatever its
+            charge; ``info["fermi_level"]`` of the atoms comes first.
+        extrapolation: Order of the polynomial through the last densities that a self-consistent model
+            starts from; None starts afresh at every step.
 
     Properties: energy, free_energy, energies (eV), forces, stress (eV/angstrom^3, Voigt), and for models
     with charges: charges (e), dipole (e angstrom; of a periodic system it depends on where it is cut),
     spins, density_coefficients (e, e angstrom; rows [q, d_y, d_z, d_x]), electrostatic_energy,
-    electron_energy (eV).
+    electron_energy (eV). Models of ours add response_energy, fermi_level (eV), potential (V at each atom, of
+    all others), scf_iterations, scf_residual, scf_status, and when asked for by `get_property` born_charges
+    (e) and polarizability (e angstrom^2/V).
 
     Raises:
         FileNotFoundError, TypeError: for a model that is none.
@@ -81,6 +93,8 @@ class Calculator(AseCalculator):
         head: str | None = None,
         charge: float | None = None,
         spin: float | None = None,
+        fermi_level: float | None = None,
+        extrapolation: int | None = 2,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -96,10 +110,22 @@ class Calculator(AseCalculator):
         loaded = loaded.to(self.dtype).eval()
         for parameter in loaded.parameters():
             parameter.requires_grad_(False)
-        self.model = accelerate_model(loaded) if accelerate else loaded
-        self.head, self.charge, self.spin = head, charge, spin
+        self.head = head
+        self.given = {"charge": charge, "spin": spin, "fermi_level": fermi_level}
         self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
-        if needs_charge_and_spin(self.model):
+        self.ours = hasattr(loaded, "evaluate_density")
+        self._states = None
+        self.model: Any
+        if self.ours:
+            self._adopt(loaded, fermi_level, extrapolation)
+            return
+        if fermi_level is not None:
+            raise ValueError(
+                f"a {type(loaded).__name__} has no constant-potential mode: fermi_level is for models of "
+                "scfmlip.models with a self-consistent charge rule"
+            )
+        self.model = accelerate_model(loaded) if accelerate else loaded
+        if required_info(self.model):
             self.implemented_properties += [
                 "charges",
                 "dipole",
@@ -111,11 +137,36 @@ class Calculator(AseCalculator):
         if hasattr(self.model, "les"):
             self.implemented_properties += ["latent_charges", "les_energy"]
 
+    def _adopt(self, model: Any, fermi_level: float | None, extrapolation: int | None) -> None:
+        """A model of `scfmlip.models`."""
+        if fermi_level is not None and model.config.constraint != "fermi_level":
+            model = model.with_constraint("fermi_level")
+        self.model = model
+        if not model.has_charges:
+            return
+        self.implemented_properties += [
+            "charges",
+            "dipole",
+            "density_coefficients",
+            "electrostatic_energy",
+            "response_energy",
+            "fermi_level",
+            "potential",
+            "spins",
+            "scf_iterations",
+            "scf_residual",
+            "scf_status",
+            "born_charges",
+            "polarizability",
+        ]
+        if model.rule.iterates and extrapolation is not None:
+            self._states = StateExtrapolator(extrapolation)
+
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What changed since the last calculation; "info" when charge, spin or field did."""
         changes = super().check_state(atoms, tol=tol)
         if not changes and self.atoms is not None:
-            for key in ("charge", "spin", "external_field"):
+            for key in ("charge", "spin", "external_field", "fermi_level", "counter_charge"):
                 old, new = self.atoms.info.get(key), atoms.info.get(key)
                 if (old is None) != (new is None) or (
                     old is not None and not np.array_equal(np.asarray(old), np.asarray(new))
@@ -133,7 +184,7 @@ class Calculator(AseCalculator):
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
         frame = self.atoms.copy()
-        for key, value in (("charge", self.charge), ("spin", self.spin)):
+        for key, value in self.given.items():
             if key not in frame.info and value is not None:
                 frame.info[key] = value
         wanted = properties or ["energy"]
@@ -141,5 +192,15 @@ class Calculator(AseCalculator):
         if stress and frame.cell.rank < 3:
             raise PropertyNotImplementedError("stress needs a cell with a volume")
         batch = make_batch(self.model, [frame], self.device, self.dtype, self.head, names=["the system"])
-        out = self.model(batch, compute_stress=stress or frame.pbc.all())
+        options: dict[str, Any] = {"compute_stress": stress or bool(frame.pbc.all())}
+        if self.ours and self.model.has_charges:
+            options["compute_potential"] = self.model.rule.has_geometry
+            options["compute_response"] = bool({"born_charges", "polarizability"} & set(wanted))
+            if self._states is not None:
+                if "numbers" in system_changes:
+                    self._states.states = []
+                options["initial_density"] = self._states.guess()
+        out = self.model(batch, **options)
+        if self._states is not None:
+            self._states.add(out["density_coefficients"])
         self.results = split_outputs(out, [frame])[0]

@@ -10,6 +10,7 @@ from .backbone import Backbone
 from .build import build, config_to_dict, make_config
 from .checkpoint import load, save
 from .config import BackboneConfig, DensityConfig, ModelConfig
+from .convert import from_mace, to_mace
 from .model import Model
 from .rules import ChargeRule, RuleContext, RuleOutput, System, register, rule_names
 
@@ -25,9 +26,11 @@ __all__ = [
     "System",
     "build",
     "config_to_dict",
+    "from_mace",
     "load",
     "make_config",
     "register",
     "rule_names",
     "save",
+    "to_mace",
 ]

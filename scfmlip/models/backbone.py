@@ -26,12 +26,14 @@ class BackboneOutput:
         interaction_energy: ``[n_systems]`` eV without them.
         node_energy: ``[n_atoms]`` eV.
         features: ``[n_atoms, irreps]`` of each layer.
+        raw: Everything the network returned.
     """
 
     energy: Tensor
     interaction_energy: Tensor
     node_energy: Tensor
     features: list[Tensor]
+    raw: dict[str, Any]
 
 
 class Backbone(torch.nn.Module):
@@ -69,40 +71,9 @@ class Backbone(torch.nn.Module):
         Raises:
             ValueError: for an interaction block that mace-torch does not have.
         """
-        blocks = modules.interaction_classes
-        for name in (config.interaction, config.interaction_first):
-            if name not in blocks:
-                raise ValueError(
-                    f"mace-torch has no interaction block {name!r}; it has {', '.join(sorted(blocks))}"
-                )
-        energies = np.asarray(atomic_energies, dtype=float)
-        heads = list(config.heads)
-        mace = modules.ScaleShiftMACE(
-            r_max=config.r_max,
-            num_bessel=config.num_bessel,
-            num_polynomial_cutoff=config.num_polynomial_cutoff,
-            max_ell=config.max_ell,
-            interaction_cls=blocks[config.interaction],
-            interaction_cls_first=blocks[config.interaction_first],
-            num_interactions=config.num_interactions,
-            num_elements=len(elements),
-            hidden_irreps=o3.Irreps(config.hidden_irreps),
-            MLP_irreps=o3.Irreps(config.MLP_irreps),
-            gate=torch.nn.functional.silu,
-            atomic_energies=np.tile(energies, (len(heads), 1)) if len(heads) > 1 else energies,
-            avg_num_neighbors=config.avg_num_neighbors,
-            atomic_numbers=list(elements),
-            correlation=config.correlation,
-            radial_MLP=list(config.radial_MLP),
-            pair_repulsion=config.pair_repulsion,
-            distance_transform=config.distance_transform,
-            heads=heads,
-            embedding_specs=embedding_specs,
-            keep_last_layer_irreps=True,
-            atomic_inter_scale=[config.scale] * len(heads) if len(heads) > 1 else config.scale,
-            atomic_inter_shift=[config.shift] * len(heads) if len(heads) > 1 else config.shift,
+        return cls(
+            modules.ScaleShiftMACE(**mace_arguments(config, elements, atomic_energies, embedding_specs))
         )
-        return cls(mace)
 
     @property
     def edge_irreps(self) -> o3.Irreps:
@@ -115,10 +86,70 @@ class Backbone(torch.nn.Module):
 
         Derivatives are left to the caller: nothing here is detached.
         """
-        out = self.mace(dict(batch), training=True, compute_force=False)
+        given = dict(batch)
+        if not given["positions"].requires_grad:  # mace-torch switches that on in place
+            given["positions"] = given["positions"].detach()
+        out = self.mace(given, training=True, compute_force=False)
         sizes = [irreps.dim for irreps in self.irreps]
         features = list(out["node_feats"].split(sizes, dim=1))
         interaction = out.get("interaction_energy")
         if interaction is None:  # plain MACE: E0s are its first contribution
             interaction = out["energy"] - out["contributions"][:, 0]
-        return BackboneOutput(out["energy"], interaction, out["node_energy"], features)
+        elif "electron_energy" in out:  # MACE-POLAR calls its short-range part so
+            field = batch.get("external_field")
+            interaction = interaction + out["electron_energy"] + out["electrostatic_energy"]
+            if field is not None:
+                interaction = interaction + (field.view(-1, 3) * out["dipole"]).sum(1)
+        return BackboneOutput(out["energy"], interaction, out["node_energy"], features, out)
+
+
+def mace_arguments(
+    config: BackboneConfig,
+    elements: Sequence[int],
+    atomic_energies: Sequence[float],
+    embedding_specs: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """
+    Keyword arguments of mace-torch's ``ScaleShiftMACE``; see `Backbone.build`.
+
+    Raises:
+        ValueError: for an interaction block that mace-torch does not have.
+    """
+    blocks = modules.interaction_classes
+    for name in (config.interaction, config.interaction_first):
+        if name not in blocks:
+            raise ValueError(
+                f"mace-torch has no interaction block {name!r}; it has {', '.join(sorted(blocks))}"
+            )
+    options = dict(config.options)
+    if options.get("edge_irreps") is not None:
+        options["edge_irreps"] = o3.Irreps(options["edge_irreps"])
+    energies = np.asarray(atomic_energies, dtype=float)
+    n_heads = len(config.heads)
+    scale, shift = config.per_head(config.scale), config.per_head(config.shift)
+    return {
+        "r_max": config.r_max,
+        "num_bessel": config.num_bessel,
+        "num_polynomial_cutoff": config.num_polynomial_cutoff,
+        "max_ell": config.max_ell,
+        "interaction_cls": blocks[config.interaction],
+        "interaction_cls_first": blocks[config.interaction_first],
+        "num_interactions": config.num_interactions,
+        "num_elements": len(elements),
+        "hidden_irreps": o3.Irreps(config.hidden_irreps),
+        "MLP_irreps": o3.Irreps(config.MLP_irreps),
+        "gate": torch.nn.functional.silu,
+        "atomic_energies": np.tile(energies, (n_heads, 1)) if n_heads > 1 else energies,
+        "avg_num_neighbors": config.avg_num_neighbors,
+        "atomic_numbers": list(elements),
+        "correlation": config.correlation,
+        "radial_MLP": list(config.radial_MLP),
+        "pair_repulsion": config.pair_repulsion,
+        "distance_transform": config.distance_transform,
+        "heads": list(config.heads),
+        "embedding_specs": embedding_specs,
+        "keep_last_layer_irreps": config.keep_last_layer_irreps,
+        "atomic_inter_scale": scale if isinstance(config.scale, tuple) or n_heads > 1 else scale[0],
+        "atomic_inter_shift": shift if isinstance(config.shift, tuple) or n_heads > 1 else shift[0],
+        **options,
+    }

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from ..types import BoundaryName
 
 Config = TypeVar("Config")
-Constraint = Literal["none", "charge", "fermi_level"]
+Constraint = Literal["none", "charge", "charge_spin", "fermi_level"]
 DTypeName = Literal["float32", "float64"]
 
 
@@ -62,10 +62,12 @@ class BackboneConfig:
         max_ell, correlation, num_bessel, num_polynomial_cutoff, radial_MLP: As in mace-torch.
         interaction, interaction_first: Names of mace-torch's interaction blocks.
         avg_num_neighbors: Mean number of neighbours within ``r_max``.
-        scale, shift: Of the interaction energy of an atom, eV.
+        scale, shift: Of the interaction energy of an atom, eV; one number or one for each head.
+        keep_last_layer_irreps: Whether the last layer keeps its vectors, which dipoles are read from.
         pair_repulsion: Add the ZBL repulsion.
         distance_transform: "None", "Agnesi" or "Soft".
         heads: Names of the energy heads.
+        options: Further arguments of mace-torch's constructor, by name.
     """
 
     r_max: float = 5.0
@@ -80,14 +82,30 @@ class BackboneConfig:
     interaction: str = "RealAgnosticResidualInteractionBlock"
     interaction_first: str = "RealAgnosticResidualInteractionBlock"
     avg_num_neighbors: float = 1.0
-    scale: float = 1.0
-    shift: float = 0.0
+    scale: float | tuple[float, ...] = 1.0
+    shift: float | tuple[float, ...] = 0.0
+    keep_last_layer_irreps: bool = True
     pair_repulsion: bool = False
     distance_transform: Literal["None", "Agnesi", "Soft"] = "None"
     heads: tuple[str, ...] = ("Default",)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _positive("backbone", self, "r_max", "num_interactions", "num_bessel", "avg_num_neighbors", "scale")
+        _positive("backbone", self, "r_max", "num_interactions", "num_bessel", "avg_num_neighbors")
+        if not all(math.isfinite(v) for v in (*self.per_head(self.scale), *self.per_head(self.shift))):
+            raise ValueError(f"backbone.scale and shift must be finite, got {self.scale!r}, {self.shift!r}")
+
+    def per_head(self, value: float | tuple[float, ...]) -> list[float]:
+        """
+        One number for each head.
+
+        Raises:
+            ValueError: for another count.
+        """
+        values = [float(v) for v in (value if isinstance(value, tuple) else (value,) * len(self.heads))]
+        if len(values) != len(self.heads):
+            raise ValueError(f"{len(values)} numbers were given for {len(self.heads)} heads: {values}")
+        return values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +147,8 @@ class ModelConfig:
         atomic_energies: eV of each of ``elements``; with several heads, the same for all.
         rule: Configuration of the charge rule; its class says which.
         backbone, density: See there.
-        constraint: What the state obeys: "none", the total "charge" of each system, or a "fermi_level".
+        constraint: What the state obeys: "none", the total "charge" of each system, "charge_spin" for its
+            multiplicity too, or a "fermi_level".
         seed: Of the initial weights.
         dtype: Of the weights.
     """

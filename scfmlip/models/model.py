@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import copy
+import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .backbone import Backbone
-from .config import ModelConfig
+from .config import Constraint, ModelConfig
 from .response import born_charges, polarizability
-from .rules import ChargeRule, RuleContext, System, name_of, rule_class
+from .rules import ChargeRule, RuleContext, RuleOutput, System, name_of, rule_class
+from .systems import REQUIRED, Scf, make_system
 
-# outputs that mace-torch names otherwise order l = 1 as e3nn's older (y, z, x)
+# mace-torch's rows of multipoles have the order (y, z, x)
 _MACE_ORDER = (0, 2, 3, 1)
-Scf = Literal["converged", "direct"]
 
 
 class Model(torch.nn.Module):
@@ -29,21 +31,12 @@ class Model(torch.nn.Module):
         backbone: Its network; a new one with random weights if None.
     """
 
-    # batches keep the frames' own cells: an open direction of a slab is as long as the user's cell
-    pads_cell = False
-
     def __init__(self, config: ModelConfig, backbone: Backbone | None = None) -> None:
         super().__init__()
         self.config = config
-        if backbone is None:
-            backbone = Backbone.build(config.backbone, config.elements, config.atomic_energies)
-        self.backbone = backbone
         kind = rule_class(name_of(config.rule))
-        if config.constraint not in kind.constraints:
-            raise ValueError(
-                f"the rule {name_of(config.rule)!r} cannot obey constraint={config.constraint!r}; it takes "
-                f"{', '.join(map(repr, kind.constraints))}"
-            )
+        self._check_constraint()
+        self.backbone = backbone = kind.build_backbone(config) if backbone is None else backbone
         self.rule: ChargeRule = kind(
             config.rule,
             RuleContext(
@@ -57,6 +50,11 @@ class Model(torch.nn.Module):
                 config.backbone,
             ),
         )
+
+    @property
+    def pads_cell(self) -> bool:
+        """Whether batches need mace-torch's long cells along open directions, or the frames' own."""
+        return self.rule.pads_cell
 
     @property
     def atomic_numbers(self) -> Tensor:
@@ -73,6 +71,63 @@ class Model(torch.nn.Module):
         """Names of the energy heads."""
         return list(self.config.backbone.heads)
 
+    @property
+    def required_info(self) -> tuple[str, ...]:
+        """Keys of ``atoms.info`` that a frame needs: "charge", "spin", "fermi_level"."""
+        names = {"total_charge": "charge", "total_spin": "spin", "fermi_level": "fermi_level"}
+        return tuple(names[key] for key in REQUIRED[self.config.constraint])
+
+    @property
+    def has_charges(self) -> bool:
+        """Whether there is a density at all."""
+        return name_of(self.config.rule) != "short_range"
+
+    def with_constraint(self, constraint: Constraint) -> Model:
+        """
+        The same model under another constraint, sharing its weights: for instance at a given Fermi level.
+
+        Raises:
+            ValueError: for a constraint that the rule cannot obey.
+        """
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other.config = dataclasses.replace(self.config, constraint=constraint)
+        rule = copy.copy(self.rule)
+        rule.context = dataclasses.replace(rule.context, constraint=constraint)
+        other._check_constraint()
+        other.rule = rule
+        return other
+
+    def _check_constraint(self) -> None:
+        kind, constraint = rule_class(name_of(self.config.rule)), self.config.constraint
+        if constraint not in kind.constraints:
+            raise ValueError(
+                f"the rule {name_of(self.config.rule)!r} cannot obey constraint={constraint!r}; it takes "
+                f"{', '.join(map(repr, kind.constraints))}"
+            )
+
+    def evaluate_density(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor | None], RuleOutput]:
+        """
+        Outputs without derivatives, and the density behind them: for potentials and densities at points.
+
+        Args:
+            batch: See `forward`.
+
+        Returns:
+            Outputs, and the rule's: ``result.geometry.at(points, result.rows)``.
+
+        Raises:
+            ValueError: for a model without a density of its own.
+        """
+        with torch.no_grad():
+            cell = batch["cell"].view(-1, 3, 3)
+            field = self._field(batch, False)
+            system = make_system(dict(batch), cell, field, self.config, self.rule, "converged", None)
+            out, result = self._energies(batch, system, False)
+        if result.geometry is None:
+            raise ValueError(f"the rule {name_of(self.config.rule)!r} has no density at points")
+        return out, result
+
     def forward(
         self,
         batch: dict[str, Tensor],
@@ -83,6 +138,7 @@ class Model(torch.nn.Module):
         compute_potential: bool = False,
         compute_response: bool = False,
         scf: Scf = "converged",
+        initial_density: Tensor | None = None,
     ) -> dict[str, Tensor | None]:
         """
         Evaluate a batch.
@@ -101,7 +157,9 @@ class Model(torch.nn.Module):
             compute_stress: Whether the stress is, of periodic systems.
             compute_potential: Also ``electrostatic_potential``.
             compute_response: Also ``born_charges`` and ``polarizability``, see `scfmlip.models.response`.
-            scf: "converged", or "direct": one update from the given density.
+            scf: "converged", or "direct": one update from the given density, by rules that can.
+            initial_density: ``[n_atoms, dim]`` rows ``[q, d_y, d_z, d_x]`` to start the solve from, for
+                instance the last step's; not differentiated.
 
         Returns:
             mace-torch's names: ``energy``, ``interaction_energy``, ``electrostatic_energy``,
@@ -118,8 +176,6 @@ class Model(torch.nn.Module):
             ValueError: for a batch without what the rule needs, or one its boundary cannot hold.
             ConvergenceError: for a solve that failed; names the systems.
         """
-        if scf not in ("converged", "direct"):
-            raise ValueError(f"scf must be 'converged' or 'direct', got {scf!r}")
         ptr, index = batch["ptr"], batch["batch"]
         n_systems = len(ptr) - 1
         positions = batch["positions"]
@@ -136,10 +192,12 @@ class Model(torch.nn.Module):
                 cell = cell + cell @ symmetric
                 edge_system = index[batch["edge_index"][0]]
                 strained["shifts"] = torch.einsum("ei,eij->ej", batch["unit_shifts"], cell[edge_system])
-            strained["positions"] = positions
+            strained["positions"], strained["cell"] = positions, cell.reshape(-1, 3)
             field = self._field(batch, compute_response)
-            system = self._system(strained, cell, field, scf)
-            out = self._energies(strained, system, compute_potential)
+            if field is not None:
+                strained["external_field"] = -field
+            system = make_system(strained, cell, field, self.config, self.rule, scf, initial_density)
+            out, _ = self._energies(strained, system, compute_potential)
             if compute_response:
                 self._add_response(out, leaf, field, system, training)
         wanted = ([leaf] if compute_force else []) + ([strain] if strain is not None else [])
@@ -175,71 +233,6 @@ class Model(torch.nn.Module):
         field = -field.to(batch["positions"].dtype).view(-1, 3)
         return field.detach().requires_grad_() if needed else field
 
-    def _system(self, batch: dict[str, Tensor], cell: Tensor, field: Tensor | None, scf: Scf) -> System:
-        """The batch as rules see it, features still to come."""
-        ptr, index, dtype = batch["ptr"], batch["batch"], batch["positions"].dtype
-        n_systems = len(ptr) - 1
-        pbc = batch["pbc"].view(-1, 3)
-        # a direction without periodicity may come without a cell vector
-        empty = cell.detach().norm(dim=2) == 0
-        if bool((empty & pbc).any()):
-            bad = int(torch.nonzero((empty & pbc).any(1))[0])
-            raise ValueError(
-                f"system {bad} of the batch is periodic along a cell vector of length 0: set atoms.cell, or "
-                "atoms.pbc = False"
-            )
-        slab = (pbc.sum(1) == 2) & empty.any(1)
-        if bool(slab.any()) and self._has_charges():
-            bad = int(torch.nonzero(slab)[0])
-            raise ValueError(
-                f"system {bad} of the batch is a slab whose open cell vector has length 0: electrostatics "
-                "needs the height of the cell, vacuum included. Set it, for instance by "
-                "atoms.center(vacuum=10, axis=2)"
-            )
-        isolated = ~pbc.any(1)
-        if bool(isolated.any()):  # whatever cell the frame has, a molecule does not feel it
-            eye = torch.eye(3, dtype=cell.dtype, device=cell.device)
-            cell = torch.where(isolated[:, None, None], eye, cell)
-        given: dict[str, Tensor | None] = {"total_charge": None, "fermi_level": None}
-        needs = {"charge": "total_charge", "fermi_level": "fermi_level"}.get(self.config.constraint)
-        if needs is not None:
-            if batch.get(needs) is None:
-                raise ValueError(
-                    f"the batch lacks {needs} [n_systems], which constraint={self.config.constraint!r} needs"
-                )
-            given[needs] = batch[needs].to(dtype).view(n_systems)
-        if scf == "direct" and given["fermi_level"] is None and batch.get("fermi_level") is not None:
-            given["fermi_level"] = batch["fermi_level"].to(dtype).view(n_systems)
-        reference = None
-        if scf == "direct" and self.rule.supports_direct:
-            dim = (self.config.density.l_max + 1) ** 2
-            rows = batch.get("density_coefficients")
-            if rows is None or rows.shape[1] != dim:
-                raise ValueError(
-                    f"scf='direct' needs density_coefficients [n_atoms, {dim}], rows [q, d_y, d_z, d_x], got "
-                    f"{None if rows is None else list(rows.shape)}"
-                )
-            reference = rows.to(dtype)[:, [0, 3, 1, 2][:dim]]
-        sender, receiver = batch["edge_index"]
-        vectors = batch["positions"][receiver] - batch["positions"][sender] + batch["shifts"]
-        return System(
-            batch=batch,
-            features=[],
-            node_attrs=batch["node_attrs"],
-            positions=batch["positions"],
-            cell=cell,
-            pbc=pbc,
-            index=index,
-            ptr=ptr,
-            edge_index=batch["edge_index"],
-            edge_vectors=vectors,
-            external_field=field,
-            counter_charge=batch.get("counter_charge"),
-            reference_density=reference,
-            direct=reference is not None,
-            **given,
-        )
-
     def _add_response(
         self,
         out: dict[str, Tensor | None],
@@ -255,23 +248,18 @@ class Model(torch.nn.Module):
         out["born_charges"] = born_charges(charges, dipole, positions, system, gauge_free, training)
         out["polarizability"] = polarizability(dipole, field, system, training)
 
-    def _has_charges(self) -> bool:
-        return name_of(self.config.rule) != "short_range"
-
     def _energies(
         self, batch: dict[str, Tensor], system: System, potential: bool
-    ) -> dict[str, Tensor | None]:
+    ) -> tuple[dict[str, Tensor | None], RuleOutput]:
         """All outputs that need no derivative."""
         network = self.backbone(batch)
-        system.features = network.features
+        system.network, system.features = network.raw, network.features
         result = self.rule(system)
         energy, interaction = network.energy, network.interaction_energy
         parts = [result.short_range_energy]
-        parts += (
-            [result.total]
-            if result.total is not None
-            else [result.electrostatic_energy, result.response_energy]
-        )
+        if not result.included:
+            split = [result.electrostatic_energy, result.response_energy]
+            parts += split if result.total is None else [result.total]
         for part in parts:
             if part is not None:
                 energy, interaction = energy + part, interaction + part
@@ -294,4 +282,4 @@ class Model(torch.nn.Module):
             if potential:
                 out["electrostatic_potential"] = result.potential()
         out.update(result.extra)
-        return {key: value for key, value in out.items() if value is not None}
+        return {key: value for key, value in out.items() if value is not None}, result

@@ -1,5 +1,6 @@
 """Small models of every rule, and small systems of every boundary."""
 
+import copy
 from functools import cache
 
 import numpy as np
@@ -54,6 +55,24 @@ ALL = [*RULES, *CHARGES_ONLY]
 
 
 @cache
+def built(case):
+    rule, constraint = {**RULES, **CHARGES_ONLY}[case]
+    rule = {"name": rule} if isinstance(rule, str) else dict(rule)
+    if rule["name"] in ("equilibrated", "fixed_point", "functional"):
+        rule["tolerance"] = 1e-11
+    config = {
+        "elements": ELEMENTS,
+        "atomic_energies": {"H": -1.0, "O": -2.0, "Al": -3.0},
+        "backbone": BACKBONE,
+        "density": {"l_max": 0 if case in CHARGES_ONLY else 1, "sigma": 1.2, "tolerance": 1e-10},
+        "rule": rule,
+        "constraint": constraint,
+        "dtype": "float64",
+        "seed": 3,
+    }
+    return scfmlip.models.build(config)
+
+
 def make_model(case, dtype="float64", constraint=None):
     """
     The model of a case, shared: do not change it.
@@ -61,21 +80,11 @@ def make_model(case, dtype="float64", constraint=None):
     Solves and sums over wave vectors are tight, so that differences show the derivatives and not which wave
     vectors a strained cell has within the cutoff.
     """
-    rule, usual = {**RULES, **CHARGES_ONLY}[case]
-    rule = {"name": rule} if isinstance(rule, str) else dict(rule)
-    if rule["name"] in ("equilibrated", "fixed_point", "functional"):
-        rule["tolerance"] = 1e-11 if dtype == "float64" else 1e-6
-    config = {
-        "elements": ELEMENTS,
-        "atomic_energies": {"H": -1.0, "O": -2.0, "Al": -3.0},
-        "backbone": BACKBONE,
-        "density": {"l_max": 0 if case in CHARGES_ONLY else 1, "sigma": 1.2, "tolerance": 1e-10},
-        "rule": rule,
-        "constraint": constraint or usual,
-        "dtype": dtype,
-        "seed": 3,
-    }
-    return scfmlip.models.build(config)
+    if constraint is not None:
+        return make_model(case, dtype).with_constraint(constraint)
+    if dtype == "float32":
+        return copy.deepcopy(make_model(case)).float()
+    return built(case)
 
 
 def rattled(atoms, seed, amplitude=0.1):
@@ -114,7 +123,7 @@ SYSTEMS = {"open": water, "slab": slab, "counter_charge": lambda: slab(0.3, True
 
 def batch(model, frames, fermi_level=0.3):
     """The model's input, with a Fermi level for the rules that want one."""
-    dtype = next(model.parameters()).dtype
-    out = make_batch(model, frames, torch.device("cpu"), dtype)
-    out["fermi_level"] = torch.full((len(frames),), fermi_level, dtype=dtype)
-    return out
+    frames = [atoms.copy() for atoms in frames]
+    for atoms in frames:
+        atoms.info.setdefault("fermi_level", fermi_level)
+    return make_batch(model, frames, torch.device("cpu"), next(model.parameters()).dtype)

@@ -257,4 +257,5 @@ def test_every_rule_is_tested():
     from scfmlip.models import rule_names
     from scfmlip.models.rules import name_of
 
-    assert {name_of(make_model(case).config.rule) for case in RULES} == set(rule_names())
+    # "recursion" has the reference's own quirks: test_convert.py compares it with the reference
+    assert {name_of(make_model(case).config.rule) for case in RULES} == set(rule_names()) - {"recursion"}

@@ -22,12 +22,24 @@ _SYSTEM_KEYS = {
 }
 
 
-def needs_charge_and_spin(model: torch.nn.Module) -> bool:
-    """Whether the model's energy depends on a total charge and spin that the user has to give."""
+def required_info(model: torch.nn.Module) -> tuple[str, ...]:
+    """Keys of ``atoms.info`` that the model's energy depends on and the user has to give."""
     from mace.modules.extensions import PolarMACE
 
+    own = getattr(model, "required_info", None)
+    if own is not None:  # one of scfmlip.models
+        return own
     specs = getattr(model, "embedding_specs", None) or {}
-    return isinstance(model, PolarMACE) or any(k in specs for k in ("total_charge", "total_spin"))
+    polar = isinstance(model, PolarMACE) or any(k in specs for k in ("total_charge", "total_spin"))
+    return ("charge", "spin") if polar else ()
+
+
+_MEANING = {
+    "charge": "total charge (e)",
+    "spin": "spin multiplicity 2S+1",
+    "fermi_level": "the electrons' Fermi level (eV)",
+}
+_EXAMPLE = {"charge": 0, "spin": 1, "fermi_level": -4.5}
 
 
 def check_frame(model: torch.nn.Module, atoms: Atoms, where: str) -> None:
@@ -69,15 +81,15 @@ def check_frame(model: torch.nn.Module, atoms: Atoms, where: str) -> None:
             f"{where} holds {', '.join(missing)}, which the model was not made for; it knows "
             f"{', '.join(_symbol(z) for z in sorted(known))}"
         )
-    if needs_charge_and_spin(model):
-        absent = [key for key in ("charge", "spin") if key not in atoms.info]
-        if absent:
-            keys = " and ".join(f"atoms.info[{key!r}]" for key in absent)
-            raise ValueError(
-                f"{where} lacks {keys}: this model's energy depends on total charge (e) and spin "
-                "multiplicity 2S+1. Set them, for instance "
-                "atoms.info['charge'] = 0 and atoms.info['spin'] = 1"
-            )
+    needed = required_info(model)
+    absent = [key for key in needed if key not in atoms.info]
+    if absent:
+        keys = " and ".join(f"atoms.info[{key!r}]" for key in absent)
+        example = " and ".join(f"atoms.info[{key!r}] = {_EXAMPLE[key]}" for key in needed)
+        raise ValueError(
+            f"{where} lacks {keys}: this model's energy depends on "
+            f"{' and '.join(_MEANING[key] for key in needed)}. Set them, for instance {example}"
+        )
 
 
 def _symbol(number: int) -> str:
@@ -135,7 +147,7 @@ def make_graph(
             graph.cell = torch.tensor(np.asarray(atoms.cell), dtype=dtype)
         if "counter_charge" in atoms.info:
             bounds = np.asarray(atoms.info["counter_charge"], dtype=float).reshape(1, 2)
-            graph.counter_charge = torch.tensor(bounds, dtype=dtype)
+            graph["counter_charge"] = torch.tensor(bounds, dtype=dtype)
     return graph
 
 
@@ -144,7 +156,7 @@ def collate(graphs: Sequence[AtomicData], device: torch.device | str = "cpu") ->
     from mace.tools import torch_geometric
 
     batch = torch_geometric.batch.Batch.from_data_list(list(graphs))  # type: ignore[arg-type]
-    return batch.to(device).to_dict()
+    return batch.to(device).to_dict()  # type: ignore[return-value]
 
 
 def make_batch(
@@ -215,6 +227,8 @@ def split_outputs(out: dict[str, Any], frames: Sequence[Atoms]) -> list[dict[str
         "spins": "spins",
         "density_coefficients": "density_coefficients",
         "spin_charge_density": "spin_charge_density",
+        "electrostatic_potential": "potential",
+        "born_charges": "born_charges",
     }
     per_system = {
         "energy": "energy",
@@ -223,9 +237,17 @@ def split_outputs(out: dict[str, Any], frames: Sequence[Atoms]) -> list[dict[str
         "interaction_energy": "interaction_energy",
         "electrostatic_energy": "electrostatic_energy",
         "electron_energy": "electron_energy",
+        "response_energy": "response_energy",
         "les_energy": "les_energy",
+        "fermi_level": "fermi_level",
+        "polarizability": "polarizability",
+        "scf_iterations": "scf_iterations",
+        "scf_residual": "scf_residual",
+        "scf_status": "scf_status",
     }
     host = {k: v.detach().cpu().numpy() for k, v in out.items() if isinstance(v, Tensor)}
+    if "charges_history" in host:  # PolarMACE says 0 whatever it is
+        host.pop("fermi_level", None)
     results: list[dict[str, Any]] = []
     for i, (atoms, size, end) in enumerate(zip(frames, sizes, ends, strict=True)):
         result: dict[str, Any] = {}

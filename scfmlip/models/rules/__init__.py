@@ -72,7 +72,7 @@ def name_of(config: Any) -> str:
     return next(name for name, rule in _RULES.items() if rule.Config is type(config))
 
 
-from . import equilibrated, fixed, fixed_point, functional, latent, local, local_split, short_range  # noqa: E402
+from . import equilibrated, fixed, fixed_point, functional, latent, local, local_split, recursion, short_range  # noqa: E402
 
 __all__ = [
     "ChargeRule",
@@ -88,6 +88,7 @@ __all__ = [
     "local_split",
     "make_coulomb",
     "name_of",
+    "recursion",
     "register",
     "rule_class",
     "rule_config",

@@ -15,7 +15,8 @@ from scfmlip_kernels import segment_expand, segment_sum
 from ...electrostatics import Coulomb, CoulombPlan, Geometry
 from ...electrostatics.boundary import Boundary
 from ...electrostatics.cutoff import check_cutoff, reference_cutoff
-from ..config import Constraint, DensityConfig
+from ..backbone import Backbone
+from ..config import Constraint, DensityConfig, ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +52,12 @@ class System:
 
     Attributes:
         batch: The model's own input with strained positions, for rules with a network of their own.
+        network: All outputs of the backbone.
         features: ``[n_atoms, irreps]`` of each backbone layer; l = 1 components are Cartesian.
         node_attrs: ``[n_atoms, n_elements]`` one-hot.
         positions, cell, pbc, index, ptr: The geometry; ``index`` is the system of each atom.
         edge_index, edge_vectors: Neighbours: ``[2, n_edges]`` sender and receiver, ``[n_edges, 3]``.
-        total_charge, fermi_level: ``[n_systems]`` e and V, or None.
+        total_charge, total_spin, fermi_level: ``[n_systems]`` e, multiplicity and eV, where needed.
         external_field: ``[n_systems, 3]`` V/angstrom, a charge q feels q E; None without one.
         counter_charge: ``[n_systems, 2]`` ends of the slabs' counter-charges, or None, see `Coulomb.prepare`.
         reference_density: ``[n_atoms, dim]`` Cartesian rows to start from or to take one step from, or None.
@@ -63,6 +65,7 @@ class System:
     """
 
     batch: dict[str, Tensor]
+    network: dict[str, Any]
     features: list[Tensor]
     node_attrs: Tensor
     positions: Tensor
@@ -73,6 +76,7 @@ class System:
     edge_index: Tensor
     edge_vectors: Tensor
     total_charge: Tensor | None
+    total_spin: Tensor | None
     fermi_level: Tensor | None
     external_field: Tensor | None
     counter_charge: Tensor | None = None
@@ -120,6 +124,7 @@ class RuleOutput:
         total: The sum of electrostatic and response energy where a rule has it as one.
         dipole: ``[n_systems, 3]`` e angstrom where it is not ``sum q r + d``.
         short_range_energy: ``[n_systems]`` eV of a network of the rule's own.
+        included: The energies are part of the backbone's already and only reported.
         extra: Further outputs by name.
     """
 
@@ -131,6 +136,7 @@ class RuleOutput:
     total: Tensor | None = None
     dipole: Tensor | None = None
     short_range_energy: Tensor | None = None
+    included: bool = False
     extra: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     @property
@@ -156,7 +162,9 @@ class ChargeRule(torch.nn.Module):
     Subclasses set ``Config`` (a frozen dataclass of their options), ``constraints`` they can obey, and
     `forward`. ``variational`` says that the state minimises the energy, so that forces need no adjoint,
     ``supports_direct`` that one step from a given density is possible, ``gauge_free_dipole`` that the dipole
-    does not depend on where a periodic cell is cut.
+    does not depend on where a periodic cell is cut, ``pads_cell`` that batches have mace-torch's long cells
+    along open directions, ``iterates`` that a first guess of the density helps, ``has_geometry`` that the
+    Coulomb operator behind the density is at hand.
     """
 
     Config: ClassVar[type]
@@ -164,10 +172,18 @@ class ChargeRule(torch.nn.Module):
     variational: ClassVar[bool] = False
     supports_direct: ClassVar[bool] = False
     gauge_free_dipole: ClassVar[bool] = False
+    pads_cell: ClassVar[bool] = False
+    iterates: ClassVar[bool] = False
+    has_geometry: ClassVar[bool] = True
 
     def __init__(self, config: Any, context: RuleContext) -> None:
         super().__init__()
         self.config, self.context = config, context
+
+    @classmethod
+    def build_backbone(cls, config: ModelConfig) -> Backbone:
+        """The network the rule works on."""
+        return Backbone.build(config.backbone, config.elements, config.atomic_energies)
 
     def forward(self, system: System) -> RuleOutput:
         """Density and energy of a batch."""

@@ -111,6 +111,7 @@ class Equilibrated(ChargeRule):
 
     Config = EquilibratedConfig
     constraints = ("charge", "fermi_level")
+    iterates = True
 
     def __init__(self, config: EquilibratedConfig, context: RuleContext) -> None:
         super().__init__(config, context)
@@ -234,6 +235,7 @@ class _Feedback(torch.nn.Module):
                 hidden_irreps=config.hidden_irreps,
                 shift=0.0,
                 pair_repulsion=False,
+                options={},
             ),
             context.elements,
             [0.0] * len(context.elements),

@@ -164,6 +164,7 @@ class FixedPoint(ChargeRule):
 
     Config = FixedPointConfig
     constraints = ("none", "charge", "fermi_level")
+    iterates = True
     supports_direct = True
 
     def __init__(self, config: FixedPointConfig, context: RuleContext) -> None:

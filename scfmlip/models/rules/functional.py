@@ -62,6 +62,7 @@ class Functional(ChargeRule):
 
     Config = FunctionalConfig
     constraints = ("charge", "fermi_level")
+    iterates = True
     variational = True
 
     def __init__(self, config: FunctionalConfig, context: RuleContext) -> None:

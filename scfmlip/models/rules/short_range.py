@@ -17,6 +17,7 @@ class ShortRange(ChargeRule):
 
     Config = ShortRangeConfig
     variational = True
+    has_geometry = False
 
     def forward(self, system: System) -> RuleOutput:
         """No state and no energy."""

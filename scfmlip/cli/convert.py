@@ -1,0 +1,40 @@
+"""``scfmlip convert``: mace-torch's model files to ours and back."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Register the command."""
+    parser = commands.add_parser(
+        "convert",
+        help="mace-torch's model files to safetensors and back",
+        description="Convert a model between mace-torch's pickle (*.model: MACE, ScaleShiftMACE, PolarMACE) "
+        "and scfmlip's safetensors file (*.safetensors), with equal numbers. A pickle runs code when it is "
+        "read: only convert files you trust.",
+    )
+    parser.add_argument("input", type=Path, help="*.safetensors is read as ours, anything else as mace's")
+    parser.add_argument("output", type=Path, help="*.safetensors is written as ours, anything else as mace's")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command."""
+    import torch
+
+    from ..interfaces.ase import load_model
+    from ..models import Model, save
+    from ..models.convert import from_mace, to_mace
+
+    if arguments.output.exists() and not arguments.overwrite:
+        raise FileExistsError(f"{arguments.output} exists: choose another name or pass --overwrite")
+    model = load_model(arguments.input, torch.device("cpu"))
+    if arguments.output.suffix == ".safetensors":
+        save(model if isinstance(model, Model) else from_mace(model), arguments.output)
+    else:
+        torch.save(to_mace(model) if isinstance(model, Model) else model, arguments.output)
+    print(f"wrote {arguments.output}")
+    return 0

@@ -1,0 +1,98 @@
+"""
+Recursion: MACE-POLAR, a fixed number of polarisation steps with Fukui equilibration of charge and spin.
+
+The network is mace-torch's PolarMACE (Batatia et al., arXiv:2602.19411), accelerated, with the reference's
+conventions throughout: its weights load as they are and give its numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..backbone import Backbone, mace_arguments
+from ..config import ModelConfig
+from . import register
+from .base import ChargeRule, RuleOutput, System
+
+
+@dataclass(frozen=True)
+class RecursionConfig:
+    """
+    Options, under PolarMACE's names; the density's l_max, width and cutoff factor are the model's.
+
+    Attributes:
+        num_recursion_steps: Polarisation steps.
+        field_feature_max_l, field_feature_widths, field_feature_norms, field_norm_factor, field_si: Of the
+            potential's projections.
+        add_local_electron_energy: Whether the electron-energy readout counts.
+        fixedpoint_update_config, field_readout_config: Of PolarMACE's blocks, ``type`` and its arguments.
+    """
+
+    num_recursion_steps: int = 2
+    field_feature_max_l: int = 1
+    field_feature_widths: tuple[float, ...] = (1.5, 3.0)
+    field_feature_norms: tuple[float, ...] = (20.0, 20.0, 0.5, 0.5)
+    field_norm_factor: float = 1.0
+    field_si: bool = False
+    add_local_electron_energy: bool = True
+    fixedpoint_update_config: Mapping[str, Any] = field(
+        default_factory=lambda: {
+            "type": "AgnosticEmbeddedOneBodyVariableUpdate",
+            "potential_embedding_cls": "AgnosticChargeBiasedLinearPotentialEmbedding",
+            "nonlinearity_cls": "MLPNonLinearity",
+        }
+    )
+    field_readout_config: Mapping[str, Any] = field(
+        default_factory=lambda: {"type": "OneBodyMLPFieldReadout"}
+    )
+
+
+@register("recursion")
+class Recursion(ChargeRule):
+    """The densities of PolarMACE's last step, two spins."""
+
+    Config = RecursionConfig
+    constraints = ("charge_spin",)
+    # the reference's own cells, so that its numbers come out
+    pads_cell = True
+    has_geometry = False
+
+    @classmethod
+    def build_backbone(cls, config: ModelConfig) -> Backbone:
+        """A PolarMACE with random weights."""
+        from mace.modules.extensions import PolarMACE
+
+        rule, density = config.rule, config.density
+        return Backbone(
+            PolarMACE(
+                kspace_cutoff_factor=density.kspace_cutoff_factor or 1.5,
+                atomic_multipoles_max_l=density.l_max,
+                atomic_multipoles_smearing_width=density.sigma,
+                include_electrostatic_self_interaction=density.self_interaction,
+                num_recursion_steps=rule.num_recursion_steps,
+                field_feature_max_l=rule.field_feature_max_l,
+                field_feature_widths=list(rule.field_feature_widths),
+                field_feature_norms=list(rule.field_feature_norms),
+                field_norm_factor=rule.field_norm_factor,
+                field_si=rule.field_si,
+                add_local_electron_energy=rule.add_local_electron_energy,
+                fixedpoint_update_config=dict(rule.fixedpoint_update_config),
+                field_readout_config=dict(rule.field_readout_config),
+                **mace_arguments(config.backbone, config.elements, config.atomic_energies),
+            )
+        )
+
+    def forward(self, system: System) -> RuleOutput:
+        """PolarMACE's own outputs."""
+        out = system.network
+        rows = out["density_coefficients"]
+        return RuleOutput(
+            out["electrostatic_energy"],
+            out["electron_energy"],
+            rows[:, [0, 3, 1, 2][: rows.shape[1]]],
+            dipole=out["dipole"],
+            included=True,
+            extra={name: out[name] for name in ("spins", "spin_charge_density", "electron_energy")},
+        )

@@ -1,0 +1,102 @@
+"""From a batch in mace-torch's layout to what charge rules are given, with everything checked."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .config import ModelConfig
+from .rules import ChargeRule, System, name_of
+
+Scf = Literal["converged", "direct"]
+# what a batch has to hold for each constraint
+REQUIRED = {
+    "none": (),
+    "charge": ("total_charge",),
+    "charge_spin": ("total_charge", "total_spin"),
+    "fermi_level": ("fermi_level",),
+}
+
+
+def make_system(
+    batch: dict[str, Tensor],
+    cell: Tensor,
+    field: Tensor | None,
+    config: ModelConfig,
+    rule: ChargeRule,
+    scf: Scf,
+    initial_density: Tensor | None,
+) -> System:
+    """
+    The batch as rules see it, the network's outputs still to come; arguments as `Model.forward`.
+
+    Raises:
+        ValueError: for what is missing or cannot be; names the system and what to do.
+    """
+    if scf not in ("converged", "direct"):
+        raise ValueError(f"scf must be 'converged' or 'direct', got {scf!r}")
+    ptr, index, dtype = batch["ptr"], batch["batch"], batch["positions"].dtype
+    n_systems = len(ptr) - 1
+    pbc = batch["pbc"].view(-1, 3)
+    # a direction without periodicity may come without a cell vector
+    empty = cell.detach().norm(dim=2) == 0
+    if bool((empty & pbc).any()):
+        bad = int(torch.nonzero((empty & pbc).any(1))[0])
+        raise ValueError(
+            f"system {bad} of the batch is periodic along a cell vector of length 0: set atoms.cell, or "
+            "atoms.pbc = False"
+        )
+    slab = (pbc.sum(1) == 2) & empty.any(1)
+    if bool(slab.any()) and name_of(config.rule) != "short_range":
+        bad = int(torch.nonzero(slab)[0])
+        raise ValueError(
+            f"system {bad} of the batch is a slab whose open cell vector has length 0: electrostatics "
+            "needs the height of the cell, vacuum included. Set it, for instance by "
+            "atoms.center(vacuum=10, axis=2)"
+        )
+    isolated = ~pbc.any(1)
+    if bool(isolated.any()):  # whatever cell the frame has, a molecule does not feel it
+        eye = torch.eye(3, dtype=cell.dtype, device=cell.device)
+        cell = torch.where(isolated[:, None, None], eye, cell)
+    given: dict[str, Tensor | None] = {"total_charge": None, "total_spin": None, "fermi_level": None}
+    for needs in REQUIRED[config.constraint]:
+        if batch.get(needs) is None:
+            raise ValueError(
+                f"the batch lacks {needs} [n_systems], which constraint={config.constraint!r} needs"
+            )
+        given[needs] = batch[needs].to(dtype).view(n_systems)
+    if scf == "direct" and given["fermi_level"] is None and batch.get("fermi_level") is not None:
+        given["fermi_level"] = batch["fermi_level"].to(dtype).view(n_systems)
+    direct = scf == "direct" and rule.supports_direct
+    rows = batch.get("density_coefficients") if direct else initial_density
+    if rows is not None or direct:
+        dim = (config.density.l_max + 1) ** 2
+        name = "density_coefficients of scf='direct'" if direct else "initial_density"
+        if rows is None or rows.shape != (len(index), dim):
+            raise ValueError(
+                f"{name} must have shape {[len(index), dim]}, rows [q, d_y, d_z, d_x], got "
+                f"{None if rows is None else list(rows.shape)}"
+            )
+        rows = rows.detach().to(dtype)[:, [0, 3, 1, 2][:dim]]
+    sender, receiver = batch["edge_index"]
+    vectors = batch["positions"][receiver] - batch["positions"][sender] + batch["shifts"]
+    return System(
+        batch=batch,
+        network={},
+        features=[],
+        node_attrs=batch["node_attrs"],
+        positions=batch["positions"],
+        cell=cell,
+        pbc=pbc,
+        index=index,
+        ptr=ptr,
+        edge_index=batch["edge_index"],
+        edge_vectors=vectors,
+        external_field=field,
+        counter_charge=batch.get("counter_charge"),
+        reference_density=rows,
+        direct=direct,
+        **given,
+    )

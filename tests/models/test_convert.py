@@ -1,0 +1,250 @@
+"""Checkpoints, mace-torch's models both ways, the calculator, bad input."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from interfaces.mace_models import mace_model
+from interfaces.polar_models import batch_of, random_frames, shared_polar_model
+
+import scfmlip
+import scfmlip.models
+from scfmlip.ase import Calculator
+from scfmlip.cli import main
+
+from .cases import BACKBONE, batch, crystal, make_model, slab, water
+
+T, F = True, False
+
+
+def same(a, b, names=("energy", "forces", "stress")):
+    for name in names:
+        torch.testing.assert_close(a[name], b[name].detach(), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", ["split", "qeq_feedback", "mlp", "general", "latent", "qeq_screened"])
+def test_saved_models_give_the_same_numbers(case, tmp_path):
+    model = make_model(case)
+    scfmlip.save(model, tmp_path / "m.safetensors")
+    loaded = scfmlip.load(tmp_path / "m.safetensors")
+    assert loaded.config == model.config
+    given = batch(model, [water(), slab()])
+    same(loaded(given, compute_stress=True), model(given, compute_stress=True))
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    from scfmlip.models import checkpoint
+
+    path = tmp_path / "m.safetensors"
+    scfmlip.save(make_model("local"), path)
+    before = path.read_bytes()
+
+    def broken(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint, "save_file", broken)
+    with pytest.raises(OSError, match="disk full"):
+        scfmlip.save(make_model("qeq"), path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_mace_both_ways(scaled, tmp_path):
+    original = mace_model(scaled=scaled)
+    model = scfmlip.models.from_mace(original)
+    frames = random_frames([(T, T, T)])
+    for atoms in frames:
+        atoms.numbers[atoms.numbers == 6] = 14
+    given = batch(model, frames)
+    out = model(given, compute_stress=True)
+    want = original(copy.copy(given), compute_stress=True)
+    same(out, want)
+    scfmlip.save(model, tmp_path / "m.safetensors")
+    same(scfmlip.load(tmp_path / "m.safetensors")(given, compute_stress=True), want)
+    back = scfmlip.models.to_mace(model)
+    assert type(back).__module__.startswith("mace.")
+    same(back(copy.copy(given), compute_stress=True), want)
+
+
+def test_polar_both_ways(tmp_path):
+    original = shared_polar_model(hidden_irreps="8x0e + 8x1o")
+    model = scfmlip.models.from_mace(original)
+    frames = random_frames([(T, T, T), (T, T, T)])
+    given = batch_of(frames, original)
+    out = model(given)
+    want = scfmlip.accelerate(original)(dict(given))
+    names = ("energy", "forces", "charges", "density_coefficients", "dipole", "spins", "electrostatic_energy")
+    same(out, want, names)
+    scfmlip.save(model, tmp_path / "m.safetensors")
+    same(scfmlip.load(tmp_path / "m.safetensors")(given), want, names)
+    same(scfmlip.models.to_mace(model)(dict(given)), want, ("charges",))
+    stress = scfmlip.accelerate(original)(dict(given), compute_stress=True)["stress"]
+    torch.testing.assert_close(model(given, compute_stress=True)["stress"], stress, rtol=1e-8, atol=1e-10)
+
+
+def test_convert_command(tmp_path, capsys):
+    original = mace_model()
+    torch.save(original, tmp_path / "a.model")
+    assert main(["convert", str(tmp_path / "a.model"), str(tmp_path / "b.safetensors")]) == 0
+    assert main(["convert", str(tmp_path / "b.safetensors"), str(tmp_path / "c.model")]) == 0
+    (tmp_path / "d.safetensors").write_text("nothing")
+    assert main(["convert", str(tmp_path / "d.safetensors"), str(tmp_path / "e.model")]) == 1
+    assert "not a safetensors file" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "a.model"), str(tmp_path / "b.safetensors")]) == 1
+    assert "exists" in capsys.readouterr().err
+    atoms = Atoms("OH2", [[0, 0, 0], [0.96, 0, 0], [-0.2, 0.9, 0.1]])
+    energies = []
+    for name in ("a.model", "b.safetensors", "c.model"):
+        atoms.calc = Calculator(tmp_path / name)
+        energies.append(atoms.get_potential_energy())
+    assert energies[1:] == pytest.approx(energies[:1] * 2, rel=1e-12)
+
+
+def test_models_mace_has_no_class_for():
+    with pytest.raises(TypeError, match=r"scfmlip\.save"):
+        scfmlip.models.to_mace(make_model("qeq"))
+    with pytest.raises(TypeError, match="from_mace takes"):
+        scfmlip.models.from_mace(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("case", ["short_range", "split", "latent", "qeq_widths", "affine_level", "convex"])
+def test_calculator(case):
+    model = make_model(case)
+    calc = Calculator(model, fermi_level=0.3 if case.endswith("_level") else None)
+    atoms = water()
+    atoms.calc = calc
+    out = model(batch(model, [atoms]))
+    assert atoms.get_potential_energy() == pytest.approx(float(out["energy"]), rel=1e-9)
+    np.testing.assert_allclose(atoms.get_forces(), out["forces"], rtol=1e-6, atol=1e-8)
+    if case == "short_range":
+        return
+    np.testing.assert_allclose(atoms.get_charges(), out["charges"], rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(atoms.get_dipole_moment(), out["dipole"][0], rtol=1e-7, atol=1e-9)
+    assert calc.get_property("polarizability", atoms).shape == (3, 3)
+    assert calc.get_property("born_charges", atoms).shape == (3, 3, 3)
+    assert calc.get_property("potential", atoms).shape == (3,)
+    other = crystal()
+    other.calc = calc
+    assert other.get_stress().shape == (6,)
+
+
+def test_steps_start_from_the_last_densities():
+    """Self-consistent runs reach the same energies from extrapolated densities, in fewer iterations."""
+    iterations = {}
+    energies = {}
+    for order in (None, 2):
+        atoms = slab()
+        atoms.calc = Calculator(make_model("convex"), extrapolation=order)
+        found, counts = [], []
+        for _ in range(5):
+            found.append(atoms.get_potential_energy())
+            counts.append(float(atoms.calc.results["scf_iterations"]))
+            atoms.positions[-1] += 0.01
+        energies[order], iterations[order] = found, counts
+    assert energies[2] == pytest.approx(energies[None], abs=1e-9)
+    assert sum(iterations[2][1:]) <= sum(iterations[None][1:])
+
+
+def test_constant_potential_of_a_model_trained_at_constant_charge():
+    at_charge = Calculator(make_model("qeq"))
+    atoms = water(0.3)
+    atoms.calc = at_charge
+    atoms.get_potential_energy()
+    level = at_charge.results["fermi_level"]
+    charges = atoms.get_charges()
+    del atoms.info["charge"]
+    atoms.calc = Calculator(make_model("qeq"), fermi_level=level)
+    np.testing.assert_allclose(atoms.get_charges(), charges, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rule": "qeq"}, "no charge rule 'qeq'; there are equilibrated"),
+        ({"rule": {"name": "local", "hiden": 3}}, "no option 'hiden'; did you mean 'hidden'"),
+        ({"rule": {"name": "fixed", "charges": {"H": 1.0}}}, "no value for O, Al"),
+        ({"rule": "equilibrated"}, "cannot obey constraint='none'; it takes 'charge', 'fermi_level'"),
+        ({"elements": ["H", "Xx"]}, "'Xx' is no element"),
+        ({"elements": []}, "at least one"),
+        ({"atomic_energies": [1.0]}, "needs 3 numbers, got 1"),
+        ({"backbone": {"r_max": -1.0}}, "backbone.r_max must be a positive number"),
+        ({"backbone": {"interaction": "Nothing"}}, "no interaction block 'Nothing'"),
+        ({"backbone": {"hidden_irreps": "4x0e"}, "rule": "local"}, "add 1o to backbone.hidden_irreps"),
+        ({"density": {"l_max": 2}}, "density.l_max must be 0 or 1"),
+        ({"dtype": "float16"}, "model.dtype must be one of"),
+        ({"colour": "red"}, "no option 'colour'"),
+        (
+            {"rule": {"name": "equilibrated", "hardness": -1.0}, "constraint": "charge"},
+            "hardness must be positive",
+        ),
+        (
+            {"rule": {"name": "fixed_point", "energy": "variational"}, "constraint": "charge"},
+            "needs rule.response='passive'",
+        ),
+        (
+            {"rule": {"name": "equilibrated", "screening": [1, 2]}, "constraint": "charge"},
+            "screening is for energy='coulomb'",
+        ),
+    ],
+)
+def test_bad_configurations(change, message):
+    config = {"elements": ["H", "O", "Al"], "rule": "short_range", "backbone": BACKBONE, **change}
+    with pytest.raises((ValueError, TypeError), match=message):
+        scfmlip.models.build(config)
+
+
+def test_bad_systems():
+    qeq = make_model("qeq")
+    atoms = water()
+    del atoms.info["charge"]
+    with pytest.raises(ValueError, match=r"lacks atoms.info\['charge'\]"):
+        batch(qeq, [atoms])
+    flat = slab()
+    flat.cell[2] = 0.0
+    with pytest.raises(ValueError, match=r"atoms\.center"):
+        qeq(batch(qeq, [flat]))
+    level = make_model("qeq_level")
+    charged = slab()
+    charged.info["fermi_level"] = -4.0
+    with pytest.raises(ValueError, match="counter-charge"):
+        level(batch(level, [charged]))
+    given = batch(qeq, [water()])
+    given.pop("total_charge")
+    with pytest.raises(ValueError, match="lacks total_charge"):
+        qeq(given)
+    affine = make_model("affine")
+    with pytest.raises(ValueError, match="scf='direct' must have shape"):
+        affine(batch(affine, [water()]), scf="direct")
+    with pytest.raises(ValueError, match="scf must be"):
+        affine(batch(affine, [water()]), scf="half")
+
+
+def test_one_step_from_the_solution_is_the_solution():
+    model = make_model("affine")
+    given = batch(model, [water(0.5), crystal()])
+    out = model(given)
+    given.update(density_coefficients=out["density_coefficients"], fermi_level=out["fermi_level"])
+    direct = model(given, scf="direct")
+    torch.testing.assert_close(direct["charges"], out["charges"], rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(direct["energy"], out["energy"], rtol=1e-8, atol=1e-9)
+
+
+def test_potential_at_points():
+    """Above a neutral slab the potential is flat, and differs between its sides by the dipole."""
+    model = make_model("qeq")
+    atoms = slab()
+    atoms.set_cell(atoms.cell.array + np.diag([0, 0, 30.0]))
+    given = batch(model, [atoms])
+    out, result = model.evaluate_density(given)
+    z = atoms.positions[:, 2]
+    heights = torch.tensor([z.min() - 12, z.min() - 10, z.max() + 10, z.max() + 12])
+    points = torch.cat((torch.full((4, 2), 0.3), heights[:, None].float()), 1).double()
+    values = result.geometry.at(points, result.rows).potential
+    torch.testing.assert_close(values[0], values[1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(values[2], values[3], rtol=0, atol=1e-6)
+    area = np.linalg.norm(np.cross(*atoms.cell.array[:2]))
+    jump = 4 * np.pi * 14.399645 * float(out["dipole"][0, 2]) / area
+    assert float(values[2] - values[1]) == pytest.approx(jump, rel=1e-5)

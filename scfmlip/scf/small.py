@@ -116,12 +116,8 @@ def _crystal_matrices(
     n_systems, device = problem.n_systems, like.device
     point = kspace.point_ptr
     place = torch.arange(len(kspace.coulomb), device=device) - point[kspace.grid.system.long()]
-    # how many wave vectors the largest system has is known from its box
-    boxes = kspace.grid.boxes.tolist()
-    waves = [0] * n_systems
-    for system, _, h_count, n_k, n_l, _ in boxes:
-        waves[system] += h_count * (2 * n_k + 1) * (2 * n_l + 1)
-    most = max(waves)
+    first = kspace.grid.point_ptr  # on the host
+    most = int((first[1:] - first[:-1]).max())
     miller = like.new_zeros((n_systems, most, 3), dtype=torch.float64)
     miller[kspace.grid.system.long(), place] = kspace.grid.miller.double()
     weight = like.new_zeros((n_systems, most), dtype=torch.float64)

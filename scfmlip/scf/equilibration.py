@@ -240,6 +240,8 @@ def _report(problem: QuadraticProblem, options: _Options, name: str, on_failure:
     warnings.warn(message, stacklevel=3)
 
 
+# the number of iterations is the data's business: a compiled caller breaks here and goes on after it
+@torch.compiler.disable
 def charge_equilibration(
     geometry: Geometry,
     electronegativity: Tensor,

@@ -54,6 +54,8 @@ class FixedPointSolution:
     affine: bool
 
 
+# the number of iterations is the data's business: a compiled caller breaks here and goes on after it
+@torch.compiler.disable
 def fixed_point(
     update: Update,
     state: Tensor,

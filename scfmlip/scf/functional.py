@@ -82,6 +82,8 @@ class _Minimum(torch.autograd.Function):
         return None, None, None, None, d_totals, *grads
 
 
+# the number of iterations is the data's business: a compiled caller breaks here and goes on after it
+@torch.compiler.disable
 def minimize_functional(
     functional: Functional,
     state: Tensor,

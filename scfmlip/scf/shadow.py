@@ -130,6 +130,8 @@ def _value(
     return (energy + whole.energy(state) - bare.energy(step)).to(state.dtype)
 
 
+# the number of iterations is the data's business: a compiled caller breaks here and goes on after it
+@torch.compiler.disable
 def shadow_equilibration(
     geometry: Geometry,
     electronegativity: Tensor,

@@ -190,6 +190,7 @@ class GraphDataset(Dataset[AtomicData]):
         dtype: Of the graphs.
         width: Columns of the density, 1 or 4.
         heads: Of the model.
+        pad_cell: Whether its open directions are mace's, very long ones, instead of the frames' own.
     """
 
     def __init__(
@@ -202,10 +203,11 @@ class GraphDataset(Dataset[AtomicData]):
         dtype: torch.dtype,
         width: int,
         heads: Sequence[str] = ("Default",),
+        pad_cell: bool = False,
     ) -> None:
         self.frames, self.keys, self.dtype, self.width = frames, keys, dtype, width
         self.elements, self.energies = list(elements), np.asarray(energies, dtype=np.float64)
-        self.r_max, self.heads = r_max, tuple(heads)
+        self.r_max, self.heads, self.pad_cell = r_max, tuple(heads), pad_cell
         self._graphs: dict[int, AtomicData] = {}
 
     def __len__(self) -> int:
@@ -266,7 +268,7 @@ class GraphDataset(Dataset[AtomicData]):
             head=head,
             info_keys={n: n for n in present - {"head"} if PROPERTIES[n][1] == "info"},
             arrays_keys={n: n for n in present - {"potential"} if PROPERTIES[n][1] == "arrays"},
-            pad_cell=False,
+            pad_cell=self.pad_cell,
         )
 
         def tensor(value: Any) -> Tensor:

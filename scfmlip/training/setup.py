@@ -16,6 +16,7 @@ from mace.tools import set_seeds
 from safetensors.torch import load_file
 
 from .. import models
+from ..models.rules import name_of, rule_class
 from .checkpoints import load_checkpoint, write_text
 from .config import TrainConfig, config_from_dict, config_to_dict
 from .data import (
@@ -72,6 +73,7 @@ def prepare(
             DTYPES[typed.dtype],
             (typed.density.l_max + 1) ** 2,
             typed.backbone.heads,
+            rule_class(name_of(typed.rule)).pads_cell,
         )
         for name, frames in sets.items()
         if len(frames)

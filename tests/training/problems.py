@@ -35,7 +35,7 @@ def label(atoms: Atoms) -> Atoms:
     return atoms
 
 
-def water_frames(count: int = 10, seed: int = 0) -> list[Atoms]:
+def water_frames(count: int = 10, seed: int = 0, shake: float = 0.08) -> list[Atoms]:
     """One or two shaken water molecules."""
     generator = np.random.default_rng(seed)
     molecule = np.array([[0, 0, 0], [0.97, 0, 0], [-0.24, 0.94, 0]])
@@ -43,7 +43,7 @@ def water_frames(count: int = 10, seed: int = 0) -> list[Atoms]:
     for i in range(count):
         copies = 1 + i % 2
         positions = np.concatenate([molecule + np.array([0, 0, 2.9 * k]) for k in range(copies)])
-        positions = positions + 0.08 * generator.normal(size=positions.shape)
+        positions = positions + shake * generator.normal(size=positions.shape)
         found.append(label(Atoms("OHH" * copies, positions)))
     return found
 
@@ -69,7 +69,7 @@ def options(folder, epochs: int = 2, frames: list[Atoms] | None = None, **change
             "dtype": "float64",
             "density": {"l_max": 0, "sigma": 1.0},
             "backbone": {
-                "r_max": 3.5,
+                "r_max": 5.0,
                 "num_interactions": 1,
                 "hidden_irreps": "4x0e",
                 "MLP_irreps": "4x0e",

@@ -73,7 +73,7 @@ def test_what_the_frames_decide(tmp_path):
     forces = np.concatenate([a.arrays["REF_forces"] for a in frames])
     assert full["backbone"]["scale"] == pytest.approx(np.sqrt((forces**2).mean()))
     neighbours = [
-        (np.linalg.norm(a.positions[:, None] - a.positions, axis=2) < 3.5).sum(1) - 1 for a in frames
+        (np.linalg.norm(a.positions[:, None] - a.positions, axis=2) < 5.0).sum(1) - 1 for a in frames
     ]
     assert full["backbone"]["avg_num_neighbors"] == pytest.approx(np.concatenate(neighbours).mean())
     # H2O only: one number per molecule is all that energies tell; the shortest solution is taken

@@ -1,0 +1,170 @@
+"""The four sets, what of them is held back, and how each is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.io import read, write
+
+ROOT = Path(__file__).parents[2]
+OURS = ROOT / "scfmlip" / "data"
+FOREIGN = ROOT.parent / "shared" / "data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Set:
+    """
+    Frames that compare rules.
+
+    Attributes:
+        name, title: In files and in text.
+        file: Of the frames.
+        foreign: Whether it lies beside the project, not in it.
+        keys: Data options of `scfmlip.training`.
+        part: Frame and its number to "train", "valid", "test" or the name of an extrapolation test.
+        charges: Formal charge of each element, e, for the rules that start from them.
+        sigma: Width of the Gaussians, angstrom.
+        loss: Weights.
+        epochs: Of a training.
+        batch_size: Frames of a step.
+    """
+
+    name: str
+    title: str
+    file: str
+    foreign: bool
+    keys: dict[str, Any]
+    part: Callable[[Atoms, int], str]
+    charges: dict[str, float]
+    sigma: float
+    loss: dict[str, float]
+    epochs: int
+    batch_size: int
+
+    def path(self, foreign: Path) -> Path:
+        """Where its file is."""
+        return (foreign if self.foreign else OURS) / self.file
+
+
+def _random(number: int, valid: float, test: float) -> str:
+    """A part by lot, the same for a frame whatever the others are."""
+    draw = np.random.default_rng([11, number]).random()
+    return "valid" if draw < valid else "test" if draw < valid + test else "train"
+
+
+def _au2_mgo(atoms: Atoms, number: int) -> str:
+    return _random(number, 0.1, 0.25)
+
+
+def _al_water(atoms: Atoms, number: int) -> str:
+    kind = atoms.info["config_type"]
+    if "efield" in kind:
+        return "field"
+    if kind.startswith("probe") and atoms.info["probe_height"] == 4.0:
+        return "probe"
+    return _random(number, 0.1, 0.2) if kind == "al_water_md" else "train"
+
+
+def _sio2(atoms: Atoms, number: int) -> str:
+    return "unseen charge" if atoms.info["total_charge"] == 1 else _random(number, 0.1, 0.2)
+
+
+def _chains(atoms: Atoms, number: int) -> str:
+    return _random(number, 0.1, 0.25)
+
+
+_FOREIGN_KEYS = {"energy_key": "energy", "forces_key": "forces", "charges_key": "charges"}
+_OWN_KEYS = {"charges_key": "REF_hirshfeld", "total_spin_key": "multiplicity"}
+_LOSS = {"energy": 100.0, "forces": 1.0, "charges": 100.0}
+
+SETS = {
+    s.name: s
+    for s in (
+        Set(
+            name="au2_mgo",
+            title="Au2 on MgO(001), with and without Al far below",
+            file="au2_mgo.xyz",
+            foreign=True,
+            keys=_FOREIGN_KEYS,
+            part=_au2_mgo,
+            charges={"O": -2.0, "Mg": 2.0, "Al": 3.0, "Au": 0.0},
+            sigma=1.2,
+            loss=_LOSS,
+            epochs=60,
+            batch_size=2,
+        ),
+        Set(
+            name="carbon_chains",
+            title="C10H2 and C10H3+",
+            file="carbon_chains.xyz",
+            foreign=True,
+            keys=_FOREIGN_KEYS,
+            part=_chains,
+            charges={"H": 1.0, "C": -0.2},
+            sigma=1.0,
+            loss=_LOSS,
+            epochs=120,
+            batch_size=8,
+        ),
+        Set(
+            name="al_water",
+            title="water on Al(100)",
+            file="al_water.xyz",
+            foreign=False,
+            keys=_OWN_KEYS | {"fermi_key": "REF_fermi_eV"},
+            part=_al_water,
+            charges={"H": 1.0, "O": -2.0, "Al": 0.0},
+            sigma=1.5,
+            loss=_LOSS | {"dipole": 1.0},
+            epochs=150,
+            batch_size=4,
+        ),
+        Set(
+            name="sio2_vacancy",
+            title="oxygen vacancies of charge 0, +1, +2 in quartz",
+            file="sio2_vacancy.xyz",
+            foreign=False,
+            keys=_OWN_KEYS,
+            part=_sio2,
+            charges={"O": -2.0, "Si": 4.0},
+            sigma=1.2,
+            loss=_LOSS,
+            epochs=80,
+            batch_size=4,
+        ),
+    )
+}
+
+
+def split(which: Set, foreign: Path = FOREIGN) -> dict[str, list[Atoms]]:
+    """
+    Frames of every part.
+
+    Raises:
+        FileNotFoundError: where the set is not there.
+    """
+    path = which.path(foreign)
+    if not path.is_file():
+        raise FileNotFoundError(f"{which.name}: there is no {path}; --data says where foreign sets are")
+    parts: dict[str, list[Atoms]] = {"train": [], "valid": [], "test": []}
+    frames = read(path, ":")
+    assert isinstance(frames, list)
+    for number, atoms in enumerate(frames):
+        parts.setdefault(which.part(atoms, number), []).append(atoms)
+    return parts
+
+
+def write_parts(which: Set, folder: Path, foreign: Path = FOREIGN) -> dict[str, list[Atoms]]:
+    """Frames of every part, those to train with also as files in ``folder``."""
+    parts = split(which, foreign)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("train", "valid", "test"):
+        path = folder / f"{name}.xyz"
+        if not path.exists():
+            write(path, parts[name], format="extxyz")
+    return parts

@@ -183,7 +183,8 @@ def fixed_point(
         tolerance, spent, result = options.tolerance, 3, None
         if affine and solver != "anderson":
             # linear along one direction only, where charges saturate: then it goes on below
-            result = newton(function, start, batch, scale, tolerance, 3, max_iterations, True)
+            known = (value, near)
+            result = newton(function, start, batch, scale, tolerance, 3, max_iterations, True, known=known)
             spent += result.evaluations
             affine = bool((result.status != Status.ITERATIONS).all())
         if result is None or not affine:
@@ -205,7 +206,15 @@ def fixed_point(
                 )
             else:
                 result = anderson(
-                    lambda x: function(x) + x, start, batch, scale, tolerance, max_iterations, mixing, history
+                    lambda x: function(x) + x,
+                    start,
+                    batch,
+                    scale,
+                    tolerance,
+                    max_iterations,
+                    mixing,
+                    history,
+                    (value, near),
                 )
             spent += result.evaluations
         assert result is not None

@@ -70,7 +70,14 @@ class RootResult(NamedTuple):
     evaluations: int
 
 
-def gmres(apply: Map, right: Tensor, batch: Batch, tolerance: float, max_iterations: int) -> RootResult:
+def gmres(
+    apply: Map,
+    right: Tensor,
+    batch: Batch,
+    tolerance: float,
+    max_iterations: int,
+    image: Tensor | None = None,
+) -> RootResult:
     """
     ``A x = right`` for any matrix, without restarts (Saad and Schultz, SIAM J. Sci. Stat. Comput. 7, 856).
 
@@ -80,6 +87,7 @@ def gmres(apply: Map, right: Tensor, batch: Batch, tolerance: float, max_iterati
         batch: The systems.
         tolerance: Of the residual relative to the norm of ``right``.
         max_iterations: Largest Krylov space.
+        image: ``A right`` where it is known.
     """
     scale = batch.norm(right)
     safe = torch.where(scale > 0, scale, torch.ones_like(scale))
@@ -95,7 +103,8 @@ def gmres(apply: Map, right: Tensor, batch: Batch, tolerance: float, max_iterati
             step -= 1
             break
         iterations = iterations + active
-        w = apply(basis[-1])
+        known = step == 1 and image is not None
+        w = image / batch.expand(safe) if known and image is not None else apply(basis[-1])
         stack = torch.stack(basis)
         column = torch.zeros((batch.n_systems, step + 1), dtype=torch.float64, device=right.device)
         for _ in range(2):  # twice: once loses orthogonality
@@ -123,7 +132,7 @@ def gmres(apply: Map, right: Tensor, batch: Batch, tolerance: float, max_iterati
     for j in range(weights.shape[1]):
         x = x + batch.expand(weights[:, j] * scale) * basis[j]
     status = torch.where(residual <= tolerance, int(Status.CONVERGED), int(Status.ITERATIONS))
-    return RootResult(x, residual, iterations, status, step)
+    return RootResult(x, residual, iterations, status, step - (image is not None and step > 0))
 
 
 def anderson(
@@ -135,6 +144,7 @@ def anderson(
     max_iterations: int,
     mixing: float,
     history: int,
+    known: tuple[Tensor, Tensor] | None = None,
 ) -> RootResult:
     """
     Fixed point of ``update`` by Anderson mixing (J. ACM 12, 547 (1965)), safeguarded.
@@ -151,6 +161,7 @@ def anderson(
         max_iterations: Evaluations.
         mixing: Share of the residual that is added to the extrapolated state.
         history: Steps that are remembered.
+        known: ``f = update(x) - x`` at the start, and what f becomes at ``start + f``, less that.
     """
     x, best_x = start, start
     states: list[Tensor] = []
@@ -161,9 +172,14 @@ def anderson(
     iterations = torch.zeros_like(status)
     residual = best
     evaluations = 0
-    for _ in range(max_iterations):
-        f = update(x) - x
-        evaluations += 1
+    if known is not None:
+        states, changes = [known[0]], [known[1]]
+    for step_number in range(max_iterations):
+        if known is not None and step_number == 0:
+            f = known[0]
+        else:
+            f = update(x) - x
+            evaluations += 1
         active = status == Status.ITERATIONS
         iterations = iterations + active
         residual = torch.where(active, batch.norm(f) / scale, residual)
@@ -220,6 +236,7 @@ def newton(
     krylov: int,
     affine: bool,
     step: float = 3e-8,
+    known: tuple[Tensor, Tensor] | None = None,
 ) -> RootResult:
     """
     Root of ``function`` by Newton's method, each step solved by GMRES from differences of the function.
@@ -234,10 +251,11 @@ def newton(
         krylov: Largest Krylov space of a step.
         affine: The function is: differences are exact, and one step is enough.
         step: Of differences otherwise, relative to the state.
+        known: The function at the start, f, and what it becomes at ``start + f``, less that: an affine
+            function's derivative along f.
     """
     x = start
-    value = function(x)
-    evaluations = 1
+    value, evaluations = (function(x), 1) if known is None else (known[0], 0)
     residual = batch.norm(value) / scale
     iterations = torch.zeros_like(residual, dtype=torch.int64)
     status = torch.full_like(iterations, int(Status.ITERATIONS))
@@ -261,7 +279,10 @@ def newton(
         right = torch.where(moving, -value, 0.0)
         # far from the root a rough step does
         forcing = 1e-2 if bool((residual[active] > 1e-2).any()) else 1e-3
-        inner = gmres(derivative, right, batch, 0.3 * tolerance if affine else forcing, krylov)
+        image = None
+        if affine and known is not None:
+            image, known = torch.where(moving, -known[1], 0.0), None
+        inner = gmres(derivative, right, batch, 0.3 * tolerance if affine else forcing, krylov, image)
         evaluations += inner.evaluations
         iterations = iterations + torch.where(active, inner.iterations, 0)
         length = torch.ones_like(residual)

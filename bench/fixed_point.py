@@ -1,0 +1,132 @@
+"""
+Self-consistent charges beside linear mixing: `python -m bench.fixed_point`.
+
+Charges that answer to their own potential, ``p = p0 - S f(K p)``, on crystals of Gaussians of 1 angstrom:
+affine (f(v) = v, the default of self-consistent MACE models) or saturating (f = tanh). The reference mixes a
+quarter of every new state into the old one, the published default, and is differentiated by unrolling its
+steps. Both stop at the same residual, ``|F(p) - p| < 1e-6 |F(p0)|``. Evaluations of the map, each one product
+with the Coulomb operator, and time and peak memory of energy and its gradient in positions, p0 and S, in a
+fresh process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scfmlip import Coulomb, fixed_point
+
+from .equilibration import F64, SIGMA, crystal
+from .record import RESULTS, commit, device_name
+
+COLUMNS = ("atoms", "map", "program", "evaluations", "seconds", "peak_mib", "residual", "error", "device")
+COLUMNS = (*COLUMNS, "threads", "torch", "commit", "date")
+TOLERANCE = 1e-6
+MIXING = 0.25
+
+
+def measure(atoms: int, kind: str, program: str) -> dict:
+    """In this process."""
+    generator = torch.Generator().manual_seed(0)
+    positions, cell, first, _ = crystal(atoms, generator)
+    strength = 0.05 * torch.rand(atoms, generator=generator, dtype=F64)
+    operator = Coulomb(l_max=0, sigma=SIGMA)
+    plan = operator.plan(cell, None, None, atoms)
+    count = 0
+
+    def update(state: Tensor, positions: Tensor, first: Tensor, strength: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        potential = operator.prepare(positions, cell, plan=plan).potential(state, self_interaction=True)
+        return first - strength * (potential if kind == "affine" else 2 * torch.tanh(potential / 2))
+
+    leaves: list[Tensor] = [
+        t.clone().requires_grad_() for t in (positions, first[:, None], strength[:, None])
+    ]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    if program == "scfmlip":
+        solution = fixed_point(update, leaves[1].detach(), leaves, tolerance=TOLERANCE)
+        state, evaluations = solution.state, solution.evaluations
+    else:
+        state, (moved, origin, response) = leaves[1], leaves
+        new = update(state, moved, origin, response)
+        scale = float(new.detach().norm())
+        while float((new - state).detach().norm()) > TOLERANCE * scale:
+            state = state + MIXING * (new - state)
+            new = update(state, moved, origin, response)
+        evaluations = count
+    energy = operator.prepare(leaves[0], cell, plan=plan).energy(state).sum() + (state**2).sum()
+    grads = torch.autograd.grad(energy, leaves)
+    seconds = time.perf_counter() - start
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    with torch.no_grad():
+        moved, origin, response = leaves
+        residual = float((update(state, moved, origin, response) - state).norm() / leaves[1].norm())
+    probe = [float(energy.detach()), *grads[0][:5].flatten().tolist()]
+    return {
+        "evaluations": evaluations,
+        "seconds": seconds,
+        "peak_mib": peak,
+        "residual": residual,
+        "probe": probe,
+    }
+
+
+def main() -> None:
+    """Measure, append rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--atoms", type=int, nargs="+", default=[216, 1000])
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.worker:
+        atoms, kind, program = options.worker
+        print(json.dumps(measure(int(atoms), kind, program)))
+        return
+    name = device_name(torch.device("cpu"))
+    file = options.out or RESULTS / f"equilibration-fixed-point-{name.lower().replace(' ', '-')}.csv"
+    common = {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    common |= {"commit": commit(), "date": time.strftime("%Y-%m-%d")}
+    rows = []
+    for atoms in options.atoms:
+        for kind in ("affine", "saturating"):
+            pair = {}
+            for program in ("linear mixing", "scfmlip"):
+                command = [sys.executable, "-m", "bench.fixed_point", "--worker", str(atoms), kind, program]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                pair[program] = json.loads(done.stdout.splitlines()[-1])
+            ours, other = pair["scfmlip"], pair["linear mixing"]
+            error = max(abs(a - b) for a, b in zip(ours["probe"], other["probe"], strict=True))
+            error /= max(abs(b) for b in ours["probe"])
+            if error > 1e-4:
+                raise SystemExit(f"{atoms} {kind}: answers differ by {error:.1e}; no row written")
+            for program, row in pair.items():
+                print(
+                    f"{atoms:5d} {kind:10s} {program:13s} {row['evaluations']:4d} evaluations "
+                    f"{row['seconds']:7.2f} s {row['peak_mib']:8.1f} MiB  residual {row['residual']:.1e}",
+                    flush=True,
+                )
+                rows.append(
+                    {"atoms": atoms, "map": kind, "program": program, "error": error, **row, **common}
+                )
+    fresh = not file.exists()
+    with file.open("a", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+if __name__ == "__main__":
+    main()

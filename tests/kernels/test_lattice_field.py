@@ -121,7 +121,7 @@ def test_chunks_of_atoms(n_atoms, dtype, generator, monkeypatch):
 def test_several_boxes(path, rank, generator, device, monkeypatch):
     monkeypatch.setattr("scfmlip_kernels.lattice.grid._WORK_WORTH_A_BOX", 1)
     problem = lattice_problem([7, 4], 0, generator, place(path, device), cutoff=4.5)
-    assert len(problem.grid.boxes) >= 6
+    assert path == "cpu" or len(problem.grid.boxes) >= 6
     got = lattice_field(problem.frac, problem.coefficients, problem.grid, rank, F64)
     assert_equal_by_degree(got, reference(problem, rank), rank)
 

@@ -86,14 +86,15 @@ def test_a_shell_is_whole_or_absent(edge):
 
 
 @pytest.mark.parametrize("work", [1, 1_000, 50_000_000])
-def test_boxes_describe_their_points(work, generator, monkeypatch):
+def test_boxes_describe_their_points(work, generator, monkeypatch, device):
     monkeypatch.setattr("scfmlip_kernels.lattice.grid._WORK_WORTH_A_BOX", work)
     cells = random_cells(3, generator, edge=9.0)
     sizes = [50, 0, 200]
-    grid = build_lattice_grid(cells, 3.0, pointers(sizes))
+    grid = build_lattice_grid(cells, 3.0, pointers(sizes), torch.device(device))
     assert grid.n_systems == 3
     assert grid.n_points == len(grid.miller) == len(grid.system) == len(grid.weight)
     assert grid.atom_ptr.tolist() == [0, 50, 50, 250]
+    assert grid.point_ptr.tolist() == [int((grid.system < i).sum()) for i in range(4)]
     following = 0
     last_system = 0
     for system, h_first, h_count, n_k, n_l, first in grid.boxes.tolist():

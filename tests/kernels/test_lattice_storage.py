@@ -33,8 +33,8 @@ def stored(request, monkeypatch):
 @pytest.fixture(params=["sphere", "boxes"])
 def layout(request, monkeypatch):
     """Grids hold the sphere's points only where no kernel will run, else boxes around it."""
-    if request.param == "sphere":
-        monkeypatch.setattr("scfmlip_kernels.lattice.grid.interpreting", lambda: False)
+    boxes = request.param == "boxes"
+    monkeypatch.setattr("scfmlip_kernels.lattice.grid.interpreting", lambda: boxes)
     return request.param
 
 

@@ -7,6 +7,7 @@ positions or multipoles happens inside the function.
 """
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -185,15 +186,18 @@ def _graph_longrange(problem: Problem) -> Function:
         "pbc": problem.pbc.to(device),
     }
 
+    # 0.4.0 wants the periodicity again, 0.4.4 refuses it
+    again = "pbc" in inspect.signature(features.forward_dynamic).parameters
+    extra = {"pbc": arguments["pbc"]} if again else {}
+
     def function(positions: Tensor, rows: Tensor) -> Tensor:
-        pbc = arguments["pbc"]
         cache = {}
         if case.quantity != "energy":
             cache = features.precompute_geometry(node_positions=positions, **arguments)
         return choose(
             problem,
             lambda p: energy(source_feats=p, node_positions=positions, **arguments),
-            lambda p: features.forward_dynamic(cache=cache, source_feats=p, pbc=pbc),
+            lambda p: features.forward_dynamic(cache=cache, source_feats=p, **extra),
             rows,
         )
 

@@ -58,13 +58,13 @@ COLUMNS: dict[str, list[tuple[str, str, float, int]]] = {
 }
 
 NOTES = {
-    "au2_mgo": "Errors are those of frames never seen. The dopants lie 11 A below the gold, beyond the 8 A that "
-    "the backbone sees.",
+    "au2_mgo": "Errors are those of frames never seen. The dopants lie 11 A below the gold, beyond the 8 A "
+    "that the backbone sees.",
     "carbon_chains": "The far chains are a neutral and a charged one 60 A apart: nothing should pass between "
     "them.",
     "al_water": "The slab's polarizability is the change of its dipole with a field along z; a metal's is "
-    "large. Water at 4 A was held back from the training; the last column has no reference, a model that ends "
-    "at its cutoff gives 0.",
+    "large. Water at 4 A was held back from the training; the last column has no reference, a model that "
+    "ends at its cutoff gives 0.",
     "sio2_vacancy": "Trained on charges 0 and +2 only; +1 is the unseen charge.",
 }
 
@@ -238,16 +238,17 @@ def write_report(rows_file: Path, page: Path) -> None:
     lines = [
         "# What each charge rule can and cannot do",
         "",
-        "Written by `python -m bench.study --only report` from `bench/study/results/rows.csv` alone. Every rule "
-        "has the same MACE backbone (two layers, cutoff 4 A, 16 scalars and 16 vectors), the same optimizer, "
-        "epochs and seeds. The sets are small and so are the models: compare rules with each other, not with "
-        "published potentials.",
+        "Written by `python -m bench.study --only report` from `bench/study/results/rows.csv` alone. Every "
+        "rule has the same MACE backbone (two layers, cutoff 4 A, 16 scalars and 16 vectors), the same "
+        "optimizer, epochs and seeds. The sets are small and so are the models: compare rules with each "
+        "other, not with published potentials.",
         "",
     ]
     if seconds:
+        devices = ", ".join(sorted({r["device"] for r in trainings.values()}))
         lines += [
-            f"{len(trainings)} trainings of {min(seconds):.0f} to {max(seconds):.0f} s on "
-            f"{', '.join(sorted({r['device'] for r in trainings.values()}))}; more than one seed: mean ± deviation.",
+            f"{len(trainings)} trainings of {min(seconds):.0f} to {max(seconds):.0f} s on {devices}; with "
+            "more than one seed, mean ± deviation.",
             "",
         ]
     lines += ["## In short", "", *_verdicts(table), ""]

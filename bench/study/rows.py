@@ -36,9 +36,8 @@ def put_rows(path: Path, rows: list[dict[str, Any]]) -> None:
         if key(row) not in new and not (row["quantity"].startswith("failed") and key(row)[:3] in runs)
     ]
     text = io.StringIO()
-    writer = csv.DictWriter[str](text, COLUMNS, lineterminator="\n", restval="")
-    writer.writeheader()
-    everything: list[dict[str, Any]] = [*kept, *rows]
-    for row in everything:
-        writer.writerow(row)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in (*kept, *rows):
+        writer.writerow([row.get(column, "") for column in COLUMNS])
     write_text(path, text.getvalue())

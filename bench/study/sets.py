@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import numpy as np
 from ase import Atoms
 from ase.io import read, write
 
+from scfmlip.training.checkpoints import write_text
+
 ROOT = Path(__file__).parents[2]
-OURS = ROOT / "scfmlip" / "data"
+OURS = Path(__file__).parent / "data"
 FOREIGN = ROOT.parent / "shared" / "data"
 
 
@@ -26,7 +29,8 @@ class Set:
         file: Of the frames.
         foreign: Whether it lies beside the project, not in it.
         keys: Data options of `scfmlip.training`.
-        part: Frame and its number to "train", "valid", "test" or the name of an extrapolation test.
+        part: Of a frame: "train", the name of an extrapolation test, or "by lot": a tenth for validation, a
+            quarter to test, the rest to train on.
         charges: Formal charge of each element, e, for the rules that start from them.
         sigma: Width of the Gaussians, angstrom.
         loss: Weights.
@@ -39,7 +43,7 @@ class Set:
     file: str
     foreign: bool
     keys: dict[str, Any]
-    part: Callable[[Atoms, int], str]
+    part: Callable[[Atoms], str]
     charges: dict[str, float]
     sigma: float
     loss: dict[str, float]
@@ -51,31 +55,21 @@ class Set:
         return (foreign if self.foreign else OURS) / self.file
 
 
-def _random(number: int, valid: float, test: float) -> str:
-    """A part by lot, the same for a frame whatever the others are."""
-    draw = np.random.default_rng([11, number]).random()
-    return "valid" if draw < valid else "test" if draw < valid + test else "train"
+def _by_lot(atoms: Atoms) -> str:
+    return "by lot"
 
 
-def _au2_mgo(atoms: Atoms, number: int) -> str:
-    return _random(number, 0.1, 0.25)
-
-
-def _al_water(atoms: Atoms, number: int) -> str:
+def _al_water(atoms: Atoms) -> str:
     kind = atoms.info["config_type"]
     if "efield" in kind:
         return "field"
     if kind.startswith("probe") and atoms.info["probe_height"] == 4.0:
         return "probe"
-    return _random(number, 0.1, 0.2) if kind == "al_water_md" else "train"
+    return "by lot" if kind == "al_water_md" else "train"
 
 
-def _sio2(atoms: Atoms, number: int) -> str:
-    return "unseen charge" if atoms.info["total_charge"] == 1 else _random(number, 0.1, 0.2)
-
-
-def _chains(atoms: Atoms, number: int) -> str:
-    return _random(number, 0.1, 0.25)
+def _sio2(atoms: Atoms) -> str:
+    return "unseen charge" if atoms.info["total_charge"] == 1 else "by lot"
 
 
 _FOREIGN_KEYS = {"energy_key": "energy", "forces_key": "forces", "charges_key": "charges"}
@@ -91,7 +85,7 @@ SETS = {
             file="au2_mgo.xyz",
             foreign=True,
             keys=_FOREIGN_KEYS,
-            part=_au2_mgo,
+            part=_by_lot,
             charges={"O": -2.0, "Mg": 2.0, "Al": 3.0, "Au": 0.0},
             sigma=1.2,
             loss=_LOSS,
@@ -104,7 +98,7 @@ SETS = {
             file="carbon_chains.xyz",
             foreign=True,
             keys=_FOREIGN_KEYS,
-            part=_chains,
+            part=_by_lot,
             charges={"H": 1.0, "C": -0.2},
             sigma=1.0,
             loss=_LOSS,
@@ -154,17 +148,30 @@ def split(which: Set, foreign: Path = FOREIGN) -> dict[str, list[Atoms]]:
     parts: dict[str, list[Atoms]] = {"train": [], "valid": [], "test": []}
     frames = read(path, ":")
     assert isinstance(frames, list)
-    for number, atoms in enumerate(frames):
-        parts.setdefault(which.part(atoms, number), []).append(atoms)
+    drawn = []
+    for atoms in frames:
+        part = which.part(atoms)
+        (drawn if part == "by lot" else parts.setdefault(part, [])).append(atoms)
+    order = np.random.default_rng(11).permutation(len(drawn))
+    ends = [round(0.1 * len(drawn)), round(0.35 * len(drawn))]
+    for part, chosen in zip(("valid", "test", "train"), np.split(order, ends), strict=True):
+        parts[part] += [drawn[i] for i in sorted(chosen)]
     return parts
 
 
 def write_parts(which: Set, folder: Path, foreign: Path = FOREIGN) -> dict[str, list[Atoms]]:
-    """Frames of every part, those to train with also as files in ``folder``."""
+    """
+    Frames of every part, those to train with also as files in ``folder``.
+
+    Raises:
+        ValueError: if the folder holds another split, which trainings there have begun with.
+    """
     parts = split(which, foreign)
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("train", "valid", "test"):
-        path = folder / f"{name}.xyz"
-        if not path.exists():
-            write(path, parts[name], format="extxyz")
+        path, text = folder / f"{name}.xyz", io.StringIO()
+        write(text, parts[name], format="extxyz")
+        if path.exists() and path.read_text() != text.getvalue():
+            raise ValueError(f"{path} holds other frames: remove {folder}, or choose another --work")
+        write_text(path, text.getvalue())
     return parts

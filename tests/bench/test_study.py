@@ -4,11 +4,12 @@ import csv
 from collections import Counter
 
 import pytest
+from ase.io import read
 
 from bench.study.report import write_report
 from bench.study.rows import COLUMNS, put_rows, read_rows
 from bench.study.rules import RULES, training_options
-from bench.study.sets import SETS, split
+from bench.study.sets import SETS, split, write_parts
 from scfmlip.models import make_config
 from scfmlip.training import config_from_dict
 
@@ -38,6 +39,14 @@ def test_what_is_held_back():
 def test_a_set_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="--data says where"):
         split(SETS["au2_mgo"], tmp_path)
+
+
+def test_a_split_stays_what_it_was(tmp_path):
+    parts = write_parts(SETS["al_water"], tmp_path)
+    assert len(read(tmp_path / "train.xyz", ":")) == len(parts["train"])
+    write_parts(SETS["al_water"], tmp_path)
+    with pytest.raises(ValueError, match="holds other frames"):
+        write_parts(SETS["sio2_vacancy"], tmp_path)
 
 
 def row(rule, quantity, value, reference="", which="au2_mgo", seed=0):

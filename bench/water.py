@@ -1,5 +1,5 @@
 """
-Molecular dynamics of flexible water with equilibrated charges: what warm starts and shadow dynamics save.
+Flexible water with equilibrated charges, what warm starts and shadow dynamics save: `python -m bench.water`.
 
 A model for measurements, not of water: harmonic molecules, Lennard-Jones oxygen (SPC), a short repulsion
 that keeps hydrogen off other molecules' oxygen, and Gaussian charges from `scfmlip.charge_equilibration` with
@@ -8,7 +8,11 @@ about -0.7 e on oxygen. Everything is PyTorch float64 and differentiable.
 
 from __future__ import annotations
 
+import argparse
+import csv
 import math
+import time
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,6 +20,8 @@ from torch import Tensor
 
 from scfmlip import ChargeSolution, Coulomb, charge_equilibration
 from scfmlip.scf import ExtendedLagrangian, StateExtrapolator, shadow_equilibration
+
+from .record import RESULTS, commit, device_name
 
 F64 = torch.float64
 BOLTZMANN = 8.617333262e-5  # eV/K
@@ -189,3 +195,56 @@ def run(
         trace.energy.append(energy + kinetic)
         trace.temperature.append(2 * kinetic / (3 * n * BOLTZMANN))
     return trace
+
+
+def drift(trace: Trace, time_step: float, skip: int) -> tuple[float, float]:
+    """Slope, eV/ps, and standard deviation about it, eV, of the total energy after ``skip`` steps."""
+    energy = torch.tensor(trace.energy[skip:], dtype=F64)
+    at = torch.arange(len(energy), dtype=F64) * time_step / 1000
+    at, energy = at - at.mean(), energy - energy.mean()
+    slope = float((at * energy).sum() / (at**2).sum())
+    return slope, float((energy - slope * at).std())
+
+
+def main() -> None:
+    """Measure, append rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--molecules", type=int, default=27)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    name = device_name(torch.device("cpu"))
+    file = options.out or RESULTS / f"equilibration-water-{name.lower().replace(' ', '-')}.csv"
+    start = lattice(options.molecules)
+    modes = [("cold", 0, 1e-6), ("extrapolated", 0, 1e-6), ("shadow", 0, 0.0), ("shadow", 1, 0.0)]
+    rows = []
+    for mode, shadow_iterations, tolerance in modes:
+        trace = run(start, options.steps, mode, shadow_iterations=shadow_iterations, tolerance=tolerance)
+        slope, spread = drift(trace, 0.5, options.steps // 5)
+        late = trace.iterations[10:]
+        row = {
+            "atoms": start.n_atoms,
+            "steps": options.steps,
+            "mode": mode if mode != "shadow" else f"shadow {shadow_iterations}",
+            "mean_iterations": sum(late) / len(late),
+            "most_iterations": max(late),
+            "drift_mev_per_atom_ps": 1e3 * slope / start.n_atoms,
+            "spread_mev_per_atom": 1e3 * spread / start.n_atoms,
+            "temperature": sum(trace.temperature[-200:]) / len(trace.temperature[-200:]),
+            "device": name,
+            "torch": torch.__version__,
+            "commit": commit(),
+            "date": time.strftime("%Y-%m-%d"),
+        }
+        rows.append({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
+        print(rows[-1], flush=True)
+    fresh = not file.exists()
+    with file.open("a", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -19,6 +19,7 @@ from ..electrostatics import Geometry
 from .arguments import read_arguments
 from .conjugate_gradients import LinearResult, conjugate_gradients
 from .dense import DenseSolver
+from .eager import runs_eagerly
 from .implicit import partial_gradients
 from .preconditioners import atom_widths, make_preconditioner
 from .quadratic import QuadraticProblem
@@ -240,8 +241,7 @@ def _report(problem: QuadraticProblem, options: _Options, name: str, on_failure:
     warnings.warn(message, stacklevel=3)
 
 
-# the number of iterations is the data's business: a compiled caller breaks here and goes on after it
-@torch.compiler.disable
+@runs_eagerly
 def charge_equilibration(
     geometry: Geometry,
     electronegativity: Tensor,

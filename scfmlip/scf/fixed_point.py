@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .eager import runs_eagerly
 from .implicit import Root, RootOptions
 from .krylov import Batch, anderson, bracket_potential, newton
 from .solution import Status
@@ -54,8 +55,7 @@ class FixedPointSolution:
     affine: bool
 
 
-# the number of iterations is the data's business: a compiled caller breaks here and goes on after it
-@torch.compiler.disable
+@runs_eagerly
 def fixed_point(
     update: Update,
     state: Tensor,

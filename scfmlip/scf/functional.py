@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .eager import runs_eagerly
 from .implicit import Root, RootOptions, partial_gradients
 from .krylov import Batch, Map
 from .newton_cg import conjugate_gradient_solve, newton_cg
@@ -82,8 +83,7 @@ class _Minimum(torch.autograd.Function):
         return None, None, None, None, d_totals, *grads
 
 
-# the number of iterations is the data's business: a compiled caller breaks here and goes on after it
-@torch.compiler.disable
+@runs_eagerly
 def minimize_functional(
     functional: Functional,
     state: Tensor,

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..electrostatics import Geometry
 from .arguments import read_arguments
 from .conjugate_gradients import conjugate_gradients, preconditioned_projector
+from .eager import runs_eagerly
 from .equilibration import PreconditionerName
 from .implicit import partial_gradients
 from .preconditioners import make_preconditioner
@@ -130,8 +131,7 @@ def _value(
     return (energy + whole.energy(state) - bare.energy(step)).to(state.dtype)
 
 
-# the number of iterations is the data's business: a compiled caller breaks here and goes on after it
-@torch.compiler.disable
+@runs_eagerly
 def shadow_equilibration(
     geometry: Geometry,
     electronegativity: Tensor,

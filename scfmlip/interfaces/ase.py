@@ -77,7 +77,7 @@ class Calculator(AseCalculator):
     spins, density_coefficients (e, e angstrom; rows [q, d_y, d_z, d_x]), electrostatic_energy,
     electron_energy (eV). Models of ours add response_energy, fermi_level (eV), potential (V at each atom, of
     all others), scf_iterations, scf_residual, scf_status, and when asked for by `get_property` born_charges
-    (e) and polarizability (e angstrom^2/V).
+    (e), polarizability (e angstrom^2/V) and work_functions (eV, of a slab's lower and upper side).
 
     Raises:
         FileNotFoundError, TypeError: for a model that is none.
@@ -158,6 +158,7 @@ class Calculator(AseCalculator):
             "scf_status",
             "born_charges",
             "polarizability",
+            "work_functions",
         ]
         if model.rule.iterates and extrapolation is not None:
             self._states = StateExtrapolator(extrapolation)
@@ -204,3 +205,7 @@ class Calculator(AseCalculator):
         if self._states is not None:
             self._states.add(out["density_coefficients"])
         self.results = split_outputs(out, [frame])[0]
+        if "work_functions" in wanted:
+            from ..models import work_functions
+
+            self.results["work_functions"] = work_functions(self.model, batch)[0].cpu().numpy()

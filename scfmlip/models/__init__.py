@@ -13,6 +13,7 @@ from .config import BackboneConfig, DensityConfig, ModelConfig
 from .convert import from_mace, to_mace
 from .model import Model
 from .rules import ChargeRule, RuleContext, RuleOutput, System, register, rule_names
+from .vacuum import work_functions
 
 __all__ = [
     "Backbone",
@@ -33,4 +34,5 @@ __all__ = [
     "rule_names",
     "save",
     "to_mace",
+    "work_functions",
 ]

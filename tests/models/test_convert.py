@@ -248,3 +248,23 @@ def test_potential_at_points():
     area = np.linalg.norm(np.cross(*atoms.cell.array[:2]))
     jump = 4 * np.pi * 14.399645 * float(out["dipole"][0, 2]) / area
     assert float(values[2] - values[1]) == pytest.approx(jump, rel=1e-5)
+    level = float(out["fermi_level"])
+    found = scfmlip.models.work_functions(model, given)[0]
+    expected = [-float(values[0]) - level, -float(values[3]) - level]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    atoms.calc = Calculator(model)
+    got = atoms.calc.get_property("work_functions", atoms)
+    np.testing.assert_allclose(got, found, rtol=0, atol=1e-8)
+
+
+def test_work_functions_are_refused_where_there_are_none():
+    model = make_model("qeq")
+    with pytest.raises(ValueError, match="is no slab"):
+        scfmlip.models.work_functions(model, batch(model, [water()]))
+    low = slab()
+    low.cell[2, 2] = np.ptp(low.positions[:, 2]) + 6.0
+    with pytest.raises(ValueError, match=r"6\.0 angstrom of vacuum"):
+        scfmlip.models.work_functions(model, batch(model, [low]))
+    local = make_model("local")
+    with pytest.raises(ValueError, match="need a Fermi level"):
+        scfmlip.models.work_functions(local, batch(local, [slab()]))

@@ -347,6 +347,20 @@ def test_large_products_are_cut(most, seed, generator, device, monkeypatch):
     assert_right(Problem(product, 3, 5, generator, device=device))
 
 
+@pytest.mark.interpreter
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("dtype", "hidden", "most"), [(F64, 5, 4), (F64, 17, 100), (torch.float32, 16, 4)])
+def test_radial_layer_inside(dtype, hidden, most, layout, generator, device, monkeypatch):
+    """The kernel that computes the weights itself, with more edges than a tile and with fewer, or none."""
+    for name, value in {"fused": True, "components": most, "hidden": 16}.items():
+        monkeypatch.setitem(tuned("radial", torch.device(device), dtype), name, value)
+    product = plain_product((20, 17), layout)
+    many = torch.tensor([[0, 1, 2] * 7, [0] * 18 + [1, 1, 1]])
+    problem = Problem(product, 4, 21, generator, hidden, dtype, device, graph=many)
+    assert_right(problem, second=dtype == F64)
+    assert_right(Problem(random_product(5, layout), 3, 4, generator, hidden, dtype, device), second=False)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_same_bits_every_time(dtype, generator, device):
     problem = Problem(plain_product((16, 8)), 20, 400, generator, hidden=4, dtype=dtype, device=device)

@@ -26,6 +26,10 @@ FAMILIES = {
         *("forward", "backward", "forward_components", "backward_components"),
         *("num_warps", "num_stages"),
     },
+    "radial": {
+        *("fused", "channels", "edges", "hidden", "components", "precision"),
+        *("num_warps", "num_stages"),
+    },
     "symmetric_contraction": {"channels", "rows", "terms", "num_warps", "num_stages"},
     "indexed_linear": {"rows", "in", "out", "sum_rows", "num_warps", "num_stages", "precision"},
 }

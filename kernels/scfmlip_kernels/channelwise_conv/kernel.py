@@ -5,7 +5,9 @@ Grid of the generated kernels: nodes times blocks of channels. A program walks o
 the order of the edges, and keeps the node's sums (or gradients) in registers: each is read or written once.
 No atomics: derivatives in x are written for each edge and added in a second kernel over the senders, those
 in y for each block of channels and added by the launcher. Large products are cut into several kernels, one
-after the other (`generate.pieces`). Arithmetic runs in the dtype of the inputs.
+after the other (`generate.pieces`). Weights that are a last radial layer's are computed in the forward kernel
+itself where the recorded parameters say so (``"radial"``, off until measured on a GPU), else by one matrix
+product before; derivatives always take the latter. Arithmetic runs in the dtype of the inputs.
 """
 
 import triton
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from ..tuned import compiler_options, tuned
 from .generate import backward_kernel, forward_kernel, pieces
+from .generate_radial import radial_kernel
 from .product import ChannelwiseProduct
 
 
@@ -76,6 +79,52 @@ def launch_channelwise_conv(
             sender_ptr=sender.contiguous(),
             N_BLOCKS=n_blocks,
             BLOCK_CHANNELS=block,
+            **compiler_options(options["num_warps"], options["num_stages"], x),
+        )
+    return out
+
+
+def fuses_radial(x: Tensor) -> bool:
+    """Whether the recorded parameters ask for the last radial layer inside the forward kernel."""
+    return tuned("radial", x.device, x.dtype)["fused"]
+
+
+def launch_channelwise_conv_radial(
+    x: Tensor,
+    y: Tensor,
+    hidden: Tensor,
+    matrix: Tensor,
+    sender: Tensor,
+    by_receiver: Tensor,
+    receiver_ptr: Tensor,
+    product: ChannelwiseProduct,
+) -> Tensor:
+    """
+    Allocate and launch; the weights ``hidden @ matrix`` are never stored.
+
+    ``hidden [n_edges, n_hidden]`` and ``matrix [n_hidden, weight_numel]`` contiguous, the rest as in
+    `launch_channelwise_conv`. Returns ``[n_receivers, out_dim]``.
+    """
+    options = tuned("radial", x.device, x.dtype)
+    block, n_blocks = channel_blocks(product, options["channels"])
+    n_nodes, most = receiver_ptr.shape[0] - 1, options["components"]
+    out = x.new_empty((n_nodes, product.out_dim))
+    for piece in range(len(pieces(product, most)) if n_nodes else 0):
+        radial_kernel(product, most, piece)[(n_nodes * n_blocks,)](
+            x_ptr=x,
+            y_ptr=y,
+            hidden_ptr=hidden,
+            matrix_ptr=matrix,
+            out_ptr=out,
+            by_receiver_ptr=by_receiver.contiguous(),
+            receiver_ptr=receiver_ptr.contiguous(),
+            sender_ptr=sender.contiguous(),
+            N_BLOCKS=n_blocks,
+            BLOCK_CHANNELS=max(16, block),
+            BLOCK_EDGES=options["edges"],
+            N_HIDDEN=hidden.shape[1],
+            BLOCK_HIDDEN=options["hidden"],
+            PRECISION=options["precision"],
             **compiler_options(options["num_warps"], options["num_stages"], x),
         )
     return out

@@ -8,7 +8,12 @@ from torch import Tensor
 from ..dispatch import runs_triton, vmap_by_loop
 from .cpu import channelwise_conv_backward_cpu, channelwise_conv_cpu
 from .edges import EdgeOrder
-from .kernel import launch_channelwise_conv, launch_channelwise_conv_backward
+from .kernel import (
+    fuses_radial,
+    launch_channelwise_conv,
+    launch_channelwise_conv_backward,
+    launch_channelwise_conv_radial,
+)
 from .product import ChannelwiseProduct, product_key, product_of
 
 
@@ -28,8 +33,10 @@ def _channelwise_conv(
     product = product_of(key)
     x, y, weights = x.contiguous(), y.contiguous(), weights.contiguous()
     if runs_triton(x):
-        w = weights if matrix is None else weights @ matrix
-        return launch_channelwise_conv(x, y, w, sender, by_receiver, receiver_ptr, product)
+        tables = (sender, by_receiver, receiver_ptr, product)
+        if matrix is not None and matrix.shape[0] and fuses_radial(x):
+            return launch_channelwise_conv_radial(x, y, weights, matrix.contiguous(), *tables)
+        return launch_channelwise_conv(x, y, weights if matrix is None else weights @ matrix, *tables)
     return channelwise_conv_cpu(x, y, weights, matrix, sender, by_receiver, receiver_ptr, product)
 
 

@@ -120,9 +120,9 @@ def test_warm_starts_in_water():
 def test_shadow_energy_in_water():
     """The total energy, step by step, is that of converged charges to a hundredth of its fluctuation."""
     water = md.lattice(27)
-    exact = torch.tensor(md.run(water, 40, tolerance=1e-10).energy, dtype=F64)
+    exact = torch.tensor(md.run(water, 20, tolerance=1e-10).energy, dtype=F64)
     spread = float(exact.std())
-    shadow = torch.tensor(md.run(water, 40, "shadow").energy, dtype=F64)
+    shadow = torch.tensor(md.run(water, 20, "shadow").energy, dtype=F64)
     assert float((shadow - exact).abs().max()) < 1e-2 * spread
 
 

@@ -30,7 +30,7 @@ FAMILIES = {
         *("fused", "channels", "edges", "hidden", "components", "precision"),
         *("num_warps", "num_stages"),
     },
-    "symmetric_contraction": {"channels", "rows", "terms", "num_warps", "num_stages"},
+    "symmetric_contraction": {"channels", "rows", "terms", "terms_inputs", "num_warps", "num_stages"},
     "indexed_linear": {"rows", "in", "out", "sum_rows", "num_warps", "num_stages", "precision"},
 }
 

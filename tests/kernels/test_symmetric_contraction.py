@@ -154,7 +154,8 @@ def test_without_sparse_products(generator, monkeypatch):
 @pytest.mark.parametrize("terms", [1, 12])
 def test_large_polynomials_are_cut(terms, generator, device, monkeypatch):
     """Into kernels that write outputs or weights of their own, or add to the first one's gradients."""
-    monkeypatch.setitem(tuned("symmetric_contraction", torch.device(device), F64), "terms", terms)
+    for name in ("terms", "terms_inputs"):
+        monkeypatch.setitem(tuned("symmetric_contraction", torch.device(device), F64), name, terms)
     p = SymmetricPolynomial.from_dense(random_blocks(generator, 3, density=0.2))
     p = SymmetricPolynomial(p.n_inputs, p.n_outputs + 1, p.n_weights + 1, p.terms)
     generate = submodule("symmetric_contraction.generate")

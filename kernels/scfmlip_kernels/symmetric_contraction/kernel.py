@@ -26,7 +26,7 @@ def _launch(kind: Kind, key: str, n_programs: int, wanted: int, **arguments: Any
     if not x.numel():
         return
     options = tuned("symmetric_contraction", x.device, x.dtype)
-    most, n_channels = options["terms"], x.shape[1]
+    most, n_channels = options["terms_inputs" if kind == "inputs" else "terms"], x.shape[1]
     for piece in range(n_pieces(key, kind, most)):
         kernel(key, kind, most, piece, wanted)[(n_programs, triton.cdiv(n_channels, options["channels"]))](
             **arguments,

@@ -245,10 +245,11 @@ def write_report(rows_file: Path, page: Path) -> None:
         "",
     ]
     if seconds:
+        epochs = [int(r["epochs"]) for r in trainings.values()]
         devices = ", ".join(sorted({r["device"] for r in trainings.values()}))
         lines += [
-            f"{len(trainings)} trainings of {min(seconds):.0f} to {max(seconds):.0f} s on {devices}; with "
-            "more than one seed, mean ± deviation.",
+            f"{len(trainings)} trainings of {min(epochs)} to {max(epochs)} epochs, {min(seconds):.0f} to "
+            f"{max(seconds):.0f} s, on {devices}; with more than one seed, mean ± deviation.",
             "",
         ]
     lines += ["## In short", "", *_verdicts(table), ""]

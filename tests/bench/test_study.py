@@ -60,6 +60,7 @@ def row(rule, quantity, value, reference="", which="au2_mgo", seed=0):
         "reference": reference,
         "unit": "e",
         "train_s": "3.0",
+        "epochs": "2",
         "device": "abacus",
     }
 

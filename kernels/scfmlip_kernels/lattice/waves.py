@@ -24,7 +24,7 @@ _SYSTEM_BYTES = 9_000_000
 _MAX_BYTES = 24 << 20
 # columns, and rows to be multiplied with them, of a chunk of atoms stay about this large
 _CHUNK_BYTES = 4 << 20
-_ROW_BYTES = 2 << 20
+_ROW_BYTES = 4 << 20
 _KEPT = 2
 _memory = local()
 
@@ -148,7 +148,7 @@ def _tabulate(frac: Tensor, sphere: HalfSphere, dtype: torch.dtype, left: int) -
     if 2 * n * unit <= _PHASE_BYTES and size + 2 * n * unit <= left:
         waves.phases = waves.all_phases()
         size += 2 * n * unit
-    elif size + 2 * len(sphere.columns) * unit <= min(left, _SYSTEM_BYTES):
+    elif 2 * len(sphere.columns) * unit <= min(left - size, _SYSTEM_BYTES):
         waves.columns = waves.chunk(0, n_atoms)
         size += 2 * len(sphere.columns) * unit
     return waves, size

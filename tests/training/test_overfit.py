@@ -30,7 +30,7 @@ def test_eight_frames(rule, tmp_path, monkeypatch):
         tmp_path,
         frames=water_frames(8, shake=0.04),
         data={"train": str(tmp_path / "frames.xyz"), "valid_fraction": 0.0},
-        stages=[{"epochs": 500, "lr": 0.02, "loss": {"energy": 30, "forces": 1}}],
+        stages=[{"epochs": 250, "lr": 0.02, "loss": {"energy": 10, "forces": 1}}],
         schedule={"name": "cosine", "warmup_steps": 10},
         batch_size=2,
         ema_decay=0.98,
@@ -43,8 +43,9 @@ def test_eight_frames(rule, tmp_path, monkeypatch):
     }
     values["model"]["backbone"] |= {
         "num_interactions": 2,
-        "hidden_irreps": "8x0e+8x1o",
-        "MLP_irreps": "8x0e",
+        "hidden_irreps": "16x0e+16x1o",
+        "MLP_irreps": "16x0e",
+        "radial_MLP": [32],
         "max_ell": 2,
         "correlation": 2,
         "num_bessel": 8,

@@ -2,7 +2,8 @@
 Registers, spills, shared memory and instructions of every Triton kernel, without a GPU.
 
 Every kernel is compiled ahead of time with the launch parameters of `tuned/default.json` for the
-architectures below. `python -m bench.static_cost` rewrites bench/results/static_cost.csv; with `--check` it
+architectures below. `python -m bench.static_cost` rewrites bench/results/static_cost.csv, or those rows
+that `--kernel`, `--variant` and `--target` choose; with `--check` it
 compares instead, and fails where spills, registers, shared memory or instructions grew by more than 5%: any
 spill fails where there was none.
 Instructions are counted in the machine code, once each however often they run.
@@ -10,34 +11,26 @@ Instructions are counted in the machine code, once each however often they run.
 
 import argparse
 import csv
-import itertools
 import os
 import re
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel module is imported
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
-import torch
 import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from scfmlip_kernels.gaussian_pairs.kernel import _gaussian_pairs_kernel
-from scfmlip_kernels.lattice import monomial_count
-from scfmlip_kernels.lattice.tiles import lattice_launch
-from scfmlip_kernels.lattice_field.kernel import _lattice_field_kernel
-from scfmlip_kernels.structure_factor.kernel import _structure_factor_kernel
-from scfmlip_kernels.tuned import tuned
+from .static_variants import Variant, variants
 
 RESULTS = Path(__file__).parent / "results" / "static_cost.csv"
 TARGETS = {
@@ -57,19 +50,6 @@ AMD = {
 }
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A kernel with its compile-time arguments."""
-
-    kernel: str
-    label: str
-    dtype: str
-    function: Any
-    signature: dict[str, str]
-    constants: dict[str, Any]
-    options: dict[str, int]
-
-
 @dataclass
 class Cost:
     """
@@ -83,7 +63,7 @@ class Cost:
         shared_bytes: Per program.
         instructions: All of them.
         fma32, fma64, special, shared_loads, global_loads: Of these kinds.
-        seconds: To compile; not compared.
+        seconds: Of processor time to compile, this process and the assembler's; not compared.
         triton: Version of the compiler.
     """
 
@@ -108,78 +88,6 @@ class Cost:
     def key(self) -> tuple[str, ...]:
         """What identifies a row."""
         return self.kernel, self.variant, self.dtype, self.target
-
-
-def variants() -> Iterator[Variant]:
-    """Every kernel at every rank and dtype that is launched."""
-    for dtype, real in (("float32", "fp32"), ("float64", "fp64")):
-        device, kind = torch.device("cpu"), getattr(torch, dtype)
-        turns = "*i32" if dtype == "float32" else "*fp64"
-        tile = lattice_launch(device, kind)
-        options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
-        blocks = {"BLOCK_ROWS": tile.rows, "BLOCK_L": tile.l, "BLOCK_ATOMS": tile.atoms}
-        sizes = {"n_atoms": "i32", "n_points": "i32"}
-        for rank in range(4):
-            count = monomial_count(rank)
-            common = {"RANK": rank, "N_MONOMIALS": count, **blocks, "PRECISION": tile.precision}
-            pointers = {
-                "turns_ptr": turns,
-                "moments_ptr": f"*{real}",
-                "row_tiles_ptr": "*i32",
-                "point_tiles_ptr": "*i32",
-                "out_ptr": "*fp64",
-            }
-            yield Variant(
-                "structure_factor",
-                f"rank {rank}",
-                dtype,
-                _structure_factor_kernel,
-                {**pointers, **sizes},
-                {**common, "FLUSH": tile.flush},
-                options,
-            )
-            pointers = {
-                "turns_ptr": turns,
-                "p_ptr": f"*{real}",
-                "row_tiles_ptr": "*i32",
-                "atom_tiles_ptr": "*i32",
-                "out_ptr": "*fp64",
-            }
-            yield Variant(
-                "lattice_field",
-                f"rank {rank}",
-                dtype,
-                _lattice_field_kernel,
-                {**pointers, **sizes},
-                {**common, "PADDED_MONOMIALS": triton.next_power_of_2(count)},
-                options,
-            )
-        pairs = {**tuned("pairs", device, kind), "block": tuned("pairs", device, torch.float32)["block"]}
-        pointers = {name: f"*{real}" for name in ("positions_ptr", "moments_ptr", "constants_ptr")}
-        for n_moments, rank, softened in itertools.product((1, 4), (0, 1, 2), (False, True)):
-            label = f"{'dipoles' if n_moments > 1 else 'charges'} rank {rank}"
-            yield Variant(
-                "gaussian_pairs",
-                label + (" softened" if softened else ""),
-                dtype,
-                _gaussian_pairs_kernel,
-                {
-                    **pointers,
-                    "tiles_ptr": "*i32",
-                    "out_ptr": "*fp64",
-                    **dict.fromkeys(("n_atoms", "n_widths", "group_size"), "i32"),
-                },
-                {
-                    "N_MOMENTS": n_moments,
-                    "RANK": rank,
-                    "N_OUT": monomial_count(rank),
-                    "TERMS": 14 if dtype == "float32" else 26,
-                    "SOFTENED": softened,
-                    "BLOCK": pairs["block"],
-                    "BLOCK_SOURCES": pairs["sources"],
-                },
-                {key: pairs[key] for key in ("num_warps", "num_stages")},
-            )
 
 
 def _tool(name: str, *arguments: str) -> str:
@@ -236,9 +144,9 @@ def measure(variant: Variant, target: str) -> Cost:
         (i,): [["tt.divisibility", 16]] for i, kind in enumerate(variant.signature.values()) if kind[0] == "*"
     }
     source = ASTSource(fn=variant.function, signature=signature, constexprs=variant.constants, attrs=aligned)
-    began = time.perf_counter()
+    began = os.times()
     compiled = triton.compile(source, target=TARGETS[target], options=options)
-    seconds = time.perf_counter() - began
+    seconds = sum(os.times()[:4]) - sum(began[:4])
     found = _nvidia(compiled.asm["cubin"]) if "cubin" in compiled.asm else _amd(str(compiled.asm["amdgcn"]))
     blocks = {k.lower(): v for k, v in variant.constants.items() if k.startswith("BLOCK") or k == "FLUSH"}
     return Cost(
@@ -254,18 +162,39 @@ def measure(variant: Variant, target: str) -> Cost:
     )
 
 
-def measure_all(targets: list[str], kernels: list[str]) -> list[Cost]:
-    """Rows of all variants asked for, two compilations at a time."""
-    work = [(v, t) for v in variants() if v.kernel in kernels for t in targets]
+@cache
+def _variants() -> tuple[Variant, ...]:
+    return tuple(variants())
 
-    def one(item: tuple[Variant, str]) -> Cost:
-        cost = measure(*item)
-        found = f"{cost.registers} registers, {cost.spill_bytes} B spilled, {cost.instructions} instructions"
-        print(" ".join(cost.key), f"{found}, {cost.seconds} s", flush=True)
-        return cost
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(one, work))
+def _measure(work: tuple[int, str, bool]) -> Cost:
+    number, target, anew = work
+    # or the seconds are those of a cache
+    knobs.compilation.always_compile = anew
+    cost = measure(_variants()[number], target)
+    found = f"{cost.registers} registers, {cost.spill_bytes} B spilled, {cost.instructions} instructions"
+    print(" ".join(cost.key), f"{found}, {cost.seconds} s", flush=True)
+    return cost
+
+
+def measure_all(targets: list[str], kernels: list[str], labels: list[str], anew: bool) -> list[Cost]:
+    """
+    Rows of all variants asked for, one process for each core.
+
+    Args:
+        targets: Architectures.
+        kernels: Kernel families.
+        labels: Of the variants, substrings; all if there are none.
+        anew: Compile even what is in Triton's cache.
+    """
+    work = [
+        (number, target, anew)
+        for number, v in enumerate(_variants())
+        if v.kernel in kernels and (not labels or any(label in v.label for label in labels))
+        for target in targets
+    ]
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        return list(pool.map(_measure, work))
 
 
 def read(path: Path) -> list[Cost]:
@@ -305,10 +234,11 @@ def compare(now: list[Cost], before: list[Cost]) -> list[str]:
 def main() -> None:
     """Write the file, or check against it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    names = sorted({v.kernel for v in variants()})
+    names = sorted({v.kernel for v in _variants()})
     parser.add_argument("--check", action="store_true", help="compare with the committed file")
     parser.add_argument("--target", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--kernel", nargs="+", choices=names, default=names)
+    parser.add_argument("--variant", nargs="+", default=[], help="parts of their names")
     parser.add_argument("--file", type=Path, default=RESULTS)
     options = parser.parse_args()
     before: list[Cost] = []
@@ -317,11 +247,13 @@ def main() -> None:
         if {row.triton for row in before} != {triton.__version__}:
             print(f"the file is of triton {before[0].triton}, this is {triton.__version__}: not comparable")
             sys.exit(77)
-    else:
-        knobs.compilation.always_compile = True  # or the seconds are those of a cache
-    rows = measure_all(options.target, options.kernel)
+    rows = measure_all(options.target, options.kernel, options.variant, not options.check)
     if not options.check:
-        write(options.file, rows)
+        # rows that were not measured now stay
+        kept = {row.key: row for row in (read(options.file) if options.file.exists() else [])}
+        kept |= {row.key: row for row in rows}
+        known = {(v.kernel, v.label, v.dtype, target) for v in _variants() for target in TARGETS}
+        write(options.file, [row for key, row in kept.items() if key in known])
         return
     faults = compare(rows, before)
     print("\n".join(faults) or "no kernel got worse", flush=True)

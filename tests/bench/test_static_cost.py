@@ -29,6 +29,14 @@ def test_lattice_kernels_on_hopper():
     check("--target", "sm_90", "--kernel", "structure_factor", "lattice_field")
 
 
+def test_tensor_products_on_hopper():
+    """Some of each family, in both dtypes: all of them take minutes."""
+    pytest.importorskip("mace", reason="the shapes are those of MACE models")
+    kernels = ("channelwise_conv", "symmetric_contraction", "indexed_linear")
+    labels = ("POLAR-1-M: gradients in x y w", "POLAR-1-M: values", "values, 1 component")
+    check("--target", "sm_90", "--kernel", *kernels, "--variant", *labels)
+
+
 @pytest.mark.slow
 def test_every_kernel_everywhere():
     check()

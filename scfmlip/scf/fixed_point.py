@@ -224,11 +224,11 @@ def fixed_point(
 
     x = Root.apply(residual, solve, batch, options, *arguments)
     result = found["result"]
-    if totals is not None:
-        potential = x[rows * size :].view(totals.shape)
+    # a name of its own: `residual`, which the graph of x holds, must not hold x
+    multipliers = potential if totals is None else x[rows * size :].view(totals.shape)
     return FixedPointSolution(
         x[: rows * size].view(shape),
-        potential,
+        multipliers,
         result.residual,
         result.iterations,
         result.status,

@@ -269,3 +269,22 @@ def test_a_charge_that_no_potential_gives():
             total_charge=torch.tensor([1.0, 9.0], dtype=F64),
             max_iterations=20,
         )
+
+
+@pytest.mark.parametrize("total_charge", [None, 0.3])
+def test_graphs_are_freed(total_charge):
+    """Nothing that the graph of a solution holds refers back to it, which Python could not collect."""
+    import weakref
+
+    class Map:
+        def __call__(self, state, *rest):
+            new = rest[-1] @ state + 1
+            return new if total_charge is None else new + rest[0]
+
+    update, matrix = Map(), torch.full((4, 4), 0.1).requires_grad_()
+    held = weakref.ref(update)
+    solution = fixed_point(update, torch.zeros(4, 1), (matrix,), total_charge=total_charge)
+    (grad,) = torch.autograd.grad(solution.state.sum(), matrix, create_graph=True)
+    grad.sum().backward()
+    del solution, grad, update
+    assert held() is None

@@ -32,8 +32,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         help="evaluate real structures with the reference stack and with scfmlip",
         description="Evaluate a MACE-POLAR-1-S shaped model on the structures shipped with the package, with "
         "mace-torch and graph-longrange and with scfmlip.accelerate, each in a process of its own; print "
-        "agreement, time and memory; draw the potential of the DFT charges. The weights are random: the "
-        "table compares programs, not chemistry. The pictures show physics: they use DFT charges.",
+        "agreement, time and memory. Those weights are random: the table compares programs, not chemistry. "
+        "Then two small trained models, by charge equilibration and as a fixed point, on a metal-water "
+        "interface beside DFT: errors, potential, response to a field, twenty steps of dynamics.",
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("demo_output"))
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
@@ -293,6 +294,8 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"  {key:22s} {theirs:10.3f} -> {ours:10.3f}   {ratio:6.1f}x", flush=True)
     (arguments.output / "table.json").write_text(json.dumps(table, indent=1) + "\n")
     print()
-    for file in draw(arguments.output):
+    from .physics import physics
+
+    for file in [*physics(arguments.output), *draw(arguments.output)]:
         print(f"wrote {file}")
     return 0

@@ -3,13 +3,15 @@
 from importlib import resources
 from pathlib import Path
 
+_KINDS = (".xyz", ".safetensors")
+
 
 def path(name: str) -> Path:
     """
     Where a shipped file lies.
 
     Args:
-        name: "al_water.xyz" or "sio2_vacancy.xyz".
+        name: "al_water.xyz", "sio2_vacancy.xyz", or "models/..." of a trained model.
 
     Raises:
         FileNotFoundError: for another name; lists those that exist.
@@ -17,6 +19,6 @@ def path(name: str) -> Path:
     folder = Path(str(resources.files("scfmlip.data")))
     found = folder / name
     if not found.is_file():
-        known = sorted(p.name for p in folder.glob("*.xyz"))
+        known = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.*") if p.suffix in _KINDS)
         raise FileNotFoundError(f"scfmlip ships no {name!r}; it has {known}")
     return found

@@ -10,6 +10,8 @@ from .model import Model
 
 # points per lattice direction of the planes that potentials are averaged over
 _GRID = 12
+# widths after which a Gaussian has ended: what is left of the potential of a charged plane is 1e-4 of it
+_REACH = 3.5
 
 
 def work_functions(model: Model, batch: dict[str, Tensor]) -> Tensor:
@@ -46,10 +48,10 @@ def work_functions(model: Model, batch: dict[str, Tensor]) -> Tensor:
         height = batch["positions"].detach()[batch["batch"] == i].double() @ normal
         gap = float(cell[axis] @ normal - (height.max() - height.min()))
         reach = min(8 * sigma, 0.5 * gap)
-        if reach < 5 * sigma:
+        if reach < _REACH * sigma:
             raise ValueError(
                 f"system {i} of the batch has {gap:.1f} angstrom of vacuum; its Gaussians (width {sigma:g}) "
-                f"need {10 * sigma:.1f} to end on both sides: lengthen the open cell vector"
+                f"need {2 * _REACH * sigma:.1f} to end on both sides: lengthen the open cell vector"
             )
         steps = torch.arange(_GRID, dtype=cell.dtype, device=cell.device) / _GRID
         plane = (steps[:, None, None] * first + steps[:, None] * second).reshape(-1, 3)

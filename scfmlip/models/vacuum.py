@@ -18,6 +18,10 @@ def work_functions(model: Model, batch: dict[str, Tensor]) -> Tensor:
     """
     Work functions of slabs, ``-V_vacuum - E_F``: what takes an electron from the Fermi level to either side.
 
+    The potential is that of the model's density. What electrons spilling out of real atoms add to both sides
+    alike is not in it, unless levels it was trained on are given on that scale; the difference of the two
+    sides is physical in any case.
+
     Args:
         model: With a charge rule that knows a Fermi level.
         batch: Slabs in neutral systems or with a counter-charge, see `Model.forward`.

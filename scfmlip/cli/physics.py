@@ -52,19 +52,22 @@ def draw_response(output: Path) -> Path:
 
     from ..data import path
     from ..interfaces.ase import Calculator
+    from ..units import FIELD_CONSTANT
     from .plot import planar_averages, read_frame
 
     atoms = read_frame(path("al_water.xyz"), 0)
     fig, axes = plt.subplots(1, 2, figsize=(9.5, 4.0), constrained_layout=True)
     sigma = 1.5
-    dft = atoms.arrays["REF_hirshfeld"][:, None] - atoms.arrays["REF_hirshfeld"].mean()
-    z, (values,) = planar_averages(atoms, dft, sigma, ("potential",), 2, 160)
-    axes[0].plot(z, values, "k--", label="DFT Hirshfeld charges")
+    area = np.linalg.norm(np.cross(*atoms.cell.array[:2]))
+    step = 0.5 * FIELD_CONSTANT * np.asarray(atoms.info["REF_dipole"])[2] / area
+    for level, name in ((-step, "vacuum by DFT's dipole"), (step, None)):
+        axes[0].axhline(level, color="k", ls="--", lw=0.8, label=name)
     metal = atoms.numbers == 13
     for name, file, colour in MODELS:
         calc = Calculator(path(f"models/{file}"))
         still = np.asarray(calc.get_property("density_coefficients", atoms), dtype=float)
-        z, (values,) = planar_averages(atoms, still, sigma, ("potential",), 2, 160)
+        rows = still[:, [0, 3, 1, 2]]  # from mace's order to Cartesian
+        z, (values,) = planar_averages(atoms, rows, sigma, ("potential",), 2, 160)
         axes[0].plot(z, values, color=colour, label=name)
         pushed = atoms.copy()
         pushed.info["external_field"] = np.array([0.0, 0.0, -FIELD])

@@ -39,6 +39,11 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def needs_kernel_tables(device: torch.device) -> bool:
+    """Whether operators on tensors of this device will run Triton kernels, as things are."""
+    return device.type == "cuda" or (_forced[-1] != "cpu" and interpreting())
+
+
 def runs_triton(tensor: Tensor) -> bool:
     """Whether an operator on ``tensor`` runs its Triton kernel."""
     if tensor.is_cuda:

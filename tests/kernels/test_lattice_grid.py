@@ -85,6 +85,13 @@ def test_a_shell_is_whole_or_absent(edge):
         assert sum(p in kept for p in [(n, 0, 0), (0, n, 0), (0, 0, n)]) in (0, 3), (edge, n)
 
 
+@pytest.fixture
+def tables(monkeypatch):
+    """Grids as kernels need them."""
+    monkeypatch.setattr("scfmlip_kernels.lattice.grid.needs_kernel_tables", lambda device: True)
+
+
+@pytest.mark.usefixtures("tables")
 @pytest.mark.parametrize("work", [1, 1_000, 50_000_000])
 def test_boxes_describe_their_points(work, generator, monkeypatch, device):
     monkeypatch.setattr("scfmlip_kernels.lattice.grid._WORK_WORTH_A_BOX", work)
@@ -112,6 +119,7 @@ def test_boxes_describe_their_points(work, generator, monkeypatch, device):
         assert_half_sphere(grid, cells[i], 3.0, i)
 
 
+@pytest.mark.usefixtures("tables")
 @pytest.mark.parametrize("work", [1, 50_000_000])
 def test_tiles_cover_the_half_sphere_once(work, generator, monkeypatch, device):
     """Every point of some weight in one tile, none in two."""
@@ -146,6 +154,7 @@ def test_tiles_cover_the_half_sphere_once(work, generator, monkeypatch, device):
     assert covered[grid.weight.cpu() > 0].all()
 
 
+@pytest.mark.usefixtures("tables")
 @pytest.mark.parametrize("sizes", [[20, 0, 33], [16], [0], []])
 def test_atom_tiles_cover_the_atoms_once(sizes, generator, device):
     grid = build_lattice_grid(random_cells(len(sizes), generator), 2.0, pointers(sizes), torch.device(device))

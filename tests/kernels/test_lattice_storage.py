@@ -34,7 +34,7 @@ def stored(request, monkeypatch):
 def layout(request, monkeypatch):
     """Grids hold the sphere's points only where no kernel will run, else boxes around it."""
     boxes = request.param == "boxes"
-    monkeypatch.setattr("scfmlip_kernels.lattice.grid.interpreting", lambda: boxes)
+    monkeypatch.setattr("scfmlip_kernels.lattice.grid.needs_kernel_tables", lambda device: boxes)
     return request.param
 
 

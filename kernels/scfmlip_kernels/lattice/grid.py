@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..dispatch import interpreting
+from ..dispatch import needs_kernel_tables
 from .tiles import build_atom_tiles, build_tiles, lattice_launch
 
 # Splitting a sphere into more boxes saves multiplications and costs calls and tables: below this number
@@ -73,10 +73,6 @@ class LatticeGrid(NamedTuple):
     def n_systems(self) -> int:
         """Number of systems in the batch."""
         return self.atom_ptr.shape[0] - 1
-
-
-def _uses_tiles(device: torch.device) -> bool:
-    return device.type == "cuda" or interpreting()
 
 
 def _plane_extents(cell: np.ndarray, cutoff: float) -> list[tuple[int, int, int]]:
@@ -146,7 +142,7 @@ def build_lattice_grid(
     ptr = atom_ptr.to("cpu", torch.int64)
     counts = (ptr[1:] - ptr[:-1]).tolist()
     boxes, miller, system, weight = [], [], [], []
-    n_points, point_ptr, tiled = 0, [0], _uses_tiles(device)
+    n_points, point_ptr, tiled = 0, [0], needs_kernel_tables(device)
     for i, (cell, n_atoms) in enumerate(zip(host_cells, counts, strict=True)):
         reciprocal = 2 * math.pi * np.linalg.inv(cell).T
         for h_first, h_count, n_k, n_l in _group_planes(_plane_extents(cell, cutoff), n_atoms):
@@ -214,7 +210,7 @@ def grid_at_points(grid: LatticeGrid, point_ptr: Tensor) -> LatticeGrid:
     ptr = point_ptr.to("cpu", torch.int64)
     device = grid.weight.device
     atom_tiles = grid.atom_tiles
-    if _uses_tiles(device):
+    if needs_kernel_tables(device):
         options = lattice_launch(device, torch.float32)
         atom_tiles = build_atom_tiles(grid.row_ptr, ptr, options).to(device)
     return grid._replace(atom_ptr=ptr, atom_tiles=atom_tiles)

@@ -89,7 +89,6 @@ def draw_response(output: Path) -> Path:
 def run_dynamics() -> dict[str, Any]:
     """A few steps at constant energy with the fixed-point model, from 300 K."""
     import ase.units
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
     from ase.md.verlet import VelocityVerlet
 
     from ..data import path
@@ -99,7 +98,8 @@ def run_dynamics() -> dict[str, Any]:
     atoms = read_frame(path("al_water.xyz"), 0)
     name, file, _ = MODELS[1]
     atoms.calc = Calculator(path(f"models/{file}"))
-    MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=np.random.default_rng(0))
+    spread = np.sqrt(atoms.get_masses() * 300 * ase.units.kB)[:, None]
+    atoms.set_momenta(spread * np.random.default_rng(0).normal(size=(len(atoms), 3)))
     energies, iterations = [], []
     dynamics = VelocityVerlet(atoms, timestep=0.5 * ase.units.fs)
     start = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,6 +74,8 @@ def build(config: Mapping[str, Any] | ModelConfig) -> Model:
     """
     typed = make_config(config)
     dtype = {"float32": torch.float32, "float64": torch.float64}[typed.dtype]
-    with default_dtype(dtype), torch.random.fork_rng(devices=[]):
+    with default_dtype(dtype), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # e3nn's and mace's scripted modules, which are none of the user's business
+        warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support")
         torch.manual_seed(typed.seed)
         return Model(typed)

@@ -75,11 +75,6 @@ class Backbone(torch.nn.Module):
             modules.ScaleShiftMACE(**mace_arguments(config, elements, atomic_energies, embedding_specs))
         )
 
-    @property
-    def edge_irreps(self) -> o3.Irreps:
-        """Of the spherical harmonics of edges."""
-        return o3.Irreps(str(self.mace.spherical_harmonics.irreps_out))  # type: ignore[union-attr]
-
     def forward(self, batch: dict[str, Tensor]) -> BackboneOutput:
         """
         Energy and features of a batch in mace-torch's layout.

@@ -91,7 +91,7 @@ class BackboneConfig:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _positive("backbone", self, "r_max", "num_interactions", "num_bessel", "avg_num_neighbors")
+        check_positive("backbone", self, "r_max", "num_interactions", "num_bessel", "avg_num_neighbors")
         if not all(math.isfinite(v) for v in (*self.per_head(self.scale), *self.per_head(self.shift))):
             raise ValueError(f"backbone.scale and shift must be finite, got {self.scale!r}, {self.shift!r}")
 
@@ -117,8 +117,8 @@ class DensityConfig:
         l_max: 0 for charges, 1 for charges and dipoles.
         sigma: Gaussian width, angstrom.
         boundary: As in `scfmlip.Coulomb`.
-        self_interaction: Whether a Gaussian's own interaction counts in the electrostatic energy of rules
-            that do not solve for the density (those that do need it).
+        self_interaction: Whether a Gaussian's own interaction counts in the electrostatic energy; rules
+            whose density minimises an energy count it always.
         tolerance: Of the wave-vector sum, eV.
         kspace_cutoff_factor: mace's way to set the cutoff instead: times ``2.25 (l_max + 1)^0.3 / sigma``,
             with the smallest width, of the field features too.
@@ -134,7 +134,7 @@ class DensityConfig:
     def __post_init__(self) -> None:
         if self.l_max not in (0, 1):
             raise ValueError(f"density.l_max must be 0 or 1, got {self.l_max!r}")
-        _positive("density", self, "sigma", "tolerance")
+        check_positive("density", self, "sigma", "tolerance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +163,7 @@ class ModelConfig:
     dtype: DTypeName = "float32"
 
 
-def _positive(where: str, config: Any, *names: str) -> None:
+def check_positive(where: str, config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not (math.isfinite(value) and value > 0):

@@ -42,7 +42,6 @@ class Model(torch.nn.Module):
             RuleContext(
                 config.elements,
                 backbone.irreps,
-                backbone.edge_irreps,
                 config.backbone.r_max,
                 config.backbone.avg_num_neighbors,
                 config.density,
@@ -119,6 +118,7 @@ class Model(torch.nn.Module):
         Raises:
             ValueError: for a model without a density of its own.
         """
+        self._check_kind(batch)
         with torch.no_grad():
             cell = batch["cell"].view(-1, 3, 3)
             field = self._field(batch, False)
@@ -174,8 +174,10 @@ class Model(torch.nn.Module):
 
         Raises:
             ValueError: for a batch without what the rule needs, or one its boundary cannot hold.
+            TypeError: for a batch of another dtype or on another device than the weights.
             ConvergenceError: for a solve that failed; names the systems.
         """
+        self._check_kind(batch)
         ptr, index = batch["ptr"], batch["batch"]
         n_systems = len(ptr) - 1
         positions = batch["positions"]
@@ -222,6 +224,14 @@ class Model(torch.nn.Module):
         if not training:
             out = {k: v.detach() if isinstance(v, Tensor) else v for k, v in out.items()}
         return out
+
+    def _check_kind(self, batch: dict[str, Tensor]) -> None:
+        positions, weight = batch["positions"], next(self.parameters())
+        if positions.dtype != weight.dtype or positions.device != weight.device:
+            raise TypeError(
+                f"the batch is {positions.dtype} on {positions.device}, the model {weight.dtype} on "
+                f"{weight.device}: make the batch with the model's dtype and device, or move one of them"
+            )
 
     def _field(self, batch: dict[str, Tensor], needed: bool) -> Tensor | None:
         """The physical external field (a charge q feels q E), if there is one."""

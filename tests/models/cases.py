@@ -49,6 +49,9 @@ RULES = {
 CHARGES_ONLY = {
     "qeq_screened": ({"name": "equilibrated", "energy": "coulomb", "screening": [1.0, 3.5]}, "charge"),
     "local_0": ("local", "charge"),
+    "affine_0": ("fixed_point", "charge"),
+    "mlp_0": ({"name": "fixed_point", "response": "mlp", "field_feature_max_l": 0}, "charge"),
+    "convex_0": ("functional", "charge"),
     "passive_0": ({"name": "fixed_point", "response": "passive"}, "charge"),
 }
 ALL = [*RULES, *CHARGES_ONLY]

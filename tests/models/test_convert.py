@@ -215,6 +215,8 @@ def test_bad_systems():
     given.pop("total_charge")
     with pytest.raises(ValueError, match="lacks total_charge"):
         qeq(given)
+    with pytest.raises(TypeError, match=r"batch is torch\.float32 on cpu, the model torch\.float64"):
+        qeq(batch(make_model("qeq", "float32"), [water()]))
     affine = make_model("affine")
     with pytest.raises(ValueError, match="scf='direct' must have shape"):
         affine(batch(affine, [water()]), scf="direct")

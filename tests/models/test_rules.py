@@ -1,9 +1,14 @@
 """Every charge rule: exact derivatives, symmetries, constraints, batches, training."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from scipy.spatial.transform import Rotation
+
+import scfmlip.models
 
 from .cases import ALL, CHARGES_ONLY, RULES, SYSTEMS, batch, crystal, make_model, slab, water
 
@@ -162,16 +167,8 @@ def test_fields_act_on_dipoles(case):
         field[0, 1] = strength
         return model({**given, "external_field": field}, compute_force=False)
 
-    minimal = (
-        "qeq",
-        "qeq_widths",
-        "qeq_level",
-        "passive",
-        "quadratic",
-        "convex",
-        "general",
-    )  # Hellmann and Feynman
-    if case not in minimal and not case.startswith(("fixed", "local", "split", "latent")):
+    # Hellmann and Feynman, or a density that does not follow the field
+    if not model.rule.variational and not case.startswith(("fixed", "local", "split", "latent")):
         pytest.skip("the energy is not stationary in the state")
     along = slope(lambda s: at(s)["energy"])
     torch.testing.assert_close(along, zero["dipole"][:, 1], rtol=1e-7, atol=1e-8)
@@ -251,6 +248,35 @@ def test_float32(case):
     torch.testing.assert_close(a["energy"].double(), b["energy"], rtol=1e-5, atol=1e-5 * scale)
     force = float(b["forces"].abs().max())
     torch.testing.assert_close(a["forces"].double(), b["forces"], rtol=0, atol=1e-4 * max(force, 1.0))
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_one_atom(case):
+    """No neighbours at all: finite numbers, no force, the charge it was given."""
+    model = make_model(case)
+    atom = Atoms("O", positions=[[0.3, -0.2, 0.1]])
+    atom.info["charge"] = -1.0
+    out = model(batch(model, [atom]))
+    torch.testing.assert_close(out["forces"], torch.zeros(1, 3, dtype=torch.float64), rtol=0, atol=1e-10)
+    assert math.isfinite(out["energy"].item())
+    if model.config.constraint == "charge":
+        assert out["charges"].item() == pytest.approx(-1.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("case", ["local", "qeq", "affine"])
+def test_heads(case):
+    """Each system's energy is that of its own head."""
+    config = scfmlip.models.config_to_dict(make_model(case).config)
+    config["backbone"] = {**config["backbone"], "heads": ["a", "b"], "scale": [1.0, 2.0], "shift": [0.0, 0.5]}
+    model = scfmlip.models.build(config)
+    both = batch(model, [water(), water()])
+    both["head"] = torch.tensor([0, 1])
+    together = model(both)["energy"]
+    for head in (0, 1):
+        alone = batch(model, [water()])
+        alone["head"] = torch.tensor([head])
+        torch.testing.assert_close(model(alone)["energy"][0], together[head])
+    assert abs(float(together[1] - together[0])) > 0.1
 
 
 def test_every_rule_is_tested():

@@ -16,7 +16,7 @@ from ...electrostatics import Coulomb, CoulombPlan, Geometry
 from ...electrostatics.boundary import Boundary
 from ...electrostatics.cutoff import check_cutoff, reference_cutoff
 from ..backbone import Backbone
-from ..config import Constraint, DensityConfig, ModelConfig
+from ..config import BackboneConfig, Constraint, DensityConfig, ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,6 @@ class RuleContext:
     Attributes:
         elements: Atomic numbers, in the order of the one-hot encoding.
         feature_irreps: Irreps of the features of each backbone layer.
-        edge_irreps: Of the spherical harmonics of edges.
         r_max: Cutoff, angstrom.
         avg_num_neighbors: Mean number of neighbours.
         density: The density's configuration.
@@ -37,12 +36,11 @@ class RuleContext:
 
     elements: tuple[int, ...]
     feature_irreps: tuple[o3.Irreps, ...]
-    edge_irreps: o3.Irreps
     r_max: float
     avg_num_neighbors: float
     density: DensityConfig
     constraint: Constraint
-    backbone: Any
+    backbone: BackboneConfig
 
 
 @dataclasses.dataclass
@@ -95,6 +93,21 @@ class System:
     def expand(self, values: Tensor) -> Tensor:
         """``[n_systems, ...]`` -> ``[n_atoms, ...]``."""
         return segment_expand(values, self.ptr, self.index)
+
+    def operator(self, coulomb: Coulomb) -> tuple[CoulombPlan, Callable[..., Geometry]]:
+        """
+        What a solve needs: the plan, and ``(positions, cell, external_field) -> geometry``.
+
+        The steps of one solve share a geometry: the last answer is remembered.
+        """
+        plan = coulomb.plan(self.cell, self.pbc, self.index, len(self.positions), self.positions.device)
+
+        def prepare(positions: Tensor, cell: Tensor, field: Tensor | None) -> Geometry:
+            return coulomb.prepare(
+                positions, cell, plan=plan, external_field=field, counter_charge=self.counter_charge
+            )
+
+        return plan, _cached(prepare)
 
     def prepare(self, coulomb: Coulomb, **options: Any) -> Geometry:
         """A Coulomb operator at this geometry, external field and counter-charge included."""
@@ -160,16 +173,14 @@ class ChargeRule(torch.nn.Module):
     How the density comes about: which state, what energy, whether that is variational.
 
     Subclasses set ``Config`` (a frozen dataclass of their options), ``constraints`` they can obey, and
-    `forward`. ``variational`` says that the state minimises the energy, so that forces need no adjoint,
-    ``supports_direct`` that one step from a given density is possible, ``gauge_free_dipole`` that the dipole
-    does not depend on where a periodic cell is cut, ``pads_cell`` that batches have mace-torch's long cells
-    along open directions, ``iterates`` that a first guess of the density helps, ``has_geometry`` that the
-    Coulomb operator behind the density is at hand.
+    `forward`. ``supports_direct`` says that one step from a given density is possible, ``gauge_free_dipole``
+    that the dipole does not depend on where a periodic cell is cut, ``pads_cell`` that batches have
+    mace-torch's long cells along open directions, ``iterates`` that a first guess of the density helps,
+    ``has_geometry`` that the Coulomb operator behind the density is at hand.
     """
 
     Config: ClassVar[type]
     constraints: ClassVar[tuple[str, ...]] = ("none",)
-    variational: ClassVar[bool] = False
     supports_direct: ClassVar[bool] = False
     gauge_free_dipole: ClassVar[bool] = False
     pads_cell: ClassVar[bool] = False
@@ -179,6 +190,11 @@ class ChargeRule(torch.nn.Module):
     def __init__(self, config: Any, context: RuleContext) -> None:
         super().__init__()
         self.config, self.context = config, context
+
+    @property
+    def variational(self) -> bool:
+        """Whether the state minimises the model's energy, so that its first derivatives need no adjoint."""
+        return False
 
     @classmethod
     def build_backbone(cls, config: ModelConfig) -> Backbone:
@@ -234,8 +250,8 @@ def check_level(system: System, plan: CoulombPlan) -> None:
         )
 
 
-def cached(make: Callable[..., Geometry]) -> Callable[..., Geometry]:
-    """``make`` that remembers its last answer: the steps of one solve share a geometry."""
+def _cached(make: Callable[..., Geometry]) -> Callable[..., Geometry]:
+    """``make`` that remembers its last answer."""
     last: tuple[tuple, Geometry] | None = None
 
     def call(*arguments: Tensor | None) -> Geometry:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...scf import charge_equilibration
 from ...units import COULOMB_CONSTANT
-from ..config import per_element
+from ..config import check_positive, per_element
 from ..readouts import MultipoleReadout, ScalarReadout
 from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, check_level, make_coulomb
@@ -74,9 +74,7 @@ class EquilibratedConfig:
     max_iterations: int = 500
 
     def __post_init__(self) -> None:
-        for name in ("hardness", "dipole_hardness"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"rule.{name} must be positive, got {getattr(self, name)!r}")
+        check_positive("rule", self, "hardness", "dipole_hardness", "tolerance", "max_iterations")
         if self.screening is not None:
             if self.energy != "coulomb":
                 raise ValueError("rule.screening is for energy='coulomb': the functional is not screened")
@@ -152,6 +150,11 @@ class Equilibrated(ChargeRule):
             raw = raw + self.local_hardness(system.features, system.node_attrs)
         stiff = torch.nn.functional.softplus(raw)
         return torch.cat((stiff[:, :1], stiff[:, 1:].expand(-1, 3)), 1) if self.l_max > 0 else stiff
+
+    @property
+    def variational(self) -> bool:
+        """Of the whole functional, without a network that sees the charges."""
+        return self.config.energy == "functional" and self.feedback is None
 
     def forward(self, system: System) -> RuleOutput:
         """The state at the minimum, its energy and chemical potential."""

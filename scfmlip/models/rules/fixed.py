@@ -25,16 +25,28 @@ class FixedConfig:
     charges: Mapping[str, float]
 
 
-def formal_charges(charges: Tensor, node_attrs: Tensor, system: System, constraint: str) -> Tensor:
+class FormalCharges(torch.nn.Module):
     """
-    ``[n_atoms]`` charges of the elements, e.
+    Charges of the elements; with the constraint "charge" what a total lacks is shared evenly by the atoms.
 
-    With the constraint "charge" what a system's total lacks is shared evenly by its atoms.
+    Args:
+        charges: e, by symbol or number.
+        context: Of the rule.
+
+    Raises:
+        ValueError: for an element without a charge.
     """
-    q = node_attrs @ charges
-    if constraint == "charge":
-        q = spread_charge(q, system)
-    return q
+
+    def __init__(self, charges: Mapping[str, float], context: RuleContext) -> None:
+        super().__init__()
+        values = per_element("rule.charges", charges, context.elements)
+        self.register_buffer("charges", torch.tensor(values))
+
+    def forward(self, system: System, constraint: str) -> Tensor:
+        """``[n_atoms]`` e."""
+        assert isinstance(self.charges, Tensor)
+        q = system.node_attrs @ self.charges
+        return spread_charge(q, system) if constraint == "charge" else q
 
 
 def spread_charge(q: Tensor, system: System) -> Tensor:
@@ -50,18 +62,14 @@ class Fixed(ChargeRule):
 
     Config = FixedConfig
     constraints = ("none", "charge")
-    variational = True
 
     def __init__(self, config: FixedConfig, context: RuleContext) -> None:
         super().__init__(config, context)
-        values = per_element("rule.charges", config.charges, context.elements)
-        self.register_buffer("charges", torch.tensor(values))
+        self.formal = FormalCharges(config.charges, context)
         self.coulomb = make_coulomb(context.density, l_max=0)
 
     def forward(self, system: System) -> RuleOutput:
         """Coulomb energy of the formal charges."""
-        assert isinstance(self.charges, Tensor)
-        q = formal_charges(self.charges, system.node_attrs, system, self.context.constraint)
+        rows = self.formal(system, self.context.constraint)[:, None]
         geometry = system.prepare(self.coulomb)
-        rows = q[:, None]
         return RuleOutput(geometry.energy(rows), None, rows, geometry)

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from ...electrostatics import Geometry
 from ...scf import fixed_point
+from ..config import check_positive
 from ..readouts import FeatureMix, MultipoleReadout, ScalarReadout
 from . import register
-from .base import ChargeRule, RuleContext, RuleOutput, System, cached, make_coulomb
+from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class FixedPointConfig:
     max_iterations: int = 100
 
     def __post_init__(self) -> None:
+        check_positive("rule", self, "channels", "response_scale", "tolerance", "max_iterations")
         if self.energy == "variational" and self.response != "passive":
             raise ValueError("rule.energy='variational' needs rule.response='passive'")
         if self.field_feature_max_l not in (0, 1):
@@ -172,7 +174,9 @@ class FixedPoint(ChargeRule):
         density, n_elements = context.density, len(context.elements)
         self.l_max, self.passive = density.l_max, config.response == "passive"
         self.widths = (density.sigma,) if self.passive else config.field_feature_widths
-        self.coulomb = make_coulomb(density, feature_widths=self.widths)
+        # the passive response answers an atom's own potential too: its energy has to hold that
+        own = self.passive or density.self_interaction
+        self.coulomb = make_coulomb(density, feature_widths=self.widths, self_interaction=own)
         self.local = MultipoleReadout(
             context.feature_irreps, n_elements, l_max=self.l_max, hidden=config.hidden
         )
@@ -204,15 +208,18 @@ class FixedPoint(ChargeRule):
         value = fermi_level if self.passive else math.sqrt(4 * math.pi) * fermi_level
         return torch.cat((value[:, None].expand(-1, n), torch.zeros_like(field[:, n:])), 1)
 
+    @property
+    def variational(self) -> bool:
+        """Of the passive response with its own energy."""
+        return self.config.energy == "variational"
+
     def forward(self, system: System) -> RuleOutput:
         """The self-consistent density, its energy, and the Fermi level that its constraint needs."""
         config, constraint = self.config, self.context.constraint
         attrs = system.node_attrs
         start = self.local(system.features, attrs)[:, 0]
         scalars, vectors = self.mix(system.features)
-        plan = self.coulomb.plan(
-            system.cell, system.pbc, system.index, len(system.positions), system.positions.device
-        )
+        plan, prepare = system.operator(self.coulomb)
         tensors: dict[str, Tensor] = {
             "positions": system.positions,
             "cell": system.cell,
@@ -230,11 +237,6 @@ class FixedPoint(ChargeRule):
             tensors["fermi_level"] = system.fermi_level
         keys, norms = list(tensors), self.norms
         assert isinstance(norms, Tensor)
-        prepare = cached(
-            lambda positions, cell, field: self.coulomb.prepare(
-                positions, cell, plan=plan, external_field=field, counter_charge=system.counter_charge
-            )
-        )
 
         def values(state: Tensor, level: Tensor | None, given: dict[str, Tensor]) -> Tensor:
             geometry = prepare(given["positions"], given["cell"], given.get("external_field"))

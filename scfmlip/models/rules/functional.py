@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from ...scf import minimize_functional
+from ..config import check_positive
 from ..readouts import FeatureMix, MultipoleReadout, ScalarReadout
 from . import register
-from .base import ChargeRule, RuleContext, RuleOutput, System, cached, check_level, make_coulomb
+from .base import ChargeRule, RuleContext, RuleOutput, System, check_level, make_coulomb
 from .equilibrated import inverse_softplus
 
 
@@ -51,9 +52,7 @@ class FunctionalConfig:
     max_iterations: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("hardness", "dipole_hardness"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"rule.{name} must be positive, got {getattr(self, name)!r}")
+        check_positive("rule", self, "hardness", "dipole_hardness", "tolerance", "max_iterations")
 
 
 @register("functional")
@@ -63,7 +62,6 @@ class Functional(ChargeRule):
     Config = FunctionalConfig
     constraints = ("charge", "fermi_level")
     iterates = True
-    variational = True
 
     def __init__(self, config: FunctionalConfig, context: RuleContext) -> None:
         super().__init__(config, context)
@@ -115,12 +113,15 @@ class Functional(ChargeRule):
             energy = energy + torch.func.functional_call(self.mlp, weights, (torch.cat(inputs, 1),))[:, 0]
         return energy
 
+    @property
+    def variational(self) -> bool:
+        """Always."""
+        return True
+
     def forward(self, system: System) -> RuleOutput:
         """The density at the minimum, its energy and level."""
         config, attrs = self.config, system.node_attrs
-        plan = self.coulomb.plan(
-            system.cell, system.pbc, system.index, len(system.positions), system.positions.device
-        )
+        plan, prepare = system.operator(self.coulomb)
         scalars, vectors = self.mix(system.features)
         tensors = {
             "positions": system.positions,
@@ -142,11 +143,6 @@ class Functional(ChargeRule):
             assert system.fermi_level is not None
             tensors["fermi_level"] = system.fermi_level
         keys = list(tensors)
-        prepare = cached(
-            lambda positions, cell, field: self.coulomb.prepare(
-                positions, cell, plan=plan, external_field=field, counter_charge=system.counter_charge
-            )
-        )
 
         def functional(p: Tensor, *parameters: Tensor) -> Tensor:
             given = dict(zip(keys, parameters, strict=True))

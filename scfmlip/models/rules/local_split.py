@@ -16,11 +16,10 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
-from ..config import per_element
 from ..readouts import FeatureMix, MultipoleReadout
 from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
-from .fixed import formal_charges
+from .fixed import FormalCharges
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class BondFlow(torch.nn.Module):
         self.mlp = torch.nn.Sequential(
             torch.nn.Linear(8, config.hidden, bias=False),
             torch.nn.SiLU(),
-            torch.nn.Linear(config.hidden, 3 * n, bias=False),
+            torch.nn.Linear(config.hidden, 2 * n, bias=False),
         )
         # the reference's scale, 1/40 for its number of neighbours
         self.scale = 1 / context.avg_num_neighbors
@@ -67,12 +66,10 @@ class BondFlow(torch.nn.Module):
         s2, v2 = self.receiver(system.features)
         scalars = s1[sender] + s2[receiver]
         along = ((v1[sender] + v2[receiver]) * directions[:, None]).sum(-1)
-        # odd under exchange, so that equal atoms exchange charge only when their surroundings differ
-        differences = s1[sender] - s1[receiver]
         # mace's radial basis is zero at the cutoff and the perceptron has no biases
         radial = self.radial(lengths, None, None, None)[0]
         weights = self.mlp(radial)
-        return self.scale * (weights * torch.cat((scalars, along, differences), 1)).mean(1)
+        return self.scale * (weights * torch.cat((scalars, along), 1)).mean(1)
 
 
 @register("local_split")
@@ -85,8 +82,7 @@ class LocalSplit(ChargeRule):
 
     def __init__(self, config: LocalSplitConfig, context: RuleContext) -> None:
         super().__init__(config, context)
-        values = per_element("rule.charges", config.charges, context.elements)
-        self.register_buffer("charges", torch.tensor(values))
+        self.formal = FormalCharges(config.charges, context)
         self.coulomb = make_coulomb(context.density)
         self.flow = BondFlow(config, context)
         self.dipoles = None
@@ -97,8 +93,7 @@ class LocalSplit(ChargeRule):
 
     def forward(self, system: System) -> RuleOutput:
         """Charges that add up to the formal ones, their energy and the polarisation."""
-        assert isinstance(self.charges, Tensor)
-        start = formal_charges(self.charges, system.node_attrs, system, self.context.constraint)
+        start = self.formal(system, self.context.constraint)
         flow = self.flow(system)
         sender, receiver = system.edge_index
         q = start.index_add(0, receiver, flow).index_add(0, sender, -flow)

@@ -16,7 +16,6 @@ class ShortRange(ChargeRule):
     """Nothing but the backbone."""
 
     Config = ShortRangeConfig
-    variational = True
     has_geometry = False
 
     def forward(self, system: System) -> RuleOutput:

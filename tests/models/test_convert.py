@@ -178,7 +178,7 @@ def test_constant_potential_of_a_model_trained_at_constant_charge():
         ({"colour": "red"}, "no option 'colour'"),
         (
             {"rule": {"name": "equilibrated", "hardness": -1.0}, "constraint": "charge"},
-            "hardness must be positive",
+            "hardness must be a positive number",
         ),
         (
             {"rule": {"name": "fixed_point", "energy": "variational"}, "constraint": "charge"},

@@ -137,6 +137,7 @@ class Model(torch.nn.Module):
         compute_stress: bool = False,
         compute_potential: bool = False,
         compute_response: bool = False,
+        compute_stability: bool = False,
         scf: Scf = "converged",
         initial_density: Tensor | None = None,
     ) -> dict[str, Tensor | None]:
@@ -157,6 +158,8 @@ class Model(torch.nn.Module):
             compute_stress: Whether the stress is, of periodic systems.
             compute_potential: Also ``electrostatic_potential``.
             compute_response: Also ``born_charges`` and ``polarizability``, see `scfmlip.models.response`.
+            compute_stability: Also ``scf_amplification [n_systems]``, the square by which the update of a
+                fixed point enlarges a random disturbance of the state; differentiable.
             scf: "converged", or "direct": one update from the given density, by rules that can.
             initial_density: ``[n_atoms, dim]`` rows ``[q, d_y, d_z, d_x]`` to start the solve from, for
                 instance the last step's; not differentiated.
@@ -198,7 +201,9 @@ class Model(torch.nn.Module):
             field = self._field(batch, compute_response)
             if field is not None:
                 strained["external_field"] = -field
-            system = make_system(strained, cell, field, self.config, self.rule, scf, initial_density)
+            system = make_system(
+                strained, cell, field, self.config, self.rule, scf, initial_density, compute_stability
+            )
             out, _ = self._energies(strained, system, compute_potential)
             if compute_response:
                 self._add_response(out, leaf, field, system, training)

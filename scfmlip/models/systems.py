@@ -28,6 +28,7 @@ def make_system(
     rule: ChargeRule,
     scf: Scf,
     initial_density: Tensor | None,
+    stability: bool = False,
 ) -> System:
     """
     The batch as rules see it, the network's outputs still to come; arguments as `Model.forward`.
@@ -98,5 +99,6 @@ def make_system(
         counter_charge=batch.get("counter_charge"),
         reference_density=rows,
         direct=direct,
+        stability=stability,
         **given,
     )

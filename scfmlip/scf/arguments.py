@@ -10,7 +10,7 @@ from torch import Tensor
 from ..electrostatics import Boundary, Geometry
 from .constraints import make_groups
 from .quadratic import QuadraticProblem
-from .short_range import NeighbourPairs, neighbour_pairs, pair_cutoff
+from .short_range import NeighbourPairs, neighbour_pairs, pair_cutoff, slab_gaps
 
 
 class Given(NamedTuple):
@@ -139,11 +139,19 @@ def _own_widths(
         raise ValueError("widths must be positive numbers in angstrom")
     smooth, widest = coulomb.source.widths[0], float(widths.detach().max())
     need = pair_cutoff(smooth, widest, coulomb.tolerance)
+    axes = _slab_axes(geometry)
+    plan = geometry.plan
+    for i, gap in slab_gaps(plan.boundaries, plan.atom_ptr.tolist(), positions, geometry.cell, axes).items():
+        if gap < need:
+            raise ValueError(
+                f"system {i} is a slab with {gap:.2f} angstrom to its next image, across which Gaussians of "
+                f"{smooth:g} angstrom overlap by more than the operator's tolerance of {coulomb.tolerance:g} "
+                f"eV: give the cell {need - gap:.2f} angstrom more vacuum, or the operator a smaller width"
+            )
     if pairs is None:
-        plan = geometry.plan
         periodic = [
             [kind != Boundary.OPEN] * 3 if kind != Boundary.SLAB else [a != axis for a in range(3)]
-            for kind, axis in zip(plan.boundaries, _slab_axes(geometry), strict=True)
+            for kind, axis in zip(plan.boundaries, axes, strict=True)
         ]
         return widths, neighbour_pairs(positions, geometry.cell, periodic, plan.index, need)
     if pairs.cutoff < 0.999 * need:

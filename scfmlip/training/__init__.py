@@ -15,11 +15,12 @@ from .config import (
     load_config,
 )
 from .loop import Trainer, TrainingError
-from .losses import LABELS, TERMS, Errors, Term, loss
+from .losses import LABELS, PENALTIES, TERMS, Errors, Term, loss
 from .setup import parity, prepare, train
 
 __all__ = [
     "LABELS",
+    "PENALTIES",
     "TERMS",
     "DataConfig",
     "Errors",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..models.config import from_dict
-from .losses import TERMS, LossKind
+from .losses import PENALTIES, TERMS, LossKind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,9 @@ class StageConfig:
     Attributes:
         epochs: How many.
         lr: Learning rate that the schedule starts from.
-        loss: Weight of each term; `scfmlip.training.TERMS` has the names.
+        loss: Weight of each term; `scfmlip.training.TERMS` has the names, and `scfmlip.training.PENALTIES`
+            those without labels: "scf_stability" keeps the update of a fixed point from enlarging
+            disturbances, so that codes that iterate it converge too.
         scf: "direct", one update at the reference density, or "converged".
         reset_optimizer: Forget the optimizer's moments (and the averaged weights) of the stage before.
     """
@@ -96,8 +98,9 @@ class StageConfig:
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ValueError(f"lr of a stage must be a positive number, got {self.lr}")
         for name, value in self.loss.items():
-            if name not in TERMS:
-                raise ValueError(f"there is no loss term {name!r}; there are {', '.join(TERMS)}")
+            if name not in TERMS and name not in PENALTIES:
+                names = ", ".join([*TERMS, *PENALTIES])
+                raise ValueError(f"there is no loss term {name!r}; there are {names}")
             try:
                 number = float(value)
             except (TypeError, ValueError):

@@ -109,7 +109,10 @@ def check_labels(sets: Mapping[str, Frames], config: TrainConfig) -> dict[str, i
         for name, (option, where) in PROPERTIES.items()
     }
     needed = {
-        TERMS[t].label: f"loss term {t!r}" for stage in config.stages for t, w in stage.loss.items() if w
+        TERMS[t].label: f"loss term {t!r}"
+        for stage in config.stages
+        for t, w in stage.loss.items()
+        if w and t in TERMS
     }
     # a missing total charge means a neutral system
     needed.pop("total_charge", None)

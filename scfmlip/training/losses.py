@@ -55,6 +55,10 @@ TERMS: dict[str, Term] = {
 }
 
 
+# terms without a label, by name: the output that is kept below 1, softplus(x - 1) with this sharpness
+PENALTIES = {"scf_stability": "scf_amplification"}
+_SHARPNESS = 10.0
+
 # one term per label: those that differ in their unit only say nothing new
 LABELS = tuple(n for n in TERMS if not n.endswith("_per_atom"))
 
@@ -97,7 +101,7 @@ def loss(
     Args:
         out: What the model returned.
         batch: Its input, with labels and their weights.
-        weights: Of the terms, `TERMS`.
+        weights: Of the terms, `TERMS` and `PENALTIES`.
         kind: "mse" squares; "huber" is quadratic up to ``delta`` and linear beyond; "l1" takes the absolute
             value, for vectors and tensors (forces, stress, dipole) the length.
         delta: See there.
@@ -115,14 +119,20 @@ def loss(
     for name, weight in weights.items():
         if weight == 0:
             continue
+        output = PENALTIES[name] if name in PENALTIES else TERMS[name].output
+        predicted = out.get(output)
+        if predicted is None:
+            raise ValueError(f"loss term {name!r} has weight {weight}, but this model predicts no {output}")
+        frame = batch["weight"].to(predicted.dtype)
+        if name in PENALTIES:
+            excess = F.softplus(predicted - 1, beta=_SHARPNESS)
+            part = weight * (frame * excess).sum() / (len(excess) if n_systems is None else n_systems)
+            total = part if total is None else total + part
+            continue
         term = TERMS[name]
         found = _errors(term, out, batch)
-        if found is None:
-            raise ValueError(
-                f"loss term {name!r} has weight {weight}, but this model predicts no {term.output}"
-            )
+        assert found is not None
         error, label_weight = found
-        frame = batch["weight"].to(error.dtype)
         label_weight = label_weight * (frame[batch["batch"]] if term.per == "atom" else frame)[:, None]
         count = n_atoms if term.per == "atom" else n_systems
         count = error.shape[0] if count is None else count

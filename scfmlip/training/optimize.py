@@ -151,6 +151,7 @@ def outputs_for(weights: Mapping[str, float]) -> dict[str, bool]:
         "compute_force": weights.get("forces", 0) > 0,
         "compute_stress": weights.get("stress", 0) > 0,
         "compute_potential": weights.get("potential", 0) > 0,
+        "compute_stability": weights.get("scf_stability", 0) > 0,
     }
 
 

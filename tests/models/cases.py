@@ -48,6 +48,8 @@ RULES = {
 # rules whose density is l = 0 alone
 CHARGES_ONLY = {
     "qeq_screened": ({"name": "equilibrated", "energy": "coulomb", "screening": [1.0, 3.5]}, "charge"),
+    # hydrogen's 0.31 angstrom are worth a smooth operator and neighbours in cells
+    "qeq_narrow": ({"name": "equilibrated", "sigma": "covalent"}, "charge"),
     "local_0": ("local", "charge"),
     "affine_0": ("fixed_point", "charge"),
     "mlp_0": ({"name": "fixed_point", "response": "mlp", "field_feature_max_l": 0}, "charge"),

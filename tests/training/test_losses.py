@@ -1,5 +1,6 @@
 """Loss terms and errors against their formulas."""
 
+import numpy as np
 import pytest
 import torch
 from tolerances import assert_close
@@ -108,6 +109,21 @@ def test_shares_of_a_batch_add_up():
         share = {k: v[atoms] if len(v) == N else v[i : i + 1] for k, v in out.items()}
         parts = parts + loss(share, pick, weights, n_systems=3, n_atoms=N)
     assert_close(parts, loss(out, batch, weights))
+
+
+def test_penalty_above_one():
+    _, batch = problem()
+    values = torch.tensor([0.2, 1.0, 3.0]).double().requires_grad_()
+    out = {"scf_amplification": values}
+    got = loss(out, batch, {"scf_stability": 6.0})
+    # softplus(10 (x - 1)) / 10; the last frame counts half
+    want = 6.0 * (0.1 * np.log1p(np.exp(-8.0)) + 0.1 * np.log(2.0) + 0.5 * 2.0) / 3
+    assert_close(got, torch.tensor(want).double(), 1e-8)
+    got.backward()
+    assert 0 < values.grad[0] < 1e-3
+    assert_close(values.grad[1:], torch.ones(2).double(), 1e-8)
+    with pytest.raises(ValueError, match="'scf_stability' has weight 1, but this model predicts no"):
+        loss({}, batch, {"scf_stability": 1})
 
 
 def test_mistakes():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -60,6 +61,7 @@ class System:
         counter_charge: ``[n_systems, 2]`` ends of the slabs' counter-charges, or None, see `Coulomb.prepare`.
         reference_density: ``[n_atoms, dim]`` Cartesian rows to start from or to take one step from, or None.
         direct: Take one step from ``reference_density`` instead of converging.
+        stability: Also measure how the rule's update answers a disturbance, for training.
     """
 
     batch: dict[str, Tensor]
@@ -80,6 +82,7 @@ class System:
     counter_charge: Tensor | None = None
     reference_density: Tensor | None = None
     direct: bool = False
+    stability: bool = False
 
     @property
     def n_systems(self) -> int:
@@ -131,7 +134,7 @@ class RuleOutput:
         electrostatic_energy: ``[n_systems]`` eV, the external field's included; None without charges.
         response_energy: ``[n_systems]`` eV, what else depends on the state; None for nothing.
         multipoles: ``[n_atoms, 1 | 4]`` Cartesian rows of the density, or None.
-        geometry: The operator behind the energy, for potentials at atoms and points.
+        operator: At this geometry, for potentials at atoms and points, or what makes it when it is asked for.
         slots: ``[n_atoms, 1 | 4]`` int64 columns of the operator's rows that hold an atom's multipoles, where
             it has several widths; else None.
         total: The sum of electrostatic and response energy where a rule has it as one.
@@ -144,13 +147,18 @@ class RuleOutput:
     electrostatic_energy: Tensor | None = None
     response_energy: Tensor | None = None
     multipoles: Tensor | None = None
-    geometry: Geometry | None = None
+    operator: Geometry | Callable[[], Geometry] | None = None
     slots: Tensor | None = None
     total: Tensor | None = None
     dipole: Tensor | None = None
     short_range_energy: Tensor | None = None
     included: bool = False
     extra: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def geometry(self) -> Geometry | None:
+        """The operator behind the energy."""
+        return self.operator() if callable(self.operator) else self.operator
 
     @property
     def rows(self) -> Tensor:

@@ -24,6 +24,7 @@ from ..config import check_positive, per_element
 from ..readouts import MultipoleReadout, ScalarReadout
 from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, check_level, make_coulomb
+from .narrow import Narrow, split_energy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,8 @@ class EquilibratedConfig:
 
     Attributes:
         sigma: Width of the Gaussians, angstrom: None for the density's, "covalent" for each element's
-            covalent radius, or a mapping from element to width.
+            covalent radius, or a mapping from element to width. Narrow ones of charges act in cells through
+            a smooth operator and neighbours, see `narrow`.
         hardness: Initial hardness, V/e, of charges; kept positive.
         dipole_hardness: Initial inverse polarizability, V/(e angstrom^2), of dipoles; kept positive.
         local_hardness: Let the hardness depend on the surroundings.
@@ -120,6 +122,7 @@ class Equilibrated(ChargeRule):
         self.coulomb = make_coulomb(density, sigma=tuple(unique), self_interaction=True)
         self.register_buffer("width_index", torch.tensor([unique.index(w) for w in widths]))
         self.register_buffer("widths", torch.tensor(widths))
+        self.narrow = Narrow(density, widths)
         # electronegativity, and for dipoles minus the field that acts on them
         self.electronegativity = MultipoleReadout(
             context.feature_irreps, n_elements, l_max=self.l_max, hidden=config.hidden, scale=1.0
@@ -158,14 +161,15 @@ class Equilibrated(ChargeRule):
 
     def forward(self, system: System) -> RuleOutput:
         """The state at the minimum, its energy and chemical potential."""
-        assert isinstance(self.width_index, Tensor)
-        config, geometry = self.config, system.prepare(self.coulomb)
+        assert isinstance(self.width_index, Tensor) and isinstance(self.widths, Tensor)
+        config, species = self.config, system.node_attrs.argmax(1)
+        index, widths = self.width_index[species], self.widths[species].to(system.positions.dtype)
+        split = self.narrow.split(system)
+        geometry, pairs = (system.prepare(self.coulomb), None) if split is None else split
         if self.context.constraint == "fermi_level":
             check_level(system, geometry.plan)
         chi = self.electronegativity(system.features, system.node_attrs)[:, 0]
         hardness = self.hardness(system)
-        species = system.node_attrs.argmax(1)
-        index = self.width_index[species]
         at_charge = self.context.constraint == "charge"
         solution = charge_equilibration(
             geometry,
@@ -173,7 +177,9 @@ class Equilibrated(ChargeRule):
             hardness,
             system.total_charge if at_charge else None,
             chemical_potential=None if at_charge else -_given(system.fermi_level),
-            width_index=index,
+            width_index=index if pairs is None else None,
+            widths=None if pairs is None else widths,
+            pairs=pairs,
             initial=system.reference_density,
             tolerance=config.tolerance,
             max_iterations=config.max_iterations,
@@ -181,7 +187,7 @@ class Equilibrated(ChargeRule):
         state = solution.state
         out = RuleOutput(
             multipoles=state,
-            geometry=geometry,
+            operator=geometry if pairs is None else lambda: system.prepare(self.coulomb),
             slots=self.coulomb.source.columns().to(index.device)[index],
             extra={
                 # of the electrons, whose charge is negative
@@ -193,7 +199,10 @@ class Equilibrated(ChargeRule):
                 "scf_status": solution.status,
             },
         )
-        out.electrostatic_energy = geometry.energy(out.rows)
+        if pairs is None:
+            out.electrostatic_energy = geometry.energy(out.rows)
+        else:
+            out.electrostatic_energy = split_energy(geometry, pairs, widths, state[:, 0])
         if config.energy == "functional":
             # one node of the graph, whose first derivatives need no adjoint
             out.total = solution.energy

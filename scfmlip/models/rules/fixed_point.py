@@ -16,6 +16,7 @@ Baldwin et al., arXiv:2603.14700.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -288,6 +289,10 @@ class FixedPoint(ChargeRule):
             )
         if level is not None:
             extra["fermi_level"] = level
+        if system.stability:
+            at = system.reference_density if system.direct else rows
+            assert at is not None
+            extra["scf_amplification"] = amplification(lambda p: step(p, level, tensors), at, system)
         geometry = system.prepare(self.coulomb, plan=plan)
         response = None
         if config.energy != "none":
@@ -312,3 +317,16 @@ class FixedPoint(ChargeRule):
                 gradients = field[:, len(self.widths) :].unflatten(1, (len(self.widths), 3))
                 terms.append((dipoles[:, None] * gradients).sum(2))
         return (self.readout(system.features, system.node_attrs) * torch.cat(terms, 1)).sum(1)
+
+
+def amplification(update: Callable[[Tensor], Tensor], state: Tensor, system: System) -> Tensor:
+    """
+    ``[n_systems]`` how the update answers a random disturbance u of the state, ``|J^T u|^2 / |u|^2``.
+
+    Its mean over u is that of ``|J u|^2 / |u|^2``, which is below 1 where plain iterations converge.
+    """
+    with torch.enable_grad():
+        state = state if state.requires_grad else state.detach().requires_grad_()
+        direction = torch.randn_like(state)
+        (answer,) = torch.autograd.grad(update(state), state, direction, create_graph=True)
+    return system.sum((answer**2).sum(1)) / system.sum((direction**2).sum(1))

@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--epochs", type=int, help="instead of each set's own")
+    parser.add_argument("--epochs", type=int, help="of the stage with everything, not each set's own")
     parser.add_argument("--only", choices=("train", "cost", "report"), help="one part of the work")
     parser.add_argument("--data", type=Path, default=FOREIGN, help="folder of the sets that are not ours")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "study", help="folder of the trainings")

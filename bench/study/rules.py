@@ -94,6 +94,10 @@ def model_options(rule: Rule, which: Set) -> dict[str, Any]:
     options = dict(rule.rule)
     if rule.formal:
         options["charges"] = dict(which.charges)
+    if options["name"] == "equilibrated":
+        options |= {"source": "charge", "hardness": dict(which.hardness)}
+    elif options["name"] == "fixed_point":
+        options["response_scale"] = {element: 1 / value for element, value in which.hardness.items()}
     return {
         "rule": options,
         "constraint": rule.constraint,
@@ -112,6 +116,10 @@ def training_options(
         loss.pop("charges", None)
     if rule.name in ("short-range", "fixed charges", "latent"):
         loss.pop("dipole", None)
+    stages = [{"epochs": epochs or which.epochs, "lr": 0.01, "loss": loss}]
+    if rule.charges:
+        first = {"epochs": which.charge_epochs, "lr": 0.01, "loss": {"charges": loss["charges"]}}
+        stages.insert(0, first)
     slug = rule.name.replace(", ", "-").replace(" ", "-")
     return {
         "output": str(folder / f"{slug}-{seed}"),
@@ -120,7 +128,7 @@ def training_options(
             **{name: str(folder / f"{name}.xyz") for name in ("train", "valid", "test")},
         },
         "model": model_options(rule, which),
-        "stages": [{"epochs": epochs or which.epochs, "lr": 0.01, "loss": loss}],
+        "stages": stages,
         "schedule": {"name": "cosine", "warmup_steps": 20},
         "batch_size": which.batch_size,
         "ema_decay": 0.98,

@@ -32,9 +32,11 @@ class Set:
         part: Of a frame: "train", the name of an extrapolation test, or "by lot": a tenth for validation, a
             quarter to test, the rest to train on.
         charges: Formal charge of each element, e, for the rules that start from them.
+        hardness: To start from, V/e: where no charge should pass between atoms, stiff.
         sigma: Width of the Gaussians, angstrom.
         loss: Weights.
-        epochs: Of a training.
+        charge_epochs: Of a first stage with the charges alone, by rules that are trained on them.
+        epochs: Of the stage with everything.
         batch_size: Frames of a step.
     """
 
@@ -45,8 +47,10 @@ class Set:
     keys: dict[str, Any]
     part: Callable[[Atoms], str]
     charges: dict[str, float]
+    hardness: dict[str, float]
     sigma: float
     loss: dict[str, float]
+    charge_epochs: int
     epochs: int
     batch_size: int
 
@@ -74,7 +78,7 @@ def _sio2(atoms: Atoms) -> str:
 
 _FOREIGN_KEYS = {"energy_key": "energy", "forces_key": "forces", "charges_key": "charges"}
 _OWN_KEYS = {"charges_key": "REF_hirshfeld", "total_spin_key": "multiplicity"}
-_LOSS = {"energy": 100.0, "forces": 1.0, "charges": 100.0}
+_LOSS = {"energy": 100.0, "forces": 1.0, "charges": 1000.0}
 
 SETS = {
     s.name: s
@@ -87,9 +91,11 @@ SETS = {
             keys=_FOREIGN_KEYS,
             part=_by_lot,
             charges={"O": -2.0, "Mg": 2.0, "Al": 3.0, "Au": 0.0},
+            hardness={"O": 1000.0, "Mg": 1000.0, "Al": 1000.0, "Au": 5.0},
             sigma=1.2,
             loss=_LOSS,
-            epochs=60,
+            charge_epochs=120,
+            epochs=40,
             batch_size=2,
         ),
         Set(
@@ -100,9 +106,11 @@ SETS = {
             keys=_FOREIGN_KEYS,
             part=_by_lot,
             charges={"H": 1.0, "C": -0.2},
+            hardness={"H": 20.0, "C": 20.0},
             sigma=1.0,
             loss=_LOSS,
-            epochs=120,
+            charge_epochs=100,
+            epochs=100,
             batch_size=8,
         ),
         Set(
@@ -113,9 +121,11 @@ SETS = {
             keys=_OWN_KEYS | {"fermi_key": "REF_fermi_eV"},
             part=_al_water,
             charges={"H": 1.0, "O": -2.0, "Al": 0.0},
+            hardness={"H": 200.0, "O": 200.0, "Al": 10.0},
             sigma=1.5,
             loss=_LOSS | {"dipole": 1.0},
-            epochs=150,
+            charge_epochs=50,
+            epochs=100,
             batch_size=4,
         ),
         Set(
@@ -126,9 +136,11 @@ SETS = {
             keys=_OWN_KEYS,
             part=_sio2,
             charges={"O": -2.0, "Si": 4.0},
+            hardness={"O": 200.0, "Si": 200.0},
             sigma=1.2,
             loss=_LOSS,
-            epochs=80,
+            charge_epochs=30,
+            epochs=50,
             batch_size=4,
         ),
     )

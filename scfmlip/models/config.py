@@ -33,15 +33,17 @@ def atomic_number(element: int | str) -> int:
     return number
 
 
-def per_element(name: str, values: Mapping[Any, float], elements: Sequence[int]) -> list[float]:
+def per_element(name: str, values: float | Mapping[Any, float], elements: Sequence[int]) -> list[float]:
     """
-    One number for each of ``elements``, from a mapping by symbol or number.
+    One number for each of ``elements``, from a mapping by symbol or number, or from one number for all.
 
     Raises:
         ValueError: names the elements without a value.
     """
     from ase.data import chemical_symbols
 
+    if not isinstance(values, Mapping):
+        return [float(values)] * len(elements)
     found = {atomic_number(key): float(value) for key, value in values.items()}
     missing = [chemical_symbols[z] for z in elements if z not in found]
     if missing:
@@ -164,10 +166,12 @@ class ModelConfig:
 
 
 def check_positive(where: str, config: Any, *names: str) -> None:
+    """Refuse options, numbers or mappings from element to number, that are not above 0."""
     for name in names:
-        value = getattr(config, name)
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{where}.{name} must be a positive number, got {value!r}")
+        given = getattr(config, name)
+        for value in given.values() if isinstance(given, Mapping) else (given,):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{where}.{name} must be a positive number, got {given!r}")
 
 
 def from_dict(cls: type[Config], values: Any, where: str) -> Config:

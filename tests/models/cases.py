@@ -33,6 +33,15 @@ RULES = {
     "latent": ({"name": "latent", "channels": 2}, "none"),
     "qeq": ({"name": "equilibrated", "local_hardness": True}, "charge"),
     "qeq_widths": ({"name": "equilibrated", "sigma": {"H": 1.0, "O": 1.0, "Al": 1.5}}, "charge"),
+    "qeq_charges": (
+        {
+            "name": "equilibrated",
+            "source": "charge",
+            "hardness": {"H": 300.0, "O": 300.0, "Al": 5.0},
+            "local_hardness": True,
+        },
+        "charge",
+    ),
     "qeq_level": ("equilibrated", "fermi_level"),
     "qeq_feedback": ({"name": "equilibrated", "feedback": {"hidden_irreps": "4x0e"}}, "charge"),
     "affine": ("fixed_point", "charge"),
@@ -44,6 +53,10 @@ RULES = {
     "general": ({"name": "functional", "form": "general"}, "charge"),
     "convex_level": ("functional", "fermi_level"),
     "passive": ({"name": "fixed_point", "response": "passive", "energy": "variational"}, "charge"),
+    "passive_elements": (
+        {"name": "fixed_point", "response": "passive", "response_scale": {"H": 0.01, "O": 0.01, "Al": 0.1}},
+        "charge",
+    ),
 }
 # rules whose density is l = 0 alone
 CHARGES_ONLY = {

@@ -53,8 +53,13 @@ class EquilibratedConfig:
         sigma: Width of the Gaussians, angstrom: None for the density's, "covalent" for each element's
             covalent radius, or a mapping from element to width. Narrow ones of charges act in cells through
             a smooth operator and neighbours, see `narrow`.
-        hardness: Initial hardness, V/e, of charges; kept positive.
-        dipole_hardness: Initial inverse polarizability, V/(e angstrom^2), of dipoles; kept positive.
+        hardness: Initial hardness, V/e, of charges, of all elements or a mapping; kept positive. Charge is
+            screened within sqrt(J / (4 pi k_e n)), n atoms per angstrom^3: 0.9 angstrom for 10 V/e in an
+            oxide. Answers to what is farther away are not learned unless the atoms between start stiffer.
+        dipole_hardness: Initial inverse polarizability, V/(e angstrom^2), of dipoles; likewise.
+        source: What the network gives: "electronegativity" chi, or the charges and dipoles s0 that atoms
+            would have alone, "charge": then chi = -J s0, the functional is
+            ``1/2 (s - s0).J (s - s0) + 1/2 s.K s``, and J is trained by its logarithm, fit for stiff atoms.
         local_hardness: Let the hardness depend on the surroundings.
         energy: "functional" or "coulomb", see the module.
         screening: Inner and outer radius, angstrom, between which Coulomb pairs are switched on ("coulomb"
@@ -65,8 +70,9 @@ class EquilibratedConfig:
     """
 
     sigma: Literal["covalent"] | Mapping[str, float] | None = None
-    hardness: float = 10.0
-    dipole_hardness: float = 10.0
+    hardness: float | Mapping[str, float] = 10.0
+    dipole_hardness: float | Mapping[str, float] = 10.0
+    source: Literal["electronegativity", "charge"] = "electronegativity"
     local_hardness: bool = False
     energy: Literal["functional", "coulomb"] = "functional"
     screening: tuple[float, ...] | None = None
@@ -77,6 +83,8 @@ class EquilibratedConfig:
 
     def __post_init__(self) -> None:
         check_positive("rule", self, "hardness", "dipole_hardness", "tolerance", "max_iterations")
+        if self.source not in ("electronegativity", "charge"):
+            raise ValueError(f"rule.source must be 'electronegativity' or 'charge', got {self.source!r}")
         if self.screening is not None:
             if self.energy != "coulomb":
                 raise ValueError("rule.screening is for energy='coulomb': the functional is not screened")
@@ -123,14 +131,23 @@ class Equilibrated(ChargeRule):
         self.register_buffer("width_index", torch.tensor([unique.index(w) for w in widths]))
         self.register_buffer("widths", torch.tensor(widths))
         self.narrow = Narrow(density, widths)
-        # electronegativity, and for dipoles minus the field that acts on them
+        self.charges = config.source == "charge"
+        # electronegativity, and for dipoles minus the field that acts on them; or s0
         self.electronegativity = MultipoleReadout(
-            context.feature_irreps, n_elements, l_max=self.l_max, hidden=config.hidden, scale=1.0
+            context.feature_irreps,
+            n_elements,
+            l_max=self.l_max,
+            hidden=config.hidden,
+            scale=0.1 if self.charges else 1.0,
         )
-        start = [inverse_softplus(config.hardness), inverse_softplus(config.dipole_hardness)][
-            : self.l_max + 1
+        columns = [
+            [math.log(j) if self.charges else inverse_softplus(j) for j in hardness]
+            for hardness in (
+                per_element("rule.hardness", config.hardness, context.elements),
+                per_element("rule.dipole_hardness", config.dipole_hardness, context.elements),
+            )
         ]
-        self.raw_hardness = torch.nn.Parameter(torch.tensor(start).repeat(n_elements, 1))
+        self.raw_hardness = torch.nn.Parameter(torch.tensor(columns[: self.l_max + 1]).T.contiguous())
         self.local_hardness = None
         if config.local_hardness:
             self.local_hardness = ScalarReadout(
@@ -151,7 +168,7 @@ class Equilibrated(ChargeRule):
         raw = system.node_attrs @ self.raw_hardness
         if self.local_hardness is not None:
             raw = raw + self.local_hardness(system.features, system.node_attrs)
-        stiff = torch.nn.functional.softplus(raw)
+        stiff = raw.exp() if self.charges else torch.nn.functional.softplus(raw)
         return torch.cat((stiff[:, :1], stiff[:, 1:].expand(-1, 3)), 1) if self.l_max > 0 else stiff
 
     @property
@@ -169,7 +186,10 @@ class Equilibrated(ChargeRule):
         if self.context.constraint == "fermi_level":
             check_level(system, geometry.plan)
         chi = self.electronegativity(system.features, system.node_attrs)[:, 0]
-        hardness = self.hardness(system)
+        hardness, alone = self.hardness(system), None
+        if self.charges:
+            # the constant that completes the square
+            chi, alone = -hardness * chi, system.sum(0.5 * (hardness * chi**2).sum(1))
         at_charge = self.context.constraint == "charge"
         solution = charge_equilibration(
             geometry,
@@ -205,8 +225,8 @@ class Equilibrated(ChargeRule):
             out.electrostatic_energy = split_energy(geometry, pairs, widths, state[:, 0])
         if config.energy == "functional":
             # one node of the graph, whose first derivatives need no adjoint
-            out.total = solution.energy
-            out.response_energy = solution.energy - out.electrostatic_energy
+            out.total = solution.energy if alone is None else solution.energy + alone
+            out.response_energy = out.total - out.electrostatic_energy
         elif config.screening:
             out.response_energy = -self._screened(system, state[:, 0])
         if self.feedback is not None:

@@ -16,7 +16,7 @@ Baldwin et al., arXiv:2603.14700.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ...electrostatics import Geometry
 from ...scf import fixed_point
-from ..config import check_positive
+from ..config import check_positive, per_element
 from ..readouts import FeatureMix, MultipoleReadout, ScalarReadout
 from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
@@ -46,7 +46,8 @@ class FixedPointConfig:
         field_feature_norms: Scale of v for each l and width, l first; 1 if None.
         field_self_interaction: Whether v holds an atom's own potential; "passive" needs it.
         channels: Features that make up the response.
-        response_scale: Of the initial response, e/V.
+        response_scale: Of the initial response, e/V, of all elements or a mapping: the inverse of a hardness,
+            see `equilibrated`.
         hidden: Width of readouts.
         tolerance, max_iterations: Of the solve.
     """
@@ -58,7 +59,7 @@ class FixedPointConfig:
     field_feature_norms: tuple[float, ...] | None = None
     field_self_interaction: bool = False
     channels: int = 16
-    response_scale: float = 0.01
+    response_scale: float | Mapping[str, float] = 0.01
     hidden: int = 16
     tolerance: float = 1e-6
     max_iterations: int = 100
@@ -84,14 +85,17 @@ class Response(torch.nn.Module):
     Args:
         config: Options.
         l_max: Of the multipoles.
-        n_elements: Size of the one-hot encoding.
+        elements: Atomic numbers, in the order of the one-hot encoding.
     """
 
-    def __init__(self, config: FixedPointConfig, l_max: int, n_elements: int) -> None:
+    def __init__(self, config: FixedPointConfig, l_max: int, elements: Sequence[int]) -> None:
         super().__init__()
+        n_elements = len(elements)
         self.passive, self.l_max = config.response == "passive", l_max
         n, widths = config.channels, len(config.field_feature_widths)
-        self.field_l, self.scale = config.field_feature_max_l, config.response_scale / n
+        self.field_l = config.field_feature_max_l
+        scale = torch.tensor(per_element("rule.response_scale", config.response_scale, elements)) / n
+        self.register_buffer("scale", scale, persistent=False)
 
         def weight(*shape: int) -> torch.nn.Parameter:
             return torch.nn.Parameter(torch.randn(n_elements, *shape))
@@ -119,12 +123,14 @@ class Response(torch.nn.Module):
             scalars: ``[n_atoms, n]`` features.
             vectors: ``[n_atoms, n, 3]`` features.
         """
+        assert isinstance(self.scale, Tensor)
         n, softplus = scalars.shape[1], torch.nn.functional.softplus
+        scale = (attrs @ self.scale)[:, None, None]
         if self.passive:
             rows = torch.cat((scalars[..., None], vectors), 2) if self.l_max > 0 else scalars[..., None]
             own = softplus(attrs @ self.own)
             diagonal = torch.cat((own[:, :1], own[:, 1:].expand(-1, 3)), 1)[:, : rows.shape[2]]
-            return -self.scale * (rows.mT @ rows + n * torch.diag_embed(diagonal))
+            return -scale * (rows.mT @ rows + n * torch.diag_embed(diagonal))
         potential = torch.einsum("nz,zwk->nwk", attrs, self.potential)
         charge, vector = attrs @ self.charge, attrs @ self.vector
         s = scalars[:, None] * potential  # [n_atoms, n_widths, n]
@@ -144,11 +150,11 @@ class Response(torch.nn.Module):
                 eye = torch.eye(3, dtype=scalars.dtype, device=scalars.device)
                 blocks.append(tensor + even[:, None, :, None] * eye[:, None])
             out = torch.cat((out, torch.cat(blocks, 1).flatten(2)), 2)
-        return self.scale * out
+        return scale * out
 
     def forward(self, field: Tensor, attrs: Tensor, scalars: Tensor, vectors: Tensor) -> Tensor:
         """``[n_atoms, 1 | 4]`` nonlinear part of the response to ``field [n_atoms, n_field]``."""
-        assert self.mlp is not None
+        assert self.mlp is not None and isinstance(self.scale, Tensor)
         widths = self.potential.shape[1]
         s = scalars * torch.einsum("nz,zwk,nw->nk", attrs, self.potential, field[:, :widths])
         if self.field_l > 0:
@@ -158,7 +164,7 @@ class Response(torch.nn.Module):
         out = ((attrs @ self.charge) * scalars * s).sum(1, keepdim=True)
         if self.l_max > 0:
             out = torch.cat((out, (((attrs @ self.vector) * s)[..., None] * vectors).sum(1)), 1)
-        return self.scale * out
+        return (attrs @ self.scale)[:, None] * out
 
 
 @register("fixed_point")
@@ -182,7 +188,7 @@ class FixedPoint(ChargeRule):
             context.feature_irreps, n_elements, l_max=self.l_max, hidden=config.hidden
         )
         self.mix = FeatureMix(context.feature_irreps, config.channels)
-        self.response = Response(config, self.l_max, n_elements)
+        self.response = Response(config, self.l_max, context.elements)
         self.field_l = self.l_max if self.passive else config.field_feature_max_l
         n_widths = len(self.widths)
         norms = torch.ones(n_widths * (self.field_l + 1))

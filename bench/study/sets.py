@@ -94,8 +94,8 @@ SETS = {
             hardness={"O": 1000.0, "Mg": 1000.0, "Al": 1000.0, "Au": 5.0},
             sigma=1.2,
             loss=_LOSS,
-            charge_epochs=120,
-            epochs=40,
+            charge_epochs=100,
+            epochs=30,
             batch_size=2,
         ),
         Set(
@@ -109,8 +109,8 @@ SETS = {
             hardness={"H": 20.0, "C": 20.0},
             sigma=1.0,
             loss=_LOSS,
-            charge_epochs=100,
-            epochs=100,
+            charge_epochs=60,
+            epochs=80,
             batch_size=8,
         ),
         Set(
@@ -124,8 +124,8 @@ SETS = {
             hardness={"H": 200.0, "O": 200.0, "Al": 10.0},
             sigma=1.5,
             loss=_LOSS | {"dipole": 1.0},
-            charge_epochs=50,
-            epochs=100,
+            charge_epochs=30,
+            epochs=80,
             batch_size=4,
         ),
         Set(
@@ -139,8 +139,8 @@ SETS = {
             hardness={"O": 200.0, "Si": 200.0},
             sigma=1.2,
             loss=_LOSS,
-            charge_epochs=30,
-            epochs=50,
+            charge_epochs=20,
+            epochs=40,
             batch_size=4,
         ),
     )

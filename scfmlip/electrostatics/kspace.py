@@ -228,15 +228,16 @@ class KSpace:
             rho = rho - charge[..., None] * self._counter_factor()[:, None]
         return rho
 
-    def charge_matrices(self, widths: Tensor) -> list[Tensor]:
+    def matrices(self, widths: Tensor, dim: int) -> list[Tensor]:
         """
-        The interaction of unit charges, whole matrices: for small systems without corrections.
+        The interaction of unit multipoles, whole matrices: for small systems without corrections.
 
         Args:
             widths: ``[n_atoms]`` Gaussian width of each atom, angstrom.
+            dim: 1 for charges, 4 for charges and dipoles, ``[q, d_x, d_y, d_z]`` of one atom after another.
 
         Returns:
-            One ``[n, n]`` float64 per system, self-interaction included; not differentiable.
+            One ``[dim n, dim n]`` float64 per system, self-interaction included; not differentiable.
         """
         assert self.correction is None and self.counter is None
         ptr, first = self.ptr.tolist(), self.point_ptr.tolist()
@@ -255,8 +256,11 @@ class KSpace:
                 wave = part if wave is None else wave * part
             assert wave is not None
             decay = torch.exp(-0.5 * k_squared[used, None] * widths[None, atoms] ** 2)
-            weighted = wave * ((2 * coulomb[used]).sqrt()[:, None] * decay)
-            rows = torch.view_as_real(weighted).transpose(1, 2).flatten(0, 1)
+            weighted = (wave * ((2 * coulomb[used]).sqrt()[:, None] * decay))[..., None]
+            if dim > 1:
+                k = 2 * math.pi * n.double() @ self.inverse[i].detach().T
+                weighted = torch.cat((weighted, 1j * k[:, None] * weighted), 2)
+            rows = torch.view_as_real(weighted.flatten(1)).transpose(1, 2).flatten(0, 1)
             found.append(rows.T @ rows)
         return found
 

@@ -76,7 +76,7 @@ def _make_solver(
         return small.solve
     largest = int(problem.plan.atom_ptr.diff().max()) * dim if len(positions) else 0
     if options.method == "dense" or (options.method == "auto" and largest <= DENSE_UP_TO):
-        matrices = _charge_matrices(problem, interaction.geometry, hardness)
+        matrices = _whole_matrices(problem, interaction.geometry, hardness)
         dense = DenseSolver(problem, apply, dim, dtype, matrices)
         return lambda source, totals, initial: dense.solve(source, totals)
     precondition = make_preconditioner(options.preconditioner, problem, positions, cell, hardness, widths)
@@ -97,15 +97,16 @@ def _make_solver(
     return solve
 
 
-def _charge_matrices(problem: QuadraticProblem, geometry: Geometry, hardness: Tensor) -> list[Tensor] | None:
-    """``J + K`` of every system where all are crystals and only charges respond, else None."""
-    plan, kspace = problem.plan, geometry.kspace
-    if problem.pairs is not None:
+def _whole_matrices(problem: QuadraticProblem, geometry: Geometry, hardness: Tensor) -> list[Tensor] | None:
+    """``J + K`` of every system where all are crystals and rows are Cartesian, else None."""
+    plan, kspace, source = problem.plan, geometry.kspace, problem.coulomb.source
+    if problem.pairs is not None or plan.open is not None or plan.corrected or kspace is None:
         return None
-    if hardness.shape[1] > 1 or plan.open is not None or plan.corrected or kspace is None:
+    if source.order != "cartesian" or source.normalization != "multipoles":
         return None
-    matrices = kspace.charge_matrices(atom_widths(problem, hardness))
-    stiff = hardness.detach()[:, 0].double().split(plan.atom_ptr.diff().tolist())
+    matrices = kspace.matrices(atom_widths(problem, hardness), hardness.shape[1])
+    counts = (plan.atom_ptr.diff() * hardness.shape[1]).tolist()
+    stiff = hardness.detach().double().flatten().split(counts)
     return [m + torch.diag(j) for m, j in zip(matrices, stiff, strict=True)]
 
 

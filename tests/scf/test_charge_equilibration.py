@@ -174,6 +174,21 @@ def test_several_widths(generator):
         charge_equilibration(geometry, chi, hardness)
 
 
+@pytest.mark.parametrize("l_max", [0, 1])
+def test_whole_matrices_are_the_operator(l_max, generator):
+    """Column by column, in a batch of triclinic crystals of different size."""
+    sizes, dim = [3, 5], (l_max + 1) ** 2
+    parts = [crystal(n, generator) for n in sizes]
+    positions = torch.cat([p[0] for p in parts])
+    cells = torch.stack([p[1] for p in parts]) + torch.rand(2, 3, 3, generator=generator, dtype=F64)
+    index = torch.arange(2).repeat_interleave(torch.tensor(sizes))
+    geometry = Coulomb(l_max=l_max, sigma=SIGMA).prepare(positions, cells, batch_idx=index)
+    matrices = geometry.kspace.matrices(torch.full((8,), SIGMA, dtype=F64), dim)
+    units = torch.eye(8 * dim, dtype=F64).view(8, dim, 8 * dim).movedim(2, 1)
+    whole = geometry.potential(units, self_interaction=True).movedim(1, 2).reshape(8 * dim, 8 * dim)
+    assert_close(torch.block_diag(*matrices), whole, 1e-12)
+
+
 @pytest.mark.parametrize("method", ["dense", "cg"])
 @pytest.mark.parametrize(
     "kind", ["crystal", "molecule", "slab in a field", "fragments", "potential", "dipoles"]

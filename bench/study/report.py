@@ -59,7 +59,8 @@ COLUMNS: dict[str, list[tuple[str, str, float, int]]] = {
 
 NOTES = {
     "au2_mgo": "Errors are those of frames never seen. The dopants lie 11 A below the gold, beyond the 8 A "
-    "that the backbone sees.",
+    "that the backbone sees. Charge of soft atoms is screened within an angstrom, as in a metal: from a soft "
+    "start everywhere nothing of the dopants reaches the gold, and no gradient says so.",
     "carbon_chains": "The far chains are a neutral and a charged one 60 A apart: nothing should pass between "
     "them.",
     "al_water": "The slab's polarizability is the change of its dipole with a field along z; a metal's is "
@@ -240,8 +241,10 @@ def write_report(rows_file: Path, page: Path) -> None:
         "",
         "Written by `python -m bench.study --only report` from `bench/study/results/rows.csv` alone. Every "
         "rule has the same MACE backbone (two layers, cutoff 4 A, 16 scalars and 16 vectors), the same "
-        "optimizer, epochs and seeds. The sets are small and so are the models: compare rules with each "
-        "other, not with published potentials.",
+        "optimizer, epochs and seeds; rules that are trained on charges have a first stage with these alone. "
+        "Those that equilibrate or respond start with the hardness of each element in `bench/study/sets.py`, "
+        'stiff where no charge should pass (but "soft start": 10 V/e everywhere). The sets are small and so '
+        "are the models: compare rules with each other, not with published potentials.",
         "",
     ]
     if seconds:

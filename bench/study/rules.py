@@ -35,6 +35,7 @@ class Rule:
         l_max: Of the density.
         formal: Starts from formal charges of the elements.
         charges: Its charges are trained on reference charges.
+        stiff: Starts from the set's hardness of the elements; else from the library's own for all of them.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Rule:
     l_max: int = 1
     formal: bool = False
     charges: bool = True
+    stiff: bool = True
 
 
 RULES = {
@@ -52,6 +54,7 @@ RULES = {
         Rule("short-range", "local", {"name": "short_range"}, charges=False),
         Rule("local", "local", {"name": "local"}),
         Rule("qeq", "global", {"name": "equilibrated", "local_hardness": True}, "charge"),
+        Rule("qeq, soft start", "global", {"name": "equilibrated"}, "charge", stiff=False),
         Rule("fixed-point", "global", {"name": "fixed_point"}, "charge"),
         Rule("functional", "global", {"name": "functional"}, "charge"),
         Rule(
@@ -94,9 +97,9 @@ def model_options(rule: Rule, which: Set) -> dict[str, Any]:
     options = dict(rule.rule)
     if rule.formal:
         options["charges"] = dict(which.charges)
-    if options["name"] == "equilibrated":
+    if rule.stiff and options["name"] == "equilibrated":
         options |= {"source": "charge", "hardness": dict(which.hardness)}
-    elif options["name"] == "fixed_point":
+    elif rule.stiff and options["name"] == "fixed_point":
         options["response_scale"] = {element: 1 / value for element, value in which.hardness.items()}
     return {
         "rule": options,

@@ -29,6 +29,7 @@ RULES: dict[str, tuple[Any, str]] = {
     "local_split": ({"name": "local_split", "charges": {"Si": 2.0, "O": -1.0}}, "charge"),
     "latent": ({"name": "latent", "channels": 2}, "none"),
     "equilibrated": ("equilibrated", "charge"),
+    "equilibrated, covalent widths": ({"name": "equilibrated", "sigma": "covalent"}, "charge"),
     "equilibrated, feedback": ({"name": "equilibrated", "feedback": {}}, "charge"),
     "functional": ("functional", "charge"),
     "fixed_point, affine": ("fixed_point", "charge"),

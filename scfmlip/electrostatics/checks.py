@@ -67,11 +67,14 @@ def check_batch(batch_idx: Tensor, n_atoms: int, n_systems: int) -> Tensor:
     return torch.cat((counts.new_zeros(1), counts.cumsum(0)))
 
 
-def check_cell(cell: Tensor, boundaries: list[Boundary]) -> None:
+def check_cell(cell: Tensor, boundaries: list[Boundary], cubic_boxes: bool = True) -> None:
     """
     Finite, right-handed, of some volume, for every system that needs its cell.
 
-    ``cell [n_systems, 3, 3]`` float64 on the CPU.
+    Args:
+        cell: ``[n_systems, 3, 3]`` float64 on the CPU.
+        boundaries: Of every system.
+        cubic_boxes: Whether the box of a molecule has to be cubic, as its correction wants it.
     """
     for i, kind in enumerate(boundaries):
         if kind == Boundary.OPEN:
@@ -91,8 +94,25 @@ def check_cell(cell: Tensor, boundaries: list[Boundary]) -> None:
                 f"the cell of system {i} is left-handed (determinant {volume:.6g}): exchange two of its "
                 "lattice vectors, together with the matching columns of scaled positions and pbc"
             )
-        if kind == Boundary.MOLECULE_IN_BOX:
+        if kind == Boundary.MOLECULE_IN_BOX and cubic_boxes:
             check_cubic(matrix, i)
+
+
+def check_wave_vectors(cell: Tensor, boundaries: list[Boundary], cutoff: float) -> None:
+    """
+    Refuse cells whose half sphere of wave vectors no memory holds and no 32-bit table counts.
+
+    ``cell [n_systems, 3, 3]`` float64 on the CPU, cutoff 1/angstrom.
+    """
+    volumes = torch.linalg.det(cell).abs().tolist()
+    for i, (kind, volume) in enumerate(zip(boundaries, volumes, strict=True)):
+        number = volume * cutoff**3 / (12 * math.pi**2)
+        if kind != Boundary.OPEN and number > 2**31:
+            raise ValueError(
+                f"system {i} has about {number:.2g} wave vectors up to {cutoff:.3g} / angstrom in its cell "
+                f"of {volume:.3g} angstrom^3, more than a direct sum can hold: use less vacuum, wider "
+                "Gaussians, a larger tolerance, or boundary='open' for an isolated system"
+            )
 
 
 def check_cubic(matrix: Tensor, system: int) -> None:

@@ -204,7 +204,9 @@ class Coulomb:
                 )
         host_cells = None if cells is None else cells.detach().to("cpu", torch.float64)
         if host_cells is not None:
-            checks.check_cell(host_cells, boundaries)
+            # graph_longrange corrects a box of any shape as if it were a cube of its volume
+            checks.check_cell(host_cells, boundaries, cubic_boxes=self.compat != "graph_longrange")
+            checks.check_wave_vectors(host_cells, boundaries, self.cutoff)
         return make_plan(host_cells, boundaries, axes, atom_ptr, torch.device(device), self.cutoff)
 
     def prepare(

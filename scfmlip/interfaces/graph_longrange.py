@@ -178,7 +178,11 @@ class _Compatible(torch.nn.Module):
         geometry = self._geometry(
             k_vectors, k_vector_batch, node_positions, batch, volume, pbc, force_pbc_evaluator, cell
         )
-        return self._answer(geometry, source_feats.reshape(len(node_positions), -1))
+        return self._answer(geometry, self._rows(source_feats))
+
+    def _rows(self, source_feats: Tensor) -> Tensor:
+        """``[n_atoms, (l + 1)^2]`` from that or with a dimension of 1 in second place."""
+        return source_feats.squeeze(1) if source_feats.ndim == 3 else source_feats
 
     def _answer(self, geometry: Geometry, rows: Tensor) -> Tensor:
         raise NotImplementedError
@@ -272,7 +276,52 @@ class GTOElectrostaticFeatures(_Compatible):
             pbc: Accepted as 0.4.0 passes it, not used.
         """
         geometry: Geometry = cache["geometry"]
-        return self._answer(geometry, source_feats.reshape(len(geometry.positions), -1))
+        return self._answer(geometry, self._rows(source_feats))
 
     def _answer(self, geometry: Geometry, rows: Tensor) -> Tensor:
         return geometry.features(rows, widths=self.feature_smearing_widths, l_max=self.feature_max_l)
+
+
+class GTOElectrostaticFeaturesMultiChannel(GTOElectrostaticFeatures):
+    """
+    Field features of several densities at once, as 0.4.0's class of this name.
+
+    Channels are independent whatever the boundary; the original's are in crystals only (isolated systems and
+    corrections of slabs and boxes sum over its channels).
+
+    Args:
+        density_max_l: 0 or 1.
+        density_smearing_width: angstrom.
+        feature_max_l: 0 or 1.
+        feature_smearing_widths: angstrom.
+        kspace_cutoff: 1/angstrom.
+        include_self_interaction: Whether an atom's own potential counts.
+        integral_normalization: "receiver".
+        quadrupole_feature_corrections: Accepted and ignored, as the original does.
+    """
+
+    def __init__(
+        self,
+        density_max_l: int,
+        density_smearing_width: float,
+        feature_max_l: int,
+        feature_smearing_widths: Sequence[float],
+        kspace_cutoff: float,
+        include_self_interaction: bool = False,
+        integral_normalization: str = "receiver",
+        quadrupole_feature_corrections: bool = False,
+    ) -> None:
+        super().__init__(
+            density_max_l,
+            density_smearing_width,
+            feature_max_l,
+            feature_smearing_widths,
+            include_self_interaction,
+            kspace_cutoff,
+            quadrupole_feature_corrections,
+            integral_normalization,
+        )
+
+    def _rows(self, source_feats: Tensor) -> Tensor:
+        """``[n_atoms, n_channels, (l + 1)^2]`` from that or one channel without its dimension."""
+        return source_feats[:, None] if source_feats.ndim == 2 else source_feats

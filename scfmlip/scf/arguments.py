@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..electrostatics import Boundary, Geometry
-from .constraints import make_groups
+from .constraints import ChargeGroups, make_groups
 from .quadratic import QuadraticProblem
 from .short_range import NeighbourPairs, neighbour_pairs, pair_cutoff, slab_gaps
 
@@ -71,6 +71,8 @@ def read_arguments(
         groups.n_groups,
         positions,
     )
+    if constrained and geometry.validate:
+        _check_somebody_holds(given, groups)
     if widths is not None:
         widths, pairs = _own_widths(geometry, widths, pairs)
     elif pairs is not None:
@@ -85,6 +87,16 @@ def read_arguments(
         source = torch.cat(((source[:, 0] - shift)[:, None], source[:, 1:]), 1)
     totals = given if constrained else torch.zeros_like(given)
     return Given(problem, chi, stiff, source, widths, given, totals)
+
+
+def _check_somebody_holds(totals: Tensor, groups: ChargeGroups) -> None:
+    """A charge needs atoms."""
+    empty = groups.sum(torch.ones_like(groups.index, dtype=totals.dtype)) == 0
+    bad = torch.nonzero(empty & (totals.detach() != 0)).flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"system {bad[0]} has no atoms and cannot hold total_charge {float(totals[bad[0]].detach()):g} e"
+        )
 
 
 def _slots(geometry: Geometry, width_index: Tensor | None) -> tuple[Tensor | None, int]:

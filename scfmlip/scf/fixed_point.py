@@ -106,7 +106,13 @@ def fixed_point(
     Raises:
         ConvergenceError: names the systems, why, and what to do.
         ValueError: for shapes that do not fit.
+        TypeError: for a state that is not float32 or float64, or parameters that are not a sequence.
     """
+    if not isinstance(state, Tensor) or state.dtype not in (torch.float32, torch.float64):
+        got = state.dtype if isinstance(state, Tensor) else type(state).__name__
+        raise TypeError(f"state must be a float32 or float64 tensor, got {got}")
+    if isinstance(parameters, Tensor):
+        raise TypeError("parameters must be a sequence of tensors, got one tensor: pass (tensor,)")
     if solver not in ("auto", "anderson", "newton"):
         raise ValueError(f"solver must be 'auto', 'anderson' or 'newton', got {solver!r}")
     constrained = total_charge is not None
@@ -140,6 +146,8 @@ def fixed_point(
         first = torch.cat((first, potential.detach().flatten()))
 
     def new_state(s: Tensor, potential: Tensor | None, *parameters: Tensor) -> Tensor:
+        # its own copy: an update that writes into its state would make every state a solution
+        s = s.clone()
         new = update(s, *parameters) if potential is None else update(s, potential, *parameters)
         if new.shape != shape:
             raise ValueError(

@@ -113,6 +113,13 @@ def test_cells(cell, error, message, pbc, positions):
         Coulomb().prepare(positions, cell, pbc)
 
 
+def test_a_cell_too_large_for_a_direct_sum(positions, rows):
+    """Nothing is allocated before the number of wave vectors is known."""
+    with pytest.raises(ValueError, match=r"system 0 has about .* wave vectors up to .* boundary='open'"):
+        Coulomb().prepare(positions, 1000 * CELL)
+    Coulomb().prepare(positions, 1000 * CELL, ISOLATED).energy(rows)
+
+
 def test_cells_that_nobody_needs(positions, rows):
     """An isolated system's cell may be anything: engines fill it with zeros."""
     want = Coulomb().prepare(positions).energy(rows)

@@ -116,7 +116,7 @@ def test_the_way_back():
 def test_attributes_that_are_not_one_hot():
     """The skip connection takes cuequivariance's own code."""
     model = built()
-    skip = next(m for m in accelerate(model).modules() if type(m).__name__ == "FastCueqSkipProduct")
+    skip = next(m for m in accelerate(model).modules() if type(m).__qualname__ == "FastCueqSkipProduct")
     x = torch.randn(4, skip.irreps_in1.dim)
     y = torch.rand(4, skip.irreps_in2.dim)
     assert torch.equal(skip(x, y), cuet.FullyConnectedTensorProduct.forward(skip, x, y))

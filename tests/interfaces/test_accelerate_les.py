@@ -101,6 +101,14 @@ def test_stress_is_right_to_finite_differences(model):
     assert_close(stress.detach(), torch.tensor(want), 1e-6)  # finite differences
 
 
+def test_flags_by_position(model):
+    """The strain is found wherever it is asked for."""
+    fast = accelerate(model)
+    batch = batch_of(random_frames([(T, T, T)]), model)
+    want = fast(dict(batch), compute_stress=True)["stress"]
+    assert_close(fast(dict(batch), False, True, False, True)["stress"].detach(), want.detach(), 1e-12)
+
+
 def test_keeps_the_state_dict_and_restores(model):
     fast = accelerate(model)
     assert list(fast.state_dict()) == list(model.state_dict())

@@ -1,6 +1,7 @@
 """accelerate() on plain MACE models: every interaction block, every output, every derivative."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def compare(model, fast, batch, tolerance, **options):
 
 
 def swapped(model):
-    return {type(m).__name__ for m in model.modules() if hasattr(type(m), "_scfmlip_original")}
+    return {type(m).__qualname__ for m in model.modules() if hasattr(type(m), "_scfmlip_original")}
 
 
 @pytest.mark.parametrize("interaction", BLOCKS)
@@ -158,3 +159,112 @@ def test_only_what_was_asked_for():
     assert swapped(accelerate(model)) >= {"FastConvolution", "FastSkipProduct"}
     with pytest.warns(UserWarning, match="nothing to accelerate"):
         assert accelerate(model, tensor_products=False) is model
+
+
+def test_derivatives_in_the_attributes():
+    """One-hot, yet asked for a derivative in the elements: the index has none, the original code has."""
+    model = mace_model()
+    found = []
+    for m in (model, accelerate(model)):
+        batch = mace_batch(frames(), model)
+        attributes = batch["node_attrs"].requires_grad_()
+        found.append(torch.autograd.grad(run_leaf(m, batch)["energy"].sum(), attributes)[0])
+    assert_close(found[1], found[0], 1e-12)
+
+
+def run_leaf(model, batch):
+    """As `run`, on the batch's own tensors."""
+    return model(dict(batch), compute_force=False)
+
+
+@pytest.mark.parametrize("interaction", [BLOCKS[1], BLOCKS[-1]])
+@pytest.mark.parametrize("first", ["lora", "accelerate"])
+def test_lora(interaction, first):
+    """mace-torch's low-rank layers, put there before or afterwards; their gradients too."""
+    lora = pytest.importorskip("mace.modules.lora")
+    model = copy.deepcopy(mace_model(interaction))
+    if first == "lora":
+        adapted = lora.inject_LoRAs(model, rank=2)
+        fast = accelerate(adapted)
+    else:
+        fast = lora.inject_LoRAs(copy.deepcopy(accelerate(model)), rank=2)
+        adapted = restore(fast)
+    assert "FastConvolution" in swapped(fast)
+    assert not swapped(adapted)
+    with torch.no_grad():
+        for name, parameter in fast.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, 0.3)
+    assert {id(p) for p in fast.parameters()} == {id(p) for p in adapted.parameters()}
+    batch = mace_batch(frames(), model)
+    compare(adapted, fast, batch, 1e-11)
+    gradients = []
+    for m in (adapted, fast):
+        loss = (run(m, batch, training=True)["forces"] ** 2).sum()
+        named = [(n, p) for n, p in m.named_parameters() if p.requires_grad]
+        assert named
+        found = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+        gradients.append({n: g for (n, _), g in zip(named, found, strict=True) if g is not None and g.any()})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert any("conv_tp_weights" in name for name in gradients[0])
+    for name, want in gradients[0].items():
+        assert_close(gradients[1][name], want, 1e-9)
+
+
+def test_mace_torchs_tools_see_the_original():
+    """They look at a model's class names and build the next model of what they find."""
+    from mace.tools.scripts_utils import extract_config_mace_model, extract_model
+
+    model = mace_model()
+    fast = accelerate(model)
+    assert [type(m).__name__ for m in fast.modules()] == [type(m).__name__ for m in model.modules()]
+    assert "FastSymmetricContraction" in str(fast)
+    batch = mace_batch(frames(), model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        built = extract_model(fast)
+    assert not swapped(built)
+    compare(model, built, batch, 1e-12)
+    assert extract_config_mace_model(fast)["correlation"] == 2
+
+
+def test_conversion_to_cuequivariance():
+    pytest.importorskip("cuequivariance_torch")
+    from mace.cli import convert_e3nn_cueq
+
+    model = mace_model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        built = convert_e3nn_cueq.run(accelerate(model), device="cpu")
+    assert not swapped(built)
+    batch = mace_batch(frames(), model)
+    assert_close(run(built, batch)["energy"].detach(), run(model, batch)["energy"].detach(), 1e-11)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_is_refused():
+    from e3nn.util import jit
+    from mace.calculators import LAMMPS_MACE
+
+    fast = copy.deepcopy(accelerate(mace_model()))
+    for script, module in ((torch.jit.script, fast), (jit.compile, LAMMPS_MACE(copy.deepcopy(fast)))):
+        with pytest.raises(TypeError, match=r"an accelerated model: script scfmlip\.restore\(model\)"):
+            script(module)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("interaction", [BLOCKS[1], BLOCKS[-1]])
+def test_compiled_in_one_graph(interaction):
+    """As mace-torch compiles its models: prepared, forces inside the graph."""
+    from mace.tools.compile import prepare
+
+    options = {"interaction": interaction, "hidden": "8x0e", "layers": 2}
+    model = prepare(lambda: mace_model.__wrapped__(**options))()
+    batch = mace_batch(frames(), model)
+    want = run(model, batch, training=True, compute_stress=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(accelerate(model), fullgraph=True, backend="aot_eager")
+    batch["positions"].requires_grad_()
+    got = compiled(dict(batch), training=True, compute_stress=True)
+    for key in ("energy", "forces", "stress"):
+        assert_close(got[key].detach(), want[key].detach(), 1e-11)

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -213,6 +214,41 @@ def test_restore_gives_the_original_classes_back():
         assert_close(outputs(back, batch)["energy"].detach(), want.detach(), 1e-12)
     assert restore(model) is model
     assert accelerate(fast) is fast
+
+
+def test_mace_torchs_tools_see_the_original():
+    """A conversion builds the next model of the class and the configuration that it finds."""
+    from mace.tools.scripts_utils import extract_model
+
+    model = shared_polar_model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        built = extract_model(accelerate(model))
+    assert not any(hasattr(type(m), "_scfmlip_original") for m in built.modules())
+    batch = batch_of(random_frames([PERIODIC]), model)
+    want, got = outputs(model, batch)["energy"], outputs(built, batch)["energy"]
+    assert_close(got.detach(), want.detach(), 1e-10)
+
+
+@pytest.mark.parametrize("first", ["lora", "accelerate"])
+def test_lora(first):
+    """mace-torch's low-rank layers around the linear ones of the field blocks too."""
+    lora = pytest.importorskip("mace.modules.lora")
+    model = copy.deepcopy(shared_polar_model())
+    if first == "lora":
+        adapted = lora.inject_LoRAs(model, rank=2)
+        fast = accelerate(adapted)
+    else:
+        fast = lora.inject_LoRAs(copy.deepcopy(accelerate(model)), rank=2)
+        adapted = restore(fast)
+    with torch.no_grad():
+        for name, parameter in fast.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, 0.1)
+    batch = batch_of(random_frames([PERIODIC]), model)
+    want, got = outputs(adapted, batch), outputs(fast, batch)
+    for key in ("energy", "forces", "charges"):
+        assert_close(got[key].detach(), want[key].detach(), 1e-8)
 
 
 def test_follows_the_models_dtype():

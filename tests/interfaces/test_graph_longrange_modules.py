@@ -16,6 +16,7 @@ from tolerances import assert_close
 from scfmlip.interfaces.graph_longrange import (
     GTOElectrostaticEnergy,
     GTOElectrostaticFeatures,
+    GTOElectrostaticFeaturesMultiChannel,
     cells_from_wave_vectors,
 )
 
@@ -94,6 +95,57 @@ def test_signature_of_040(periodic, force, generator):
     )
     # close atoms: both packages take finite differences over 0.1 angstrom
     assert_close(got, want, 1e-9)
+
+
+@pytest.mark.parametrize("mode", ["molecule_in_box", "mixed_periodic"])
+def test_boxes_that_are_no_cubes(mode, generator):
+    """Corrected as if they were: wrong, and what models trained there have seen."""
+    oracle = graph_longrange_044()
+    positions, cells, batch_idx, rows = random_batch([9, 7], generator)
+    cells = cells * torch.tensor([0.8, 1.0, 1.3])[:, None]
+    pbc = torch.zeros(2, 3, dtype=torch.bool)
+    arguments = reciprocal_arguments(oracle, CUTOFF, cells)
+    for theirs, ours in (
+        (
+            oracle.energy.GTOElectrostaticEnergy(**ENERGY, pbc_handling=mode),
+            GTOElectrostaticEnergy(**ENERGY, pbc_handling=mode),
+        ),
+        (
+            oracle.features.GTOElectrostaticFeatures(**FEATURES, pbc_handling=mode),
+            GTOElectrostaticFeatures(**FEATURES, pbc_handling=mode),
+        ),
+    ):
+        want = call(theirs, arguments, positions, rows, batch_idx, pbc)
+        assert_close(call(ours, arguments, positions, rows, batch_idx, pbc), want, 1e-10)
+
+
+@pytest.mark.parametrize("n_channels", [1, 3])
+def test_channels_of_040(n_channels, generator):
+    kspace = pytest.importorskip("graph_longrange.kspace")
+    features = pytest.importorskip("graph_longrange.features")
+    if not hasattr(features, "GTOElectrostaticFeaturesMultiChannel"):
+        pytest.skip("0.4.0 only")
+
+    class Installed:
+        pass
+
+    Installed.kspace = kspace
+    positions, cells, batch_idx, _ = random_batch([6, 8], generator)
+    rows = torch.randn(14, n_channels, 4, generator=generator)
+    pbc = torch.ones(2, 3, dtype=torch.bool)
+    arguments = reciprocal_arguments(Installed, CUTOFF, cells)
+    theirs = features.GTOElectrostaticFeaturesMultiChannel(**FEATURES)
+    ours = GTOElectrostaticFeaturesMultiChannel(**FEATURES)
+    want = call(theirs, arguments, positions, rows, batch_idx, pbc)
+    got = call(ours, arguments, positions, rows, batch_idx, pbc)
+    assert got.shape == want.shape == (14, n_channels, 8)
+    assert_close(got, want, 1e-10)
+    # without a dimension of channels
+    want = call(theirs, arguments, positions, rows[:, 0], batch_idx, pbc)
+    assert_close(call(ours, arguments, positions, rows[:, 0], batch_idx, pbc), want, 1e-10)
+    if n_channels > 1:  # the other class has one
+        with pytest.raises(ValueError, match="multipoles must have shape"):
+            call(GTOElectrostaticFeatures(**FEATURES), arguments, positions, rows.flatten(1), batch_idx, pbc)
 
 
 def test_cells_are_read_off_the_wave_vectors(generator):

@@ -397,3 +397,18 @@ def test_small_systems_in_one_launch(kind, generator):
     assert_close(found[0][0].chemical_potential, found[1][0].chemical_potential, 1e-9)
     for a, b in zip(found[0][1:], found[1][1:], strict=True):
         assert_close(a, b, 1e-8)
+
+
+def test_nobody_holds_a_charge():
+    """A system without atoms is fine while it is neutral."""
+    positions = torch.tensor([[0.0, 0.0, 0.0], [1.5, 0.0, 0.0]], dtype=torch.float64)
+    batch = torch.tensor([0, 2])
+    geometry = Coulomb(l_max=0).prepare(
+        positions, torch.eye(3, dtype=torch.float64).expand(3, 3, 3) * 6, True, batch
+    )
+    chi, hardness = torch.ones(2, dtype=torch.float64), 10 * torch.ones(2, dtype=torch.float64)
+    totals = torch.tensor([1.0, 0.0, -1.0], dtype=torch.float64)
+    charges = charge_equilibration(geometry, chi, hardness, totals).charges
+    assert charges.tolist() == pytest.approx([1.0, -1.0])
+    with pytest.raises(ValueError, match=r"system 1 has no atoms and cannot hold total_charge 0\.5 e"):
+        charge_equilibration(geometry, chi, hardness, totals + 0.5)

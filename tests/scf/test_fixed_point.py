@@ -288,3 +288,19 @@ def test_graphs_are_freed(total_charge):
     grad.sum().backward()
     del solution, grad, update
     assert held() is None
+
+
+def test_an_update_that_writes_into_its_state():
+    """It would otherwise find itself unchanged, wherever it is."""
+    source = torch.tensor([[1.0], [-2.0]], dtype=F64)
+    solution = fixed_point(lambda s, b: s.mul_(0.5).add_(b), torch.zeros(2, 1, dtype=F64), (source,))
+    assert_close(solution.state, 2 * source, 1e-6)
+
+
+def test_arguments_of_another_kind():
+    with pytest.raises(TypeError, match=r"parameters must be a sequence of tensors, got one tensor: pass \("):
+        fixed_point(linear, START, START)
+    with pytest.raises(TypeError, match=r"state must be a float32 or float64 tensor, got torch\.int64"):
+        fixed_point(linear, START.long(), (START,))
+    with pytest.raises(TypeError, match="state must be a float32 or float64 tensor, got list"):
+        fixed_point(linear, START.tolist(), (START,))

@@ -18,7 +18,7 @@ class _Group(torch.nn.Module):
 
     def __init__(self, product: Any, paths: list[Any], operands: list[int]) -> None:
         super().__init__()
-        self.shapes = [product.get_segment_shape(n, paths[0]) for n in operands]
+        self.shapes = [(len(paths), *product.get_segment_shape(n, paths[0])) for n in operands]
         names = [product.subscripts.operands[n] for n in operands]
         self.formula = (
             ",".join([f"P{product.coefficient_subscripts}", *(f"ZP{name}" for name in names[:-1])])
@@ -36,7 +36,7 @@ class _Group(torch.nn.Module):
     def forward(self, inputs: list[Tensor], out: Tensor) -> Tensor:
         """``out`` with these paths' results added to its columns."""
         factors = [
-            x.index_select(1, getattr(self, f"columns_{n}")).view(x.shape[0], -1, *shape)
+            x.index_select(1, getattr(self, f"columns_{n}")).view(x.shape[0], *shape)
             for n, (x, shape) in enumerate(zip(inputs, self.shapes[:-1], strict=True))
         ]
         coefficients: Tensor = self.coefficients  # type: ignore[assignment]

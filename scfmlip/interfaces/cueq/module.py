@@ -93,6 +93,12 @@ class SegmentedPolynomial(torch.nn.Module):
         self.path: str = "general" if self._plan is None else _PATHS[type(self._plan)]
         self._text = str(polynomial)
 
+    def __prepare_scriptable__(self) -> None:
+        raise TypeError(
+            "torch.jit.script cannot hold this SegmentedPolynomial: use torch.compile, torch.export or "
+            "torch.jit.trace, or cuequivariance_torch's own module"
+        )
+
     def extra_repr(self) -> str:
         """The polynomial and the path."""
         return f"path={self.path}\n{self._text}"
@@ -180,11 +186,13 @@ class SegmentedPolynomial(torch.nn.Module):
         missing = [n for n in output_indices if n not in output_shapes]
         if missing:
             raise ValueError(f"SegmentedPolynomial: output {missing[0]} has an index and no shape")
+        # len and not shape[0], which torch.jit.trace makes a tensor
         rows = {
-            f"input {n}": input_indices[n].shape[0] if n in input_indices else x.shape[0]
+            f"input {n}": len(input_indices[n]) if n in input_indices else len(x)
             for n, x in enumerate(inputs)
         }
-        rows |= {f"index of output {n}": index.shape[0] for n, index in output_indices.items()}
+        rows |= {f"index of output {n}": len(index) for n, index in output_indices.items()}
+        rows |= {f"output {n}": len(x) for n, x in output_shapes.items() if n not in output_indices}
         batch = {name: n for name, n in rows.items() if n != 1}
         if len(set(batch.values())) > 1:
             found = ", ".join(f"{name} has {n}" for name, n in batch.items())

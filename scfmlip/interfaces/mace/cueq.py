@@ -30,6 +30,7 @@ from scfmlip_kernels import ChannelwiseProduct, channelwise_conv, sort_edges, sy
 
 from ..cueq.evaluate import Call, evaluate
 from ..cueq.recognise import ContractionPlan, ConvolutionPlan, LinearPath, LinearPlan, recognise
+from .swapped import Swapped
 from .tensor_products import one_hot_index
 
 
@@ -39,7 +40,7 @@ def _convolve(module: Any, x: Tensor, y: Tensor, weight: Tensor, edge_index: Ten
     return channelwise_conv(x, y, weight, edges, module._scfmlip_product, radial.last_layer())
 
 
-class FastChannelWiseTensorProduct(cuet.ChannelWiseTensorProduct):
+class FastChannelWiseTensorProduct(Swapped, cuet.ChannelWiseTensorProduct):
     """`conv_tp` with gather and sum inside; its weights are hidden radial features."""
 
     _scfmlip_original = cuet.ChannelWiseTensorProduct
@@ -50,7 +51,7 @@ class FastChannelWiseTensorProduct(cuet.ChannelWiseTensorProduct):
         return self.transpose_out(_convolve(self, x, y, weight, edge_index))
 
 
-class FastFusedConvolution(cuet.SegmentedPolynomial):
+class FastFusedConvolution(Swapped, cuet.SegmentedPolynomial):
     """The same for models with ``conv_fusion``, whose `conv_tp` is a polynomial with a method attached."""
 
     _scfmlip_original = cuet.SegmentedPolynomial
@@ -66,7 +67,7 @@ class FastFusedConvolution(cuet.SegmentedPolynomial):
         return copyreg.__newobj__, (type(self),), self.__dict__
 
 
-class FastCueqSymmetricContraction(cuet.SymmetricContraction):
+class FastCueqSymmetricContraction(Swapped, cuet.SymmetricContraction):
     """The contraction of all degrees and outputs as one polynomial, species gathered inside."""
 
     _scfmlip_original = cuet.SymmetricContraction
@@ -83,7 +84,7 @@ class FastCueqSymmetricContraction(cuet.SymmetricContraction):
         return self.transpose_out(out.mT.flatten(1))
 
 
-class FastCueqSkipProduct(cuet.FullyConnectedTensorProduct):
+class FastCueqSkipProduct(Swapped, cuet.FullyConnectedTensorProduct):
     """The product of features with one-hot species: one linear map per species and degree."""
 
     _scfmlip_original = cuet.FullyConnectedTensorProduct

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ...electrostatics import Coulomb
 from ...units import FIELD_CONSTANT
+from .swapped import Swapped
 
 _NORM_FACTOR = 90.0474
 
@@ -74,7 +75,7 @@ def _plain(les: torch.nn.Module) -> bool:
     return not any(getattr(les, name, False) for name in switches)
 
 
-class FastLes(Les):
+class FastLes(Swapped, Les):
     """`les.Les` whose energy of latent charges is ours; everything else is the original."""
 
     _scfmlip_original = Les
@@ -115,7 +116,7 @@ class FastLes(Les):
         return out
 
 
-class FastMACELES(MACELES):
+class FastMACELES(Swapped, MACELES):
     """`MACELES`: same call, outputs and state dict; its stress includes the latent Ewald sum."""
 
     _scfmlip_original = MACELES
@@ -123,7 +124,8 @@ class FastMACELES(MACELES):
     def forward(self, data: dict[str, Tensor], *args: Any, **kwargs: Any) -> dict[str, Tensor | None]:
         """Arguments and results of ``MACELES.forward``."""
         data = dict(data)  # mace's forward writes strained positions into it
-        if kwargs.get("compute_virials") or kwargs.get("compute_stress"):
+        given = inspect.signature(MACELES.forward).bind(self, data, *args, **kwargs).arguments
+        if given.get("compute_virials") or given.get("compute_stress"):
             # mace-torch 0.3.16 hands the latent sum unstrained positions; give it the strain to undo that
             n_systems = data["ptr"].numel() - 1
             displacement = data["positions"].new_zeros((n_systems, 3, 3)).requires_grad_()

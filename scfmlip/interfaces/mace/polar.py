@@ -24,6 +24,7 @@ from mace.tools.scatter import scatter_mean, scatter_sum
 from torch import Tensor
 
 from ...electrostatics import Coulomb, Geometry
+from .swapped import Swapped
 
 # The versions whose PolarMACE.forward was read and compared.
 KNOWN_VERSIONS = ("0.3.16",)
@@ -39,7 +40,7 @@ def check_polar_version() -> None:
         )
 
 
-class FastPolarMACE(PolarMACE):
+class FastPolarMACE(Swapped, PolarMACE):
     """`PolarMACE`: same call, outputs and state dict; made by `scfmlip.accelerate`."""
 
     _scfmlip_original = PolarMACE

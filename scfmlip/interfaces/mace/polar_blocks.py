@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
 import torch
+from e3nn import o3
 from mace.modules.field_blocks import (
     AgnosticChargeBiasedLinearPotentialEmbedding,
     AgnosticEmbeddedOneBodyVariableUpdate,
@@ -26,6 +28,7 @@ from mace.modules.field_blocks import (
 from torch import Tensor
 
 from .irreps import add, apply_linear, chain, from_blocks, linear_biases, linear_paths, to_blocks
+from .swapped import Swapped
 
 
 def _paths(product: Any) -> list[tuple[int, int, int, float, Tensor]]:
@@ -68,12 +71,14 @@ def _scaled(product: Any, x: list[Tensor], scalars: Tensor) -> list[Tensor]:
     return [add(t, scalars, (n, ir.dim, mul)) for t, (mul, ir) in zip(terms, product.irreps_out, strict=True)]
 
 
-def _plain(block: Any) -> bool:
-    """Whether a block holds e3nn linears in e3nn's layout (not cuEquivariance's)."""
-    return block.cueq_config is None or not block.cueq_config.enabled
+def _plain(block: Any, *linears: Any) -> bool:
+    """Whether a block is in e3nn's layout and these are e3nn's linears (not cuEquivariance's, nor LoRA's)."""
+    if block.cueq_config is not None and block.cueq_config.enabled:
+        return False
+    return all(isinstance(linear, o3.Linear) for linear in linears)
 
 
-class FastSparseUvuTensorProduct(SparseUvuTensorProduct):
+class FastSparseUvuTensorProduct(Swapped, SparseUvuTensorProduct):
     """`SparseUvuTensorProduct` in memory n x mul x (2 l + 1)."""
 
     _scfmlip_original = SparseUvuTensorProduct
@@ -89,7 +94,7 @@ class FastSparseUvuTensorProduct(SparseUvuTensorProduct):
         return from_blocks(out, self.layout) * self.output_mask
 
 
-class FastFieldUpdate(AgnosticEmbeddedOneBodyVariableUpdate):
+class FastFieldUpdate(Swapped, AgnosticEmbeddedOneBodyVariableUpdate):
     """`AgnosticEmbeddedOneBodyVariableUpdate`: same arguments, result and parameters."""
 
     _scfmlip_original = AgnosticEmbeddedOneBodyVariableUpdate
@@ -106,7 +111,13 @@ class FastFieldUpdate(AgnosticEmbeddedOneBodyVariableUpdate):
     ) -> Tensor:
         """``[n, charges + 2]``: changes of the spin charges, and two Fukui weights."""
         embedding = self.potential_embedding
-        if not _plain(self) or type(embedding) is not AgnosticChargeBiasedLinearPotentialEmbedding:
+        if type(embedding) is not AgnosticChargeBiasedLinearPotentialEmbedding or not _plain(
+            self,
+            embedding.potential_linear,
+            embedding.node_feats_linear,
+            embedding.charge_embedding,
+            self.readout.linear_1,
+        ):
             return super().forward(
                 node_attrs,
                 node_feats,
@@ -140,7 +151,7 @@ class FastFieldUpdate(AgnosticEmbeddedOneBodyVariableUpdate):
         return readout.linear_2(readout.equivariant_nonlin(hidden))
 
 
-class FastFieldReadout(OneBodyMLPFieldReadout):
+class FastFieldReadout(Swapped, OneBodyMLPFieldReadout):
     """`OneBodyMLPFieldReadout`: same arguments, result and parameters."""
 
     _scfmlip_original = OneBodyMLPFieldReadout
@@ -157,7 +168,7 @@ class FastFieldReadout(OneBodyMLPFieldReadout):
         charges_induced: Tensor,
     ) -> Tensor:
         """``[n]`` electron energy of each atom."""
-        if not _plain(self):
+        if not _plain(self, self.linear_up_q, self.linear_up_v):
             return super().forward(
                 node_attrs,
                 node_feats,
@@ -181,7 +192,7 @@ class FastFieldReadout(OneBodyMLPFieldReadout):
         return self.mlp(invariants).squeeze(-1)
 
 
-class FastFeatureMixer(MultiLayerFeatureMixer):
+class FastFeatureMixer(Swapped, MultiLayerFeatureMixer):
     """`MultiLayerFeatureMixer`: one matrix product per irrep and layer."""
 
     _scfmlip_original = MultiLayerFeatureMixer

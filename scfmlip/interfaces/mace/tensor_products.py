@@ -14,6 +14,7 @@ never stored either. This holds because everything between the two, the cutoff, 
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
 import torch
@@ -35,6 +36,14 @@ from scfmlip_kernels import (
 )
 
 from ...nn.descriptors import channelwise_product
+from .swapped import Swapped
+
+try:
+    from mace.modules.lora import LoRADenseLinear, LoRAFCLayer
+
+    LORA_LAYERS: tuple[type, ...] = (LoRADenseLinear, LoRAFCLayer)
+except ImportError:  # an older mace-torch
+    LORA_LAYERS = ()
 
 INTERACTIONS = (
     "RealAgnosticInteractionBlock",
@@ -46,7 +55,16 @@ INTERACTIONS = (
 )
 
 
-class FastConvolution(o3.TensorProduct):
+def _base(layer: Any) -> Any:
+    """The layer itself, or the one that mace-torch's LoRA adds to."""
+    return layer.base if isinstance(layer, LORA_LAYERS) else layer
+
+
+def _unit_vectors(like: Tensor, n: int) -> Tensor:
+    return torch.eye(n, dtype=like.dtype, device=like.device)
+
+
+class FastConvolution(Swapped, o3.TensorProduct):
     """`conv_tp` with gather and sum inside; its last argument holds hidden radial features, see above."""
 
     _scfmlip_original = o3.TensorProduct
@@ -58,7 +76,7 @@ class FastConvolution(o3.TensorProduct):
         return channelwise_conv(x, y, weight, edges, self._scfmlip_product, radial.last_layer())
 
 
-class FastFullyConnectedNet(FullyConnectedNet):
+class FastFullyConnectedNet(Swapped, FullyConnectedNet):
     """Radial network up to its last layer, which belongs to the convolution."""
 
     _scfmlip_original = FullyConnectedNet
@@ -72,10 +90,13 @@ class FastFullyConnectedNet(FullyConnectedNet):
     def last_layer(self) -> Tensor:
         """``[n_hidden, n_weights]``."""
         last = list(self)[-1]
+        base = _base(last)
+        if base is not last:
+            return last(_unit_vectors(base.weight, base.weight.shape[0]))
         return last.weight * (last.var_out / (last.h_in * last.var_in)) ** 0.5
 
 
-class FastRadialMLP(RadialMLP):
+class FastRadialMLP(Swapped, RadialMLP):
     """Radial network up to its last layer; a hidden feature that is always 1 carries the bias."""
 
     _scfmlip_original = RadialMLP
@@ -90,15 +111,19 @@ class FastRadialMLP(RadialMLP):
     def last_layer(self) -> Tensor:
         """``[n_hidden + 1, n_weights]``."""
         last = self.net[-1]
+        base = _base(last)
+        if base is not last:
+            rows = last(_unit_vectors(base.weight, base.weight.shape[1]))
+            return torch.cat((rows - base.bias, base.bias[None]))
         return torch.cat((last.weight.T, last.bias[None]))
 
 
 def _has_linear_end(radial: torch.nn.Module) -> bool:
     """Whether the last layer is a matrix product (plus bias) and nothing else."""
     if type(radial) is FullyConnectedNet:
-        return len(radial) > 1 and list(radial)[-1].act is None
+        return len(radial) > 1 and _base(list(radial)[-1]).act is None
     if type(radial) is RadialMLP:
-        return len(radial.net) > 1 and type(radial.net[-1]) is torch.nn.Linear
+        return len(radial.net) > 1 and type(_base(radial.net[-1])) is torch.nn.Linear
     return False
 
 
@@ -107,8 +132,10 @@ def one_hot_index(attributes: Tensor) -> Tensor | None:
     Species of each row of one-hot attributes ``[n_atoms, n_species]``; None if a row is something else.
 
     Looks at the values on a CPU in eager mode only: elsewhere it would synchronise or break the graph, and
-    MACE's attributes are one-hot.
+    MACE's attributes are one-hot. Attributes that want a gradient get None too: an index has none.
     """
+    if attributes.requires_grad:
+        return None
     top, index = attributes.detach().max(-1)
     if attributes.device.type == "cpu" and not torch.compiler.is_compiling():
         total = attributes.detach().abs().sum(-1)
@@ -135,7 +162,7 @@ def _degrees(contraction: torch.nn.Module) -> list[int]:
     return list(range(contraction.correlation, 0, -1))
 
 
-class FastSymmetricContraction(SymmetricContraction):
+class FastSymmetricContraction(Swapped, SymmetricContraction):
     """The contraction of all degrees and outputs as one polynomial, species gathered inside."""
 
     _scfmlip_original = SymmetricContraction
@@ -147,11 +174,33 @@ class FastSymmetricContraction(SymmetricContraction):
             return SymmetricContraction.forward(self, x, y)
         weights = torch.cat([w for c in self.contractions for w in (c.weights_max, *c.weights)], 1)
         out = symmetric_contraction(x, weights, index, self._scfmlip_polynomial)
-        dims = [2 * ir.l + 1 for _, ir in self.irreps_out]
-        return torch.cat([part.flatten(1) for part in out.split(dims, -1)], -1)
+        return torch.cat([part.flatten(1) for part in out.split(self._scfmlip_dims, -1)], -1)
 
 
-class FastSkipProduct(o3.FullyConnectedTensorProduct):
+class SkipPath(NamedTuple):
+    """
+    One path of a product of features with species.
+
+    Attributes:
+        x: First column of the features.
+        channels: Their number.
+        dim: Components of each.
+        weights: First of the weights.
+        shape: Of the weights: channels, species, channels of the output.
+        scale: Of the path.
+        out: Block of the output.
+    """
+
+    x: int
+    channels: int
+    dim: int
+    weights: int
+    shape: tuple[int, ...]
+    scale: float
+    out: int
+
+
+class FastSkipProduct(Swapped, o3.FullyConnectedTensorProduct):
     """The product of features with one-hot species: one linear map per species and degree."""
 
     _scfmlip_original = o3.FullyConnectedTensorProduct
@@ -161,24 +210,34 @@ class FastSkipProduct(o3.FullyConnectedTensorProduct):
         index = one_hot_index(y) if weight is None else None
         if index is None:
             return o3.FullyConnectedTensorProduct.forward(self, x, y, weight)
-        parts: list[Tensor | None] = [None] * len(self.irreps_out)
-        starts = [s.start for s in self.irreps_in1.slices()]
-        offset = 0
-        for ins in self.instructions:
-            mul, ir = self.irreps_in1[ins.i_in1]
-            size = math.prod(ins.path_shape)
-            w = self.weight[offset : offset + size].view(ins.path_shape).transpose(0, 1)
-            offset += size
-            rows = x[:, starts[ins.i_in1] :][:, : mul * ir.dim].unflatten(1, (mul, ir.dim)).transpose(1, 2)
-            scale = ins.path_weight / math.sqrt(ir.dim)
-            out = indexed_linear(rows, scale * w, index).transpose(1, 2).flatten(1)
-            before = parts[ins.i_out]
-            parts[ins.i_out] = out if before is None else before + out
+        paths, sizes = self._scfmlip_skip
+        parts: list[Tensor | None] = [None] * len(sizes)
+        for path in paths:
+            weight = self.weight[path.weights : path.weights + math.prod(path.shape)]
+            weight = path.scale * weight.view(path.shape).transpose(0, 1)
+            columns = x[:, path.x : path.x + path.channels * path.dim]
+            rows = columns.unflatten(1, (path.channels, path.dim)).transpose(1, 2)
+            out = indexed_linear(rows, weight, index).transpose(1, 2).flatten(1)
+            before = parts[path.out]
+            parts[path.out] = out if before is None else before + out
         filled = [
-            x.new_zeros(x.shape[0], mul * ir.dim) if part is None else part
-            for part, (mul, ir) in zip(parts, self.irreps_out, strict=True)
+            x.new_zeros(x.shape[0], size) if part is None else part
+            for part, size in zip(parts, sizes, strict=True)
         ]
         return torch.cat(filled, 1)
+
+
+def _skip_paths(product: torch.nn.Module) -> tuple[tuple[SkipPath, ...], tuple[int, ...]]:
+    """Its paths and the columns of each block of its output; torch.compile cannot guard e3nn's irreps."""
+    starts = [s.start for s in product.irreps_in1.slices()]
+    paths, offset = [], 0
+    for ins in product.instructions:
+        mul, ir = product.irreps_in1[ins.i_in1]
+        shape = tuple(ins.path_shape)
+        scale = ins.path_weight / math.sqrt(ir.dim)
+        paths.append(SkipPath(starts[ins.i_in1], mul, ir.dim, offset, shape, scale, ins.i_out))
+        offset += math.prod(shape)
+    return tuple(paths), tuple(mul * ir.dim for mul, ir in product.irreps_out)
 
 
 def _is_species_product(product: torch.nn.Module) -> bool:
@@ -198,7 +257,7 @@ def _fast_interaction(original: type) -> type:
     docstring = f"`{original.__name__}` whose ``conv_tp`` gathers and sums itself."
     return type(
         name,
-        (original,),
+        (Swapped, original),
         {
             "__module__": __name__,
             "__qualname__": name,
@@ -214,7 +273,9 @@ FAST_INTERACTIONS = {
     for name in INTERACTIONS
     if hasattr(blocks, name)
 }
-globals().update({fast.__name__: fast for fast in FAST_INTERACTIONS.values()})  # pickle finds them by name
+globals().update(
+    {fast.__qualname__: fast for fast in FAST_INTERACTIONS.values()}
+)  # pickle finds them by name
 
 
 def find_swaps(model: torch.nn.Module) -> dict[int, tuple[type, dict]]:
@@ -229,12 +290,13 @@ def find_swaps(model: torch.nn.Module) -> dict[int, tuple[type, dict]]:
         if type(module) in FAST_INTERACTIONS:
             swaps.update(_interaction_swaps(module))
         elif type(module) is SymmetricContraction:
-            swaps[id(module)] = (
-                FastSymmetricContraction,
-                {"_scfmlip_polynomial": symmetric_polynomial(module)},
-            )
+            extra = {
+                "_scfmlip_polynomial": symmetric_polynomial(module),
+                "_scfmlip_dims": tuple(ir.dim for _, ir in module.irreps_out),
+            }
+            swaps[id(module)] = (FastSymmetricContraction, extra)
         elif _is_species_product(module):
-            swaps[id(module)] = (FastSkipProduct, {})
+            swaps[id(module)] = (FastSkipProduct, {"_scfmlip_skip": _skip_paths(module)})
     if CUET_AVAILABLE:
         from .cueq import find_cueq_swaps
 

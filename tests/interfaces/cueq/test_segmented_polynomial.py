@@ -322,6 +322,38 @@ def test_no_rows():
     assert not out.any()
 
 
+@pytest.mark.parametrize("method", ["", "naive"])
+@pytest.mark.parametrize("make", [convolution, contraction, linear])
+def test_no_rows_without_indices(make, method):
+    polynomial = make().polynomial
+    inputs = [torch.zeros(0, o.size, requires_grad=True) for o in polynomial.inputs]
+    module = SegmentedPolynomial(polynomial, method)
+    (out,) = module(inputs)
+    assert out.shape == (0, polynomial.outputs[0].size)
+    assert all(
+        g.shape == x.shape for g, x in zip(torch.autograd.grad(out.sum(), inputs), inputs, strict=True)
+    )
+    (total,) = module(inputs, output_shapes={0: torch.empty(1, 1)})
+    assert total.shape == (1, polynomial.outputs[0].size)
+    assert not total.any()
+
+
+@pytest.mark.parametrize("method", ["", "naive"])
+@pytest.mark.parametrize("make", [convolution, contraction, linear])
+def test_inputs_of_one_row_for_every_row_of_the_output(make, method):
+    """No input says how large the batch is: the output's shape does."""
+    polynomial = make().polynomial
+    inputs = [numbers(1, o.size, 1 + n).requires_grad_() for n, o in enumerate(polynomial.inputs)]
+    shapes = {0: torch.empty(5, 1)}
+    found = []
+    for module in (SegmentedPolynomial(polynomial, method), naive(polynomial)):
+        (out,) = module(inputs, output_shapes=shapes)
+        assert out.shape == (5, polynomial.outputs[0].size)
+        found.append((out, *torch.autograd.grad((out**2).sum(), inputs)))
+    for a, b in zip(*found, strict=True):
+        assert_close(a, b)
+
+
 def test_refuses():
     polynomial = linear().polynomial
     with pytest.raises(TypeError, match=r"got EquivariantPolynomial; .* \.polynomial"):
@@ -340,6 +372,9 @@ def test_refuses():
         module([w, x[:, 1:]])
     with pytest.raises(ValueError, match="rows differ: input 0 has 3, input 1 has 4"):
         module([w.expand(3, -1), x])
+    for n_out in (3, 5):
+        with pytest.raises(ValueError, match=f"rows differ: input 1 has 4, output 0 has {n_out}"):
+            module([w, x], output_shapes={0: torch.empty(n_out, 1)})
     with pytest.raises(TypeError, match=r"index of input 0 must be int32 or int64, got torch\.float32"):
         module([w, x], {0: torch.zeros(4)})
     with pytest.raises(ValueError, match=r"index of input 0 must be \[batch\], got \[4, 1\]"):

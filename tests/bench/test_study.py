@@ -21,7 +21,9 @@ def test_options_are_options(rule, which, tmp_path):
     elements = list(which.charges)
     model = make_config({**config.model, "elements": elements})
     assert model.constraint == rule.constraint
-    assert config.stages[0].epochs == which.epochs
+    assert config.stages[-1].epochs == which.epochs
+    assert [s.epochs for s in config.stages[:-1]] == [which.charge_epochs] * rule.charges
+    assert set(config.stages[0].loss) == {"charges"} or not rule.charges
 
 
 def test_what_is_held_back():

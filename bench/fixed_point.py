@@ -10,7 +10,7 @@ fresh process.
 
 "Al-water model" is the trained fixed-point model of the package on its metal-water interface and a supercell:
 evaluations alone. On a metal a quarter of every new state diverges; the largest share of 1/4, 1/8, ... that
-converges within 500 evaluations is taken for mixing, and named.
+converges within 500 evaluations is taken for mixing, and named; without such a share there is no row.
 """
 
 from __future__ import annotations

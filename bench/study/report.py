@@ -242,9 +242,11 @@ def write_report(rows_file: Path, page: Path) -> None:
         "Written by `python -m bench.study --only report` from `bench/study/results/rows.csv` alone. Every "
         "rule has the same MACE backbone (two layers, cutoff 4 A, 16 scalars and 16 vectors), the same "
         "optimizer, epochs and seeds; rules that are trained on charges have a first stage with these alone. "
-        "Those that equilibrate or respond start with the hardness of each element in `bench/study/sets.py`, "
-        'stiff where no charge should pass (but "soft start": 10 V/e everywhere). The sets are small and so '
-        "are the models: compare rules with each other, not with published potentials.",
+        "Those that equilibrate or respond start with the hardness of elements in `bench/study/sets.py`, "
+        'stiff where no charge should pass; "soft start" is charge equilibration as the library has it: '
+        "10 V/e for every element, electronegativities from the network, hardness that does not depend on the "
+        "surroundings. The sets are small and so are the models: compare rules with each other, not with "
+        "published potentials.",
         "",
     ]
     if seconds:

@@ -170,7 +170,11 @@ def check_positive(where: str, config: Any, *names: str) -> None:
     for name in names:
         given = getattr(config, name)
         for value in given.values() if isinstance(given, Mapping) else (given,):
-            if not (math.isfinite(value) and value > 0):
+            try:
+                good = math.isfinite(float(value)) and float(value) > 0  # YAML reads 1e3 as text
+            except (TypeError, ValueError):
+                good = False
+            if not good:
                 raise ValueError(f"{where}.{name} must be a positive number, got {given!r}")
 
 

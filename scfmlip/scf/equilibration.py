@@ -301,7 +301,8 @@ def charge_equilibration(
 
     Raises:
         ConvergenceError: names the systems, why, and what to do.
-        ValueError: for wrong shapes, NaN, hardness that is not positive, or contradictory constraints.
+        ValueError: for wrong shapes, NaN, hardness that is not positive, contradictory constraints, a charge
+            without atoms, or ``widths`` in a slab with too little vacuum for the smooth operator.
         TypeError: for another dtype.
     """
     if method not in ("auto", "cg", "dense"):

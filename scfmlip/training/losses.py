@@ -63,6 +63,14 @@ _SHARPNESS = 10.0
 LABELS = tuple(n for n in TERMS if not n.endswith("_per_atom"))
 
 
+def _reference(term: Term, batch: Mapping[str, Tensor], predicted: Tensor) -> Tensor:
+    """The label in the shape of ``predicted``; a density of charges alone is compared with the charges."""
+    label = batch[term.label]
+    if term.output == "density_coefficients":
+        label = label[:, : predicted.shape[1]]
+    return label.reshape(predicted.shape)
+
+
 def _errors(
     term: Term, out: Mapping[str, Tensor | None], batch: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor] | None:
@@ -75,7 +83,7 @@ def _errors(
         weight = weight[batch["batch"]]
     size = weight.shape[0]
     weight = weight.reshape(size, -1)
-    error = (predicted - batch[term.label].reshape(predicted.shape)).reshape(size, -1)
+    error = (predicted - _reference(term, batch, predicted)).reshape(size, -1)
     if term.per_atom:
         error = error / (batch["ptr"][1:] - batch["ptr"][:-1])[:, None].to(error.dtype)
     weight = weight.to(error.dtype).expand_as(error)
@@ -164,7 +172,9 @@ def labelled_pairs(
         if result is None or not bool((result[1] > 0).any()):
             continue
         error, weight = result
-        reference = batch[term.label].reshape(error.shape)
+        predicted = out[term.output]
+        assert predicted is not None
+        reference = _reference(term, batch, predicted).reshape(error.shape)
         if term.per_atom:
             reference = reference / (batch["ptr"][1:] - batch["ptr"][:-1])[:, None]
         mask = weight > 0

@@ -6,7 +6,10 @@ import warnings
 from functools import cache
 
 import numpy as np
+import pytest
 import torch
+
+from scfmlip import accelerate, restore
 
 ELEMENTS = (1, 8, 14)
 
@@ -104,3 +107,24 @@ def copies(model):
     torch.save(model, file)
     file.seek(0)
     return copy.deepcopy(model), torch.load(file, weights_only=False)
+
+
+def with_lora(model, first, size):
+    """
+    The model with mace-torch's low-rank layers, and it accelerated; they share their parameters.
+
+    ``first`` is "lora" or "accelerate", ``size`` that of the layers' weights.
+    """
+    lora = pytest.importorskip("mace.modules.lora")
+    model = copy.deepcopy(model)
+    if first == "lora":
+        adapted = lora.inject_LoRAs(model, rank=2)
+        fast = accelerate(adapted)
+    else:
+        fast = lora.inject_LoRAs(copy.deepcopy(accelerate(model)), rank=2)
+        adapted = restore(fast)
+    with torch.no_grad():
+        for name, parameter in fast.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, size)
+    return adapted, fast

@@ -10,7 +10,7 @@ pytest.importorskip("mace", reason="needs mace-torch")
 
 from tolerances import assert_close
 
-from interfaces.mace_models import ELEMENTS, copies, frames, mace_batch, mace_model
+from interfaces.mace_models import ELEMENTS, copies, frames, mace_batch, mace_model, with_lora
 from scfmlip import accelerate, restore
 
 BLOCKS = (
@@ -181,20 +181,10 @@ def run_leaf(model, batch):
 @pytest.mark.parametrize("first", ["lora", "accelerate"])
 def test_lora(interaction, first):
     """mace-torch's low-rank layers, put there before or afterwards; their gradients too."""
-    lora = pytest.importorskip("mace.modules.lora")
-    model = copy.deepcopy(mace_model(interaction))
-    if first == "lora":
-        adapted = lora.inject_LoRAs(model, rank=2)
-        fast = accelerate(adapted)
-    else:
-        fast = lora.inject_LoRAs(copy.deepcopy(accelerate(model)), rank=2)
-        adapted = restore(fast)
+    model = mace_model(interaction)
+    adapted, fast = with_lora(model, first, 0.3)
     assert "FastConvolution" in swapped(fast)
     assert not swapped(adapted)
-    with torch.no_grad():
-        for name, parameter in fast.named_parameters():
-            if "lora_" in name:
-                parameter.normal_(0, 0.3)
     assert {id(p) for p in fast.parameters()} == {id(p) for p in adapted.parameters()}
     batch = mace_batch(frames(), model)
     compare(adapted, fast, batch, 1e-11)

@@ -13,6 +13,7 @@ pytest.importorskip("graph_longrange", reason="needs graph-longrange")
 
 from tolerances import RELATIVE, assert_close
 
+from interfaces.mace_models import with_lora
 from interfaces.polar_models import batch_of, polar_model, random_frames, shared_polar_model
 from scfmlip import accelerate, restore
 
@@ -233,18 +234,8 @@ def test_mace_torchs_tools_see_the_original():
 @pytest.mark.parametrize("first", ["lora", "accelerate"])
 def test_lora(first):
     """mace-torch's low-rank layers around the linear ones of the field blocks too."""
-    lora = pytest.importorskip("mace.modules.lora")
-    model = copy.deepcopy(shared_polar_model())
-    if first == "lora":
-        adapted = lora.inject_LoRAs(model, rank=2)
-        fast = accelerate(adapted)
-    else:
-        fast = lora.inject_LoRAs(copy.deepcopy(accelerate(model)), rank=2)
-        adapted = restore(fast)
-    with torch.no_grad():
-        for name, parameter in fast.named_parameters():
-            if "lora_" in name:
-                parameter.normal_(0, 0.1)
+    model = shared_polar_model()
+    adapted, fast = with_lora(model, first, 0.1)
     batch = batch_of(random_frames([PERIODIC]), model)
     want, got = outputs(adapted, batch), outputs(fast, batch)
     for key in ("energy", "forces", "charges"):

@@ -181,6 +181,14 @@ def test_constant_potential_of_a_model_trained_at_constant_charge():
             "hardness must be a positive number",
         ),
         (
+            {"rule": {"name": "equilibrated", "hardness": {"H": "soft"}}, "constraint": "charge"},
+            "hardness must be a positive number, got {'H': 'soft'}",
+        ),
+        (
+            {"rule": {"name": "equilibrated", "hardness": {"H": "1e3"}}, "constraint": "charge"},
+            "rule.hardness has no value for O, Al",
+        ),
+        (
             {"rule": {"name": "fixed_point", "energy": "variational"}, "constraint": "charge"},
             "needs rule.response='passive'",
         ),

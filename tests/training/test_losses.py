@@ -111,6 +111,17 @@ def test_shares_of_a_batch_add_up():
     assert_close(parts, loss(out, batch, weights))
 
 
+def test_charges_alone_beside_multipoles():
+    """A rule without dipoles is compared with the charges, whatever more the frames hold."""
+    _, batch = problem()
+    charges = {"density_coefficients": torch.zeros(N, 1).double().requires_grad_()}
+    weight = (batch["density_coefficients_weight"] * batch["weight"])[batch["batch"]]
+    want = (weight * batch["density_coefficients"][:, 0] ** 2).mean()
+    assert_close(loss(charges, batch, {"multipoles": 1.0}), want)
+    (_, reference) = labelled_pairs(charges, batch)["multipoles"]
+    assert len(reference) == int((weight > 0).sum())
+
+
 def test_penalty_above_one():
     _, batch = problem()
     values = torch.tensor([0.2, 1.0, 3.0]).double().requires_grad_()

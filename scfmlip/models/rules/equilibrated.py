@@ -24,24 +24,8 @@ from ..config import check_positive, per_element
 from ..readouts import MultipoleReadout, ScalarReadout
 from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, check_level, make_coulomb
+from .feedback import Feedback, FeedbackConfig
 from .narrow import Narrow, split_energy
-
-
-@dataclasses.dataclass(frozen=True)
-class FeedbackConfig:
-    """
-    A second network whose species embedding sees the charges, each smeared over Gaussians.
-
-    Attributes:
-        n_categories: Gaussians, of width range / n_categories.
-        range: Charges the first and last of them stand for, e.
-        num_interactions, hidden_irreps: Of the network; the rest is as in the backbone.
-    """
-
-    n_categories: int = 8
-    range: tuple[float, ...] = (-2.0, 2.0)
-    num_interactions: int = 1
-    hidden_irreps: str = "32x0e"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,17 +115,17 @@ class Equilibrated(ChargeRule):
         self.register_buffer("width_index", torch.tensor([unique.index(w) for w in widths]))
         self.register_buffer("widths", torch.tensor(widths))
         self.narrow = Narrow(density, widths)
-        self.charges = config.source == "charge"
+        lone = config.source == "charge"
         # electronegativity, and for dipoles minus the field that acts on them; or s0
         self.electronegativity = MultipoleReadout(
             context.feature_irreps,
             n_elements,
             l_max=self.l_max,
             hidden=config.hidden,
-            scale=0.1 if self.charges else 1.0,
+            scale=0.1 if lone else 1.0,
         )
         columns = [
-            [math.log(j) if self.charges else inverse_softplus(j) for j in hardness]
+            [math.log(j) if lone else inverse_softplus(j) for j in hardness]
             for hardness in (
                 per_element("rule.hardness", config.hardness, context.elements),
                 per_element("rule.dipole_hardness", config.dipole_hardness, context.elements),
@@ -161,14 +145,14 @@ class Equilibrated(ChargeRule):
                     f"rule.screening ends at {config.screening[1]:g} angstrom, beyond the backbone's cutoff "
                     f"of {context.r_max:g}"
                 )
-        self.feedback = None if config.feedback is None else _Feedback(config.feedback, context)
+        self.feedback = None if config.feedback is None else Feedback(config.feedback, context)
 
     def hardness(self, system: System) -> Tensor:
         """``[n_atoms, 1 | 4]`` positive diagonal of the functional."""
         raw = system.node_attrs @ self.raw_hardness
         if self.local_hardness is not None:
             raw = raw + self.local_hardness(system.features, system.node_attrs)
-        stiff = raw.exp() if self.charges else torch.nn.functional.softplus(raw)
+        stiff = raw.exp() if self.config.source == "charge" else torch.nn.functional.softplus(raw)
         return torch.cat((stiff[:, :1], stiff[:, 1:].expand(-1, 3)), 1) if self.l_max > 0 else stiff
 
     @property
@@ -187,7 +171,7 @@ class Equilibrated(ChargeRule):
             check_level(system, geometry.plan)
         chi = self.electronegativity(system.features, system.node_attrs)[:, 0]
         hardness, alone = self.hardness(system), None
-        if self.charges:
+        if config.source == "charge":
             # the constant that completes the square
             chi, alone = -hardness * chi, system.sum(0.5 * (hardness * chi**2).sum(1))
         at_charge = self.context.constraint == "charge"
@@ -246,43 +230,3 @@ class Equilibrated(ChargeRule):
         switch = 0.5 * (1 + torch.cos(math.pi * (r.clamp(inner, outer) - inner) / (outer - inner)))
         # every pair is there twice, once from each end
         return system.sum(own.index_add(0, receiver, 0.5 * pair * switch))
-
-
-class _Feedback(torch.nn.Module):
-    """Short-range energy of a network that sees the charges."""
-
-    def __init__(self, config: FeedbackConfig, context: RuleContext) -> None:
-        super().__init__()
-        from ..backbone import Backbone
-
-        low, high = config.range
-        if not high > low:
-            raise ValueError(f"rule.feedback.range must rise, got {config.range}")
-        self.width = (high - low) / config.n_categories
-        self.register_buffer("centres", torch.linspace(low, high, config.n_categories))
-        self.network = Backbone.build(
-            dataclasses.replace(
-                context.backbone,
-                num_interactions=config.num_interactions,
-                hidden_irreps=config.hidden_irreps,
-                shift=0.0,
-                pair_repulsion=False,
-                options={},
-            ),
-            context.elements,
-            [0.0] * len(context.elements),
-            embedding_specs={
-                "atomic_charge": {
-                    "type": "continuous",
-                    "per": "node",
-                    "in_dim": config.n_categories,
-                    "emb_dim": 32,
-                }
-            },
-        )
-
-    def forward(self, system: System, charges: Tensor) -> Tensor:
-        """``[n_systems]`` eV."""
-        assert isinstance(self.centres, Tensor)
-        smeared = torch.exp(-(((charges[:, None] - self.centres) / self.width) ** 2))
-        return self.network({**system.batch, "atomic_charge": smeared}).interaction_energy

@@ -1,0 +1,66 @@
+"""A second network that sees the charges, as in NequIP-LR (Maruf et al., arXiv:2503.17949)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from ..backbone import Backbone
+from .base import RuleContext, System
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedbackConfig:
+    """
+    A second network whose species embedding sees the charges, each smeared over Gaussians.
+
+    Attributes:
+        n_categories: Gaussians, of width range / n_categories.
+        range: Charges the first and last of them stand for, e.
+        num_interactions, hidden_irreps: Of the network; the rest is as in the backbone.
+    """
+
+    n_categories: int = 8
+    range: tuple[float, ...] = (-2.0, 2.0)
+    num_interactions: int = 1
+    hidden_irreps: str = "32x0e"
+
+
+class Feedback(torch.nn.Module):
+    """Short-range energy of a network that sees the charges."""
+
+    def __init__(self, config: FeedbackConfig, context: RuleContext) -> None:
+        super().__init__()
+        low, high = config.range
+        if not high > low:
+            raise ValueError(f"rule.feedback.range must rise, got {config.range}")
+        self.width = (high - low) / config.n_categories
+        self.register_buffer("centres", torch.linspace(low, high, config.n_categories))
+        self.network = Backbone.build(
+            dataclasses.replace(
+                context.backbone,
+                num_interactions=config.num_interactions,
+                hidden_irreps=config.hidden_irreps,
+                shift=0.0,
+                pair_repulsion=False,
+                options={},
+            ),
+            context.elements,
+            [0.0] * len(context.elements),
+            embedding_specs={
+                "atomic_charge": {
+                    "type": "continuous",
+                    "per": "node",
+                    "in_dim": config.n_categories,
+                    "emb_dim": 32,
+                }
+            },
+        )
+
+    def forward(self, system: System, charges: Tensor) -> Tensor:
+        """``[n_systems]`` eV."""
+        assert isinstance(self.centres, Tensor)
+        smeared = torch.exp(-(((charges[:, None] - self.centres) / self.width) ** 2))
+        return self.network({**system.batch, "atomic_charge": smeared}).interaction_energy

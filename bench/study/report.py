@@ -244,8 +244,8 @@ def write_report(rows_file: Path, page: Path) -> None:
         "optimizer, epochs and seeds; rules that are trained on charges have a first stage with these alone. "
         "Those that equilibrate or respond start with the hardness of elements in `bench/study/sets.py`, "
         'stiff where no charge should pass; "soft start" is charge equilibration as the library has it: '
-        "10 V/e for every element, electronegativities from the network, hardness that does not depend on the "
-        "surroundings. The sets are small and so are the models: compare rules with each other, not with "
+        "10 V/e for every element, electronegativities from the network, hardness that does not depend on "
+        "the surroundings. The sets are small and so are the models: compare rules with each other, not with "
         "published potentials.",
         "",
     ]

@@ -5,8 +5,8 @@ Charges that answer to their own potential, ``p = p0 - S f(K p)``, on crystals o
 affine (f(v) = v, the default of self-consistent MACE models) or saturating (f = tanh). The reference mixes a
 quarter of every new state into the old one, the published default, and is differentiated by unrolling its
 steps. Both stop at the same residual, ``|F(p) - p| < 1e-6 |F(p0)|``. Evaluations of the map, each one product
-with the Coulomb operator, and time and peak memory of energy and its gradient in positions, p0 and S, in a
-fresh process.
+with the Coulomb operator, and time and peak memory (of PyTorch's allocator, in a second run) of energy and its
+gradient in positions, p0 and S, in a fresh process.
 
 "Al-water model" is the trained fixed-point model of the package on its metal-water interface and a supercell:
 evaluations alone. On a metal a quarter of every new state diverges; the largest share of 1/4, 1/8, ... that
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ from torch import Tensor
 
 from scfmlip import Coulomb, fixed_point
 
+from .allocations import peak_allocated
 from .equilibration import F64, SIGMA, crystal
 from .record import RESULTS, commit, device_name
 
@@ -70,23 +70,28 @@ def measure(atoms: int, kind: str, program: str) -> dict:
     leaves: list[Tensor] = [
         t.clone().requires_grad_() for t in (positions, first[:, None], strength[:, None])
     ]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
-    if program == "scfmlip":
-        solution = fixed_point(update, leaves[1].detach(), leaves, tolerance=TOLERANCE)
-        state, evaluations = solution.state, solution.evaluations
-    else:
-        state, (moved, origin, response) = leaves[1], leaves
-        new = update(state, moved, origin, response)
-        scale = float(new.detach().norm())
-        while float((new - state).detach().norm()) > TOLERANCE * scale:
-            state = state + MIXING * (new - state)
+
+    def step() -> tuple[Tensor, Tensor, Sequence[Tensor], int]:
+        nonlocal count
+        count = 0
+        if program == "scfmlip":
+            solution = fixed_point(update, leaves[1].detach(), leaves, tolerance=TOLERANCE)
+            state, evaluations = solution.state, solution.evaluations
+        else:
+            state, (moved, origin, response) = leaves[1], leaves
             new = update(state, moved, origin, response)
-        evaluations = count
-    energy = operator.prepare(leaves[0], cell, plan=plan).energy(state).sum() + (state**2).sum()
-    grads = torch.autograd.grad(energy, leaves)
+            scale = float(new.detach().norm())
+            while float((new - state).detach().norm()) > TOLERANCE * scale:
+                state = state + MIXING * (new - state)
+                new = update(state, moved, origin, response)
+            evaluations = count
+        energy = operator.prepare(leaves[0], cell, plan=plan).energy(state).sum() + (state**2).sum()
+        return state, energy, torch.autograd.grad(energy, leaves), evaluations
+
+    start = time.perf_counter()
+    state, energy, grads, evaluations = step()
     seconds = time.perf_counter() - start
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    peak = peak_allocated(step)
     with torch.no_grad():
         moved, origin, response = leaves
         residual = float((update(state, moved, origin, response) - state).norm() / leaves[1].norm())

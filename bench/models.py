@@ -22,13 +22,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from .backbone import backbone_share, peak_beside_backbone
 from .record import RESULTS, commit, device_name
 
 CASES = {
@@ -39,7 +39,17 @@ CASES = {
     "polar-m": {"hidden": "512x0e + 512x1o", "layers": 2, "edge": "128x0e + 128x1o"},
 }
 COLUMNS = (
-    *("case", "atoms", "edges", "mode", "program", "seconds", "backbone_seconds", "peak_mib"),
+    *(
+        "case",
+        "atoms",
+        "edges",
+        "mode",
+        "program",
+        "seconds",
+        "backbone_seconds",
+        "peak_mib",
+        "rest_peak_mib",
+    ),
     *("energy_error", "force_error", "device", "threads", "torch", "mace", "commit", "date"),
 )
 # relative differences of energy per atom and forces that float32 allows
@@ -112,63 +122,6 @@ def build(case: str) -> torch.nn.Module:
     )
 
 
-def backbone_share(model: Any, evaluate: Callable[[], Any]) -> float:
-    """
-    Share of one evaluation that the MACE layers take, forward and backward.
-
-    Embeddings, interactions and products are timed where they stand in the model, by hooks; the backward of
-    what they did is recognised by the sequence numbers that autograd gives to its nodes. Edge vectors and
-    everything else count as the rest.
-
-    Args:
-        model: PolarMACE, accelerated or not.
-        evaluate: Energy and forces, with nothing else in it.
-
-    Returns:
-        Between 0 and 1. The profiler's own time, a few microseconds a call, is in both parts.
-    """
-    probe = torch.ones((), requires_grad=True)
-    began: list[tuple[int, float]] = []
-    ranges: list[tuple[int, int]] = []
-    seconds: list[float] = []
-
-    def following() -> int:
-        with torch.enable_grad():
-            node = probe.clone().grad_fn
-        assert node is not None
-        return node._sequence_nr()
-
-    def enter(*_: Any) -> None:
-        began.append((following(), time.perf_counter()))
-
-    def leave(*_: Any) -> None:
-        stop = time.perf_counter()
-        first, start = began.pop()
-        seconds.append(stop - start)
-        ranges.append((first, following()))
-
-    modules = [model.node_embedding, model.spherical_harmonics, model.radial_embedding]
-    modules += [*model.interactions, *model.products]
-    handles = [m.register_forward_pre_hook(enter) for m in modules]
-    handles += [m.register_forward_hook(leave) for m in modules]
-    try:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-            start = time.perf_counter()
-            evaluate()
-            total = time.perf_counter() - start
-    finally:
-        for handle in handles:
-            handle.remove()
-    if len(seconds) != len(modules):
-        raise RuntimeError(f"{len(seconds)} of {len(modules)} layers of the backbone were seen")
-    backward = 0.0
-    for event in profiler.events() or ():
-        mine = any(first < event.sequence_nr < last for first, last in ranges)
-        if mine and event.name.startswith("autograd::engine::evaluate_function"):
-            backward += 1e-6 * event.cpu_time_total
-    return (sum(seconds) + backward) / total
-
-
 def peak() -> float:
     """Of this process so far, MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -207,18 +160,21 @@ def measure(case: str, atoms: int, mode: str, program: str, threads: int, out: s
     seconds.append(result["seconds"])
     while sum(seconds) < 20 and len(seconds) < 5:
         seconds.append(run(len(box))["seconds"])
-    backbone_seconds = None
+    backbone_seconds = rest_peak = None
     if case.startswith("polar") and mode == "forces":
         shares = []
         for _ in range(3 if min(seconds) < 5 else 1):
             data = batch(len(box))
             shares.append(backbone_share(model, lambda data=data: model(data, training=False)))
         backbone_seconds = min(seconds) * statistics.median(shares)
+        data = batch(len(box))
+        rest_peak = peak_beside_backbone(model, lambda: model(data, training=False))
     found = {
         "atoms": len(box),
         "seconds": min(seconds),
         "backbone_seconds": backbone_seconds,
         "peak_mib": added,
+        "rest_peak_mib": rest_peak,
         "edges": int(batch(len(box))["edge_index"].shape[1]),
         "energy": float(result["energy"].detach()),
     }
@@ -293,6 +249,7 @@ def compare(case: str, atoms: int, mode: str, threads: int) -> list[dict[str, An
         if a["backbone_seconds"] is not None:
             rest = [f["seconds"] - f["backbone_seconds"] for f in (a, b)]
             line += f"   without backbone {rest[0]:.2f} -> {rest[1]:.2f} s"
+            line += f", {a['rest_peak_mib']:.0f} -> {b['rest_peak_mib']:.0f} MiB"
         print(line, f"  errors {rows[-1]['energy_error']:.0e} {rows[-1]['force_error']:.0e}", flush=True)
     return rows
 

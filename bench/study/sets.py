@@ -124,8 +124,8 @@ SETS = {
             hardness={"H": 200.0, "O": 200.0, "Al": 10.0},
             sigma=1.5,
             loss=_LOSS | {"dipole": 1.0},
-            charge_epochs=30,
-            epochs=80,
+            charge_epochs=60,
+            epochs=300,
             batch_size=4,
         ),
         Set(
@@ -139,8 +139,8 @@ SETS = {
             hardness={"O": 200.0, "Si": 200.0},
             sigma=1.2,
             loss=_LOSS,
-            charge_epochs=20,
-            epochs=40,
+            charge_epochs=60,
+            epochs=300,
             batch_size=4,
         ),
     )

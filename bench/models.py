@@ -39,17 +39,8 @@ CASES = {
     "polar-m": {"hidden": "512x0e + 512x1o", "layers": 2, "edge": "128x0e + 128x1o"},
 }
 COLUMNS = (
-    *(
-        "case",
-        "atoms",
-        "edges",
-        "mode",
-        "program",
-        "seconds",
-        "backbone_seconds",
-        "peak_mib",
-        "rest_peak_mib",
-    ),
+    *("case", "atoms", "edges", "mode", "program"),
+    *("seconds", "backbone_seconds", "peak_mib", "rest_peak_mib"),
     *("energy_error", "force_error", "device", "threads", "torch", "mace", "commit", "date"),
 )
 # relative differences of energy per atom and forces that float32 allows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,16 @@ from e3nn import o3
 from mace import modules
 from mace.modules.extensions import MACELES, PolarMACE
 from mace.tools.scripts_utils import extract_config_mace_model
+from mace.tools.torch_tools import default_dtype
 
 from ..interfaces.mace import restore
-from .backbone import Backbone
+from ..interfaces.mace.latent import LesOptions, les_options
+from .backbone import Backbone, mace_arguments
 from .config import BackboneConfig, DensityConfig, ModelConfig
 from .model import Model
+from .rules.latent import Latent, LatentConfig, LesReadout
 from .rules.recursion import Recursion, RecursionConfig
-from .rules.short_range import ShortRangeConfig
+from .rules.short_range import ShortRange, ShortRangeConfig
 
 # arguments of mace-torch's constructors that are passed on where they differ from the default
 _OPTIONS: dict[str, Any] = {
@@ -56,32 +60,34 @@ def from_mace(model: torch.nn.Module) -> Model:
     A mace-torch model as one of ours, with its weights and numbers.
 
     Args:
-        model: ``MACE`` or ``ScaleShiftMACE`` (the rule "short_range") or ``PolarMACE`` ("recursion"),
-            accelerated or not. It is copied.
+        model: ``MACE`` or ``ScaleShiftMACE`` (the rule "short_range"), ``PolarMACE`` ("recursion") or
+            ``MACELES`` ("latent" with compat="les", which needs the package `les` no more), accelerated or
+            not. It is copied.
 
     Returns:
         The model: it can be saved, trained further and run by everything that takes ours.
 
     Raises:
         TypeError: for another class.
-        ValueError: for a model that mace-torch's constructor cannot make from a plain configuration.
+        ValueError: for a model that mace-torch's constructor cannot make from a plain configuration, or a
+            MACELES of more than charges; names the option.
     """
     original = restore(model)
-    polar = type(original) is PolarMACE
-    if type(original) not in (modules.MACE, modules.ScaleShiftMACE, PolarMACE):
-        known = "MACE, ScaleShiftMACE and PolarMACE"
-        hint = (
-            ": its latent charges follow `les`, whose constants differ from ours. Run it with "
-            "scfmlip.accelerate"
-            if isinstance(original, MACELES)
-            else ""
-        )
-        raise TypeError(f"from_mace takes {known}, got {type(original).__name__}{hint}")
-    network = copy.deepcopy(original)
+    polar, latent = type(original) is PolarMACE, type(original) is MACELES
+    if type(original) not in (modules.MACE, modules.ScaleShiftMACE, PolarMACE, MACELES):
+        known = "MACE, ScaleShiftMACE, PolarMACE and MACELES"
+        raise TypeError(f"from_mace takes {known}, got {type(original).__name__}")
+    rule: Any = _latent_rule(original) if latent else ShortRangeConfig()
+    network = copy.deepcopy(_without_les(original) if latent else original)
     if type(network) is modules.MACE:  # the same energy, with a scale of 1 and a shift of 0
         network.__class__ = modules.ScaleShiftMACE
         network.scale_shift = modules.ScaleShiftBlock(scale=1.0, shift=0.0).to(next(network.parameters()))
     found = extract_config_mace_model(network)
+    if len(found["heads"]) == 1:  # mace_run_train has [1, n_elements]
+        block: Any = network.atomic_energies_fn
+        block.atomic_energies = block.atomic_energies.reshape(-1)
+    if found["gate"] not in (None, torch.nn.functional.silu):
+        raise ValueError(f"this model's readout has the gate {found['gate']}: only silu is known here")
     layers: Any = network.products
     parameter = next(network.parameters())
     hidden = str(found["hidden_irreps"])
@@ -112,8 +118,9 @@ def from_mace(model: torch.nn.Module) -> Model:
             if name in found and found[name] != usual
         },
     )
-    rule: Any = ShortRangeConfig()
     density = DensityConfig()
+    if latent:
+        density = DensityConfig(l_max=0, sigma=rule.sigma / 2**0.5)
     if polar:
         density = DensityConfig(
             l_max=int(found["atomic_multipoles_max_l"]),
@@ -141,32 +148,76 @@ def from_mace(model: torch.nn.Module) -> Model:
         constraint="charge_spin" if polar else "none",
         dtype="float64" if parameter.dtype == torch.float64 else "float32",
     )
-    _check_rebuilds(config, network)
-    return Model(config, Backbone(network)).to(parameter.device)
+    readouts = original.les_readouts.state_dict() if latent else {}  # type: ignore[union-attr]
+    rebuilt = _rebuild(
+        config,
+        {
+            **{f"backbone.mace.{name}": value for name, value in network.state_dict().items()},
+            **{f"rule.readout.layers.{name}": value for name, value in readouts.items()},
+        },
+        type(original).__name__,
+    )
+    rebuilt.backbone = Backbone(network)
+    return rebuilt.to(parameter.device)
 
 
-def _check_rebuilds(config: ModelConfig, network: torch.nn.Module) -> None:
-    """The configuration has to make a network that takes the weights, or a saved file could not be read."""
+def _latent_rule(model: torch.nn.Module) -> LatentConfig:
+    """What a MACELES adds to its network."""
+    les: Any = model.les
+    # versions of MACELES with dipoles, quadrupoles or induced charges say so by such switches
+    extras = [k for k, v in vars(model).items() if k.startswith("use_") and k not in _OPTIONS and v]
+    if extras:
+        raise ValueError(f"this MACELES has {', '.join(extras)}: from_mace takes models of charges alone")
+    dropped = [
+        name
+        for name, given, usual in (
+            ("compute_bec", getattr(model, "compute_bec", False), False),
+            ("epsilon_factor", getattr(les, "epsilon_factor", 1.0), 1.0),
+            ("remove_mean", getattr(les, "remove_mean", True), True),
+        )
+        if given != usual
+    ]
+    if dropped:
+        warnings.warn(
+            f"{', '.join(dropped)} of this MACELES change only the Born charges `les` reports and are left "
+            "behind; the converted model has its own, by compute_response",
+            stacklevel=3,
+        )
+    return LatentConfig(compat="les", **les_options(les))
+
+
+def _without_les(model: torch.nn.Module) -> torch.nn.Module:
+    """The short-range part of a MACELES, sharing its weights."""
+    network = copy.copy(model)
+    network._modules = {k: v for k, v in model._modules.items() if k not in ("les", "les_readouts")}
+    for name in ("compute_bec", "bec_output_index", "readout_input_dims"):
+        vars(network).pop(name, None)
+    network.__class__ = modules.ScaleShiftMACE
+    return network
+
+
+def _rebuild(config: ModelConfig, given: dict[str, torch.Tensor], name: str) -> Model:
+    """A model of the configuration with these weights: what cannot be made could not be read from a file."""
     from .build import build
 
     try:
-        state = build(config).backbone.mace.state_dict()  # type: ignore[union-attr]
+        model = build(config)
     except Exception as error:
-        raise ValueError(
-            f"this {type(network).__name__} cannot be made again from its configuration ({error})"
-        ) from error
-    given = network.state_dict()
+        raise ValueError(f"this {name} cannot be made again from its configuration ({error})") from error
+    state = model.state_dict()
     wrong = [
-        name
-        for name in {*state, *given}
-        if name not in state or name not in given or state[name].shape != given[name].shape
+        key
+        for key in {*state, *given}
+        if key not in state or key not in given or state[key].shape != given[key].shape
     ]
     if wrong:
         raise ValueError(
-            f"this {type(network).__name__} was built with options that its configuration does not tell "
+            f"this {name} was built with options that its configuration does not tell "
             f"(cuEquivariance layout?): {len(wrong)} weights differ in name or shape, among them "
             f"{', '.join(sorted(wrong)[:3])}. Convert it to e3nn layout with mace's own tools first"
         )
+    model.load_state_dict(given)
+    return model
 
 
 def to_mace(model: Model) -> torch.nn.Module:
@@ -174,13 +225,42 @@ def to_mace(model: Model) -> torch.nn.Module:
     The mace-torch model that gives the same numbers, of mace-torch's own classes; a copy.
 
     Args:
-        model: With the rule "short_range" or "recursion".
+        model: With the rule "short_range", "recursion", or "latent" with compat="les".
 
     Raises:
         TypeError: for other rules, which mace-torch has no class for.
+        ImportError: for a latent one where the package `les` is missing, which MACELES needs.
     """
-    if not isinstance(model.rule, Recursion) and not isinstance(model.config.rule, ShortRangeConfig):
+    rule = model.rule
+    network: Any = copy.deepcopy(restore(model.backbone.mace))  # type: ignore[arg-type]
+    if isinstance(rule, Latent) and isinstance(rule.readout, LesReadout):
+        return _with_les(network, model.config, rule.les_options(), rule.readout)
+    if not isinstance(rule, Recursion | ShortRange):
+        hint = "; only compat='les' is MACELES" if isinstance(rule, Latent) else ""
         raise TypeError(
-            f"mace-torch has no model of the rule {type(model.rule).__name__}: save it with scfmlip.save"
+            f"mace-torch has no model of the rule {type(rule).__name__}: save it with scfmlip.save{hint}"
         )
-    return copy.deepcopy(restore(model.backbone.mace))  # type: ignore[arg-type]
+    return network
+
+
+def _with_les(
+    network: torch.nn.Module, config: ModelConfig, options: LesOptions, readout: LesReadout
+) -> torch.nn.Module:
+    """A MACELES of a network and its latent readouts."""
+    try:
+        import les  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ImportError(
+            "mace-torch's MACELES needs the package `les`, which is not installed: get it from "
+            "https://github.com/ChengUCB/les"
+        ) from error
+    weight = next(network.parameters())
+    with default_dtype(weight.dtype), torch.random.fork_rng(devices=[]):
+        made = MACELES(
+            les_arguments={**options, "use_atomwise": False},
+            **mace_arguments(config.backbone, config.elements, config.atomic_energies),
+        )
+    state = dict(network.state_dict())
+    state |= {f"les_readouts.{name}": value for name, value in readout.layers.state_dict().items()}
+    made.load_state_dict(state)
+    return made.to(weight.device).train(network.training)

@@ -53,7 +53,7 @@ class Model(torch.nn.Module):
     @property
     def pads_cell(self) -> bool:
         """Whether batches need mace-torch's long cells along open directions, or the frames' own."""
-        return self.rule.pads_cell
+        return self.rule.pads_cell(self.config.rule)
 
     @property
     def atomic_numbers(self) -> Tensor:

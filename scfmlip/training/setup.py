@@ -73,7 +73,7 @@ def prepare(
             DTYPES[typed.dtype],
             (typed.density.l_max + 1) ** 2,
             typed.backbone.heads,
-            rule_class(name_of(typed.rule)).pads_cell,
+            rule_class(name_of(typed.rule)).pads_cell(typed.rule),
         )
         for name, frames in sets.items()
         if len(frames)

@@ -1,22 +1,17 @@
 """accelerate(MACELES) against mace-torch's own with `les` (or the dense stand-in where it is missing)."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("mace", reason="needs mace-torch")
-try:
-    import les  # noqa: F401
-except ImportError:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "stubs"))
 
 from tolerances import assert_close
 
+from interfaces.les_models import les_model
 from interfaces.polar_models import batch_of, random_frames
 from scfmlip import accelerate, restore
+from scfmlip.interfaces.mace.latent import latent_energy, les_options
 
 T, F = True, False
 
@@ -28,32 +23,7 @@ def _double():
 
 @pytest.fixture(params=[{}, {"sigma": 1.3, "dl": 1.7, "remove_self_interaction": False}])
 def model(request):
-    from e3nn import o3
-    from mace import modules
-    from mace.modules.extensions import MACELES
-
-    torch.manual_seed(0)
-    block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
-    return MACELES(
-        les_arguments={"use_atomwise": False, **request.param},
-        r_max=3.0,
-        num_bessel=6,
-        num_polynomial_cutoff=5,
-        max_ell=2,
-        interaction_cls=block,
-        interaction_cls_first=block,
-        num_interactions=2,
-        num_elements=3,
-        hidden_irreps=o3.Irreps("8x0e + 8x1o"),
-        MLP_irreps=o3.Irreps("8x0e"),
-        atomic_energies=np.zeros(3),
-        avg_num_neighbors=10.0,
-        atomic_numbers=[1, 6, 8],
-        correlation=2,
-        gate=torch.nn.functional.silu,
-        atomic_inter_scale=1.0,
-        atomic_inter_shift=0.0,
-    )
+    return les_model(request.param)
 
 
 @pytest.mark.parametrize("pbc", [[(T, T, T)], [(F, F, F)], [(T, T, T), (F, F, F), (T, T, T)]])
@@ -114,3 +84,44 @@ def test_keeps_the_state_dict_and_restores(model):
     assert list(fast.state_dict()) == list(model.state_dict())
     back = restore(fast)
     assert [type(m).__name__ for m in back.modules()] == [type(m).__name__ for m in model.modules()]
+
+
+def test_options_of_every_version():
+    """Where its Ewald module alone holds them, and a network that nobody asks."""
+    model = les_model({"sigma": 1.3, "dl": 1.7})
+    want = {"sigma": 1.3, "dl": 1.7, "remove_self_interaction": True}
+    assert les_options(model.les) == want
+    for name in ("sigma", "dl", "remove_self_interaction"):
+        delattr(model.les, name)
+    model.les.use_atomwise = True
+    model.les.ewald = torch.nn.Module()
+    vars(model.les.ewald).update(sigma=1.3, dl=1.7, norm_factor=90.0474)
+    assert les_options(model.les) == want
+    model.les.ewald.norm_factor = 90.4756
+    with pytest.raises(ValueError, match="norm_factor"):
+        les_options(model.les)
+
+
+@pytest.mark.parametrize("option", ["use_epsilon_r_scaling", "is_periodic"])
+def test_more_than_charges_keeps_its_own_code(option, monkeypatch):
+    from scfmlip.interfaces.mace import les
+
+    model = les_model()
+    setattr(model.les, option, True)
+    batch = batch_of(random_frames([(T, T, T)]), model)
+    want = model(dict(batch))["les_energy"]
+    monkeypatch.setattr(les, "latent_energy", None)
+    fast = accelerate(model, tensor_products=False)
+    assert torch.equal(fast(dict(batch))["les_energy"], want)
+
+
+def test_channels_add_up():
+    (atoms,) = random_frames([(T, T, T)])
+    positions, cell = torch.tensor(atoms.positions), torch.tensor(np.asarray(atoms.cell))[None]
+    charges = torch.randn(len(atoms), 2)
+    index = torch.zeros(len(atoms), dtype=torch.int64)
+    both, first, second = (
+        latent_energy(q, positions, cell, index, 1.0, 2.0, True)
+        for q in (charges, charges[:, 0], charges[:, 1])
+    )
+    assert_close(both, first + second)

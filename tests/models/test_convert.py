@@ -1,11 +1,13 @@
 """Checkpoints, mace-torch's models both ways, the calculator, bad input."""
 
 import copy
+import sys
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from interfaces.les_models import les_model
 from interfaces.mace_models import mace_model
 from interfaces.polar_models import batch_of, random_frames, shared_polar_model
 
@@ -85,6 +87,113 @@ def test_polar_both_ways(tmp_path):
     torch.testing.assert_close(model(given, compute_stress=True)["stress"], stress, rtol=1e-8, atol=1e-10)
 
 
+LES = [
+    {},
+    {"les_arguments": {"sigma": 1.3, "dl": 1.7, "remove_self_interaction": False}, "heads": ("a", "b")},
+    {"num_interactions": 1},
+    {"use_last_readout_only": True, "num_interactions": 3},
+]
+
+
+def les_frames():
+    """Crystal, slab and molecule, without the field that MACELES has no ear for."""
+    found = random_frames([(T, T, T), (T, T, F), (F, F, F)], n_atoms=5)
+    for atoms in found:
+        atoms.info.clear()
+    return found
+
+
+@pytest.mark.parametrize("options", LES)
+def test_maceles_both_ways(options, tmp_path, monkeypatch):
+    """In every boundary and head; only the way back needs the package `les`."""
+    torch.set_default_dtype(torch.float64)
+    original = les_model(**options)
+    given = batch_of(les_frames(), original)
+    given["head"] = torch.arange(3) % len(original.heads)
+    fast = scfmlip.accelerate(original)(dict(given), compute_stress=True)
+    # mace-torch 0.3.16 leaves the latent sum out of the stress
+    want = {**original(copy.copy(given)), "stress": fast["stress"], "virials": fast["virials"]}
+    names = ("energy", "forces", "latent_charges", "node_energy", "stress", "virials")
+    model = scfmlip.models.from_mace(original)
+    scfmlip.save(model, tmp_path / "m.safetensors")
+    back = scfmlip.models.to_mace(model)
+    assert type(back) is type(original)
+    same(back(copy.copy(given)), want, names[:-2])
+    assert set(back.state_dict()) == set(original.state_dict())
+    monkeypatch.setitem(sys.modules, "les", None)
+    out = model(given, compute_stress=True)
+    same(out, want, names)
+    torch.testing.assert_close(
+        out["electrostatic_energy"], want["les_energy"].detach(), rtol=1e-9, atol=1e-10
+    )
+    same(scfmlip.load(tmp_path / "m.safetensors")(given, compute_stress=True), want, names)
+    with pytest.raises(ImportError, match="needs the package `les`"):
+        scfmlip.models.to_mace(model)
+
+
+def test_maceles_in_float32():
+    model = scfmlip.models.from_mace(les_model())
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert next(scfmlip.models.to_mace(model).parameters()).dtype == torch.float32
+
+
+def test_maceles_files(tmp_path):
+    """Converted on the command line, and run in ASE in every boundary, mace's padded cells included."""
+    torch.set_default_dtype(torch.float64)
+    torch.save(les_model(), tmp_path / "a.model")
+    assert main(["convert", str(tmp_path / "a.model"), str(tmp_path / "b.safetensors")]) == 0
+    assert main(["convert", str(tmp_path / "b.safetensors"), str(tmp_path / "c.model")]) == 0
+    for atoms in les_frames():
+        found = []
+        for name in ("a.model", "b.safetensors", "c.model"):
+            atoms.calc = Calculator(tmp_path / name)
+            stress = atoms.get_stress()
+            found.append((atoms.get_potential_energy(), atoms.get_forces(), stress))
+            assert atoms.calc.results["latent_charges"].shape == (len(atoms),)
+        for other in found[1:]:
+            for got, want in zip(other, found[0], strict=True):
+                np.testing.assert_allclose(got, want, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("where", "option", "value"),
+    [
+        ("les", "use_epsilon_r_scaling", True),
+        ("les", "use_fixed_atomic_charges", True),
+        ("les", "use_atomic_alpha", True),
+        ("les", "is_periodic", False),
+        ("", "use_induced_dipoles", True),
+    ],
+)
+def test_maceles_of_more_than_charges_is_refused(where, option, value):
+    original = les_model()
+    setattr(original.get_submodule(where), option, value)
+    with pytest.raises(ValueError, match=option):
+        scfmlip.models.from_mace(original)
+
+
+def test_options_of_born_charges_are_left_behind():
+    with pytest.warns(UserWarning, match="compute_bec of this MACELES"):
+        scfmlip.models.from_mace(les_model({"compute_bec": True}))
+
+
+def test_fields_act_on_the_charges_of_maceles():
+    """What is reported as charges has the model's Coulomb energy and feels fields; dE/dF = dipole."""
+    torch.set_default_dtype(torch.float64)
+    model = scfmlip.models.from_mace(les_model())
+    atoms = Atoms("OH2", [[0, 0, 0], [0.96, 0, 0], [-0.2, 0.9, 0.1]])
+    given = batch(model, [atoms])
+    given["external_field"] = torch.zeros(1, 3).requires_grad_()
+    out, result = model.evaluate_density(given)
+    torch.testing.assert_close(result.geometry.energy(out["charges"][:, None]), out["electrostatic_energy"])
+    energies = []
+    for strength in (-0.1, 0.1):
+        given["external_field"] = torch.tensor([[0.0, strength, 0.0]])
+        energies.append(model(given)["energy"])
+    slope = (energies[1] - energies[0]) / 0.2
+    torch.testing.assert_close(slope, out["dipole"][:, 1], rtol=1e-9, atol=1e-10)
+
+
 def test_convert_command(tmp_path, capsys):
     original = mace_model()
     torch.save(original, tmp_path / "a.model")
@@ -106,6 +215,8 @@ def test_convert_command(tmp_path, capsys):
 def test_models_mace_has_no_class_for():
     with pytest.raises(TypeError, match=r"scfmlip\.save"):
         scfmlip.models.to_mace(make_model("qeq"))
+    with pytest.raises(TypeError, match="only compat='les' is MACELES"):
+        scfmlip.models.to_mace(make_model("latent"))
     with pytest.raises(TypeError, match="from_mace takes"):
         scfmlip.models.from_mace(torch.nn.Linear(2, 2))
 
@@ -192,6 +303,10 @@ def test_constant_potential_of_a_model_trained_at_constant_charge():
             {"rule": {"name": "fixed_point", "energy": "variational"}, "constraint": "charge"},
             "needs rule.response='passive'",
         ),
+        ({"rule": {"name": "latent", "dl": 1.0}}, "are for compat='les'"),
+        ({"rule": {"name": "latent", "compat": "les", "sigma": 0.0}}, "sigma must be a positive number"),
+        ({"rule": {"name": "latent", "compat": "les", "channels": 2}}, "one channel, got rule.channels = 2"),
+        ({"rule": {"name": "latent", "compat": "les"}}, "set density.l_max = 0"),
         (
             {"rule": {"name": "equilibrated", "screening": [1, 2]}, "constraint": "charge"},
             "screening is for energy='coulomb'",

@@ -182,16 +182,14 @@ class ChargeRule(torch.nn.Module):
 
     Subclasses set ``Config`` (a frozen dataclass of their options), ``constraints`` they can obey, and
     `forward`. ``supports_direct`` says that one step from a given density is possible, ``gauge_free_dipole``
-    that the dipole does not depend on where a periodic cell is cut, ``pads_cell`` that batches have
-    mace-torch's long cells along open directions, ``iterates`` that a first guess of the density helps,
-    ``has_geometry`` that the Coulomb operator behind the density is at hand.
+    that the dipole does not depend on where a periodic cell is cut, ``iterates`` that a first guess of the
+    density helps, ``has_geometry`` that the Coulomb operator behind the density is at hand.
     """
 
     Config: ClassVar[type]
     constraints: ClassVar[tuple[str, ...]] = ("none",)
     supports_direct: ClassVar[bool] = False
     gauge_free_dipole: ClassVar[bool] = False
-    pads_cell: ClassVar[bool] = False
     iterates: ClassVar[bool] = False
     has_geometry: ClassVar[bool] = True
 
@@ -202,6 +200,11 @@ class ChargeRule(torch.nn.Module):
     @property
     def variational(self) -> bool:
         """Whether the state minimises the model's energy, so that its first derivatives need no adjoint."""
+        return False
+
+    @classmethod
+    def pads_cell(cls, config: Any) -> bool:
+        """Whether batches of a rule with these options have mace-torch's long cells along open directions."""
         return False
 
     @classmethod

@@ -7,8 +7,18 @@ Cheng, npj Comput. Mater. 11, 80 (2025).
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
+import torch
+from e3nn import o3
+from mace.modules.blocks import LinearReadoutBlock, NonLinearReadoutBlock
+from torch import Tensor
+
+from ...interfaces.mace.latent import CHARGE_SCALE, LesOptions, latent_coulomb
+from ..config import BackboneConfig, check_positive
 from ..readouts import MultipoleReadout
 from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
@@ -24,11 +34,58 @@ class LatentConfig:
         hidden: Width of the gated layer of the last readout.
         sigma: Gaussian width of the charges in LES's convention, angstrom (1 there): exp(-sigma^2 k^2 / 2) of
             a pair, so that each Gaussian has the width sigma / sqrt(2). None takes the density's width.
+        compat: "les" is MACELES: its readouts, the wave vectors up to 2 pi / dl, the constant of the package
+            `les`, cells that mace-torch pads along open directions and takes for periodic. One channel of
+            charges, and of the density's options sigma alone. The charges it reports, 0.998 of the latent
+            ones, are those whose Coulomb energy is the model's.
+        dl: Resolution in reciprocal space, angstrom; with compat="les".
+        remove_self_interaction: Whether self terms are left out; with compat="les".
     """
 
     channels: int = 1
     hidden: int = 16
     sigma: float | None = None
+    compat: Literal["les"] | None = None
+    dl: float = 2.0
+    remove_self_interaction: bool = True
+
+    def __post_init__(self) -> None:
+        check_positive("rule", self, "dl", *(() if self.sigma is None else ("sigma",)))
+        if self.compat is None and (self.dl != 2.0 or not self.remove_self_interaction):
+            raise ValueError("rule.dl and rule.remove_self_interaction are for compat='les'")
+        if self.compat == "les" and self.channels != 1:
+            raise ValueError(f"compat='les' has one channel, got rule.channels = {self.channels!r}")
+
+
+class LesReadout(torch.nn.Module):
+    """
+    MACELES's ``les_readouts``: another readout like the energy's of each layer, the last with a perceptron.
+
+    Args:
+        feature_irreps: Irreps of each layer.
+        backbone: For the hidden features, the heads and whether the last layer is read alone.
+    """
+
+    def __init__(self, feature_irreps: Sequence[o3.Irreps], backbone: BackboneConfig) -> None:
+        super().__init__()
+        n_heads = len(backbone.heads)
+        out = o3.Irreps(f"{n_heads}x0e")
+        # the layer of a network with one alone is read linearly
+        linear = feature_irreps[:-1] or feature_irreps
+        layers: list[torch.nn.Module] = []
+        if not backbone.options.get("use_last_readout_only"):
+            layers += [LinearReadoutBlock(irreps, out) for irreps in linear]
+        if len(feature_irreps) > 1:
+            hidden: Any = o3.Irreps("+".join([backbone.MLP_irreps] * n_heads))
+            silu = torch.nn.functional.silu
+            layers.append(NonLinearReadoutBlock(feature_irreps[-1], hidden.simplify(), silu, out, n_heads))
+        self.layers = torch.nn.ModuleList(layers)
+
+    def forward(self, features: Sequence[Tensor], heads: Tensor) -> Tensor:
+        """``[n_atoms]`` latent charges, of the head that each atom's system belongs to."""
+        read = features[-len(self.layers) :]
+        each = [layer(x, heads) for layer, x in zip(self.layers, read, strict=True)]
+        return torch.stack(each).sum(0).gather(1, heads[:, None])[:, 0]
 
 
 @register("latent")
@@ -39,19 +96,48 @@ class Latent(ChargeRule):
 
     def __init__(self, config: LatentConfig, context: RuleContext) -> None:
         super().__init__(config, context)
-        width = context.density.sigma if config.sigma is None else config.sigma / 2**0.5
-        self.coulomb = make_coulomb(context.density, sigma=width, self_interaction=False)
+        density = context.density
+        if config.compat == "les":
+            if density.l_max != 0:
+                raise ValueError("compat='les' has charges only: set density.l_max = 0")
+            self.coulomb = latent_coulomb(**self.les_options())
+            self.readout = LesReadout(context.feature_irreps, context.backbone)
+            return
+        width = density.sigma if config.sigma is None else config.sigma / 2**0.5
+        self.coulomb = make_coulomb(density, sigma=width, self_interaction=False)
         self.readout = MultipoleReadout(
             context.feature_irreps,
             len(context.elements),
             n_channels=config.channels,
-            l_max=context.density.l_max,
+            l_max=density.l_max,
             hidden=config.hidden,
         )
 
+    def les_options(self) -> LesOptions:
+        """Arguments of `les` that make it this rule with compat="les"."""
+        config: LatentConfig = self.config
+        sigma = self.context.density.sigma * 2**0.5 if config.sigma is None else config.sigma
+        return {
+            "sigma": sigma,
+            "dl": config.dl,
+            "remove_self_interaction": config.remove_self_interaction,
+        }
+
+    @classmethod
+    def pads_cell(cls, config: LatentConfig) -> bool:
+        """As MACELES's numbers need it."""
+        return config.compat == "les"
+
     def forward(self, system: System) -> RuleOutput:
         """Latent multipoles and their energy; the sum of the channels is reported as the density."""
-        rows = self.readout(system.features, system.node_attrs)
+        if isinstance(self.readout, LesReadout):
+            head = system.batch.get("head", torch.zeros_like(system.ptr[1:]))
+            charges = self.readout(system.features, head[system.index])
+            rows = CHARGE_SCALE * charges[:, None, None]
+            system = dataclasses.replace(system, pbc=system.pbc.any(1, keepdim=True).expand(-1, 3))
+        else:
+            rows = self.readout(system.features, system.node_attrs)
+            charges = rows[..., 0]
         geometry = system.prepare(self.coulomb)
         energy = geometry.energy(rows).sum(1)
-        return RuleOutput(energy, None, rows.sum(1), geometry, extra={"latent_charges": rows[..., 0]})
+        return RuleOutput(energy, None, rows.sum(1), geometry, extra={"latent_charges": charges})

@@ -55,9 +55,12 @@ class Recursion(ChargeRule):
 
     Config = RecursionConfig
     constraints = ("charge_spin",)
-    # the reference's own cells, so that its numbers come out
-    pads_cell = True
     has_geometry = False
+
+    @classmethod
+    def pads_cell(cls, config: RecursionConfig) -> bool:
+        """The reference's own cells, so that its numbers come out."""
+        return True
 
     @classmethod
     def build_backbone(cls, config: ModelConfig) -> Backbone:

@@ -12,9 +12,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "convert",
         help="mace-torch's model files to safetensors and back",
         description="Convert a model between mace-torch's pickle (*.model: MACE, ScaleShiftMACE, "
-        "PolarMACE, MACELES) and scfmlip's safetensors file (*.safetensors), with equal numbers. The pickle of a MACELES "
-        "needs the package les, its safetensors file does not. A pickle runs code when it is read: only "
-        "convert files you trust.",
+        "PolarMACE, MACELES) and scfmlip's safetensors file (*.safetensors), with equal numbers. The pickle "
+        "of a MACELES needs the package les, its safetensors file does not. A pickle runs code when it is "
+        "read: only convert files you trust.",
     )
     parser.add_argument("input", type=Path, help="*.safetensors is read as ours, anything else as mace's")
     parser.add_argument("output", type=Path, help="*.safetensors is written as ours, anything else as mace's")

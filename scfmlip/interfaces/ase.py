@@ -146,6 +146,7 @@ class Calculator(AseCalculator):
             return
         self.implemented_properties += [
             "charges",
+            "latent_charges",
             "dipole",
             "density_coefficients",
             "electrostatic_energy",

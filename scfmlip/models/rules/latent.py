@@ -36,9 +36,9 @@ class LatentConfig:
             a pair, so that each Gaussian has the width sigma / sqrt(2). None takes the density's width.
         compat: "les" is MACELES: its readouts, the wave vectors up to 2 pi / dl, the constant of the package
             `les`, and slabs in cells that mace-torch pads along open directions and that then count as
-            periodic: their energies depend on the padding, as MACELES's do. One channel of charges, and of
-            the density's options sigma alone. The charges it reports, 0.998 of the latent ones, are those whose
-            Coulomb energy is the model's.
+            periodic: their energies depend on the padding, as MACELES's do. One channel of charges; of the
+            density's options sigma alone counts. The charges it reports, 0.998 of the latent ones, are
+            those whose Coulomb energy is the model's.
         dl: Resolution in reciprocal space, angstrom; with compat="les".
         remove_self_interaction: Whether self terms are left out; with compat="les".
     """

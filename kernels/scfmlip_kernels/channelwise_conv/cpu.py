@@ -15,9 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..threads import run_blocks, worker_threads
 from .product import ChannelwiseProduct, offsets
 
-# edges of a block for each thread; slots that a block may waste on padding, as a share or a number
+# edges of a block for each of PyTorch's threads; slots that a block may waste on padding, share or number
 _EDGES = 512
 _WASTE = 0.1
 _WASTED = 64
@@ -79,7 +80,7 @@ class _Pieces(NamedTuple):
 
 
 def _pieces(ptr: Tensor) -> _Pieces:
-    limit = _EDGES * torch.get_num_threads()
+    limit = _EDGES * worker_threads()[1]
     degrees = ptr.diff()
     counts = (degrees + limit - 1) // limit
     nodes = torch.arange(len(degrees)).repeat_interleave(counts)
@@ -185,8 +186,8 @@ def channelwise_conv_cpu(
     x = _components_first(x, product.x, product.layout)
     pieces = _pieces(receiver_ptr)
     sums = [x.new_empty(len(pieces.nodes), p.out_dim, p.channels) for p in paths]
-    buffers = _Buffers(x)
-    for block in _blocks(by_receiver, pieces):
+
+    def work(buffers: _Buffers, block: _Block) -> None:
         w = _edge_weights(weights, matrix, block, buffers)[:, None].split(w_sizes, 2)
         sent = _segments(buffers.rows("x", x, sender[block.edges]), product.x, "ir_mul")
         attributes = _attributes(y, block, buffers)
@@ -195,6 +196,8 @@ def channelwise_conv_cpu(
             z = buffers("z", block.n_pieces, block.degree * p.x_dim, p.channels)
             torch.mul(w_p, sent[p.x], out=z.view(block.n_slots, p.x_dim, p.channels))
             torch.bmm(m.mT, z, out=total[block.pieces])
+
+    run_blocks(list(_blocks(by_receiver, pieces)), lambda: _Buffers(x), work)
     out = x.new_zeros(len(receiver_ptr) - 1, product.out_dim)
     for part, total in zip(_segments(out, product.out, product.layout), sums, strict=True):
         pieces.add(part, total)
@@ -227,8 +230,8 @@ def channelwise_conv_backward_cpu(
     d_weights = y.new_empty((len(y) + 1, weights.shape[1]) if wants_weights else 0)
     d_matrix = y.new_zeros(matrix.shape if matrix is not None and wants_matrix else 0)
     used = {p.x for p in paths}
-    buffers = _Buffers(x)
-    for block in _blocks(by_receiver, pieces):
+
+    def work(buffers: _Buffers, block: _Block) -> tuple[Tensor, Tensor, Tensor]:
         weight_rows = _edge_weights(weights, matrix, block, buffers)
         n_slots, n_columns = block.n_slots, weight_rows.shape[1]
         w = weight_rows[:, None].split(w_sizes, 2)
@@ -266,18 +269,28 @@ def channelwise_conv_backward_cpu(
             for n, part in enumerate(d_sent):
                 if n not in used:
                     part.zero_()
-            d_x.index_add_(0, from_node, d_sent_rows)
         if wants_y:
             d_y.index_copy_(0, block.targets, d_attributes)
-        if matrix is None:
+        part = x.new_empty(0)
+        if matrix is not None:
+            hidden = buffers("weights", n_slots, weights.shape[1])  # still those of this block
+            if wants_matrix:
+                part = torch.mm(hidden.mT, d_w_rows, out=buffers("matrix", *matrix.shape))
             if wants_weights:
-                d_weights.index_copy_(0, block.targets, d_w_rows)
-            continue
-        hidden = buffers("weights", n_slots, weights.shape[1])  # still those of this block
+                d_weights.index_copy_(0, block.targets, torch.mm(d_w_rows, matrix.mT, out=hidden))
+        elif wants_weights:
+            d_weights.index_copy_(0, block.targets, d_w_rows)
+        return from_node, d_sent_rows, part
+
+    def finish(found: tuple[Tensor, Tensor, Tensor]) -> None:
+        from_node, d_sent_rows, part = found
+        if wants_x:
+            d_x.index_add_(0, from_node, d_sent_rows)
         if wants_matrix:
-            d_matrix.addmm_(hidden.mT, d_w_rows)
-        if wants_weights:
-            d_weights.index_copy_(0, block.targets, torch.mm(d_w_rows, matrix.mT, out=hidden))
+            d_matrix.add_(part)
+
+    sums = finish if wants_x or wants_matrix else None
+    run_blocks(list(_blocks(by_receiver, pieces)), lambda: _Buffers(x), work, sums)
     if wants_x and product.layout == "mul_ir":
         parts = _segments(d_x, product.x, "ir_mul")
         d_x = torch.cat([part.mT.flatten(1) for part in parts], 1)

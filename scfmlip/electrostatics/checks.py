@@ -1,6 +1,7 @@
 """Refusals of bad input, with the cause and what to do."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,16 @@ def check_tensor(name: str, value: object, what: str) -> None:
     """A tensor, not a list or an array."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor {what}, got {type(value).__name__}")
+
+
+def to_tensor(name: str, value: object, what: str, **options: Any) -> Tensor:
+    """``torch.as_tensor`` that says what was wanted where there is no tensor in a value."""
+    try:
+        return torch.as_tensor(value, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(value, Tensor):
+            raise
+        raise TypeError(f"{name} must be {what}, got {value!r}") from error
 
 
 def check_positions(positions: Tensor, name: str = "positions") -> None:

@@ -165,7 +165,7 @@ class Coulomb:
         cells = _cells(cell)
         if pbc is None:
             pbc = [[cells is not None] * 3]
-        flags = torch.as_tensor(pbc).detach().to("cpu", torch.bool)
+        flags = checks.to_tensor("pbc", pbc, "booleans [3] or [n_systems, 3]").detach().to("cpu", torch.bool)
         flags = flags.expand(3) if flags.ndim == 0 else flags
         if flags.ndim == 1 and flags.shape[0] != 3 and flags.shape[0] % 3 == 0:
             flags = flags.view(-1, 3)
@@ -265,7 +265,8 @@ class Coulomb:
         def per_system(name: str, value, *shape: int) -> Tensor | None:
             if value is None:
                 return None
-            tensor = torch.as_tensor(value, dtype=positions.dtype, device=positions.device)
+            what = f"numbers of shape {[n_systems, *shape]} (or one for all)"
+            tensor = checks.to_tensor(name, value, what, dtype=positions.dtype, device=positions.device)
             try:
                 tensor = tensor.expand(n_systems, *shape)
             except RuntimeError:

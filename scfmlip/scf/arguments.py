@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..electrostatics import Boundary, Geometry
+from ..electrostatics.checks import to_tensor
 from .constraints import ChargeGroups, make_groups
 from .quadratic import QuadraticProblem
 from .short_range import NeighbourPairs, neighbour_pairs, pair_cutoff, slab_gaps
@@ -211,7 +212,8 @@ def _per_atom(
 
 def _per_group(name: str, value: Tensor | float | None, n_groups: int, positions: Tensor) -> Tensor:
     """``[n_groups]`` from a number or a tensor."""
-    tensor = torch.as_tensor(value, dtype=positions.dtype, device=positions.device)
+    what = f"a number or numbers of shape [{n_groups}]"
+    tensor = to_tensor(name, value, what, dtype=positions.dtype, device=positions.device)
     if tensor.ndim > 1 or (tensor.ndim == 1 and tensor.shape[0] not in (1, n_groups)):
         raise ValueError(f"{name} must be a number or have shape [{n_groups}], got {list(tensor.shape)}")
     if not bool(torch.isfinite(tensor).all()):

@@ -21,6 +21,7 @@ from .conjugate_gradients import LinearResult, conjugate_gradients
 from .dense import DenseSolver
 from .eager import runs_eagerly
 from .implicit import partial_gradients
+from .options import check_solver
 from .preconditioners import atom_widths, make_preconditioner
 from .quadratic import QuadraticProblem
 from .short_range import NeighbourPairs
@@ -307,6 +308,7 @@ def charge_equilibration(
     """
     if method not in ("auto", "cg", "dense"):
         raise ValueError(f"method must be 'auto', 'cg' or 'dense', got {method!r}")
+    check_solver(tolerance, max_iterations, on_failure)
     given = read_arguments(
         geometry,
         electronegativity,

@@ -17,9 +17,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..electrostatics.checks import to_tensor
 from .eager import runs_eagerly
 from .implicit import Root, RootOptions
 from .krylov import Batch, anderson, bracket_potential, newton
+from .options import check_solver, check_state
 from .solution import Status
 from .totals import GivenTotals
 
@@ -108,11 +110,8 @@ def fixed_point(
         ValueError: for shapes that do not fit.
         TypeError: for a state that is not float32 or float64, or parameters that are not a sequence.
     """
-    if not isinstance(state, Tensor) or state.dtype not in (torch.float32, torch.float64):
-        got = state.dtype if isinstance(state, Tensor) else type(state).__name__
-        raise TypeError(f"state must be a float32 or float64 tensor, got {got}")
-    if isinstance(parameters, Tensor):
-        raise TypeError("parameters must be a sequence of tensors, got one tensor: pass (tensor,)")
+    check_state(state, parameters)
+    check_solver(tolerance, max_iterations, on_failure)
     if solver not in ("auto", "anderson", "newton"):
         raise ValueError(f"solver must be 'auto', 'anderson' or 'newton', got {solver!r}")
     constrained = total_charge is not None
@@ -130,7 +129,8 @@ def fixed_point(
     columns, groups, totals, potential = list(charge_columns), None, None, None
     if chemical_potential is not None or constrained:
         guess = 0.0 if chemical_potential is None else chemical_potential
-        potential = torch.as_tensor(guess, dtype=dtype, device=device)
+        what = "a number, or one for each system (V)"
+        potential = to_tensor("chemical_potential", guess, what, dtype=dtype, device=device)
     if constrained:
         groups = GivenTotals(batch_idx, n_systems, columns, size)
         totals = groups.totals(total_charge, state)

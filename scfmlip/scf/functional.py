@@ -19,6 +19,7 @@ from .eager import runs_eagerly
 from .implicit import Root, RootOptions, partial_gradients
 from .krylov import Batch, Map
 from .newton_cg import conjugate_gradient_solve, newton_cg
+from .options import check_solver, check_state
 from .totals import GivenTotals
 
 Functional = Callable[..., Tensor]
@@ -130,8 +131,11 @@ def minimize_functional(
     Raises:
         ConvergenceError: names the systems, why (no minimum: the functional is not convex where it ends), and
             what to do.
-        ValueError: for shapes that do not fit.
+        ValueError: for shapes that do not fit, or options out of range.
+        TypeError: for a state that is not float32 or float64, or parameters that are not a sequence.
     """
+    check_state(state, parameters)
+    check_solver(tolerance, max_iterations, on_failure)
     rows, dtype, device = state.shape[0], state.dtype, state.device
     if batch_idx is None:
         batch_idx = torch.zeros(rows, dtype=torch.int64, device=device)

@@ -24,7 +24,8 @@ ADVICE = {
     Status.INDEFINITE: "is not a minimum: hardness plus Coulomb matrix, the energy's second derivatives, is "
     "not positive. Make the hardness positive (for instance the square of a parameter), or let the "
     "functional grow with charge",
-    Status.NOT_FINITE: "met NaN or infinity: look at positions, electronegativity and hardness",
+    Status.NOT_FINITE: "met NaN or infinity: look at positions, and at electronegativity and hardness or at "
+    "what the update returns",
     Status.STAGNATED: "stopped improving above the tolerance, at the rounding of its dtype: loosen the "
     "tolerance or use float64",
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..electrostatics.checks import to_tensor
+
 
 class GivenTotals:
     """
@@ -29,7 +31,8 @@ class GivenTotals:
 
     def totals(self, value: Tensor | float, like: Tensor) -> Tensor:
         """``[n_systems]`` or ``[n_systems, n_columns]`` from what the user gave."""
-        totals = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+        what = "a number, or one for each system (e)"
+        totals = to_tensor("total_charge", value, what, dtype=like.dtype, device=like.device)
         wide = (self.n_systems, len(self.columns))
         if totals.ndim == 2 and totals.shape[1] == len(self.columns) and totals.shape[0] in (1, wide[0]):
             return totals.expand(wide)

@@ -151,6 +151,14 @@ def test_pbc(pbc, message, positions):
         Coulomb().prepare(positions, CELL, pbc)
 
 
+def test_what_are_no_numbers(positions):
+    for pbc in ("TTT", [True, "x", False]):
+        with pytest.raises(TypeError, match="pbc must be booleans"):
+            Coulomb().prepare(positions, CELL, pbc)
+    with pytest.raises(TypeError, match=r"external_field must be numbers of shape \[1, 3\].*got 'z'"):
+        Coulomb().prepare(positions, external_field="z")
+
+
 @pytest.mark.parametrize("pbc", [CRYSTAL, SLAB, True])
 def test_periodicity_without_a_cell(pbc, positions):
     with pytest.raises(ValueError, match=r"system 0 has pbc=.* but no cell was given: pass cell"):

@@ -7,8 +7,22 @@ from tolerances import assert_close
 
 from scfmlip_kernels import ChannelwiseProduct, ProductPath, channelwise_conv, sort_edges
 from scfmlip_kernels.channelwise_conv.reference import channelwise_conv_reference
+from scfmlip_kernels.tuned import tuned
 
 F64 = torch.float64
+
+
+def radial_inside(monkeypatch, device, dtype, components=4, paths=1):
+    """Let the kernels compute a last radial layer, in small blocks and several chunks of edges."""
+    blocks = {"edges": 16, "hidden": 16, "channels": 16}
+    changes = {
+        "radial": {"fused": True, "components": components, **blocks},
+        "radial_edges": {"components": components, **blocks},
+        "radial_matrix": {"paths": paths, "chunk": 16, "chunks": 2, **blocks},
+    }
+    for family, values in changes.items():
+        for name, value in values.items():
+            monkeypatch.setitem(tuned(family, torch.device(device), dtype), name, value)
 
 
 def random_product(seed, layout="mul_ir", max_channels=5):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tolerances import assert_close
 
-from kernels.convolutions import Problem, assert_right, plain_product, random_product
+from kernels.convolutions import Problem, assert_right, plain_product, radial_inside, random_product
 from kernels.problems import DTYPES, PATHS, scattered, submodule
 from kernels.test_memory import Largest
 from scfmlip_kernels import ChannelwiseProduct, ProductPath, channelwise_conv, sort_edges
@@ -13,6 +13,8 @@ from scfmlip_kernels.tuned import tuned
 F64 = torch.float64
 LAYOUTS = ["mul_ir", "ir_mul"]
 OP = "channelwise_conv"
+# the kernels again, those that compute the weights of a last radial layer themselves
+RADIAL = pytest.param("radial", marks=pytest.mark.interpreter)
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +24,14 @@ def _empty_is_nan(monkeypatch):
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _radial(request, monkeypatch):
+    """Tests whose path is "radial"."""
+    if "path" in request.fixturenames and request.getfixturevalue("path") == "radial":
+        for dtype in DTYPES:
+            radial_inside(monkeypatch, request.getfixturevalue("device"), dtype)
 
 
 def place(path, device):
@@ -53,13 +63,16 @@ def test_random_products_in_the_kernels(seed, generator, device):
     assert_right(Problem(product, 3, 6, generator, device=device), second=False)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", [*PATHS, RADIAL])
 def test_graphs_with_nothing(path, generator, device):
     """No nodes, no edges, one edge, isolated nodes."""
     product = plain_product((3, 2))
     for n_nodes, ends in ((0, []), (4, []), (1, [(0, 0)]), (5, [(3, 1), (3, 1), (1, 3)])):
         graph = torch.tensor(ends, dtype=torch.int64).reshape(-1, 2).T
-        problem = Problem(product, n_nodes, len(ends), generator, device=place(path, device), graph=graph)
+        hidden = 3 if path == "radial" else 0
+        problem = Problem(
+            product, n_nodes, len(ends), generator, hidden, device=place(path, device), graph=graph
+        )
         assert_right(problem)
 
 
@@ -83,7 +96,7 @@ def test_padding_keeps_nan_where_it_is(generator):
     assert_close(value[1:], problem.reference(*problem.inputs)[1:])
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", [*PATHS, RADIAL])
 def test_only_what_is_needed(path, generator, device):
     """Each choice of arguments that need a derivative, alone and in the second derivative."""
     product = plain_product((3, 2))
@@ -174,12 +187,14 @@ def test_vmap(path, hidden, generator, device):
             assert_close(a[n], b)
 
 
-@pytest.mark.parametrize("hidden", [0, 2])
-def test_opcheck(hidden, generator):
+@pytest.mark.parametrize(
+    ("path", "hidden"), [("cpu", 0), ("cpu", 2), pytest.param("radial", 2, marks=RADIAL.marks)]
+)
+def test_opcheck(path, hidden, generator, device):
     torch.use_deterministic_algorithms(False)
     key = submodule(f"{OP}.product").product_key
     for dtype in DTYPES:
-        problem = Problem(random_product(7), 3, 6, generator, hidden, dtype)
+        problem = Problem(random_product(7), 3, 6, generator, hidden, dtype, place(path, device))
         leaves = [*problem.leaves(), *([] if hidden else [None])]
         tables = (*problem.edges.tables, key(problem.product))
         torch.library.opcheck(torch.ops.scfmlip.channelwise_conv.default, (*leaves, *tables))
@@ -229,7 +244,7 @@ def test_compiled_derivatives(generator):
         assert_close(a, b)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", [*PATHS, RADIAL])
 def test_not_contiguous(path, generator, device):
     problem = Problem(plain_product((3, 2)), 4, 7, generator, hidden=2, device=place(path, device))
     problem.x, problem.y, problem.weights, problem.matrix = (scattered(t) for t in problem.inputs)
@@ -260,21 +275,94 @@ def test_large_products_are_cut(most, seed, generator, device, monkeypatch):
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("dtype", "hidden", "most"), [(F64, 5, 4), (F64, 17, 100), (torch.float32, 16, 4)])
-def test_radial_layer_inside(dtype, hidden, most, layout, generator, device, monkeypatch):
-    """The kernel that computes the weights itself, with more edges than a tile and with fewer, or none."""
-    for name, value in {"fused": True, "components": most, "hidden": 16}.items():
-        monkeypatch.setitem(tuned("radial", torch.device(device), dtype), name, value)
+@pytest.mark.parametrize(
+    ("dtype", "hidden", "most", "paths"),
+    [(F64, 5, 4, 1), (F64, 17, 100, 2), (torch.float32, 16, 4, 2), (torch.float32, 33, 100, 1)],
+)
+def test_radial_layer_inside(dtype, hidden, most, paths, layout, generator, device, monkeypatch):
+    """
+    Kernels that compute the weights themselves, and keep their derivatives to themselves.
+
+    More edges than a tile, a chunk and a node's tile take, and fewer; cut and whole; channels of two blocks.
+    """
+    radial_inside(monkeypatch, device, dtype, most, paths)
     product = plain_product((20, 17), layout)
-    many = torch.tensor([[0, 1, 2] * 7, [0] * 18 + [1, 1, 1]])
-    problem = Problem(product, 4, 21, generator, hidden, dtype, device, graph=many)
-    assert_right(problem, second=dtype == F64)
-    assert_right(Problem(random_product(5, layout), 3, 4, generator, hidden, dtype, device), second=False)
+    many = torch.tensor([[0, 1, 2] * 13, [0] * 18 + [1, 1, 1] + [3] * 18])
+    many = many[:, torch.randperm(39, generator=generator)]
+    problem = Problem(product, 4, 39, generator, hidden, dtype, device, graph=many)
+    assert_right(problem, second=layout == "mul_ir")
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_same_bits_every_time(dtype, generator, device):
-    problem = Problem(plain_product((16, 8)), 20, 400, generator, hidden=4, dtype=dtype, device=device)
+@pytest.mark.parametrize("seed", range(4))
+def test_random_products_with_the_radial_layer_inside(seed, dtype, generator, device, monkeypatch):
+    """Segments of x and y that no path has among them."""
+    radial_inside(monkeypatch, device, dtype, (1, 100)[seed % 2])
+    product = random_product(seed, LAYOUTS[seed // 2], max_channels=20)
+    product = product._replace(x=(*product.x, (2, 3)), y=(*product.y, 2))
+    assert_right(Problem(product, 3, 7, generator, 3, dtype, device))
+
+
+def test_chunks_of_edges():
+    """Whole tiles, no more chunks than asked for, and none without edges."""
+    chunks = submodule(f"{OP}.kernel_radial").edge_chunks
+    for n_edges in (1, 511, 512, 513, 100_000, 1_000_003):
+        size, n = chunks(n_edges, 32, 512, 128)
+        assert size % 32 == 0
+        assert size >= 512
+        assert n <= 128
+        assert (n - 1) * size < n_edges <= n * size
+    assert chunks(0, 32, 512, 128)[1] == 0
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_are_never_stored(dtype, generator, device, monkeypatch):
+    """With the radial layer inside, nothing of size edges x weights, up to the second derivative."""
+    module, largest = submodule(f"{OP}.op"), []
+
+    def watch(name):
+        launch = getattr(module, name)
+
+        def watched(*arguments):
+            # a mode does not see what an operator does inside: one of its own for each launch
+            with Largest() as inside:
+                found = launch(*arguments)
+            largest.append(inside.bytes)
+            return found
+
+        monkeypatch.setattr(module, name, watched)
+
+    for name in ("conv", "conv_backward", "conv_radial", "conv_radial_backward"):
+        watch(f"launch_channelwise_{name}")
+    # as in a first layer, weights are many times the features
+    paths = [ProductPath(0, 1, ((0, 0, 0, 1.0 + p), (0, 2, 0, 0.5)), 1) for p in range(8)]
+    product = ChannelwiseProduct(((16, 1),), (1, 3), tuple(paths))
+    problem = Problem(product, 6, 90, generator, 4, dtype, device)
+    stored = 90 * product.weight_numel * dtype.itemsize
+
+    def run():
+        largest.clear()
+        with Largest() as outside:
+            leaves = problem.leaves()
+            grad = problem.grad.clone().requires_grad_()
+            value = problem.value(*leaves)
+            first = torch.autograd.grad(value, leaves, grad, create_graph=True)
+            torch.autograd.grad(sum(g.square().sum() for g in first), [*leaves, grad])
+        assert len(largest) == 10  # value and its derivative, then both for each of four cotangents
+        return max(outside.bytes, *largest)
+
+    assert run() >= stored
+    radial_inside(monkeypatch, device, dtype, components=100, paths=8)
+    assert run() <= stored / 7
+
+
+@pytest.mark.parametrize("path", ["cpu", RADIAL])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_same_bits_every_time(dtype, path, generator, device):
+    n_nodes, n_edges = (4, 40) if path == "radial" and device == "cpu" else (20, 400)
+    problem = Problem(plain_product((16, 8)), n_nodes, n_edges, generator, 4, dtype, device)
 
     def run():
         leaves = problem.leaves()

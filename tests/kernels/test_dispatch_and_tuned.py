@@ -30,6 +30,14 @@ FAMILIES = {
         *("fused", "channels", "edges", "hidden", "components", "precision"),
         *("num_warps", "num_stages"),
     },
+    "radial_edges": {
+        *("channels", "edges", "hidden", "components", "precision"),
+        *("num_warps", "num_stages"),
+    },
+    "radial_matrix": {
+        *("channels", "edges", "hidden", "paths", "chunk", "chunks", "precision"),
+        *("num_warps", "num_stages"),
+    },
     "symmetric_contraction": {"channels", "rows", "terms", "terms_inputs", "num_warps", "num_stages"},
     "indexed_linear": {"rows", "in", "out", "sum_rows", "num_warps", "num_stages", "precision"},
 }

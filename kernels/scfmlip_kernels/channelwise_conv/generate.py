@@ -97,11 +97,18 @@ class _Writer:
     def add(self, depth: int, line: str) -> None:
         self.lines.append("    " * depth + line)
 
-    def add_block(self, text: str) -> None:
+    def add_block(self, text: str, depth: int = 0) -> None:
         columns = {"X": self.product.x_dim, "Y": self.product.y_dim, "W": self.product.weight_numel}
         for name, number in columns.items():
             text = text.replace(f"{name}_COLUMNS", str(number))
-        self.lines.extend(text.strip("\n").splitlines())
+        for line in text.strip("\n").splitlines():
+            self.add(depth, line)
+
+    def header(self, pointers: str, sizes: str, constants: str) -> None:
+        """The line of the definition; names of each kind stand in one string."""
+        arguments = [f"{name}_ptr" for name in pointers.split()] + sizes.split()
+        arguments += [f"{name}: tl.constexpr" for name in constants.split()]
+        self.add(0, f"def kernel({', '.join(arguments)}):")
 
     def masks(self) -> None:
         for channels in sorted({self.product.x[n][0] for n in self.used_x}):
@@ -152,9 +159,7 @@ def forward_source(product: ChannelwiseProduct, most: int, piece: int) -> str:
         piece: Which of the kernels.
     """
     to = _Writer(product, pieces(product, most)[piece])
-    pointers = ("x", "y", "w", "out", "by_receiver", "receiver", "sender")
-    arguments = [f"{name}_ptr" for name in pointers]
-    to.add(0, f"def kernel({', '.join(arguments)}, N_BLOCKS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):")
+    to.header("x y w out by_receiver receiver sender", "", "N_BLOCKS BLOCK_CHANNELS")
     to.add_block(_PROGRAM)
     to.masks()
     for p, path in to.paths:
@@ -195,9 +200,7 @@ def backward_source(product: ChannelwiseProduct, most: int, piece: int, wanted: 
     started = {product.paths[p].x for earlier in cut[:piece] for p in earlier}
     used = {path.x for path in product.paths}
     wants_x, wants_y, wants_w = wanted
-    pointers = ("x", "y", "w", "grad", "d_x", "d_y", "d_w", "by_receiver", "receiver", "sender")
-    arguments = [f"{name}_ptr" for name in pointers]
-    to.add(0, f"def kernel({', '.join(arguments)}, N_BLOCKS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):")
+    to.header("x y w grad d_x d_y d_w by_receiver receiver sender", "", "N_BLOCKS BLOCK_CHANNELS")
     to.add_block(_PROGRAM)
     to.masks()
     to.add(1, f"grad_row = grad_ptr + node * {product.out_dim}")
@@ -267,13 +270,14 @@ def _backward_path(to: _Writer, p: int, wanted: Sequence[bool]) -> None:
 
 
 @lru_cache(maxsize=2048)
-def _kernel(source: str) -> Any:
+def _kernel(source: str, sizes: tuple[str, ...] = ()) -> Any:
+    """The kernel of a source; ``sizes`` are arguments that must not make it compile again."""
     name = f"<scfmlip channelwise_conv {hashlib.sha256(source.encode()).hexdigest()[:16]}>"
     # triton and debuggers read the source through linecache
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
     scope: dict[str, Any] = {"tl": tl, "__name__": "scfmlip_kernels.channelwise_conv.generated"}
     exec(compile(source, name, "exec"), scope)
-    return triton.jit(scope["kernel"])
+    return triton.jit(do_not_specialize=list(sizes))(scope["kernel"])
 
 
 @lru_cache(maxsize=1024)

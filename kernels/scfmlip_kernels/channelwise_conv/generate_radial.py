@@ -23,7 +23,10 @@ _TILE = """
         hidden_row = hidden_ptr + edge * N_HIDDEN
 """
 
-_WEIGHTS = """
+WEIGHTS = """
+        w = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), dtype)
+        for begin in range(0, N_HIDDEN, BLOCK_HIDDEN):
+            h = begin + part
             known = h < N_HIDDEN
             left = tl.load(hidden_row[:, None] + h[None, :], mask=there[:, None] & known[None, :], other=0.0)
             right = tl.load(place + h[:, None] * W_COLUMNS, mask=known[:, None] & inside, other=0.0)
@@ -41,10 +44,8 @@ def radial_source(product: ChannelwiseProduct, most: int, piece: int) -> str:
         piece: Which of the kernels.
     """
     to = _Writer(product, pieces(product, most)[piece])
-    pointers = ("x", "y", "hidden", "matrix", "out", "by_receiver", "receiver", "sender")
-    constants = ("N_BLOCKS", "BLOCK_CHANNELS", "BLOCK_EDGES", "N_HIDDEN", "BLOCK_HIDDEN", "PRECISION")
-    arguments = [*(f"{name}_ptr" for name in pointers), *(f"{name}: tl.constexpr" for name in constants)]
-    to.add(0, f"def kernel({', '.join(arguments)}):")
+    pointers = "x y hidden matrix out by_receiver receiver sender"
+    to.header(pointers, "", "N_BLOCKS BLOCK_CHANNELS BLOCK_EDGES N_HIDDEN BLOCK_HIDDEN PRECISION")
     to.add_block(_PROGRAM)
     to.masks()
     for p, path in to.paths:
@@ -73,10 +74,7 @@ def _path(to: _Writer, p: int) -> None:
     """Weights of a tile of edges, then their products."""
     path = to.product.paths[p]
     to.add(2, f"place = matrix_ptr + ({to.w_first[p]} + channel)[None, :]")
-    to.add(2, "w = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), dtype)")
-    to.add(2, "for begin in range(0, N_HIDDEN, BLOCK_HIDDEN):")
-    to.add(3, "h = begin + part")
-    to.add_block(_WEIGHTS)
+    to.add_block(WEIGHTS)
     to.small_matrix(p)
     for i in sorted({i for i, _ in _entries(path)}):
         to.add(2, f"z_{i} = w * x_{path.x}_{i}")

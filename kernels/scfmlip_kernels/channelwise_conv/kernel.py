@@ -5,9 +5,8 @@ Grid of the generated kernels: nodes times blocks of channels. A program walks o
 the order of the edges, and keeps the node's sums (or gradients) in registers: each is read or written once.
 No atomics: derivatives in x are written for each edge and added in a second kernel over the senders, those
 in y for each block of channels and added by the launcher. Large products are cut into several kernels, one
-after the other (`generate.pieces`). Weights that are a last radial layer's are computed in the forward kernel
-itself where the recorded parameters say so (``"radial"``, off until measured on a GPU), else by one matrix
-product before; derivatives always take the latter. Arithmetic runs in the dtype of the inputs.
+after the other (`generate.pieces`). Arithmetic runs in the dtype of the inputs. Weights are read here;
+`kernel_radial` computes those of a last radial layer inside, where the recorded parameters say so.
 """
 
 import triton
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from ..tuned import compiler_options, tuned
 from .generate import backward_kernel, forward_kernel, pieces
-from .generate_radial import radial_kernel
 from .product import ChannelwiseProduct
 
 
@@ -39,6 +37,29 @@ def _sum_rows_kernel(
         row = tl.load(order_ptr + slot)
         total += tl.load(rows_ptr + row * n_columns + column, mask=inside, other=0.0)
     tl.store(out_ptr + group * n_columns + column, total, mask=inside)
+
+
+def sum_rows(rows: Tensor, order: Tensor, ptr: Tensor, compiler: dict[str, int]) -> Tensor:
+    """
+    Sums over groups of rows, in the order given.
+
+    ``rows [n_rows, n_columns]`` contiguous, ``order [n_rows]`` the rows by group, ``ptr [n_groups + 1]``
+    where each group starts in it, ``compiler`` the options of the launch. Returns ``[n_groups, n_columns]``.
+    """
+    n_groups, n_columns = ptr.shape[0] - 1, rows.shape[1]
+    out = rows.new_empty((n_groups, n_columns))
+    columns = min(128, triton.next_power_of_2(n_columns))
+    if n_groups:
+        _sum_rows_kernel[(n_groups, triton.cdiv(n_columns, columns))](
+            rows_ptr=rows,
+            order_ptr=order.contiguous(),
+            ptr_ptr=ptr.contiguous(),
+            out_ptr=out,
+            n_columns=n_columns,
+            BLOCK_COLUMNS=columns,
+            **compiler,
+        )
+    return out
 
 
 def channel_blocks(product: ChannelwiseProduct, block: int) -> tuple[int, int]:
@@ -79,52 +100,6 @@ def launch_channelwise_conv(
             sender_ptr=sender.contiguous(),
             N_BLOCKS=n_blocks,
             BLOCK_CHANNELS=block,
-            **compiler_options(options["num_warps"], options["num_stages"], x),
-        )
-    return out
-
-
-def fuses_radial(x: Tensor) -> bool:
-    """Whether the recorded parameters ask for the last radial layer inside the forward kernel."""
-    return tuned("radial", x.device, x.dtype)["fused"]
-
-
-def launch_channelwise_conv_radial(
-    x: Tensor,
-    y: Tensor,
-    hidden: Tensor,
-    matrix: Tensor,
-    sender: Tensor,
-    by_receiver: Tensor,
-    receiver_ptr: Tensor,
-    product: ChannelwiseProduct,
-) -> Tensor:
-    """
-    Allocate and launch; the weights ``hidden @ matrix`` are never stored.
-
-    ``hidden [n_edges, n_hidden]`` and ``matrix [n_hidden, weight_numel]`` contiguous, the rest as in
-    `launch_channelwise_conv`. Returns ``[n_receivers, out_dim]``.
-    """
-    options = tuned("radial", x.device, x.dtype)
-    block, n_blocks = channel_blocks(product, options["channels"])
-    n_nodes, most = receiver_ptr.shape[0] - 1, options["components"]
-    out = x.new_empty((n_nodes, product.out_dim))
-    for piece in range(len(pieces(product, most)) if n_nodes else 0):
-        radial_kernel(product, most, piece)[(n_nodes * n_blocks,)](
-            x_ptr=x,
-            y_ptr=y,
-            hidden_ptr=hidden,
-            matrix_ptr=matrix,
-            out_ptr=out,
-            by_receiver_ptr=by_receiver.contiguous(),
-            receiver_ptr=receiver_ptr.contiguous(),
-            sender_ptr=sender.contiguous(),
-            N_BLOCKS=n_blocks,
-            BLOCK_CHANNELS=max(16, block),
-            BLOCK_EDGES=options["edges"],
-            N_HIDDEN=hidden.shape[1],
-            BLOCK_HIDDEN=options["hidden"],
-            PRECISION=options["precision"],
             **compiler_options(options["num_warps"], options["num_stages"], x),
         )
     return out
@@ -175,17 +150,6 @@ def launch_channelwise_conv_backward(
             BLOCK_CHANNELS=block,
             **compiler,
         )
-    d_x = x.new_empty(x.shape if wants_x else 0)
-    if wants_x and len(x):
-        columns = min(128, triton.next_power_of_2(product.x_dim))
-        _sum_rows_kernel[(len(x), triton.cdiv(product.x_dim, columns))](
-            rows_ptr=d_rows,
-            order_ptr=by_sender.contiguous(),
-            ptr_ptr=sender_ptr.contiguous(),
-            out_ptr=d_x,
-            n_columns=product.x_dim,
-            BLOCK_COLUMNS=columns,
-            **compiler,
-        )
+    d_x = sum_rows(d_rows, by_sender, sender_ptr, compiler) if wants_x else x.new_empty(0)
     d_y = d_parts.sum(1) if wants_y else x.new_empty(0)
     return d_x, d_y, d_w

@@ -8,11 +8,11 @@ from torch import Tensor
 from ..dispatch import runs_triton, vmap_by_loop
 from .cpu import channelwise_conv_backward_cpu, channelwise_conv_cpu
 from .edges import EdgeOrder
-from .kernel import (
+from .kernel import launch_channelwise_conv, launch_channelwise_conv_backward
+from .kernel_radial import (
     fuses_radial,
-    launch_channelwise_conv,
-    launch_channelwise_conv_backward,
     launch_channelwise_conv_radial,
+    launch_channelwise_conv_radial_backward,
 )
 from .product import ChannelwiseProduct, product_key, product_of
 
@@ -66,11 +66,14 @@ def _channelwise_conv_backward(
         return channelwise_conv_backward_cpu(
             x, y, weights, matrix, grad, sender, by_receiver, receiver_ptr, product, wanted
         )
+    tables = (sender, by_receiver, receiver_ptr, by_sender, sender_ptr, product)
+    if matrix is not None and matrix.shape[0] and fuses_radial(x):
+        return launch_channelwise_conv_radial_backward(
+            x, y, weights, matrix.contiguous(), grad, *tables, wanted
+        )
     w = weights if matrix is None else weights @ matrix
     wants = (wanted[0], wanted[1], wanted[2] or wanted[3])
-    d_x, d_y, d_w = launch_channelwise_conv_backward(
-        x, y, w, grad, sender, by_receiver, receiver_ptr, by_sender, sender_ptr, product, wants
-    )
+    d_x, d_y, d_w = launch_channelwise_conv_backward(x, y, w, grad, *tables, wants)
     if matrix is None:
         return d_x, d_y, d_w, x.new_empty(0)
     d_weights = d_w @ matrix.mT if wanted[2] else x.new_empty(0)

@@ -18,6 +18,11 @@ import triton
 from scfmlip_kernels import ChannelwiseProduct
 from scfmlip_kernels.channelwise_conv.generate import backward_kernel, forward_kernel, pieces
 from scfmlip_kernels.channelwise_conv.generate_radial import radial_kernel
+from scfmlip_kernels.channelwise_conv.generate_radial_backward import (
+    path_groups,
+    radial_edges_kernel,
+    radial_matrix_kernel,
+)
 from scfmlip_kernels.channelwise_conv.kernel import _sum_rows_kernel, channel_blocks
 from scfmlip_kernels.gaussian_pairs.kernel import _gaussian_pairs_kernel
 from scfmlip_kernels.indexed_linear.kernel import _indexed_linear_kernel, _indexed_linear_weights_kernel
@@ -267,6 +272,62 @@ def _radial_convolutions(dtype: str, real: str) -> Iterator[Variant]:
             )
 
 
+# of the derivatives with the radial layer inside: all, and those of forces that reach one layer only
+RADIAL_WANTED = {"x y hidden": (True, True, True), "y hidden": (False, True, True)}
+
+
+def _radial_derivatives(dtype: str, real: str) -> Iterator[Variant]:
+    kind = getattr(torch, dtype)
+    edges, matrix = tuned("radial_edges", CPU, kind), tuned("radial_matrix", CPU, kind)
+    tables = _pointers(real, "", "by_receiver receiver sender")
+    common = {"N_HIDDEN": N_HIDDEN, "PRECISION": edges["precision"]}
+    most = edges["components"]
+    for label, features in CONVOLUTIONS.items():
+        product = _convolution(features)
+        for (name, wanted), piece in itertools.product(
+            RADIAL_WANTED.items(), range(len(pieces(product, most)))
+        ):
+            yield Variant(
+                "channelwise_conv",
+                f"{label}: gradients in {name}, radial layer inside {piece + 1}",
+                dtype,
+                radial_edges_kernel(product, most, piece, wanted),
+                {
+                    **_pointers(real, "x y hidden matrix grad d_x d_y d_hidden"),
+                    **tables,
+                    **dict.fromkeys(("n_edges", "n_hidden"), "i32"),
+                },
+                {
+                    **common,
+                    "BLOCK_CHANNELS": edges["channels"],
+                    "BLOCK_EDGES": edges["edges"],
+                    "PADDED_HIDDEN": N_HIDDEN,
+                    "BLOCK_HIDDEN": edges["hidden"],
+                },
+                _options(edges),
+            )
+        for group in range(len(path_groups(product, matrix["paths"]))):
+            yield Variant(
+                "channelwise_conv",
+                f"{label}: gradient in the radial layer's matrix {group + 1}",
+                dtype,
+                radial_matrix_kernel(product, matrix["paths"], group),
+                {
+                    **_pointers(real, "x y hidden grad d_matrix"),
+                    **tables,
+                    **dict.fromkeys(("n_edges", "chunk_edges"), "i32"),
+                },
+                {
+                    **common,
+                    "PRECISION": matrix["precision"],
+                    "BLOCK_CHANNELS": matrix["channels"],
+                    "BLOCK_EDGES": matrix["edges"],
+                    "BLOCK_HIDDEN": matrix["hidden"],
+                },
+                _options(matrix),
+            )
+
+
 def _contractions(dtype: str, real: str) -> Iterator[Variant]:
     kind = getattr(torch, dtype)
     parameters = tuned("symmetric_contraction", CPU, kind)
@@ -350,5 +411,6 @@ def variants() -> Iterator[Variant]:
     for dtype, real in (("float32", "fp32"), ("float64", "fp64")):
         yield from _convolutions(dtype, real)
         yield from _radial_convolutions(dtype, real)
+        yield from _radial_derivatives(dtype, real)
         yield from _contractions(dtype, real)
         yield from _linear_maps(dtype, real)

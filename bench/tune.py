@@ -1,10 +1,12 @@
 """
 Sweep launch parameters on this GPU and propose a `tuned/<gpu>.json`: `python -m bench.tune --out DIR`.
 
-Block sizes are fixed into tables that both dtypes share (the launchers read float32's), so one choice must
-serve both; warps and the precision of float32 products are free per dtype. A float32 configuration whose
-error against float64 exceeds that of the default by more than a factor of two is left out. Compilation is
-what takes the time: worker processes fill Triton's cache first, all at once.
+Block sizes of the Coulomb sums are fixed into tables that both dtypes share (the launchers read float32's),
+so one choice must serve both; warps and the precision of float32 products are free per dtype. A float32
+configuration whose error against float64 exceeds that of the default by more than a factor of two is left
+out. Convolutions compute a last radial layer inside their kernels ("fused") where values and all derivatives
+together take less time so, with the parameters found. Compilation is what takes the time: worker processes
+fill Triton's cache first, all at once.
 """
 
 import argparse
@@ -26,6 +28,7 @@ import torch
 
 from scfmlip_kernels import tuned as table_module
 
+from . import convolution
 from .problems import Problem, make_problem
 from .providers import providers
 from .record import device_name
@@ -42,8 +45,15 @@ SIZES = {
     "lattice": (Size(1000), Size(5000), Size(100, 64)),
     "pairs": (Size(200), Size(2000)),
 }
+# kernels of the convolution with the radial layer inside, and the numbers of nodes they are judged by
+RADIAL = ("radial", "radial_edges", "radial_matrix")
+NODES = (200, 2000)
 # which parameters both dtypes must share
-SHARED = {"lattice": ("rows", "l", "atoms"), "pairs": ("block",)}
+SHARED: dict[str, tuple[str, ...]] = {
+    "lattice": ("rows", "l", "atoms"),
+    "pairs": ("block",),
+    **dict.fromkeys(RADIAL, ()),
+}
 
 
 @dataclass(frozen=True)
@@ -63,11 +73,17 @@ class Candidate:
 def candidates(quick: bool) -> Iterator[Candidate]:
     """What is tried; the default comes first."""
     defaults = table_module._table("")
-    for family, dtype in itertools.product(OPS, DTYPES):
+    for family, dtype in itertools.product(SHARED, DTYPES):
         base: dict[str, Any] = dict(defaults[family][dtype])
         grid: dict[str, tuple[Any, ...]]
         if family == "lattice":
             grid = {"rows": (16, 32, 64), "l": (16, 32), "atoms": (16, 32, 64), "num_warps": (4, 8)}
+            if dtype == "float32":
+                grid["precision"] = ("ieee", "tf32x3")
+        elif family in RADIAL:
+            grid = {"channels": (16, 32), "edges": (16, 32, 64), "num_warps": (4, 8)}
+            if family != "radial_matrix":
+                grid["hidden"] = (16, 32)
             if dtype == "float32":
                 grid["precision"] = ("ieee", "tf32x3")
         else:
@@ -92,6 +108,7 @@ class Tuner:
         self.problems: dict[tuple[str, str, Size], Problem] = {}
         self.truth: dict[tuple[str, Size], Any] = {}
         self.errors: dict[str, float] = {}
+        self.convolutions: dict[tuple[str, int], dict[str, convolution.Call]] = {}
 
     def workload(self, family: str) -> Iterator[tuple[str, Size]]:
         """Operators and sizes a family is judged by."""
@@ -112,6 +129,8 @@ class Tuner:
             entry = self.table[candidate.family][dtype]
             entry.update(zip(SHARED[candidate.family], candidate.shared, strict=True))
         self.table[candidate.family][candidate.dtype] = dict(candidate.parameters)
+        if candidate.family in RADIAL:
+            return self.radial_calls(candidate.family, candidate.dtype)
         found = {}
         for op, size in self.workload(candidate.family):
             problem = self.problem(op, candidate.dtype, size)
@@ -119,12 +138,57 @@ class Tuner:
             got = call()
             if (op, size) not in self.truth:
                 self.truth[op, size] = reference(problem, "forward", "torch" if self.quick else "scfmlip")
-            error = difference(problem, got, self.truth[op, size])
-            allowed = self.errors.setdefault(f"{op} {size} {candidate.dtype}", max(2 * error, 1e-9))
-            if error > allowed:
-                raise RuntimeError(f"{op} {size}: error {error:.1e}, allowed {allowed:.1e}")
+            self.judge(f"{op} {size} {candidate.dtype}", difference(problem, got, self.truth[op, size]))
             found[f"{op} {size}"] = call
         return found
+
+    def judge(self, name: str, error: float) -> None:
+        """Raise if the error is more than twice the first one, which is the default's."""
+        allowed = self.errors.setdefault(name, max(2 * error, 1e-9))
+        if error > allowed:
+            raise RuntimeError(f"{name}: error {error:.1e}, allowed {allowed:.1e}")
+
+    def convolution_calls(self, dtype: str, n_nodes: int) -> dict[str, convolution.Call]:
+        """Of inputs made once."""
+        key = dtype, n_nodes
+        if key not in self.convolutions:
+            channels = 16 if self.quick else 128
+            kind = getattr(torch, dtype)
+            self.convolutions[key] = convolution.calls(n_nodes, channels, kind, self.device)
+        return self.convolutions[key]
+
+    def radial_calls(self, family: str, dtype: str) -> dict[str, Any]:
+        """The family's part of the convolution, with the radial layer inside; judged without, in float64."""
+        found = {}
+        for n_nodes in (4,) if self.quick else NODES:
+            key = family, Size(n_nodes)
+            if key not in self.truth:
+                self.table["radial"]["float64"]["fused"] = False
+                self.truth[key] = self.convolution_calls("float64", n_nodes)[family]()
+            self.table["radial"][dtype]["fused"] = True
+            call = self.convolution_calls(dtype, n_nodes)[family]
+            self.judge(f"{family} {n_nodes} {dtype}", convolution.difference(call(), self.truth[key]))
+            found[f"{family} {n_nodes}"] = call
+        return found
+
+    def decide_fusion(self, chosen: dict[str, dict[str, Any]], seconds: float) -> None:
+        """Set "fused" of what was chosen where values and derivatives take less time so."""
+        for family in RADIAL:
+            self.table[family] = {**self.table[family], **chosen.get(family, {})}
+        for dtype in DTYPES if "radial" in chosen else ():
+            for n_nodes in (4,) if self.quick else NODES[-1:]:
+                calls = self.convolution_calls(dtype, n_nodes)
+                took = {}
+                for fused in (False, True):
+                    self.table["radial"][dtype]["fused"] = fused
+                    both: dict[str, Any] = {name: calls[name] for name in ("radial", "all")}
+                    times = interleaved(both, self.device, seconds, 2 if self.quick else 20)
+                    took[fused] = sum(t.median for t in times.values())
+                print(
+                    f"{dtype}, radial layer apart {took[False]:.4f} ms, inside {took[True]:.4f} ms",
+                    flush=True,
+                )
+                chosen["radial"][dtype]["fused"] = took[True] < took[False]
 
     def score(self, candidate: Candidate, seconds: float) -> float:
         """Geometric mean of milliseconds."""
@@ -165,7 +229,7 @@ def warm(candidate_list: list[Candidate], device: str, quick: bool, seconds: flo
 def best(scores: dict[Candidate, float]) -> dict[str, dict[str, Any]]:
     """Per family, the shared blocks whose dtypes do best together, and their other parameters."""
     chosen: dict[str, dict[str, Any]] = {}
-    for family in OPS:
+    for family in SHARED:
         groups: dict[tuple[Any, ...], dict[str, tuple[float, Candidate]]] = {}
         for candidate, score in scores.items():
             if candidate.family != family:
@@ -231,7 +295,9 @@ def main() -> None:
             writer.writerow([c.family, c.dtype, json.dumps(dict(c.parameters)), f"{score:.4g}"])
     model = re.search(r"\b[a-z]+\d+\w*", device_name(tuner.device).lower())
     name = model.group(0) if model and options.device == "cuda" else "interpreter"
-    (options.out / f"{name}.json").write_text(json.dumps(best(scores), indent=2) + "\n")
+    chosen = best(scores)
+    tuner.decide_fusion(chosen, 0.05)
+    (options.out / f"{name}.json").write_text(json.dumps(chosen, indent=2) + "\n")
     print(f"proposed: {name}.json", flush=True)
 
 

@@ -33,7 +33,11 @@ def test_tensor_products_on_hopper():
     """Some of each family, in both dtypes: all of them take minutes."""
     pytest.importorskip("mace", reason="the shapes are those of MACE models")
     kernels = ("channelwise_conv", "symmetric_contraction", "indexed_linear")
-    labels = ("POLAR-1-M: gradients in x y w 1", "POLAR-1-M: values 1", "values, 1 component")
+    labels = ["POLAR-1-M: gradients in x y w 1", "POLAR-1-M: values 1", "values, 1 component"]
+    labels += [
+        "POLAR-1-M: gradients in x y hidden, radial layer inside 1",
+        "POLAR-1-M: gradient in the radial layer's matrix 1",
+    ]
     check("--target", "sm_90", "--kernel", *kernels, "--variant", *labels)
 
 

@@ -124,8 +124,8 @@ SETS = {
             hardness={"H": 200.0, "O": 200.0, "Al": 10.0},
             sigma=1.5,
             loss=_LOSS | {"dipole": 1.0},
-            charge_epochs=60,
-            epochs=300,
+            charge_epochs=30,
+            epochs=80,
             batch_size=4,
         ),
         Set(

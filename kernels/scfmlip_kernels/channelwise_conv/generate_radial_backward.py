@@ -15,7 +15,7 @@ receivers: neighbouring rows read the same gradient, and tiles are full whatever
 ``d_w`` of a tile is computed twice, once in each family: a few multiplications for each component, beside
 n_hidden of them in the matrix product that follows. What registers do not hold is cut: the first family by
 components of results (`generate.pieces`; a kernel adds to what the one before wrote), the second by paths.
-More than some hundred hidden features are correct and spill: d_hidden of a tile is not cut.
+d_hidden of a tile is not cut: 128 hidden features fit into registers, 256 and more are correct but spill.
 """
 
 from collections.abc import Sequence

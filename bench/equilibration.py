@@ -49,7 +49,7 @@ COLUMNS = (
 COLUMNS = (*COLUMNS, "commit", "date")
 SIZES = ((100, 1), (100, 16), (100, 64), (300, 4), (1000, 1), (2000, 1), (20000, 1))
 # what each reference can hold
-LARGEST = {"tensor": 100, "matrix": 2000}
+LARGEST = {"tensor": 500, "matrix": 2000}
 
 
 def crystal(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -27,8 +27,8 @@ def check_solver(tolerance: float, max_iterations: int | None, on_failure: str) 
     if max_iterations is not None:
         if isinstance(max_iterations, bool) or not isinstance(max_iterations, numbers.Integral):
             raise TypeError(f"max_iterations must be a whole number, got {max_iterations!r}")
-        if max_iterations < 1:
-            raise ValueError(f"max_iterations must be at least 1, got {max_iterations!r}")
+        if max_iterations < 0:
+            raise ValueError(f"max_iterations must not be negative, got {max_iterations!r}")
     if on_failure not in ON_FAILURE:
         raise ValueError(f"on_failure must be one of {', '.join(map(repr, ON_FAILURE))}, got {on_failure!r}")
 

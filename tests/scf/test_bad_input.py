@@ -31,7 +31,7 @@ def minimise(**options):
         ({"tolerance": float("nan")}, ValueError, "at least 0 and below 1, got nan"),
         ({"tolerance": 2.0}, ValueError, "at least 0 and below 1, got 2.0"),
         ({"max_iterations": 1.5}, TypeError, "max_iterations must be a whole number, got 1.5"),
-        ({"max_iterations": 0}, ValueError, "max_iterations must be at least 1, got 0"),
+        ({"max_iterations": -1}, ValueError, "max_iterations must not be negative, got -1"),
         ({"on_failure": "shrug"}, ValueError, "on_failure must be one of 'raise', 'warn', 'ignore'"),
         ({"total_charge": "none"}, TypeError, "total_charge must be a number.*got 'none'"),
     ],

@@ -6,7 +6,7 @@ affine (f(v) = v, the default of self-consistent MACE models) or saturating (f =
 quarter of every new state into the old one, the published default, and is differentiated by unrolling its
 steps. Both stop at the same residual, ``|F(p) - p| < 1e-6 |F(p0)|``. Evaluations of the map, each one product
 with the Coulomb operator, and time and peak memory (of PyTorch's allocator, in a second run) of energy and
-its gradient in positions, p0 and S, in a fresh process.
+its gradient in positions, p0 and S, in a fresh process; rows without memory are from before that was so.
 
 "Al-water model" is the trained fixed-point model of the package on its metal-water interface and a supercell:
 evaluations alone. On a metal a quarter of every new state diverges; the largest share of 1/4, 1/8, ... that

@@ -34,6 +34,15 @@ def _default_dtype():
 
 
 @pytest.fixture
+def empty_is_nan(monkeypatch):
+    """Deterministic mode fills new memory with NaN, so that whatever a path forgets to write shows."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or matrix products on a GPU raise
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
 def device() -> str:
     return DEVICE
 

@@ -34,7 +34,8 @@ def _forget() -> None:
     _pools.clear()
 
 
-os.register_at_fork(after_in_child=_forget)
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_forget)
 
 
 def worker_threads() -> tuple[int, int]:

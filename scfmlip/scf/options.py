@@ -12,7 +12,7 @@ from torch import Tensor
 ON_FAILURE = ("raise", "warn", "ignore")
 
 
-def check_solver(tolerance: float, max_iterations: int | None, on_failure: str) -> None:
+def check_solver(tolerance: float, max_iterations: int, on_failure: str) -> None:
     """
     Refuse options that no solve can follow.
 
@@ -24,11 +24,10 @@ def check_solver(tolerance: float, max_iterations: int | None, on_failure: str) 
         raise TypeError(f"tolerance must be a number, got {tolerance!r}")
     if not (math.isfinite(tolerance) and 0 <= tolerance < 1):
         raise ValueError(f"tolerance is relative and must be at least 0 and below 1, got {tolerance!r}")
-    if max_iterations is not None:
-        if isinstance(max_iterations, bool) or not isinstance(max_iterations, numbers.Integral):
-            raise TypeError(f"max_iterations must be a whole number, got {max_iterations!r}")
-        if max_iterations < 0:
-            raise ValueError(f"max_iterations must not be negative, got {max_iterations!r}")
+    if isinstance(max_iterations, bool) or not isinstance(max_iterations, numbers.Integral):
+        raise TypeError(f"max_iterations must be a whole number, got {max_iterations!r}")
+    if max_iterations < 0:
+        raise ValueError(f"max_iterations must not be negative, got {max_iterations!r}")
     if on_failure not in ON_FAILURE:
         raise ValueError(f"on_failure must be one of {', '.join(map(repr, ON_FAILURE))}, got {on_failure!r}")
 

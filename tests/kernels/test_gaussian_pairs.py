@@ -11,6 +11,8 @@ from scfmlip_kernels import backend, gaussian_pairs
 from scfmlip_kernels.gaussian_pairs.reference import gaussian_pairs_reference
 from scfmlip_kernels.lattice import monomial_count, monomials
 
+pytestmark = pytest.mark.usefixtures("empty_is_nan")
+
 F64 = torch.float64
 SIZES = [3, 0, 2, 1]
 WIDTHS = torch.tensor([1.3, 2.1], dtype=F64)
@@ -47,13 +49,6 @@ def assert_equal_by_degree(got, want, rank, tolerance=None):
 
 def place(path, device):
     return "cpu" if path == "cpu" else device
-
-
-@pytest.fixture(autouse=True)
-def _empty_is_nan():
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -9,15 +9,9 @@ from kernels.problems import DTYPES, PATHS, derivatives, scattered, submodule
 from scfmlip_kernels import indexed_linear
 from scfmlip_kernels.indexed_linear.reference import indexed_linear_reference
 
+pytestmark = pytest.mark.usefixtures("empty_is_nan")
+
 F64 = torch.float64
-
-
-@pytest.fixture(autouse=True)
-def _empty_is_nan():
-    """Deterministic mode fills new memory with NaN, so that whatever a path forgets to write shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def random_problem(generator, sizes=(11, 3, 5, 6), n_species=4, device="cpu", dtype=F64):

@@ -19,15 +19,9 @@ from scfmlip_kernels import lattice_field, structure_factor
 from scfmlip_kernels.lattice import grid_at_points, monomials
 from scfmlip_kernels.lattice_field.reference import lattice_field_reference
 
+pytestmark = pytest.mark.usefixtures("empty_is_nan")
+
 F64 = torch.float64
-
-
-@pytest.fixture(autouse=True)
-def _empty_is_nan():
-    """Deterministic mode fills new memory with NaN, so that whatever a path forgets to write shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def reference(problem, rank):

@@ -18,15 +18,9 @@ from kernels.problems import (
 from scfmlip_kernels import structure_factor
 from scfmlip_kernels.structure_factor.reference import structure_factor_reference
 
+pytestmark = pytest.mark.usefixtures("empty_is_nan")
+
 F64 = torch.float64
-
-
-@pytest.fixture(autouse=True)
-def _empty_is_nan():
-    """Deterministic mode fills new memory with NaN, so that whatever a path forgets to write shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def reference(problem, moments=None):

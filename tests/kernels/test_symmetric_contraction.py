@@ -12,16 +12,10 @@ from scfmlip_kernels import SymmetricPolynomial, symmetric_contraction
 from scfmlip_kernels.symmetric_contraction.reference import symmetric_contraction_reference
 from scfmlip_kernels.tuned import tuned
 
+pytestmark = pytest.mark.usefixtures("empty_is_nan")
+
 F64 = torch.float64
 polynomial = submodule("symmetric_contraction.polynomial")
-
-
-@pytest.fixture(autouse=True)
-def _empty_is_nan():
-    """Deterministic mode fills new memory with NaN, so that whatever a path forgets to write shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def random_blocks(generator, n_inputs, outputs=(1, 2), degree=3, n_paths=2, density=0.3):

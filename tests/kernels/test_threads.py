@@ -7,6 +7,8 @@ import time
 import pytest
 import torch
 
+from kernels.convolutions import Problem, plain_product
+from kernels.problems import submodule
 from scfmlip_kernels.threads import run_blocks, worker_threads
 
 
@@ -109,3 +111,20 @@ def test_threads_made_later_have_all_of_pytorchs(n_threads):
     assert found == [n_threads]
     workers, inner = worker_threads()
     assert workers * inner <= n_threads
+
+
+@pytest.mark.parametrize("hidden", [0, 3])
+def test_the_convolution_has_the_same_bits(n_threads, hidden, generator, monkeypatch):
+    """Values and derivatives, in many blocks, on however many threads."""
+    monkeypatch.setattr(submodule("channelwise_conv.cpu"), "_EDGES", 8)
+    problem = Problem(plain_product((5, 3)), 12, 200, generator, hidden)
+
+    def run():
+        leaves = problem.leaves()
+        value = problem.value(*leaves)
+        first = torch.autograd.grad(value, leaves, problem.grad, create_graph=True)
+        return [value, *first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves)]
+
+    here = run()
+    torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(here, run(), strict=True))

@@ -12,7 +12,7 @@ launches them; those in a segment of x start from what the kernel before has wri
 
 import hashlib
 import linecache
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -260,13 +260,19 @@ def _backward_path(to: _Writer, p: int, wanted: Sequence[bool]) -> None:
     if wants_y:
         for i in components:
             to.add(2, f"z_{i} = w * x_{path.x}_{i}")
-        for j in sorted({j for _, j, _, _ in path.coefficients}):
-            mine = [(i, k, c) for i, b, k, c in path.coefficients if b == j]
-            terms = []
-            for i in sorted({i for i, _, _ in mine}):
-                inner = _total(f"{c!r} * g_{p}_{k}" for a, k, c in mine if a == i)
-                terms.append(f"z_{i} * ({inner})")
-            to.add(2, f"d_y_{path.y}_{j} += {_total(terms)}")
+        for j, terms in _attribute_terms(path, f"g_{p}"):
+            to.add(2, f"d_y_{path.y}_{j} += {terms}")
+
+
+def _attribute_terms(path: ProductPath, gradient: str) -> Iterator[tuple[int, str]]:
+    """Components of y, and the derivative in each: of ``z_i = w x_i`` and the gradient's components."""
+    for j in sorted({j for _, j, _, _ in path.coefficients}):
+        mine = [(i, k, c) for i, b, k, c in path.coefficients if b == j]
+        terms = []
+        for i in sorted({i for i, _, _ in mine}):
+            inner = _total(f"{c!r} * {gradient}_{k}" for a, k, c in mine if a == i)
+            terms.append(f"z_{i} * ({inner})")
+        yield j, _total(terms)
 
 
 @lru_cache(maxsize=2048)

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from .generate import _entries, _kernel, _total, _Writer, pieces
+from .generate import _attribute_terms, _entries, _kernel, _total, _Writer, pieces
 from .generate_radial import WEIGHTS
 from .product import ChannelwiseProduct
 
@@ -160,13 +160,8 @@ def _edges_path(to: _Writer, p: int, wanted: Sequence[bool]) -> None:
     if wants_y:
         for i in components:
             to.add(2, f"z_{i} = w * x_{path.x}_{i}")
-        for j in sorted({j for _, j, _, _ in path.coefficients}):
-            mine = [(i, k, c) for i, b, k, c in path.coefficients if b == j]
-            terms = []
-            for i in sorted({i for i, _, _ in mine}):
-                inner = _total(f"{c!r} * g_{k}" for a, k, c in mine if a == i)
-                terms.append(f"z_{i} * ({inner})")
-            to.add(2, f"d_y_{path.y}_{j} += tl.sum({_total(terms)}, 1)")
+        for j, terms in _attribute_terms(path, "g"):
+            to.add(2, f"d_y_{path.y}_{j} += tl.sum({terms}, 1)")
 
 
 def _load_x(to: _Writer, n: int) -> None:

@@ -49,14 +49,28 @@ def load_model(model: torch.nn.Module | str | Path, device: torch.device) -> tor
     return loaded
 
 
+# what of atoms.info changes the energy
+_INFO = (
+    "charge",
+    "spin",
+    "external_field",
+    "fermi_level",
+    "counter_charge",
+    "external_charges",
+    "external_positions",
+)
+
+
 class Calculator(AseCalculator):
     """
     ASE calculator of a mace-torch model (MACE, ScaleShiftMACE, PolarMACE, MACELES) or of `scfmlip.models`.
 
     Charge, spin and field come from ``atoms.info``: ``charge`` (e), ``spin`` (multiplicity 2S+1),
     ``external_field`` (3 numbers, V/angstrom, mace's sign: energy + field.dipole), and for models of ours
-    ``fermi_level`` (eV) and ``counter_charge`` (see `scfmlip.Coulomb`). A model whose energy depends on
-    charge and spin refuses atoms without them, unless they are given here. A change of any of them
+    ``fermi_level`` (eV), ``counter_charge`` (see `scfmlip.Coulomb`) and charges outside the model:
+    ``external_charges`` (``[n]`` e) at ``external_positions`` (``[n, 3]`` angstrom), Gaussians that the
+    density feels; their energy with it counts, that among themselves does not. A model whose energy depends
+    on charge and spin refuses atoms without them, unless they are given here. A change of any of them
     recomputes, like a change of positions. Self-consistent models start from the densities of the last steps.
 
     Args:
@@ -78,6 +92,7 @@ class Calculator(AseCalculator):
     electron_energy (eV). Models of ours add response_energy, fermi_level (eV), potential (V at each atom, of
     all others), scf_iterations, scf_residual, scf_status, and when asked for by `get_property` born_charges
     (e), polarizability (e angstrom^2/V) and work_functions (eV, of a slab's lower and upper side).
+    With external charges, external_forces (eV/angstrom) are among the results.
 
     Raises:
         FileNotFoundError, TypeError: for a model that is none.
@@ -168,7 +183,7 @@ class Calculator(AseCalculator):
         """What changed since the last calculation; "info" when charge, spin or field did."""
         changes = super().check_state(atoms, tol=tol)
         if not changes and self.atoms is not None:
-            for key in ("charge", "spin", "external_field", "fermi_level", "counter_charge"):
+            for key in _INFO:
                 old, new = self.atoms.info.get(key), atoms.info.get(key)
                 if (old is None) != (new is None) or (
                     old is not None and not np.array_equal(np.asarray(old), np.asarray(new))

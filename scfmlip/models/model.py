@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .config import Constraint, ModelConfig
+from .embedding import ExternalCharges
 from .response import born_charges, polarizability
 from .rules import ChargeRule, RuleContext, RuleOutput, System, name_of, rule_class
 from .systems import REQUIRED, Scf, make_system
@@ -113,7 +114,8 @@ class Model(torch.nn.Module):
             batch: See `forward`.
 
         Returns:
-            Outputs, and the rule's: ``result.geometry.at(points, result.rows)``.
+            Outputs, and the rule's: ``result.geometry.at(points, result.rows)``, which is of the density
+            and the external field alone, without the potential of external charges.
 
         Raises:
             ValueError: for a model without a density of its own.
@@ -122,7 +124,10 @@ class Model(torch.nn.Module):
         with torch.no_grad():
             cell = batch["cell"].view(-1, 3, 3)
             field = self._field(batch, False)
-            system = make_system(dict(batch), cell, field, self.config, self.rule, "converged", None)
+            external = ExternalCharges.from_batch(batch)
+            system = make_system(
+                dict(batch), cell, field, self.config, self.rule, "converged", None, external=external
+            )
             out, result = self._energies(batch, system, False)
         if result.geometry is None:
             raise ValueError(f"the rule {name_of(self.config.rule)!r} has no density at points")
@@ -149,7 +154,9 @@ class Model(torch.nn.Module):
                 directions of slabs are very long and therefore slow): ``positions``, ``node_attrs``,
                 ``edge_index``, ``shifts``, ``unit_shifts``, ``cell``, ``pbc``, ``batch``, ``ptr``, and where
                 the rule asks for them ``total_charge [n_systems]`` e, ``fermi_level [n_systems]`` eV;
-                ``counter_charge [n_systems, 2]`` if slabs have one;
+                ``counter_charge [n_systems, 2]`` if slabs have one; ``external_charges [n_external]`` e at
+                ``external_positions [n_external, 3]``, ``n_external [n_systems]`` int64 of them in each
+                system, see `ExternalCharges`;
                 ``external_field [n_systems, 3]`` V/angstrom in mace's sign, energy + field . dipole.
                 ``density_coefficients`` is the density to step from with ``scf="direct"``.
             training: Keep the graph of forces and stress for a loss.
@@ -167,9 +174,10 @@ class Model(torch.nn.Module):
         Returns:
             mace-torch's names: ``energy``, ``interaction_energy``, ``electrostatic_energy``,
             ``response_energy`` ``[n_systems]`` eV; ``node_energy`` ``[n_atoms]`` eV of the backbone;
-            ``forces`` eV/angstrom; ``stress`` and ``virials`` ``[n_systems, 3, 3]``; ``charges`` e,
-            ``density_coefficients`` rows ``[q, d_y, d_z, d_x]``, ``dipole [n_systems, 3]`` e angstrom (of a
-            periodic system it depends on where it is cut), ``total_charge``, ``fermi_level`` (the electrons',
+            ``forces`` and ``external_forces`` (on external charges) eV/angstrom; ``stress`` and ``virials``
+            ``[n_systems, 3, 3]``; ``charges`` e, ``density_coefficients`` rows ``[q, d_y, d_z, d_x]``,
+            ``dipole [n_systems, 3]`` e angstrom (of a periodic system it depends on where it is cut; external
+            charges are not in it), ``total_charge``, ``fermi_level`` (the electrons',
             eV: minus the energy of one more e of charge), ``electrostatic_potential`` ``[n_atoms]`` V,
             averaged over an atom's Gaussian, of all others and the external field; ``scf_iterations``,
             ``scf_residual``, ``scf_status``, and what the rule adds. Names the rule has nothing for are
@@ -190,11 +198,21 @@ class Model(torch.nn.Module):
             if not positions.requires_grad:
                 positions = positions.detach().requires_grad_()
             leaf, strained = positions, dict(batch)
+            external = ExternalCharges.from_batch(batch)
+            outside = None
+            if external is not None:
+                outside = external.positions
+                if compute_force and not outside.requires_grad:
+                    outside = outside.detach().requires_grad_()
+                external = dataclasses.replace(external, positions=outside)
             if compute_stress or compute_virials:
                 strain = positions.new_zeros(n_systems, 3, 3).requires_grad_()
                 symmetric = 0.5 * (strain + strain.mT)
                 positions = positions + torch.einsum("ni,nij->nj", positions, symmetric[index])
                 cell = cell + cell @ symmetric
+                if external is not None:
+                    moved = torch.einsum("ni,nij->nj", external.positions, symmetric[external.index])
+                    external = dataclasses.replace(external, positions=external.positions + moved)
                 edge_system = index[batch["edge_index"][0]]
                 strained["shifts"] = torch.einsum("ei,eij->ej", batch["unit_shifts"], cell[edge_system])
             strained["positions"], strained["cell"] = positions, cell.reshape(-1, 3)
@@ -202,12 +220,21 @@ class Model(torch.nn.Module):
             if field is not None:
                 strained["external_field"] = -field
             system = make_system(
-                strained, cell, field, self.config, self.rule, scf, initial_density, compute_stability
+                strained,
+                cell,
+                field,
+                self.config,
+                self.rule,
+                scf,
+                initial_density,
+                compute_stability,
+                external,
             )
             out, _ = self._energies(strained, system, compute_potential)
             if compute_response:
                 self._add_response(out, leaf, field, system, training)
-        wanted = ([leaf] if compute_force else []) + ([strain] if strain is not None else [])
+        wanted = [leaf] if compute_force else []
+        wanted += [t for t in (outside if compute_force else None, strain) if t is not None]
         if wanted:
             energy = out["interaction_energy"]
             assert energy is not None
@@ -218,6 +245,8 @@ class Model(torch.nn.Module):
             )
             if compute_force:
                 out["forces"] = -grads.pop(0)
+                if outside is not None:
+                    out["external_forces"] = -grads.pop(0)
             if grads:
                 out["virials"] = -grads[0]
                 volume = torch.linalg.det(batch["cell"].view(-1, 3, 3)).abs()
@@ -295,6 +324,6 @@ class Model(torch.nn.Module):
                 moments = rows[:, :1] * system.positions
                 out["dipole"] = system.sum(moments + rows[:, 1:] if rows.shape[1] > 1 else moments)
             if potential:
-                out["electrostatic_potential"] = result.potential()
+                out["electrostatic_potential"] = result.potential(system)
         out.update(result.extra)
         return {key: value for key, value in out.items() if value is not None}, result

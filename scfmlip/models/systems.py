@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .config import ModelConfig
+from .embedding import ExternalCharges
 from .rules import ChargeRule, System, name_of
 
 Scf = Literal["converged", "direct"]
@@ -29,6 +30,7 @@ def make_system(
     scf: Scf,
     initial_density: Tensor | None,
     stability: bool = False,
+    external: ExternalCharges | None = None,
 ) -> System:
     """
     The batch as rules see it, the network's outputs still to come; arguments as `Model.forward`.
@@ -56,6 +58,11 @@ def make_system(
             f"system {bad} of the batch is a slab whose open cell vector has length 0: electrostatics "
             "needs the height of the cell, vacuum included. Set it, for instance by "
             "atoms.center(vacuum=10, axis=2)"
+        )
+    if external is not None and not rule.feels_external_charges:
+        raise ValueError(
+            f"the rule {name_of(config.rule)!r} cannot answer to external charges: leave external_charges "
+            "out, or use another rule"
         )
     isolated = ~pbc.any(1)
     if bool(isolated.any()):  # whatever cell the frame has, a molecule does not feel it
@@ -97,6 +104,7 @@ def make_system(
         edge_vectors=vectors,
         external_field=field,
         counter_charge=batch.get("counter_charge"),
+        external=external,
         reference_density=rows,
         direct=direct,
         stability=stability,

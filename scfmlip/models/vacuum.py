@@ -30,9 +30,11 @@ def work_functions(model: Model, batch: dict[str, Tensor]) -> Tensor:
         ``[n_systems, 2]`` eV below and above, along the normal (the open cell vector's direction).
 
     Raises:
-        ValueError: for a rule without a Fermi level, a system that is no slab, or too little vacuum between
-            the slab and its image for the atoms' Gaussians to have ended.
+        ValueError: for a rule without a Fermi level, a system that is no slab, external charges, or too
+            little vacuum between the slab and its image for the atoms' Gaussians to have ended.
     """
+    if batch.get("n_external") is not None:
+        raise ValueError("work functions are those of a slab without external charges: leave them out")
     out, result = model.evaluate_density(batch)
     level, geometry = out.get("fermi_level"), result.geometry
     if level is None or geometry is None:

@@ -22,6 +22,10 @@ _SYSTEM_KEYS = {
 }
 
 
+# charges outside the model
+_EXTERNAL = ("external_charges", "external_positions")
+
+
 def required_info(model: torch.nn.Module) -> tuple[str, ...]:
     """Keys of ``atoms.info`` that the model's energy depends on and the user has to give."""
     from mace.modules.extensions import PolarMACE
@@ -80,6 +84,11 @@ def check_frame(model: torch.nn.Module, atoms: Atoms, where: str) -> None:
         raise ValueError(
             f"{where} holds {', '.join(missing)}, which the model was not made for; it knows "
             f"{', '.join(_symbol(z) for z in sorted(known))}"
+        )
+    if any(key in atoms.info for key in _EXTERNAL) and not hasattr(model, "evaluate_density"):
+        raise ValueError(
+            f"{where} has external charges in atoms.info, which a {type(model).__name__} cannot answer to: "
+            "they are for models of scfmlip.models. Remove atoms.info['external_charges']"
         )
     needed = required_info(model)
     absent = [key for key in needed if key not in atoms.info]
@@ -148,13 +157,39 @@ def make_graph(
         if "counter_charge" in atoms.info:
             bounds = np.asarray(atoms.info["counter_charge"], dtype=float).reshape(1, 2)
             graph["counter_charge"] = torch.tensor(bounds, dtype=dtype)
+        if any(key in atoms.info for key in _EXTERNAL):
+            _put_external(graph, *_external(atoms), dtype)
     return graph
+
+
+def _external(atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
+    """``[n]`` e and ``[n, 3]`` angstrom of the charges outside the model."""
+    given = [np.asarray(atoms.info.get(key, ()), dtype=float) for key in _EXTERNAL]
+    charges = np.atleast_1d(given[0])
+    positions = np.atleast_2d(given[1]) if given[1].size else np.zeros((0, 3))
+    if charges.ndim != 1 or positions.shape != (len(charges), 3):
+        raise ValueError(
+            "atoms.info['external_charges'] [n] (e) and atoms.info['external_positions'] [n, 3] (angstrom) "
+            f"belong together, got shapes {list(given[0].shape)} and {list(given[1].shape)}"
+        )
+    return charges, positions
+
+
+def _put_external(graph: AtomicData, charges: Any, positions: Any, dtype: torch.dtype) -> None:
+    graph["external_charges"] = torch.as_tensor(charges, dtype=dtype)
+    graph["external_positions"] = torch.as_tensor(positions, dtype=dtype)
+    graph["n_external"] = torch.tensor([len(charges)])
 
 
 def collate(graphs: Sequence[AtomicData], device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """The dictionary a model takes, from the graphs of its systems."""
     from mace.tools import torch_geometric
 
+    if any("n_external" in graph for graph in graphs):
+        # systems without charges outside have none of them
+        for graph in graphs:
+            if "n_external" not in graph:
+                _put_external(graph, torch.zeros(0), torch.zeros(0, 3), graph.positions.dtype)
     batch = torch_geometric.batch.Batch.from_data_list(list(graphs))  # type: ignore[arg-type]
     return batch.to(device).to_dict()  # type: ignore[return-value]
 
@@ -175,7 +210,8 @@ def make_batch(
         frames: ase.Atoms; ``info["charge"]``, ``info["spin"]`` (multiplicity) and
             ``info["external_field"]`` (V/angstrom, mace's sign: energy + field.dipole) are passed on, to
             models of ours also ``info["fermi_level"]`` (eV) and ``info["counter_charge"]`` (see
-            `scfmlip.Coulomb`; all frames or none).
+            `scfmlip.Coulomb`; all frames or none), ``info["external_charges"]`` (``[n]`` e) and
+            ``info["external_positions"]`` (``[n, 3]`` angstrom).
         device: Of the tensors.
         dtype: float32 or float64, that of the model.
         head: Name of the model's head; its last one if None.
@@ -248,6 +284,8 @@ def split_outputs(out: dict[str, Any], frames: Sequence[Atoms]) -> list[dict[str
     host = {k: v.detach().cpu().numpy() for k, v in out.items() if isinstance(v, Tensor)}
     if "charges_history" in host:  # PolarMACE says 0 whatever it is
         host.pop("fermi_level", None)
+    counts = [len(np.atleast_1d(atoms.info.get("external_charges", ()))) for atoms in frames]
+    last = np.cumsum(counts)
     results: list[dict[str, Any]] = []
     for i, (atoms, size, end) in enumerate(zip(frames, sizes, ends, strict=True)):
         result: dict[str, Any] = {}
@@ -258,6 +296,8 @@ def split_outputs(out: dict[str, Any], frames: Sequence[Atoms]) -> list[dict[str
             if key in host:
                 value = host[key][i]
                 result[name] = float(value) if value.ndim == 0 else value
+        if "external_forces" in host:
+            result["external_forces"] = host["external_forces"][last[i] - counts[i] : last[i]]
         result["free_energy"] = result["energy"]
         if out.get("virials") is not None and atoms.cell.rank == 3:
             # mace pads the cell of non-periodic directions; the stress belongs to the user's volume

@@ -18,6 +18,7 @@ from ...electrostatics.boundary import Boundary
 from ...electrostatics.cutoff import check_cutoff, reference_cutoff
 from ..backbone import Backbone
 from ..config import BackboneConfig, Constraint, DensityConfig, ModelConfig
+from ..embedding import Embedding, ExternalCharges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,7 @@ class System:
         total_charge, total_spin, fermi_level: ``[n_systems]`` e, multiplicity and eV, where needed.
         external_field: ``[n_systems, 3]`` V/angstrom, a charge q feels q E; None without one.
         counter_charge: ``[n_systems, 2]`` ends of the slabs' counter-charges, or None, see `Coulomb.prepare`.
+        external: Charges outside the model, or None.
         reference_density: ``[n_atoms, dim]`` Cartesian rows to start from or to take one step from, or None.
         direct: Take one step from ``reference_density`` instead of converging.
         stability: Also measure how the rule's update answers a disturbance, for training.
@@ -80,9 +82,11 @@ class System:
     fermi_level: Tensor | None
     external_field: Tensor | None
     counter_charge: Tensor | None = None
+    external: ExternalCharges | None = None
     reference_density: Tensor | None = None
     direct: bool = False
     stability: bool = False
+    _embeddings: dict[Coulomb, Embedding] = dataclasses.field(default_factory=dict, init=False)
 
     @property
     def n_systems(self) -> int:
@@ -123,6 +127,21 @@ class System:
             counter_charge=self.counter_charge,
             **options,
         )
+
+    def embedding(self, coulomb: Coulomb) -> Embedding | None:
+        """What charges outside the model do to a density in ``coulomb``; None without any."""
+        if self.external is not None and coulomb not in self._embeddings:
+            geometry = (self.positions, self.cell, self.pbc, self.index)
+            self._embeddings[coulomb] = Embedding(coulomb, self.external, *geometry, self.counter_charge)
+        return self._embeddings.get(coulomb)
+
+    def coulomb_energy(self, geometry: Geometry, rows: Tensor) -> Tensor:
+        """``[n_systems(, n_channels)]`` eV of a density with itself and all that is outside the model."""
+        energy, embedding = geometry.energy(rows), self.embedding(geometry.coulomb)
+        if embedding is None:
+            return energy
+        potential = embedding.potential()
+        return energy + self.sum((rows * (potential if rows.ndim == 2 else potential[:, None])).sum(-1))
 
 
 @dataclasses.dataclass
@@ -169,10 +188,13 @@ class RuleOutput:
         empty = self.multipoles.new_zeros(len(self.multipoles), self.geometry.coulomb.source.dim)
         return empty.scatter(1, self.slots, self.multipoles)
 
-    def potential(self) -> Tensor:
-        """``[n_atoms]`` V at each atom's Gaussian, of all others and the external field."""
+    def potential(self, system: System) -> Tensor:
+        """``[n_atoms]`` V at each atom's Gaussian, of all others and of what is outside the model."""
         assert self.geometry is not None
         values = self.geometry.potential(self.rows, self_interaction=False)
+        embedding = system.embedding(self.geometry.coulomb)
+        if embedding is not None:
+            values = values + embedding.potential()
         return values[:, 0] if self.slots is None else values.gather(1, self.slots[:, :1])[:, 0]
 
 
@@ -183,7 +205,8 @@ class ChargeRule(torch.nn.Module):
     Subclasses set ``Config`` (a frozen dataclass of their options), ``constraints`` they can obey, and
     `forward`. ``supports_direct`` says that one step from a given density is possible, ``gauge_free_dipole``
     that the dipole does not depend on where a periodic cell is cut, ``iterates`` that a first guess of the
-    density helps, ``has_geometry`` that the Coulomb operator behind the density is at hand.
+    density helps, ``has_geometry`` that the Coulomb operator behind the density is at hand,
+    ``feels_external_charges`` that the density has an energy in the potential of charges outside the model.
     """
 
     Config: ClassVar[type]
@@ -192,6 +215,7 @@ class ChargeRule(torch.nn.Module):
     gauge_free_dipole: ClassVar[bool] = False
     iterates: ClassVar[bool] = False
     has_geometry: ClassVar[bool] = True
+    feels_external_charges: ClassVar[bool] = True
 
     def __init__(self, config: Any, context: RuleContext) -> None:
         super().__init__()

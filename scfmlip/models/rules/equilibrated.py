@@ -174,10 +174,14 @@ class Equilibrated(ChargeRule):
         if config.source == "charge":
             # the constant that completes the square
             chi, alone = -hardness * chi, system.sum(0.5 * (hardness * chi**2).sum(1))
+        slots = self.coulomb.source.columns().to(index.device)[index]
+        embedding, outside = system.embedding(self.coulomb), None
+        if embedding is not None:
+            outside = embedding.potential().gather(1, slots)
         at_charge = self.context.constraint == "charge"
         solution = charge_equilibration(
             geometry,
-            chi,
+            chi if outside is None else chi + outside,
             hardness,
             system.total_charge if at_charge else None,
             chemical_potential=None if at_charge else -_given(system.fermi_level),
@@ -192,7 +196,7 @@ class Equilibrated(ChargeRule):
         out = RuleOutput(
             multipoles=state,
             operator=geometry if pairs is None else lambda: system.prepare(self.coulomb),
-            slots=self.coulomb.source.columns().to(index.device)[index],
+            slots=slots,
             extra={
                 # of the electrons, whose charge is negative
                 "fermi_level": -solution.chemical_potential,
@@ -207,6 +211,8 @@ class Equilibrated(ChargeRule):
             out.electrostatic_energy = geometry.energy(out.rows)
         else:
             out.electrostatic_energy = split_energy(geometry, pairs, widths, state[:, 0])
+        if outside is not None:
+            out.electrostatic_energy = out.electrostatic_energy + system.sum((state * outside).sum(1))
         if config.energy == "functional":
             # one node of the graph, whose first derivatives need no adjoint
             out.total = solution.energy if alone is None else solution.energy + alone

@@ -72,4 +72,4 @@ class Fixed(ChargeRule):
         """Coulomb energy of the formal charges."""
         rows = self.formal(system, self.context.constraint)[:, None]
         geometry = system.prepare(self.coulomb)
-        return RuleOutput(geometry.energy(rows), None, rows, geometry)
+        return RuleOutput(system.coulomb_energy(geometry, rows), None, rows, geometry)

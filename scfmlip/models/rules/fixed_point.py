@@ -151,6 +151,10 @@ class FixedPoint(ChargeRule):
             tensors.update({f"response.{name}": p for name, p in self.response.named_parameters()})
         if system.external_field is not None:
             tensors["external_field"] = system.external_field
+        embedding = system.embedding(self.coulomb)
+        if embedding is not None:
+            widths, l_max = self.widths, self.field_l
+            tensors["external"] = embedding.potential() if self.passive else embedding.features(widths, l_max)
         if constraint == "fermi_level":
             assert system.fermi_level is not None
             tensors["fermi_level"] = system.fermi_level
@@ -160,6 +164,8 @@ class FixedPoint(ChargeRule):
         def values(state: Tensor, level: Tensor | None, given: dict[str, Tensor]) -> Tensor:
             geometry = prepare(given["positions"], given["cell"], given.get("external_field"))
             field = self.field(geometry, state)
+            if "external" in given:
+                field = field + given["external"]
             if level is not None:
                 field = field + self.level(system.expand(level), field)
             return field / norms
@@ -222,7 +228,7 @@ class FixedPoint(ChargeRule):
                 response = self._quadratic(system, rows - start, field)
             response = system.sum(response)
         extra["initial_charges"] = start[:, 0]
-        return RuleOutput(geometry.energy(rows), response, rows, geometry, extra=extra)
+        return RuleOutput(system.coulomb_energy(geometry, rows), response, rows, geometry, extra=extra)
 
     def _quadratic(self, system: System, change: Tensor, field: Tensor) -> Tensor:
         """``[n_atoms]`` eV, quadratic in change and field together."""

@@ -137,6 +137,9 @@ class Functional(ChargeRule):
             tensors.update({f"mlp.{name}": p for name, p in self.mlp.named_parameters()})
         if system.external_field is not None:
             tensors["external_field"] = system.external_field
+        embedding = system.embedding(self.coulomb)
+        if embedding is not None:
+            tensors["linear"] = tensors["linear"] + embedding.potential()
         at_level = self.context.constraint == "fermi_level"
         if at_level:
             check_level(system, plan)
@@ -166,7 +169,7 @@ class Functional(ChargeRule):
             max_iterations=config.max_iterations,
         )
         geometry = system.prepare(self.coulomb, plan=plan)
-        electrostatic = geometry.energy(solution.state)
+        electrostatic = system.coulomb_energy(geometry, solution.state)
         level = system.fermi_level
         if solution.chemical_potential is not None:
             level = -solution.chemical_potential

@@ -140,5 +140,5 @@ class Latent(ChargeRule):
             rows = self.readout(system.features, system.node_attrs)
             charges = rows[..., 0]
         geometry = system.prepare(self.coulomb)
-        energy = geometry.energy(rows).sum(1)
+        energy = system.coulomb_energy(geometry, rows).sum(1)
         return RuleOutput(energy, None, rows.sum(1), geometry, extra={"latent_charges": charges})

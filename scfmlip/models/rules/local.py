@@ -47,4 +47,4 @@ class Local(ChargeRule):
         if self.context.constraint == "charge":
             rows = torch.cat((spread_charge(rows[:, 0], system)[:, None], rows[:, 1:]), 1)
         geometry = system.prepare(self.coulomb)
-        return RuleOutput(geometry.energy(rows), None, rows, geometry)
+        return RuleOutput(system.coulomb_energy(geometry, rows), None, rows, geometry)

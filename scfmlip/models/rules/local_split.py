@@ -104,4 +104,5 @@ class LocalSplit(ChargeRule):
             rows, moments = torch.cat((rows, dipoles), 1), moments + dipoles
         moments = moments.index_add(0, receiver, flow[:, None] * system.edge_vectors)
         geometry = system.prepare(self.coulomb)
-        return RuleOutput(geometry.energy(rows), None, rows, geometry, dipole=system.sum(moments))
+        energy = system.coulomb_energy(geometry, rows)
+        return RuleOutput(energy, None, rows, geometry, dipole=system.sum(moments))

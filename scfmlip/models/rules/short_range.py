@@ -17,6 +17,7 @@ class ShortRange(ChargeRule):
 
     Config = ShortRangeConfig
     has_geometry = False
+    feels_external_charges = False
 
     def forward(self, system: System) -> RuleOutput:
         """No state and no energy."""

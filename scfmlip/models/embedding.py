@@ -1,0 +1,117 @@
+"""Charges that are not the model's, ions or a force field around it, and what its density feels of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..electrostatics import Coulomb, Geometry
+
+# keys of a batch
+KEYS = ("external_charges", "external_positions", "n_external")
+
+
+@dataclass(frozen=True)
+class ExternalCharges:
+    """
+    Gaussian charges at given places, as wide as the density's (its widest), in the cell of their system.
+
+    The density's energy in their potential is part of the model's energy; that of the charges among
+    themselves is not. In a cell they have images as the atoms do, and with those they make up the total that
+    a background balances.
+
+    Attributes:
+        charges: ``[n_external]`` e.
+        positions: ``[n_external, 3]`` angstrom.
+        index: ``[n_external]`` int64 system of each, not decreasing.
+    """
+
+    charges: Tensor
+    positions: Tensor
+    index: Tensor
+
+    @classmethod
+    def from_batch(cls, batch: Mapping[str, Tensor]) -> ExternalCharges | None:
+        """
+        What a batch holds of them, see `Model.forward`.
+
+        Raises:
+            ValueError: for a part that is missing, shapes that do not fit, or numbers that are not finite.
+        """
+        given = [batch.get(key) for key in KEYS]
+        if all(value is None for value in given):
+            return None
+        charges, positions, counts = given
+        if charges is None or positions is None or counts is None:
+            missing = [key for key, value in zip(KEYS, given, strict=True) if value is None]
+            raise ValueError(f"external charges need {', '.join(KEYS)}: the batch lacks {', '.join(missing)}")
+        n_systems, total = len(batch["ptr"]) - 1, int(counts.sum())
+        if (
+            counts.shape != (n_systems,)
+            or total != len(charges)
+            or charges.ndim != 1
+            or positions.shape != (total, 3)
+        ):
+            raise ValueError(
+                f"external charges need n_external [{n_systems}], external_charges [{total}] and "
+                f"external_positions [{total}, 3] for n_external = {counts.tolist()}, got shapes "
+                f"{list(counts.shape)}, {list(charges.shape)} and {list(positions.shape)}"
+            )
+        like = batch["positions"]
+        charges, positions = charges.to(like), positions.to(like)
+        for name, values in (("external_charges", charges), ("external_positions", positions)):
+            finite = torch.isfinite(values.detach()).view(total, -1).all(1)
+            if not bool(finite.all()):
+                bad = int(torch.nonzero(~finite)[0])
+                raise ValueError(f"{name} are NaN or infinite, first at charge {bad}. Nothing was computed")
+        owners = torch.arange(n_systems, device=counts.device)
+        return cls(charges, positions, owners.repeat_interleave(counts))
+
+
+class Embedding:
+    """
+    The potential of external charges at the atoms; differentiable in both's positions and the cell.
+
+    Args:
+        coulomb: The operator that the density lives in.
+        external: The charges.
+        positions, cell, pbc, index: Of the atoms, as in `Coulomb.prepare`.
+        counter_charge: Of slabs, or None.
+    """
+
+    def __init__(
+        self,
+        coulomb: Coulomb,
+        external: ExternalCharges,
+        positions: Tensor,
+        cell: Tensor,
+        pbc: Tensor,
+        index: Tensor,
+        counter_charge: Tensor | None,
+    ) -> None:
+        both = torch.cat((index, external.index))
+        order = torch.argsort(both, stable=True)
+        self._atoms = torch.argsort(order)[: len(positions)]
+        self._geometry: Geometry = coulomb.prepare(
+            torch.cat((positions, external.positions))[order],
+            cell,
+            pbc,
+            both[order],
+            counter_charge=counter_charge,
+        )
+        source = coulomb.source
+        column = int(source.columns()[source.widths.index(max(source.widths)), 0])
+        rows = positions.new_zeros(len(both), source.dim)
+        charges = torch.cat((positions.new_zeros(len(positions)), external.charges))[order]
+        self._rows = rows.index_copy(1, torch.tensor([column], device=rows.device), charges[:, None])
+
+    def potential(self) -> Tensor:
+        """``[n_atoms, dim]`` conjugate to the operator's rows: energy is their product with the density's."""
+        return self._geometry.potential(self._rows)[self._atoms]
+
+    def features(self, widths: tuple[float, ...], l_max: int) -> Tensor:
+        """``[n_atoms, n_widths * (l_max + 1)^2]`` projections as of `Geometry.features`."""
+        return self._geometry.features(self._rows, widths, l_max)[self._atoms]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from ase import Atoms
 
-from scfmlip import units
+from scfmlip import Coulomb, units
 from scfmlip.interfaces.mace.batches import collate, make_graph
 from scfmlip.models import Model
 from scfmlip.scf import ConvergenceError
@@ -32,6 +32,7 @@ def evaluate(
         plain.info["total_spin"] = float(atoms.info.get("multiplicity", 1.0))
         # mace's sign: energy + field . dipole
         plain.info["external_field"] = np.array([0.0, 0.0, -field_z])
+        plain.info |= {k: v for k, v in atoms.info.items() if k in ("external_charges", "external_positions")}
         numbers = [int(z) for z in model.atomic_numbers]
         keys = {k: k for k in ("total_charge", "total_spin", "external_field")}
         graphs.append(
@@ -121,7 +122,82 @@ def _metal(model: Model, parts: dict[str, list[Atoms]]) -> Measured:
         curve.append(float(evaluate(model, [atoms], compute_force=False)["interaction_energy"][0]))
     found["water at 5 A - at 9 A"] = (curve[0] - curve[2], NAN, "eV")
     found["water at 7 A - at 9 A"] = (curve[1] - curve[2], NAN, "eV")
+    if model.rule.feels_external_charges:
+        bare = next(a for a in parts["train"] if a.info["config_type"] == "al_bare")
+        found |= _image(model, bare)
     return found
+
+
+# charge of the ion (e), its heights above the top layer (angstrom), and the slab beneath it
+ION, HEIGHTS, REPEAT, HEIGHT_OF_CELL = 0.3, (6.0, 8.0, 12.0), (5, 3, 1), 60.0
+# of Al: jellium's edge half a layer above the top one, and 1.6 bohr from there, r_s = 2 (Lang and Kohn, Phys.
+# Rev. B 7, 3541 (1973))
+IMAGE_PLANE = 1.86
+
+
+def _image(model: Model, slab: Atoms) -> Measured:
+    """
+    What a metal does to an ion that no atom's surroundings show: the energy of its image.
+
+    The energy that is even in the ion's charge; the odd part is the potential the slab has anyway. The plane
+    is where an ideal metal would begin that has the same energy at 6 angstrom; whether the energy also falls
+    as an ideal metal's is the ratio at 8.
+    """
+    large = slab.repeat(REPEAT)
+    large.info = {"total_charge": 0.0}
+    large.cell[2] = [0.0, 0.0, HEIGHT_OF_CELL]
+    top = large.positions[large.positions[:, 2] > large.positions[:, 2].max() - 0.5]
+    place = top[np.linalg.norm(top - top.mean(0), axis=1).argmin()]
+    energies = []
+    for height in HEIGHTS:
+        pair = []
+        for charge in (ION, -ION):
+            frame = large.copy()
+            frame.info |= {
+                "external_charges": [charge],
+                "external_positions": [place + np.array([0.0, 0.0, height])],
+            }
+            out = evaluate(model, [frame], compute_force=False)
+            pair.append(float(out["interaction_energy"][0]))
+        energies.append(np.mean(pair))
+    near, far = energies[0] - energies[-1], energies[1] - energies[-1]
+    sigma = model.config.density.sigma
+
+    def ideal(plane: float) -> np.ndarray:
+        values = ideal_image(large, ION, np.array(HEIGHTS) - plane, sigma)
+        return values[:-1] - values[-1]
+
+    found: Measured = {
+        "image energy at 6 A": (near / ION**2, float(ideal(IMAGE_PLANE)[0]) / ION**2, "eV/e^2"),
+    }
+    planes = np.linspace(-2.0, 3.0, 26)
+    curve = np.array([ideal(z)[0] for z in planes])
+    if near < curve.max():  # the nearer the plane, the deeper
+        plane = float(np.interp(-near, -curve, planes))
+        found["image plane"] = (plane, IMAGE_PLANE, "A")
+        found["image energy at 8 A, found / ideal"] = (far / float(ideal(plane)[1]), 1.0, "")
+    return found
+
+
+def ideal_image(atoms: Atoms, charge: float, heights: np.ndarray, sigma: float) -> np.ndarray:
+    """
+    Energy, eV, of a lattice of Gaussian ions at ``heights`` above a neutral slab of an ideal metal.
+
+    Half that of ions and their mirror images, without the mean fields of the two planes: those polarise a
+    neutral slab alike at every height.
+    """
+    cell = torch.tensor(atoms.cell.array)
+    area = float(torch.linalg.cross(cell[0], cell[1]).norm())
+    operator = Coulomb(l_max=0, sigma=sigma)
+    energies = []
+    for height in heights:
+        positions = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 2 * height]], dtype=torch.float64)
+        geometry = operator.prepare(positions, cell, (True, True, False))
+        # three densities: ion and image, and each alone
+        rows = charge * torch.tensor([[1.0, 1.0, 0.0], [-1.0, 0.0, -1.0]], dtype=torch.float64)
+        both, one, other = geometry.energy(rows[..., None])[0].tolist()
+        energies.append(0.5 * (both - one - other - charge**2 * height * units.FIELD_CONSTANT / area))
+    return np.array(energies)
 
 
 def _insulator(model: Model, parts: dict[str, list[Atoms]]) -> Measured:

@@ -45,6 +45,9 @@ COLUMNS: dict[str, list[tuple[str, str, float, int]]] = {
         ("water polarizability", "water in a field, e A^2/V", 1, 3),
         ("water up - down at 4 A", "water up - down at 4 A, eV", 1, 3),
         ("water at 5 A - at 9 A", "water 5 A - 9 A, eV", 1, 4),
+        ("image energy at 6 A", "image of an ion at 6 A, eV/e^2", 1, 3),
+        ("image plane", "image plane, A", 1, 2),
+        ("image energy at 8 A, found / ideal", "image at 8 A over the law", 1, 2),
     ],
     "sio2_vacancy": [
         ("energy RMSE, test", "energy, meV/atom", 1e3, 2),
@@ -64,8 +67,12 @@ NOTES = {
     "carbon_chains": "The far chains are a neutral and a charged one 60 A apart: nothing should pass between "
     "them.",
     "al_water": "The slab's polarizability is the change of its dipole with a field along z; a metal's is "
-    "large. Water at 4 A was held back from the training; the last column has no reference, a model that "
-    "ends at its cutoff gives 0.",
+    "large. Water at 4 A was held back from the training; water from 5 to 9 A has no reference, a model "
+    "that ends at its cutoff gives 0. The ion is a Gaussian charge of +-0.3 e outside the model, above 5 x 3 "
+    "cells of the slab: the part of its energy that is even in its charge is its image's. The reference is an ideal "
+    "metal that begins where jellium's image plane is (Lang and Kohn, 1973), above the top layer; the image "
+    "plane is where an ideal metal of the model's energy would begin, and the last column tells whether the "
+    "energy falls with the height as the law of images says.",
     "sio2_vacancy": "Trained on charges 0 and +2 only; +1 is the unseen charge.",
 }
 
@@ -145,6 +152,17 @@ def _screens(table: Table, rule: str) -> str | None:
     return None if share is None else f"{_word(abs(share - 1) < 0.25)} ({100 * share:.0f} %)"
 
 
+def _image(table: Table, rule: str) -> str | None:
+    energy = _mean(table, "al_water", rule, "image energy at 6 A")
+    if energy is None:
+        return None
+    share = _mean(table, "al_water", rule, "image energy at 8 A, found / ideal")
+    plane = _mean(table, "al_water", rule, "image plane")
+    if share is None or plane is None:
+        return "no (none)"
+    return f"{_word(abs(share - 1) < 0.1 and abs(plane - 1) < 1)} (plane at {plane:.1f} A)"
+
+
 def _charge_state(table: Table, rule: str) -> str | None:
     shift = _mean(table, "sio2_vacancy", rule, "mean energy error of charge +1")
     return None if shift is None else f"{_word(abs(shift) < 0.2)} ({shift:+.2f} eV)"
@@ -159,6 +177,11 @@ VERDICTS: dict[str, tuple[str, Callable[[Table, str], str | None]]] = {
     "total charge": ("the charges add up to the molecule's, within 0.01 e", _keeps_charge),
     "far fragments": ("a neutral molecule 60 A from an ion stays neutral, within 0.02 e", _size),
     "metal screens": ("polarizability of the Al slab within 25 % of DFT", _screens),
+    "image of an ion": (
+        "the energy of an ion 6 to 8 A above the metal falls as that of its image within 10 %, with an image "
+        "plane 0 to 2 A above the top layer",
+        _image,
+    ),
     "unseen charge": (
         "mean energy of a vacancy in a charge state never shown, within 0.2 eV a cell",
         _charge_state,

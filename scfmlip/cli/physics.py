@@ -1,4 +1,4 @@
-"""The demo's second half: trained models on a metal-water interface, in a field and in motion."""
+"""The demo's second half: trained models on a metal-water interface, in a field, by an ion, in motion."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ MODELS = (
 )
 FIELD = 0.1  # V/angstrom along z
 STEPS = 20
+# an ion below the bare side of the metal, e and angstrom, and the cells around it
+ION, DEPTH, REPEAT = 0.5, 5.0, (5, 3, 1)
 
 
 def compare_with_dft() -> list[dict[str, Any]]:
@@ -44,7 +46,7 @@ def compare_with_dft() -> list[dict[str, Any]]:
 
 
 def draw_response(output: Path) -> Path:
-    """Planar averages of the potential, and where charge goes when a field is switched on."""
+    """Planar averages of the potential, and where charge goes when a field or an ion comes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -56,7 +58,7 @@ def draw_response(output: Path) -> Path:
     from .plot import planar_averages, read_frame
 
     atoms = read_frame(path("al_water.xyz"), 0)
-    fig, axes = plt.subplots(1, 2, figsize=(9.5, 4.0), constrained_layout=True)
+    fig, axes = plt.subplots(1, 3, figsize=(13.5, 4.2), constrained_layout=True)
     sigma = 1.5
     area = np.linalg.norm(np.cross(*atoms.cell.array[:2]))
     step = 0.5 * FIELD_CONSTANT * np.asarray(atoms.info["REF_dipole"])[2] / area
@@ -77,6 +79,7 @@ def draw_response(output: Path) -> Path:
         axes[1].plot(height[~metal], 1e3 * change[~metal], "x", color=colour, ms=4, label="water")
     axes[0].set(xlabel="z (Å)", ylabel="planar average of the potential (V)")
     axes[1].set(xlabel="z (Å)", ylabel=f"change of charge in {FIELD} V/Å (10⁻³ e)")
+    _answer_to_an_ion(axes[2])
     for ax in axes:
         ax.legend(fontsize=7)
     fig.suptitle("Al(100) and water: trained models", fontsize=10)
@@ -84,6 +87,48 @@ def draw_response(output: Path) -> Path:
     fig.savefig(file, dpi=140)
     plt.close(fig)
     return file
+
+
+def _answer_to_an_ion(axis: Any) -> None:
+    """Charge of the metal's bottom layer around an ion below it, and an ideal metal's."""
+    from ..data import path
+    from ..interfaces.ase import Calculator
+    from .plot import read_frame
+
+    atoms = read_frame(path("al_water.xyz"), 0).repeat(REPEAT)
+    atoms.info = {"charge": 0, "spin": 1}
+    metal = atoms.numbers == 13
+    heights = atoms.positions[:, 2]
+    layers = sorted(heights[metal])
+    bottom = metal & (heights < layers[0] + 1.0)
+    mean, middle = heights[bottom].mean(), atoms.cell.array[:2].sum(0)[:2] / 2
+    lateral = atoms.positions[:, :2] - middle
+    place = atoms.positions[bottom][np.linalg.norm(lateral[bottom], axis=1).argmin()].copy()
+    place[2] = mean - DEPTH
+    distance = np.linalg.norm(atoms.positions[:, :2] - place[:2], axis=1)
+    ion = {"external_charges": [ION], "external_positions": [place]}
+    for name, file, colour in MODELS:
+        calc = Calculator(path(f"models/{file}"))
+        still = np.asarray(calc.get_property("charges", atoms)).copy()
+        beside = atoms.copy()
+        beside.info |= ion
+        change = np.asarray(calc.get_property("charges", beside)) - still
+        axis.plot(distance[bottom], 1e3 * change[bottom], "o", ms=4, color=colour, label=name)
+    # an ideal metal that begins at jellium's edge, half a layer below, with the images of all cells
+    gap = DEPTH - 0.5 * (heights[metal].max() - mean) / (round((heights[metal].max() - mean) / 2.025))
+    area = np.linalg.norm(np.cross(*atoms.cell.array[:2]))
+    steps = np.arange(-20, 21)
+    images = (steps[:, None, None] * atoms.cell.array[0] + steps[:, None] * atoms.cell.array[1]).reshape(
+        -1, 3
+    )
+    r = np.linspace(0, 12, 80)
+    square = (r[:, None] - images[:, 0]) ** 2 + images[:, 1] ** 2
+    density = -ION * gap / (2 * np.pi) * ((square + gap**2) ** -1.5).sum(1)
+    # the metal is neutral: half of the mean charge sits on its other side
+    density += ION / (2 * area)
+    axis.plot(r, 1e3 * density * area / bottom.sum(), "k--", lw=0.8, label="ideal metal")
+    axis.set(xlim=(0, 12), xlabel="lateral distance from the ion (Å)")
+    axis.set(ylabel=f"change of charge by an ion of {ION} e, {DEPTH:g} Å below (10⁻³ e)")
 
 
 def run_dynamics() -> dict[str, Any]:

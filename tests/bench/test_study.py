@@ -3,13 +3,17 @@
 import csv
 from collections import Counter
 
+import numpy as np
 import pytest
+from ase import Atoms
 from ase.io import read
 
+from bench.study.probes import ideal_image
 from bench.study.report import write_report
 from bench.study.rows import COLUMNS, put_rows, read_rows
 from bench.study.rules import RULES, training_options
 from bench.study.sets import SETS, split, write_parts
+from scfmlip import units
 from scfmlip.models import make_config
 from scfmlip.training import config_from_dict
 
@@ -65,6 +69,14 @@ def row(rule, quantity, value, reference="", which="au2_mgo", seed=0):
         "epochs": "2",
         "device": "abacus",
     }
+
+
+def test_the_image_of_one_ion():
+    """In a cell much wider than the heights, ``-k_e q^2 / 4 d``: the images of other cells add a constant."""
+    heights = np.array([5.0, 8.0])
+    energies = ideal_image(Atoms(cell=(120, 120, 60)), 0.5, heights, 1.5)
+    expected = -units.COULOMB_CONSTANT * 0.25 / (4 * heights)
+    assert np.diff(energies) == pytest.approx(np.diff(expected), rel=0.03)
 
 
 def test_rows_are_replaced_and_failures_forgotten(tmp_path):

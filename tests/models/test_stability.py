@@ -1,9 +1,14 @@
 """How a fixed point's update answers disturbances, and training it to answer less."""
 
+from unittest import mock
+
 import pytest
 import torch
 
-from .cases import batch, crystal, make_model, slab, water
+from scfmlip.models import build, rules
+from scfmlip.scf import fixed_point
+
+from .cases import BACKBONE, ELEMENTS, batch, crystal, make_model, slab, water
 
 CASES = ["affine", "affine_level", "affine_free", "mlp", "passive", "affine_0"]
 
@@ -72,3 +77,40 @@ def test_gradient():
     finally:
         parameter.data.copy_(kept)
     assert (gradient * direction).sum().item() == pytest.approx((sides[0] - sides[1]) / 2e-5, rel=1e-5)
+
+
+def spectrum(model, given):
+    """Eigenvalues of 1 - J among states of one total charge, the level following."""
+    seen = {}
+
+    def keep(update, first, parameters, **options):
+        seen.update(update=update, first=first.detach(), parameters=[t.detach() for t in parameters])
+        return fixed_point(update, first, parameters, **options)
+
+    with mock.patch.object(rules.fixed_point, "fixed_point", keep):
+        model(given, compute_force=False)
+    update, first, parameters = seen["update"], seen["first"], seen["parameters"]
+    eye, level = torch.eye(first.numel(), dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    with torch.no_grad():
+        base = update(first, level, *parameters)
+        changes = [update(first + e.view_as(first), level, *parameters) - base for e in eye]
+        uniform = (update(first, level + 1, *parameters) - base).flatten()
+    charge = torch.zeros_like(first)
+    charge[:, 0] = 1
+    charge = charge.flatten()
+    neutral = torch.linalg.svd(charge[None])[2][1:].T
+    back = eye - torch.outer(uniform, charge) / (charge @ uniform)
+    return torch.linalg.eigvals(
+        neutral.T @ back @ (eye - torch.stack([c.flatten() for c in changes], 1)) @ neutral
+    )
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.1, 1.0])
+def test_soft_atoms_have_a_stable_state(scale):
+    """However soft: a response to the others' potential alone has none above the inverse of an atom's own."""
+    rule = {"name": "fixed_point", "response_scale": scale}
+    config = {"elements": ELEMENTS, "backbone": BACKBONE, "density": {"sigma": 1.2}, "rule": rule}
+    model = build({**config, "constraint": "charge", "dtype": "float64"})
+    for frame in (water(), crystal(), slab(), slab().repeat((2, 2, 1))):
+        frame.info["charge"] = 0.0
+        assert spectrum(model, batch(model, [frame])).real.min() > 0.5 / (1 + 25 * scale)

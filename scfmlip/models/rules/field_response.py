@@ -1,17 +1,44 @@
-"""How the multipoles of an atom answer the potential there: the response of the rule `fixed_point`."""
+"""
+How the multipoles of an atom answer the potential there: the response of the rule `fixed_point`.
+
+Where the potential that atoms answer leaves out their own, ``p = p0 - S (K - K_own) p``, a response above
+``1 / K_own`` has no stable state: charge that moves to a neighbour lowers the energy and more follows. Linear
+equations have a solution even there, and training finds such states (eigenvalues of -0.7 on an Al slab, and
+singular cells among the larger ones). Softness S is therefore that of an atom with its own potential counted,
+and what answers the others' is ``S / (1 + S K_own)``; the same for dipoles.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ...electrostatics.density import self_interaction
 from ..config import per_element
 
 if TYPE_CHECKING:
     from .fixed_point import FixedPointConfig
+
+
+def own_features(sigma: float, widths: Sequence[float]) -> Tensor:
+    """
+    Field features that an atom's own unit charge and unit dipole make at itself, see `Geometry.features`.
+
+    Args:
+        sigma: Width of the density, angstrom.
+        widths: Of the features, angstrom.
+
+    Returns:
+        ``[2, n_widths]`` V/e of charges, V/(e angstrom) of dipoles, times the features' normalisation.
+    """
+    pairs = [self_interaction(sigma, w) for w in widths]
+    charges = [math.sqrt(4 * math.pi) * own for own, _ in pairs]
+    dipoles = [math.sqrt(1.5) * math.pi * w * own for (_, own), w in zip(pairs, widths, strict=True)]
+    return torch.tensor([charges, dipoles])
 
 
 class Response(torch.nn.Module):
@@ -22,9 +49,10 @@ class Response(torch.nn.Module):
         config: Options.
         l_max: Of the multipoles.
         elements: Atomic numbers, in the order of the one-hot encoding.
+        own: ``[field_l + 1, n_widths]`` of `own_features`, in the units of the field.
     """
 
-    def __init__(self, config: FixedPointConfig, l_max: int, elements: Sequence[int]) -> None:
+    def __init__(self, config: FixedPointConfig, l_max: int, elements: Sequence[int], own: Tensor) -> None:
         super().__init__()
         n_elements = len(elements)
         self.passive, self.l_max = config.response == "passive", l_max
@@ -42,6 +70,10 @@ class Response(torch.nn.Module):
             self.potential, self.gradient = weight(widths, n), weight(widths, n)
             self.charge, self.vector, self.isotropic = weight(n), weight(n), weight(n)
             self.softness = torch.nn.Parameter(torch.zeros(n_elements, widths))
+            self.polarity = torch.nn.Parameter(torch.zeros(n_elements, widths))
+            if config.field_self_interaction:
+                own = torch.zeros_like(own)
+            self.register_buffer("own_field", own, persistent=False)
         self.mlp = None
         if config.response == "mlp":
             self.mlp = torch.nn.Sequential(
@@ -67,12 +99,15 @@ class Response(torch.nn.Module):
             own = softplus(attrs @ self.own)
             diagonal = torch.cat((own[:, :1], own[:, 1:].expand(-1, 3)), 1)[:, : rows.shape[2]]
             return -scale * (rows.mT @ rows + n * torch.diag_embed(diagonal))
+        assert isinstance(self.own_field, Tensor)
         potential = torch.einsum("nz,zwk->nwk", attrs, self.potential)
         charge, vector = attrs @ self.charge, attrs @ self.vector
         s = scalars[:, None] * potential  # [n_atoms, n_widths, n]
         # charge always falls as the potential rises: the level that a total charge needs exists
         local = torch.einsum("nwk,nk->nw", s, charge * scalars) / n
-        blocks = [-n * softplus(local + attrs @ self.softness)[:, None]]
+        soft = n * softplus(local + attrs @ self.softness)
+        soft = soft / (1 + scale[:, 0] * (soft @ self.own_field[0])[:, None])
+        blocks = [-soft[:, None]]
         if self.l_max > 0:
             blocks.append(torch.einsum("nwk,nk,nkc->ncw", s, vector, vectors))
         out = torch.cat(blocks, 1)
@@ -80,11 +115,16 @@ class Response(torch.nn.Module):
             gradient = torch.einsum("nz,zwk->nwk", attrs, self.gradient)
             blocks = [torch.einsum("nwk,nk,nkm->nwm", gradient, charge * scalars, vectors)[:, None]]
             if self.l_max > 0:
-                tensor = torch.einsum("nwk,nk,nkc,nkm->ncwm", gradient, vector, vectors, vectors)
-                # atoms without vectors among their features polarise along the field
-                even = torch.einsum("nwk,nk->nw", gradient, attrs @ self.isotropic * scalars)
+                # atoms polarise along the field, more along their vectors
+                local = torch.einsum("nwk,nk->nw", gradient, attrs @ self.isotropic * scalars) / n
+                even = n * softplus(local + attrs @ self.polarity)
+                weights = gradient**2 * (vector**2)[:, None]
+                tensor = torch.einsum("nwk,nkc,nkm->ncwm", weights, vectors, vectors)
+                largest = even + torch.einsum("nwk,nkc->nw", weights, vectors**2)
                 eye = torch.eye(3, dtype=scalars.dtype, device=scalars.device)
-                blocks.append(tensor + even[:, None, :, None] * eye[:, None])
+                tensor = tensor + even[:, None, :, None] * eye[:, None]
+                bound = 1 + scale[:, 0, 0] * (largest @ self.own_field[1])
+                blocks.append(-tensor / bound[:, None, None, None])
             out = torch.cat((out, torch.cat(blocks, 1).flatten(2)), 2)
         return scale * out
 

@@ -29,7 +29,7 @@ from ..config import check_positive
 from ..readouts import FeatureMix, MultipoleReadout, ScalarReadout
 from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
-from .field_response import Response
+from .field_response import Response, own_features
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,12 @@ class FixedPoint(ChargeRule):
         self.l_max, self.passive = density.l_max, config.response == "passive"
         self.widths = (density.sigma,) if self.passive else config.field_feature_widths
         # the passive response answers an atom's own potential too: its energy has to hold that
-        own = self.passive or density.self_interaction
-        self.coulomb = make_coulomb(density, feature_widths=self.widths, self_interaction=own)
+        with_self = self.passive or density.self_interaction
+        self.coulomb = make_coulomb(density, feature_widths=self.widths, self_interaction=with_self)
         self.local = MultipoleReadout(
             context.feature_irreps, n_elements, l_max=self.l_max, hidden=config.hidden
         )
         self.mix = FeatureMix(context.feature_irreps, config.channels)
-        self.response = Response(config, self.l_max, context.elements)
         self.field_l = self.l_max if self.passive else config.field_feature_max_l
         n_widths = len(self.widths)
         norms = torch.ones(n_widths * (self.field_l + 1))
@@ -108,6 +107,8 @@ class FixedPoint(ChargeRule):
             norms = torch.tensor(config.field_feature_norms)
         columns = torch.cat((norms[:n_widths], norms[n_widths:].repeat_interleave(3)))
         self.register_buffer("norms", columns)
+        own = own_features(density.sigma, self.widths)[: self.field_l + 1] / norms.view(-1, n_widths)
+        self.response = Response(config, self.l_max, context.elements, own)
         self.readout = None
         if config.energy == "quadratic":
             n_terms = n_widths * (min(self.l_max, self.field_l) + 1) + self.l_max + 1

@@ -69,10 +69,10 @@ NOTES = {
     "al_water": "The slab's polarizability is the change of its dipole with a field along z; a metal's is "
     "large. Water at 4 A was held back from the training; water from 5 to 9 A has no reference, a model "
     "that ends at its cutoff gives 0. The ion is a Gaussian charge of +-0.3 e outside the model, above 5 x 3 "
-    "cells of the slab: the part of its energy that is even in its charge is its image's. The reference is an ideal "
-    "metal that begins where jellium's image plane is (Lang and Kohn, 1973), above the top layer; the image "
-    "plane is where an ideal metal of the model's energy would begin, and the last column tells whether the "
-    "energy falls with the height as the law of images says.",
+    "cells of the slab: the part of its energy that is even in its charge is its image's. The reference is "
+    "an ideal metal that begins where jellium's image plane is (Lang and Kohn, 1973), above the top layer; "
+    "the image plane is where an ideal metal of the model's energy would begin, and the last column tells "
+    "whether the energy falls with the height as the law of images says.",
     "sio2_vacancy": "Trained on charges 0 and +2 only; +1 is the unseen charge.",
 }
 

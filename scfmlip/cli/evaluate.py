@@ -23,6 +23,7 @@ _PER_FRAME = (
     "les_energy",
     "fermi_level",
     "scf_iterations",
+    "external_forces",
 )
 _PER_ATOM = ("forces", "energies", "charges", "spins", "latent_charges", "potential")
 

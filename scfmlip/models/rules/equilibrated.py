@@ -10,75 +10,20 @@ NequIP-LR (Maruf et al., arXiv:2503.17949).
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ...scf import charge_equilibration
-from ...units import COULOMB_CONSTANT
-from ..config import check_positive, per_element
+from ..config import inverse_softplus, per_element
 from ..readouts import MultipoleReadout, ScalarReadout
 from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, check_level, make_coulomb
-from .feedback import Feedback, FeedbackConfig
+from .feedback import Feedback
 from .narrow import Narrow, split_energy
-
-
-@dataclasses.dataclass(frozen=True)
-class EquilibratedConfig:
-    """
-    Options.
-
-    Attributes:
-        sigma: Width of the Gaussians, angstrom: None for the density's, "covalent" for each element's
-            covalent radius, or a mapping from element to width. Narrow ones of charges act in cells through
-            a smooth operator and neighbours, see `narrow`.
-        hardness: Initial hardness, V/e, of charges, of all elements or a mapping; kept positive. Charge is
-            screened within sqrt(J / (4 pi k_e n)), n atoms per angstrom^3: 0.9 angstrom for 10 V/e in an
-            oxide. Answers to what is farther away are not learned unless the atoms between start stiffer.
-        dipole_hardness: Initial inverse polarizability, V/(e angstrom^2), of dipoles; likewise.
-        source: What the network gives: "electronegativity" chi, or the charges and dipoles s0 that atoms
-            would have alone, "charge": then chi = -J s0, the functional is
-            ``1/2 (s - s0).J (s - s0) + 1/2 s.K s``, and J is trained by its logarithm, fit for stiff atoms.
-        local_hardness: Let the hardness depend on the surroundings.
-        energy: "functional" or "coulomb", see the module.
-        screening: Inner and outer radius, angstrom, between which Coulomb pairs are switched on ("coulomb"
-            only); the outer one at most the backbone's cutoff.
-        feedback: A second network that sees the charges, or None.
-        hidden: Width of the readouts.
-        tolerance, max_iterations: Of the solve.
-    """
-
-    sigma: Literal["covalent"] | Mapping[str, float] | None = None
-    hardness: float | Mapping[str, float] = 10.0
-    dipole_hardness: float | Mapping[str, float] = 10.0
-    source: Literal["electronegativity", "charge"] = "electronegativity"
-    local_hardness: bool = False
-    energy: Literal["functional", "coulomb"] = "functional"
-    screening: tuple[float, ...] | None = None
-    feedback: FeedbackConfig | None = None
-    hidden: int = 16
-    tolerance: float = 1e-6
-    max_iterations: int = 500
-
-    def __post_init__(self) -> None:
-        check_positive("rule", self, "hardness", "dipole_hardness", "tolerance", "max_iterations")
-        if self.source not in ("electronegativity", "charge"):
-            raise ValueError(f"rule.source must be 'electronegativity' or 'charge', got {self.source!r}")
-        if self.screening is not None:
-            if self.energy != "coulomb":
-                raise ValueError("rule.screening is for energy='coulomb': the functional is not screened")
-            if len(self.screening) != 2 or not 0 <= self.screening[0] < self.screening[1]:
-                raise ValueError(f"rule.screening must be (inner, outer), got {self.screening!r}")
-
-
-def inverse_softplus(value: float) -> float:
-    """The number whose softplus is ``value``."""
-    return value + math.log(-math.expm1(-value))
+from .options import EquilibratedConfig
+from .screening import screened_energy
 
 
 def _element_widths(config: EquilibratedConfig, context: RuleContext) -> list[float]:
@@ -218,21 +163,7 @@ class Equilibrated(ChargeRule):
             out.total = solution.energy if alone is None else solution.energy + alone
             out.response_energy = out.total - out.electrostatic_energy
         elif config.screening:
-            out.response_energy = -self._screened(system, state[:, 0])
+            out.response_energy = -screened_energy(system, state[:, 0], widths, *config.screening)
         if self.feedback is not None:
             out.short_range_energy = self.feedback(system, state[:, 0])
         return out
-
-    def _screened(self, system: System, q: Tensor) -> Tensor:
-        """``[n_systems]`` eV of self terms and of what the switch takes from neighbours' pairs."""
-        assert isinstance(self.widths, Tensor)
-        inner, outer = self.config.screening
-        sigma = system.node_attrs @ self.widths
-        own = COULOMB_CONSTANT / math.sqrt(math.pi) * q**2 / (2 * sigma)
-        sender, receiver = system.edge_index
-        r = system.edge_vectors.norm(dim=1)
-        gamma = (sigma[sender] ** 2 + sigma[receiver] ** 2).sqrt()
-        pair = COULOMB_CONSTANT * q[sender] * q[receiver] * torch.erf(r / (math.sqrt(2) * gamma)) / r
-        switch = 0.5 * (1 + torch.cos(math.pi * (r.clamp(inner, outer) - inner) / (outer - inner)))
-        # every pair is there twice, once from each end
-        return system.sum(own.index_add(0, receiver, 0.5 * pair * switch))

@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ...electrostatics.density import self_interaction
 from ..config import per_element
-
-if TYPE_CHECKING:
-    from .fixed_point import FixedPointConfig
+from .options import FixedPointConfig
 
 
 def own_features(sigma: float, widths: Sequence[float]) -> Tensor:
@@ -39,6 +36,29 @@ def own_features(sigma: float, widths: Sequence[float]) -> Tensor:
     charges = [math.sqrt(4 * math.pi) * own for own, _ in pairs]
     dipoles = [math.sqrt(1.5) * math.pi * w * own for (_, own), w in zip(pairs, widths, strict=True)]
     return torch.tensor([charges, dipoles])
+
+
+def quadratic_terms(change: Tensor, field: Tensor, n_widths: int) -> Tensor:
+    """
+    What an energy quadratic in the change of an atom's multipoles and in the field there is made of.
+
+    Args:
+        change: ``[n_atoms, 1 | 4]`` of charge, or of charge and dipole.
+        field: ``[n_atoms, n_field]``, potentials and perhaps gradients of every width.
+        n_widths: How many widths.
+
+    Returns:
+        ``[n_atoms, n_terms]``: charge times potentials, square of the charge, square of the dipole, dipole
+        times gradients; those there are.
+    """
+    terms = [change[:, :1] * field[:, :n_widths], change[:, :1] ** 2]
+    if change.shape[1] > 1:
+        dipoles = change[:, 1:]
+        terms.append((dipoles**2).sum(1, keepdim=True))
+        if field.shape[1] > n_widths:
+            gradients = field[:, n_widths:].unflatten(1, (n_widths, 3))
+            terms.append((dipoles[:, None] * gradients).sum(2))
+    return torch.cat(terms, 1)
 
 
 class Response(torch.nn.Module):

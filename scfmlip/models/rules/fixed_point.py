@@ -16,67 +16,18 @@ Baldwin et al., arXiv:2603.14700.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ...electrostatics import Geometry
 from ...scf import fixed_point
-from ..config import check_positive
 from ..readouts import FeatureMix, MultipoleReadout, ScalarReadout
 from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
-from .field_response import Response, own_features
-
-
-@dataclass(frozen=True)
-class FixedPointConfig:
-    """
-    Options.
-
-    Attributes:
-        response: "affine", "mlp" or "passive", see the module.
-        energy: What beside the Coulomb energy depends on the state: "quadratic" in p - p0 and v with
-            coefficients from the features, "variational" (of "passive"), or "none".
-        field_feature_widths: Widths of the Gaussians the potential is projected on, angstrom; "passive" takes
-            the density's.
-        field_feature_max_l: 0 or 1.
-        field_feature_norms: Scale of v for each l and width, l first; 1 if None.
-        field_self_interaction: Whether v holds an atom's own potential; "passive" needs it.
-        channels: Features that make up the response.
-        response_scale: Of the initial response, e/V, of all elements or a mapping: the inverse of a hardness,
-            see `equilibrated`.
-        hidden: Width of readouts.
-        tolerance, max_iterations: Of the solve.
-    """
-
-    response: Literal["affine", "mlp", "passive"] = "affine"
-    energy: Literal["quadratic", "variational", "none"] = "quadratic"
-    field_feature_widths: tuple[float, ...] = (1.5, 3.0)
-    field_feature_max_l: int = 1
-    field_feature_norms: tuple[float, ...] | None = None
-    field_self_interaction: bool = False
-    channels: int = 16
-    response_scale: float | Mapping[str, float] = 0.01
-    hidden: int = 16
-    tolerance: float = 1e-6
-    max_iterations: int = 100
-
-    def __post_init__(self) -> None:
-        check_positive("rule", self, "channels", "response_scale", "tolerance", "max_iterations")
-        if self.energy == "variational" and self.response != "passive":
-            raise ValueError("rule.energy='variational' needs rule.response='passive'")
-        if self.field_feature_max_l not in (0, 1):
-            raise ValueError(f"rule.field_feature_max_l must be 0 or 1, got {self.field_feature_max_l!r}")
-        count = len(self.field_feature_widths) * (self.field_feature_max_l + 1)
-        if self.field_feature_norms is not None and len(self.field_feature_norms) != count:
-            raise ValueError(
-                f"rule.field_feature_norms needs {count} numbers, one for each l and width, got "
-                f"{list(self.field_feature_norms)}"
-            )
+from .field_response import Response, own_features, quadratic_terms
+from .options import FixedPointConfig
+from .stability import amplification
 
 
 @register("fixed_point")
@@ -226,32 +177,10 @@ class FixedPoint(ChargeRule):
                 # at the fixed point (p - p0).S^-1 (p - p0) = v.S v
                 response = -0.5 * (field * (tensors["matrix"] @ field[..., None])[..., 0]).sum(1)
             else:
-                response = self._quadratic(system, rows - start, field)
+                assert self.readout is not None
+                terms = quadratic_terms(rows - start, field, len(self.widths))
+                coefficients = self.readout(system.features, system.node_attrs)
+                response = (coefficients * terms).sum(1)
             response = system.sum(response)
         extra["initial_charges"] = start[:, 0]
         return RuleOutput(system.coulomb_energy(geometry, rows), response, rows, geometry, extra=extra)
-
-    def _quadratic(self, system: System, change: Tensor, field: Tensor) -> Tensor:
-        """``[n_atoms]`` eV, quadratic in change and field together."""
-        assert self.readout is not None
-        terms = [change[:, :1] * field[:, : len(self.widths)], change[:, :1] ** 2]
-        if self.l_max > 0:
-            dipoles = change[:, 1:]
-            terms.append((dipoles**2).sum(1, keepdim=True))
-            if self.field_l > 0:
-                gradients = field[:, len(self.widths) :].unflatten(1, (len(self.widths), 3))
-                terms.append((dipoles[:, None] * gradients).sum(2))
-        return (self.readout(system.features, system.node_attrs) * torch.cat(terms, 1)).sum(1)
-
-
-def amplification(update: Callable[[Tensor], Tensor], state: Tensor, system: System) -> Tensor:
-    """
-    ``[n_systems]`` how the update answers a random disturbance u of the state, ``|J^T u|^2 / |u|^2``.
-
-    Its mean over u is that of ``|J u|^2 / |u|^2``, which is below 1 where plain iterations converge.
-    """
-    with torch.enable_grad():
-        state = state if state.requires_grad else state.detach().requires_grad_()
-        direction = torch.randn_like(state)
-        (answer,) = torch.autograd.grad(update(state), state, direction, create_graph=True)
-    return system.sum((answer**2).sum(1)) / system.sum((direction**2).sum(1))

@@ -13,46 +13,16 @@ energy is variational, so that forces need no response of the density. The atoms
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ...scf import minimize_functional
-from ..config import check_positive
+from ..config import inverse_softplus
 from ..readouts import FeatureMix, MultipoleReadout, ScalarReadout
 from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, check_level, make_coulomb
-from .equilibrated import inverse_softplus
-
-
-@dataclass(frozen=True)
-class FunctionalConfig:
-    """
-    Options.
-
-    Attributes:
-        form: "quadratic", "convex" or "general", see the module.
-        hardness: Initial hardness of charges, V/e; kept positive.
-        dipole_hardness: Initial inverse polarizability, V/(e angstrom^2); kept positive.
-        channels: Features that couple charge and dipole.
-        kinks: Charges t_k at which the stiffness may change, e.
-        hidden: Width of readouts and of the perceptron.
-        tolerance, max_iterations: Of the minimisation.
-    """
-
-    form: Literal["quadratic", "convex", "general"] = "convex"
-    hardness: float = 10.0
-    dipole_hardness: float = 10.0
-    channels: int = 8
-    kinks: tuple[float, ...] = (-1.0, 0.0, 1.0)
-    hidden: int = 16
-    tolerance: float = 1e-6
-    max_iterations: int = 50
-
-    def __post_init__(self) -> None:
-        check_positive("rule", self, "hardness", "dipole_hardness", "tolerance", "max_iterations")
+from .options import FunctionalConfig
 
 
 @register("functional")

@@ -1,0 +1,133 @@
+"""Options of the rules that solve for their density: equilibrated, functional, fixed_point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from ..config import check_positive
+from .feedback import FeedbackConfig
+
+
+@dataclass(frozen=True)
+class EquilibratedConfig:
+    """
+    Options.
+
+    Attributes:
+        sigma: Width of the Gaussians, angstrom: None for the density's, "covalent" for each element's
+            covalent radius, or a mapping from element to width. Narrow ones of charges act in cells through
+            a smooth operator and neighbours, see `narrow`.
+        hardness: Initial hardness, V/e, of charges, of all elements or a mapping; kept positive. Charge is
+            screened within sqrt(J / (4 pi k_e n)), n atoms per angstrom^3: 0.9 angstrom for 10 V/e in an
+            oxide. Answers to what is farther away are not learned unless the atoms between start stiffer.
+        dipole_hardness: Initial inverse polarizability, V/(e angstrom^2), of dipoles; likewise.
+        source: What the network gives: "electronegativity" chi, or the charges and dipoles s0 that atoms
+            would have alone, "charge": then chi = -J s0, the functional is
+            ``1/2 (s - s0).J (s - s0) + 1/2 s.K s``, and J is trained by its logarithm, fit for stiff atoms.
+        local_hardness: Let the hardness depend on the surroundings.
+        energy: "functional" or "coulomb", see the module.
+        screening: Inner and outer radius, angstrom, between which Coulomb pairs are switched on ("coulomb"
+            only); the outer one at most the backbone's cutoff.
+        feedback: A second network that sees the charges, or None.
+        hidden: Width of the readouts.
+        tolerance, max_iterations: Of the solve.
+    """
+
+    sigma: Literal["covalent"] | Mapping[str, float] | None = None
+    hardness: float | Mapping[str, float] = 10.0
+    dipole_hardness: float | Mapping[str, float] = 10.0
+    source: Literal["electronegativity", "charge"] = "electronegativity"
+    local_hardness: bool = False
+    energy: Literal["functional", "coulomb"] = "functional"
+    screening: tuple[float, ...] | None = None
+    feedback: FeedbackConfig | None = None
+    hidden: int = 16
+    tolerance: float = 1e-6
+    max_iterations: int = 500
+
+    def __post_init__(self) -> None:
+        check_positive("rule", self, "hardness", "dipole_hardness", "tolerance", "max_iterations")
+        if self.source not in ("electronegativity", "charge"):
+            raise ValueError(f"rule.source must be 'electronegativity' or 'charge', got {self.source!r}")
+        if self.screening is not None:
+            if self.energy != "coulomb":
+                raise ValueError("rule.screening is for energy='coulomb': the functional is not screened")
+            if len(self.screening) != 2 or not 0 <= self.screening[0] < self.screening[1]:
+                raise ValueError(f"rule.screening must be (inner, outer), got {self.screening!r}")
+
+
+@dataclass(frozen=True)
+class FunctionalConfig:
+    """
+    Options.
+
+    Attributes:
+        form: "quadratic", "convex" or "general", see the module.
+        hardness: Initial hardness of charges, V/e; kept positive.
+        dipole_hardness: Initial inverse polarizability, V/(e angstrom^2); kept positive.
+        channels: Features that couple charge and dipole.
+        kinks: Charges t_k at which the stiffness may change, e.
+        hidden: Width of readouts and of the perceptron.
+        tolerance, max_iterations: Of the minimisation.
+    """
+
+    form: Literal["quadratic", "convex", "general"] = "convex"
+    hardness: float = 10.0
+    dipole_hardness: float = 10.0
+    channels: int = 8
+    kinks: tuple[float, ...] = (-1.0, 0.0, 1.0)
+    hidden: int = 16
+    tolerance: float = 1e-6
+    max_iterations: int = 50
+
+    def __post_init__(self) -> None:
+        check_positive("rule", self, "hardness", "dipole_hardness", "tolerance", "max_iterations")
+
+
+@dataclass(frozen=True)
+class FixedPointConfig:
+    """
+    Options.
+
+    Attributes:
+        response: "affine", "mlp" or "passive", see the module.
+        energy: What beside the Coulomb energy depends on the state: "quadratic" in p - p0 and v with
+            coefficients from the features, "variational" (of "passive"), or "none".
+        field_feature_widths: Widths of the Gaussians the potential is projected on, angstrom; "passive" takes
+            the density's.
+        field_feature_max_l: 0 or 1.
+        field_feature_norms: Scale of v for each l and width, l first; 1 if None.
+        field_self_interaction: Whether v holds an atom's own potential; "passive" needs it.
+        channels: Features that make up the response.
+        response_scale: Of the initial response, e/V, of all elements or a mapping: the inverse of a hardness,
+            see `equilibrated`.
+        hidden: Width of readouts.
+        tolerance, max_iterations: Of the solve.
+    """
+
+    response: Literal["affine", "mlp", "passive"] = "affine"
+    energy: Literal["quadratic", "variational", "none"] = "quadratic"
+    field_feature_widths: tuple[float, ...] = (1.5, 3.0)
+    field_feature_max_l: int = 1
+    field_feature_norms: tuple[float, ...] | None = None
+    field_self_interaction: bool = False
+    channels: int = 16
+    response_scale: float | Mapping[str, float] = 0.01
+    hidden: int = 16
+    tolerance: float = 1e-6
+    max_iterations: int = 100
+
+    def __post_init__(self) -> None:
+        check_positive("rule", self, "channels", "response_scale", "tolerance", "max_iterations")
+        if self.energy == "variational" and self.response != "passive":
+            raise ValueError("rule.energy='variational' needs rule.response='passive'")
+        if self.field_feature_max_l not in (0, 1):
+            raise ValueError(f"rule.field_feature_max_l must be 0 or 1, got {self.field_feature_max_l!r}")
+        count = len(self.field_feature_widths) * (self.field_feature_max_l + 1)
+        if self.field_feature_norms is not None and len(self.field_feature_norms) != count:
+            raise ValueError(
+                f"rule.field_feature_norms needs {count} numbers, one for each l and width, got "
+                f"{list(self.field_feature_norms)}"
+            )

@@ -39,7 +39,7 @@ BACKBONE = {
     "num_bessel": 8,
     "radial_MLP": [32, 32],
 }
-LOSS = {"energy": 100.0, "forces": 1.0, "charges": 1000.0, "dipole": 1.0, "fermi_level": 1.0}
+LOSS = {"energy": 100.0, "forces": 2.0, "charges": 1000.0, "dipole": 10.0, "fermi_level": 1.0}
 VALID = 3
 
 

@@ -97,6 +97,8 @@ def _answer_to_an_ion(axis: Any) -> None:
 
     atoms = read_frame(path("al_water.xyz"), 0).repeat(REPEAT)
     atoms.info = {"charge": 0, "spin": 1}
+    # a wide cell needs a tall one
+    atoms.cell[2] = [0.0, 0.0, 60.0]
     metal = atoms.numbers == 13
     heights = atoms.positions[:, 2]
     layers = sorted(heights[metal])

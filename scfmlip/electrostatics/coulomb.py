@@ -48,7 +48,9 @@ class Coulomb:
     A charged periodic system is held in a uniform background of the opposite charge (its k = 0 term is
     left out), which is part of the energy; ``background="none"`` refuses such systems instead. A charged
     slab's energy is that of two-dimensional periodicity, with the potential -2 pi k_e Q |z| / area far
-    away; ``counter_charge`` in `prepare` makes it neutral.
+    away; ``counter_charge`` in `prepare` makes it neutral. What its images along the normal leave falls as
+    ``exp(-2 pi g / L)`` with the vacuum g between them and the longer lateral vector L: a wide cell needs a
+    tall one.
 
     Args:
         l_max: 0 for charges, 1 for charges and dipoles.

@@ -1,14 +1,15 @@
 """
 Pair sums in chunks of plain PyTorch: the CPU path, and the GPU's for ranks the kernel does not hold.
 
-For a chunk of targets all Cartesian derivatives ``T_D`` of the radial function up to the summed rank
-are built by the recursion ``T^n_(D + 1_x) = D_x T^(n+1)_(D - 1_x) + x T^(n+1)_D`` (McMurchie and
-Davidson, J. Comput. Phys. 26, 218 (1978), eq. 4.6-4.8) and contracted with the sources by matrix
-products. Memory is O(atoms + chunk).
+For a chunk of targets, or of small systems, all Cartesian derivatives ``T_D`` of the radial function up to
+the summed rank are built by the recursion ``T^n_(D + 1_x) = D_x T^(n+1)_(D - 1_x) + x T^(n+1)_D``
+(McMurchie and Davidson, J. Comput. Phys. 26, 218 (1978), eq. 4.6-4.8) and contracted with the sources by
+matrix products. Memory is O(atoms + chunk).
 """
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from .radial import gaussian_radial, softened_radial
 
 # Pairs per chunk: about 20 arrays of this size live at once.
 _CHUNK_PAIRS = 1 << 16
+# Pairs that cost no more than the calls for them.
+_FEW_PAIRS = 1 << 12
 
 
 def _cartesian_derivatives(
@@ -41,6 +44,34 @@ def _cartesian_derivatives(
     return [levels[exponents][0] for exponents in monomials(rank)]
 
 
+def _blocks(ptr: list[int]) -> Iterator[tuple[list[int], list[int], slice]]:
+    """
+    Work of at most about ``_CHUNK_PAIRS`` pairs: small systems together, large ones some targets at a time.
+
+    Yields:
+        First atoms and sizes of the systems, and which of their atoms are targets.
+    """
+    begins: list[int] = []
+    sizes: list[int] = []
+    for size, begin in sorted((end - begin, begin) for begin, end in itertools.pairwise(ptr)):
+        if size == 0:
+            continue
+        if size**2 > _CHUNK_PAIRS:
+            step = max(1, _CHUNK_PAIRS // size)
+            for start in range(0, size, step):
+                yield [begin], [size], slice(start, min(start + step, size))
+            continue
+        filled = (len(sizes) + 1) * size**2
+        useful = sum(n**2 for n in sizes) + size**2
+        if sizes and (filled > _CHUNK_PAIRS or filled > 1.5 * useful + _FEW_PAIRS):
+            yield begins, sizes, slice(0, max(sizes))
+            begins, sizes = [], []
+        begins.append(begin)
+        sizes.append(size)
+    if sizes:
+        yield begins, sizes, slice(0, max(sizes))
+
+
 def gaussian_pairs_chunked(
     positions: Tensor,
     moments: Tensor,
@@ -54,36 +85,43 @@ def gaussian_pairs_chunked(
     n_atoms, n_channels, n_widths, n_moments = moments.shape
     source_rank = rank_of_count(n_moments)
     total_rank = source_rank + rank
+    device = positions.device
     out = moments.new_zeros((n_atoms, n_channels, n_widths, monomial_count(rank)))
     # out_A = sum_B (-1)^|B| T_(A+B) c_B: where A + B stands among the monomials of the summed rank
-    place = {m: i for i, m in enumerate(monomials(total_rank))}
-    targets, sources = monomials(rank), monomials(source_rank)
-    ptr = atom_ptr.tolist()
-    for begin, end in itertools.pairwise(ptr):
-        if end == begin:
-            continue
-        group = torch.arange(begin, end, device=positions.device) // group_size
-        r_all = positions[begin:end]
-        step = max(1, _CHUNK_PAIRS // (end - begin))
-        for start in range(begin, end, step):
-            stop = min(start + step, end)
-            x, y, z = (positions[start:stop, None] - r_all[None]).unbind(-1)
-            r = (x**2 + y**2 + z**2).sqrt()
-            same = group[start - begin : stop - begin, None] == group[None]
-            r = r.masked_fill(same, 1.0)
-            for w, width in enumerate(widths.tolist()):
-                alpha = 1 / (math.sqrt(2) * width)
-                if softening == 0.0:
-                    radial = gaussian_radial(r, alpha, total_rank)
-                else:
-                    radial = softened_radial(r, alpha, softening, total_rank)
-                radial = [f.masked_fill_(same, 0.0) for f in radial]
-                derivatives = _cartesian_derivatives((x, y, z), radial, total_rank)
-                columns = moments[begin:end, :, w].reshape(end - begin, n_channels * n_moments)
-                sums = [(t @ columns).view(stop - start, n_channels, n_moments) for t in derivatives]
-                for a, (ax, ay, az) in enumerate(targets):
-                    for b, (bx, by, bz) in enumerate(sources):
-                        value = sums[place[ax + bx, ay + by, az + bz]][:, :, b]
-                        sign = -1.0 if (bx + by + bz) % 2 else 1.0
-                        out[start:stop, :, w, a].add_(value, alpha=sign)
+    number = {m: i for i, m in enumerate(monomials(total_rank))}
+    place = torch.tensor(
+        [
+            [number[tuple(i + j for i, j in zip(a, b, strict=True))] for b in monomials(source_rank)]
+            for a in monomials(rank)
+        ],
+        device=device,
+    )
+    moment = torch.arange(n_moments, device=device).expand_as(place)
+    signs = [-1.0 if sum(b) % 2 else 1.0 for b in monomials(source_rank)]
+    sign = torch.tensor(signs, dtype=moments.dtype, device=device)[:, None, None, None]
+    for begins, sizes, part in _blocks(atom_ptr.tolist()):
+        begin, size = (torch.tensor(v, device=device)[:, None] for v in (begins, sizes))
+        local = torch.arange(max(sizes), device=device)
+        valid = local < size
+        # [systems, sources], systems shorter than others filled up with their first atom, which no one sees
+        source = begin + torch.where(valid, local, 0)
+        target, wanted = source[:, part], valid[:, part]
+        group = source // group_size
+        x, y, z = (positions[target][:, :, None] - positions[source][:, None]).unbind(-1)
+        same = (group[:, part, None] == group[:, None]) | ~valid[:, None] | ~wanted[..., None]
+        r = (x**2 + y**2 + z**2).sqrt().masked_fill(same, 1.0)
+        rows, near = target[wanted], moments[source]
+        for w, width in enumerate(widths.tolist()):
+            alpha = 1 / (math.sqrt(2) * width)
+            if softening == 0.0:
+                radial = gaussian_radial(r, alpha, total_rank)
+            else:
+                radial = softened_radial(r, alpha, softening, total_rank)
+            radial = [f.masked_fill_(same, 0.0) for f in radial]
+            derivatives = _cartesian_derivatives((x, y, z), radial, total_rank)
+            columns = near[:, :, :, w].flatten(2)
+            sums = torch.stack([t @ columns for t in derivatives]).unflatten(-1, (n_channels, n_moments))
+            # before the sum by A, B, system, target and channel
+            values = (sign * sums.movedim(-1, 1)[place, moment]).sum(1)
+            out[rows, :, w] = values.movedim(0, -1)[wanted]
     return out

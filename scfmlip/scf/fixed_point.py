@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from ..electrostatics.checks import to_tensor
 from .eager import runs_eagerly
 from .implicit import Root, RootOptions
-from .krylov import Batch, anderson, bracket_potential, newton
+from .krylov import Batch, anderson, bracket_potential, gmres, newton
 from .options import check_solver, check_state
 from .solution import Status
 from .totals import GivenTotals
@@ -31,6 +32,8 @@ Update = Callable[..., Tensor]
 _AFFINE = {torch.float32: 1e-4, torch.float64: 1e-9}
 # relative step of differences: the root of the rounding
 _STEP = {torch.float32: 3e-4, torch.float64: 3e-8}
+# relative error of an evaluation
+_ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-14}
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,9 @@ def fixed_point(
     if totals is not None or potential is not None:
         arguments = (totals if totals is not None else potential, *parameters)
     floor = 2e-6 if dtype == torch.float32 else 1e-13
-    options = RootOptions("fixed point", max(tolerance, floor), max_iterations, on_failure)
+    rounding = _ROUNDING[dtype]
+    linear = partial(gmres, rounding=rounding)
+    options = RootOptions("fixed point", max(tolerance, floor), max_iterations, on_failure, linear)
     found: dict[str, Any] = {}
 
     def solve(arguments: Sequence[Tensor]) -> Tensor:
@@ -192,7 +197,18 @@ def fixed_point(
         if affine and solver != "anderson":
             # linear along one direction only, where charges saturate: then it goes on below
             known = (value, near)
-            result = newton(function, start, batch, scale, tolerance, 3, max_iterations, True, known=known)
+            result = newton(
+                function,
+                start,
+                batch,
+                scale,
+                tolerance,
+                3,
+                max_iterations,
+                True,
+                rounding=rounding,
+                known=known,
+            )
             spent += result.evaluations
             affine = bool((result.status != Status.ITERATIONS).all())
         if result is None or not affine:
@@ -210,7 +226,16 @@ def fixed_point(
             if solver == "newton" or constrained:
                 step = _STEP[dtype]
                 result = newton(
-                    function, start, batch, scale, tolerance, max_iterations, max_iterations, False, step
+                    function,
+                    start,
+                    batch,
+                    scale,
+                    tolerance,
+                    max_iterations,
+                    max_iterations,
+                    False,
+                    step,
+                    rounding,
                 )
             else:
                 result = anderson(

@@ -77,6 +77,7 @@ def gmres(
     tolerance: float,
     max_iterations: int,
     image: Tensor | None = None,
+    rounding: float = 1e-14,
 ) -> RootResult:
     """
     ``A x = right`` for any matrix, without restarts (Saad and Schultz, SIAM J. Sci. Stat. Comput. 7, 856).
@@ -88,6 +89,7 @@ def gmres(
         tolerance: Of the residual relative to the norm of ``right``.
         max_iterations: Largest Krylov space.
         image: ``A right`` where it is known.
+        rounding: Relative error of ``apply``: a Krylov space to which it adds less is closed.
     """
     scale = batch.norm(right)
     safe = torch.where(scale > 0, scale, torch.ones_like(scale))
@@ -95,17 +97,18 @@ def gmres(
     rows: list[Tensor] = []
     residual = torch.where(scale > 0, torch.ones_like(scale), torch.zeros_like(scale))
     iterations = torch.zeros_like(scale, dtype=torch.int64)
+    open_ = torch.ones_like(scale, dtype=torch.bool)
     weights = torch.zeros((batch.n_systems, 0), dtype=torch.float64, device=right.device)
     step = 0
     for step in range(1, max_iterations + 1):
-        active = residual > tolerance
+        active = (residual > tolerance) & open_
         if not bool(active.any()):
             step -= 1
             break
         iterations = iterations + active
         known = step == 1 and image is not None
         w = image / batch.expand(safe) if known and image is not None else apply(basis[-1])
-        stack = torch.stack(basis)
+        stack, size = torch.stack(basis), batch.norm(w)
         column = torch.zeros((batch.n_systems, step + 1), dtype=torch.float64, device=right.device)
         for _ in range(2):  # twice: once loses orthogonality
             overlap = batch.dot(stack, w.expand_as(stack))
@@ -113,8 +116,8 @@ def gmres(
             column[:, :step] += overlap.T
         length = batch.norm(w)
         column[:, step] = length
-        # a closed Krylov space: nothing more to add for this system
-        fresh = length > 1e-14 * safe.new_tensor(1.0)
+        fresh = length > rounding * size
+        open_ = open_ & fresh
         basis.append(torch.where(batch.expand(fresh), w / batch.expand(torch.where(fresh, length, 1.0)), 0.0))
         rows.append(column)
         hessenberg = torch.zeros((batch.n_systems, step + 1, step), dtype=torch.float64, device=right.device)
@@ -236,6 +239,7 @@ def newton(
     krylov: int,
     affine: bool,
     step: float = 3e-8,
+    rounding: float = 1e-14,
     known: tuple[Tensor, Tensor] | None = None,
 ) -> RootResult:
     """
@@ -251,6 +255,7 @@ def newton(
         krylov: Largest Krylov space of a step.
         affine: The function is: differences are exact, and one step is enough.
         step: Of differences otherwise, relative to the state.
+        rounding: Relative error of the function.
         known: The function at the start, f, and what it becomes at ``start + f``, less that: an affine
             function's derivative along f.
     """
@@ -259,10 +264,13 @@ def newton(
     residual = batch.norm(value) / scale
     iterations = torch.zeros_like(residual, dtype=torch.int64)
     status = torch.full_like(iterations, int(Status.ITERATIONS))
+
+    def done(x: Tensor, residual: Tensor) -> Tensor:
+        # or as near as a state this large can be told from a root
+        return (residual <= tolerance) | (residual * scale <= rounding * batch.norm(x))
+
     for _ in range(max_iterations):
-        status = torch.where(
-            (status == Status.ITERATIONS) & (residual <= tolerance), int(Status.CONVERGED), status
-        )
+        status = torch.where((status == Status.ITERATIONS) & done(x, residual), int(Status.CONVERGED), status)
         status = torch.where(torch.isfinite(residual), status, int(Status.NOT_FINITE))
         active = status == Status.ITERATIONS
         if not bool(active.any()):
@@ -270,9 +278,12 @@ def newton(
         moving = batch.expand(active)
 
         def derivative(v: Tensor, x: Tensor = x, value: Tensor = value) -> Tensor:
-            if affine:
-                return function(x + v) - value
             length = batch.norm(v)
+            if affine:
+                # steps as large as what they are added to, so that rounding is small beside them
+                size = batch.norm(x) + batch.norm(value)
+                size = batch.expand(torch.where((length > 0) & (size > 0), size / length, 1.0))
+                return (function(x + size * v) - value) / size
             size = batch.expand(step * (1 + batch.norm(x)) / torch.where(length > 0, length, 1.0))
             return (function(x + size * v) - value) / size
 
@@ -282,7 +293,8 @@ def newton(
         image = None
         if affine and known is not None:
             image, known = torch.where(moving, -known[1], 0.0), None
-        inner = gmres(derivative, right, batch, 0.3 * tolerance if affine else forcing, krylov, image)
+        forcing = 0.3 * tolerance if affine else forcing
+        inner = gmres(derivative, right, batch, forcing, krylov, image, rounding)
         evaluations += inner.evaluations
         iterations = iterations + torch.where(active, inner.iterations, 0)
         length = torch.ones_like(residual)
@@ -302,9 +314,7 @@ def newton(
             length = torch.where(short, 0.5 * length, length)
         x, value = trial, fresh
         residual = torch.where(active, norm, residual)
-    status = torch.where(
-        (status == Status.ITERATIONS) & (residual <= tolerance), int(Status.CONVERGED), status
-    )
+    status = torch.where((status == Status.ITERATIONS) & done(x, residual), int(Status.CONVERGED), status)
     return RootResult(x, residual, iterations, status, evaluations)
 
 

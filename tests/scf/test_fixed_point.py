@@ -304,3 +304,28 @@ def test_arguments_of_another_kind():
         fixed_point(linear, START.long(), (START,))
     with pytest.raises(TypeError, match="state must be a float32 or float64 tensor, got list"):
         fixed_point(linear, START.tolist(), (START,))
+
+
+def stretched(decades, dtype, n=40):
+    """Solution of ``A s = b`` with eigenvalues of both signs over so many decades, and its gradient."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=F64))[0]
+    values = torch.logspace(0, -decades, n, dtype=F64)
+    values[::3] *= -1
+    b, w = torch.randn(2, n, generator=generator, dtype=F64).to(dtype)
+    b.requires_grad_()
+    matrix = ((q * values) @ q.T).to(dtype)
+    state = fixed_point(lambda s, b: s + b - matrix @ s, torch.zeros_like(b), (b,)).state
+    return state, *torch.autograd.grad((state * w).sum(), b)
+
+
+@pytest.mark.parametrize("decades", [1, 3, 5])
+def test_float32_is_as_good_as_its_rounding(decades):
+    """Errors grow with the condition number and no faster, in the state and in its derivatives."""
+    for got, want in zip(stretched(decades, torch.float32), stretched(decades, F64), strict=True):
+        assert (got.double() - want).norm() < 2e-7 * 10**decades * want.norm()
+
+
+def test_float32_says_where_it_ends():
+    with pytest.raises(ConvergenceError, match=r"rounding of its dtype.*float64"):
+        stretched(6, torch.float32)

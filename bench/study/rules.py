@@ -97,7 +97,7 @@ def model_options(rule: Rule, which: Set) -> dict[str, Any]:
     options = dict(rule.rule)
     if rule.formal:
         options["charges"] = dict(which.charges)
-    if rule.stiff and options["name"] == "equilibrated":
+    if rule.stiff and options["name"] in ("equilibrated", "functional"):
         options |= {"source": "charge", "hardness": dict(which.hardness)}
     elif rule.stiff and options["name"] == "fixed_point":
         options["response_scale"] = {element: 1 / value for element, value in which.hardness.items()}

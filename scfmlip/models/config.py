@@ -251,8 +251,3 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise TypeError(f"{where} must be {getattr(hint, '__name__', hint)}, got {value!r}")
-
-
-def inverse_softplus(value: float) -> float:
-    """The number whose softplus is ``value``."""
-    return value + math.log(-math.expm1(-value))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from e3nn import nn as e3nn_nn
 from e3nn import o3
 from torch import Tensor
+
+from .config import per_element
 
 
 def count_scalars(irreps: o3.Irreps) -> int:
@@ -143,3 +146,34 @@ class FeatureMix(torch.nn.Module):
         if not self.vectors:
             return scalars, scalars.new_zeros(*scalars.shape, 3)
         return scalars, rows[:, self.n :].unflatten(-1, (self.n, 3))
+
+
+def hardness_parameter(
+    charges: float | Mapping[str, float],
+    dipoles: float | Mapping[str, float],
+    logarithm: bool,
+    elements: Sequence[int],
+    l_max: int,
+) -> torch.nn.Parameter:
+    """
+    A positive hardness of each element, to be trained.
+
+    Args:
+        charges: Initial values, V/e, of all elements or a mapping.
+        dipoles: Likewise, V/(e angstrom^2).
+        logarithm: Whether the parameter is the logarithm, fit for stiff atoms, or the inverse of softplus.
+        elements: Atomic numbers.
+        l_max: 0 for charges alone.
+
+    Returns:
+        ``[n_elements, l_max + 1]``.
+    """
+    pairs = (("rule.hardness", charges), ("rule.dipole_hardness", dipoles))
+    columns = [
+        [
+            math.log(j) if logarithm else j + math.log(-math.expm1(-j))
+            for j in per_element(name, values, elements)
+        ]
+        for name, values in pairs[: l_max + 1]
+    ]
+    return torch.nn.Parameter(torch.tensor(columns).T.contiguous())

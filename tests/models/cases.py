@@ -52,6 +52,10 @@ RULES = {
     "convex": ("functional", "charge"),
     "general": ({"name": "functional", "form": "general"}, "charge"),
     "convex_level": ("functional", "fermi_level"),
+    "convex_charges": (
+        {"name": "functional", "source": "charge", "hardness": {"H": 300.0, "O": 300.0, "Al": 5.0}},
+        "charge",
+    ),
     "passive": ({"name": "fixed_point", "response": "passive", "energy": "variational"}, "charge"),
     "passive_elements": (
         {"name": "fixed_point", "response": "passive", "response_scale": {"H": 0.01, "O": 0.01, "Al": 0.1}},

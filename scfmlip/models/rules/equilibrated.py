@@ -10,14 +10,12 @@ NequIP-LR (Maruf et al., arXiv:2503.17949).
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from ...scf import charge_equilibration
-from ..config import inverse_softplus, per_element
-from ..readouts import MultipoleReadout, ScalarReadout
+from ..config import per_element
+from ..readouts import MultipoleReadout, ScalarReadout, hardness_parameter
 from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, check_level, make_coulomb
 from .feedback import Feedback
@@ -69,14 +67,9 @@ class Equilibrated(ChargeRule):
             hidden=config.hidden,
             scale=0.1 if lone else 1.0,
         )
-        columns = [
-            [math.log(j) if lone else inverse_softplus(j) for j in hardness]
-            for hardness in (
-                per_element("rule.hardness", config.hardness, context.elements),
-                per_element("rule.dipole_hardness", config.dipole_hardness, context.elements),
-            )
-        ]
-        self.raw_hardness = torch.nn.Parameter(torch.tensor(columns[: self.l_max + 1]).T.contiguous())
+        self.raw_hardness = hardness_parameter(
+            config.hardness, config.dipole_hardness, lone, context.elements, self.l_max
+        )
         self.local_hardness = None
         if config.local_hardness:
             self.local_hardness = ScalarReadout(

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from ...scf import minimize_functional
-from ..config import inverse_softplus
-from ..readouts import FeatureMix, MultipoleReadout, ScalarReadout
+from ..readouts import FeatureMix, MultipoleReadout, ScalarReadout, hardness_parameter
 from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, check_level, make_coulomb
 from .options import FunctionalConfig
@@ -38,10 +37,15 @@ class Functional(ChargeRule):
         n_elements, irreps = len(context.elements), context.feature_irreps
         self.l_max = context.density.l_max
         self.coulomb = make_coulomb(context.density, self_interaction=True)
-        self.linear = MultipoleReadout(irreps, n_elements, l_max=self.l_max, hidden=config.hidden, scale=1.0)
+        lone = config.source == "charge"
+        scale = 0.1 if lone else 1.0
+        self.linear = MultipoleReadout(
+            irreps, n_elements, l_max=self.l_max, hidden=config.hidden, scale=scale
+        )
         self.mix = FeatureMix(irreps, config.channels)
-        start = [inverse_softplus(config.hardness), inverse_softplus(config.dipole_hardness)]
-        self.raw_hardness = torch.nn.Parameter(torch.tensor(start[: self.l_max + 1]).repeat(n_elements, 1))
+        self.raw_hardness = hardness_parameter(
+            config.hardness, config.dipole_hardness, lone, context.elements, self.l_max
+        )
         self.strengths = self.mlp = None
         if config.form != "quadratic":
             self.strengths = ScalarReadout(irreps, n_elements, len(config.kinks) + self.l_max, config.hidden)
@@ -56,7 +60,8 @@ class Functional(ChargeRule):
 
     def _matrix(self, attrs: Tensor, scalars: Tensor, vectors: Tensor) -> Tensor:
         """``[n_atoms, 1 | 4, 1 | 4]`` positive definite."""
-        own = torch.nn.functional.softplus(attrs @ self.raw_hardness)
+        raw = attrs @ self.raw_hardness
+        own = raw.exp() if self.config.source == "charge" else torch.nn.functional.softplus(raw)
         rows = scalars[..., None]
         if self.l_max > 0:
             rows = torch.cat((rows, vectors), 2)
@@ -93,11 +98,17 @@ class Functional(ChargeRule):
         config, attrs = self.config, system.node_attrs
         plan, prepare = system.operator(self.coulomb)
         scalars, vectors = self.mix(system.features)
+        linear, matrix = self.linear(system.features, attrs)[:, 0], self._matrix(attrs, scalars, vectors)
+        alone = None
+        if config.source == "charge":
+            # the constant completes the square: 1/2 (p - p0).A (p - p0)
+            own, linear = linear, -(matrix @ linear[..., None])[..., 0]
+            alone = -0.5 * system.sum((own * linear).sum(1))
         tensors = {
             "positions": system.positions,
             "cell": system.cell,
-            "linear": self.linear(system.features, attrs)[:, 0],
-            "matrix": self._matrix(attrs, scalars, vectors),
+            "linear": linear,
+            "matrix": matrix,
         }
         if self.strengths is not None:
             raw = self.strengths(system.features, attrs)
@@ -140,16 +151,17 @@ class Functional(ChargeRule):
         )
         geometry = system.prepare(self.coulomb, plan=plan)
         electrostatic = system.coulomb_energy(geometry, solution.state)
+        total = solution.energy if alone is None else solution.energy + alone
         level = system.fermi_level
         if solution.chemical_potential is not None:
             level = -solution.chemical_potential
         assert level is not None
         return RuleOutput(
             electrostatic,
-            solution.energy - electrostatic,
+            total - electrostatic,
             solution.state,
             geometry,
-            total=solution.energy,
+            total=total,
             extra={
                 "fermi_level": level,
                 "scf_iterations": solution.iterations,

@@ -10,6 +10,12 @@ from ..config import check_positive
 from .feedback import FeedbackConfig
 
 
+def check_source(source: str) -> None:
+    """Refuse a source that does not exist."""
+    if source not in ("electronegativity", "charge"):
+        raise ValueError(f"rule.source must be 'electronegativity' or 'charge', got {source!r}")
+
+
 @dataclass(frozen=True)
 class EquilibratedConfig:
     """
@@ -49,8 +55,7 @@ class EquilibratedConfig:
 
     def __post_init__(self) -> None:
         check_positive("rule", self, "hardness", "dipole_hardness", "tolerance", "max_iterations")
-        if self.source not in ("electronegativity", "charge"):
-            raise ValueError(f"rule.source must be 'electronegativity' or 'charge', got {self.source!r}")
+        check_source(self.source)
         if self.screening is not None:
             if self.energy != "coulomb":
                 raise ValueError("rule.screening is for energy='coulomb': the functional is not screened")
@@ -65,8 +70,10 @@ class FunctionalConfig:
 
     Attributes:
         form: "quadratic", "convex" or "general", see the module.
-        hardness: Initial hardness of charges, V/e; kept positive.
-        dipole_hardness: Initial inverse polarizability, V/(e angstrom^2); kept positive.
+        hardness: Initial hardness of charges, V/e, of all elements or a mapping; kept positive.
+        dipole_hardness: Initial inverse polarizability, V/(e angstrom^2); likewise.
+        source: What the network gives: "electronegativity" b, or the charges and dipoles that atoms would
+            have alone, "charge": fit for stiff atoms, see `EquilibratedConfig`.
         channels: Features that couple charge and dipole.
         kinks: Charges t_k at which the stiffness may change, e.
         hidden: Width of readouts and of the perceptron.
@@ -74,8 +81,9 @@ class FunctionalConfig:
     """
 
     form: Literal["quadratic", "convex", "general"] = "convex"
-    hardness: float = 10.0
-    dipole_hardness: float = 10.0
+    hardness: float | Mapping[str, float] = 10.0
+    dipole_hardness: float | Mapping[str, float] = 10.0
+    source: Literal["electronegativity", "charge"] = "electronegativity"
     channels: int = 8
     kinks: tuple[float, ...] = (-1.0, 0.0, 1.0)
     hidden: int = 16
@@ -84,6 +92,7 @@ class FunctionalConfig:
 
     def __post_init__(self) -> None:
         check_positive("rule", self, "hardness", "dipole_hardness", "tolerance", "max_iterations")
+        check_source(self.source)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """
-Train the two models that the package ships: `python -m bench.study.shipped`, about ten minutes on one core.
+Train the fixed-point model that the package ships: `python -m bench.study.shipped`, minutes on one core.
 
 Water on Al(100) without field; the interface that the demo evaluates is held out. Writes
-scfmlip/data/models/al_water-*.safetensors.
+scfmlip/data/models/al_water-fixed_point.safetensors.
 """
 
 from __future__ import annotations
@@ -18,17 +18,11 @@ from ase.io import read, write
 
 from .sets import OURS, ROOT, SETS
 
-RULES: dict[str, dict[str, Any]] = {
-    "equilibrated": {
-        "name": "equilibrated",
-        "source": "charge",
-        "hardness": SETS["al_water"].hardness,
-        "local_hardness": True,
-    },
-    "fixed_point": {
-        "name": "fixed_point",
-        "response_scale": {element: 1 / value for element, value in SETS["al_water"].hardness.items()},
-    },
+RULE = {
+    "name": "fixed_point",
+    "response": "passive",
+    "energy": "variational",
+    "response_scale": {element: 1 / value for element, value in SETS["al_water"].hardness.items()},
 }
 BACKBONE = {
     "r_max": 4.5,
@@ -58,17 +52,17 @@ def frames() -> list[Atoms]:
     ]
 
 
-def options(rule: str, folder: Path) -> dict[str, Any]:
+def options(folder: Path) -> dict[str, Any]:
     """Of `scfmlip.training.train`."""
     return {
-        "output": str(folder / rule),
+        "output": str(folder / "fixed_point"),
         "data": {
             **SETS["al_water"].keys,
             "train": str(folder / "train.xyz"),
             "valid": str(folder / "valid.xyz"),
         },
         "model": {
-            "rule": RULES[rule],
+            "rule": RULE,
             "constraint": "charge",
             "density": {"l_max": 1, "sigma": 1.5, "tolerance": 1e-4},
             "backbone": BACKBONE,
@@ -88,13 +82,12 @@ def options(rule: str, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Both rules, one after the other."""
+    """The command line."""
     from scfmlip.training import train
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument(
         "--work", type=Path, default=ROOT / "build" / "shipped", help="folder of the trainings"
     )
@@ -104,12 +97,12 @@ def main() -> None:
     order = np.random.default_rng(5).permutation(len(every))
     for name, chosen in (("valid", order[:VALID]), ("train", order[VALID:])):
         write(arguments.work / f"{name}.xyz", [every[i] for i in sorted(chosen)], format="extxyz")
-    for rule in arguments.rules:
-        train(options(rule, arguments.work))
-        shutil.copy(
-            arguments.work / rule / "best.safetensors",
-            ROOT / "scfmlip" / "data" / "models" / f"al_water-{rule}.safetensors",
-        )
+    settings = options(arguments.work)
+    train(settings)
+    shutil.copy(
+        Path(settings["output"]) / "best.safetensors",
+        ROOT / "scfmlip" / "data" / "models" / "al_water-fixed_point.safetensors",
+    )
 
 
 if __name__ == "__main__":

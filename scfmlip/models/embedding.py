@@ -13,7 +13,7 @@ from ..electrostatics import Coulomb, Geometry
 
 # what images along a slab's normal may leave of a potential that varies laterally, and the vacuum in
 # widths of the widest Gaussian
-_IMAGES, _END = 1e-4, 8.0
+_IMAGES, _END = 1e-4, 10.0
 # keys of a batch
 KEYS = ("external_charges", "external_positions", "n_external")
 

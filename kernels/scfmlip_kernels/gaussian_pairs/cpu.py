@@ -91,7 +91,7 @@ def gaussian_pairs_chunked(
     number = {m: i for i, m in enumerate(monomials(total_rank))}
     place = torch.tensor(
         [
-            [number[tuple(i + j for i, j in zip(a, b, strict=True))] for b in monomials(source_rank)]
+            [number[a[0] + b[0], a[1] + b[1], a[2] + b[2]] for b in monomials(source_rank)]
             for a in monomials(rank)
         ],
         device=device,

@@ -5,7 +5,8 @@ v holds the potential's projections on Gaussians at each atom, the external fiel
 included. The response is one of
 * "affine": ``R_i`` from the atom's features, scalars and vectors, linear in v as the reference's default
   update, so that one Krylov solve takes the place of its fifty mixing steps. A charge always falls as the
-  potential rises, which the reference leaves to training;
+  potential rises, a dipole follows the field, and neither so far that the state becomes unstable, see
+  `field_response`; the reference leaves that to training;
 * "mlp": the same plus a perceptron on the invariants of features and potential;
 * "passive": ``R_i = -S_i`` with S_i positive definite and v conjugate to p, so that a solution always exists
   and is the minimum of ``1/2 p.K p + 1/2 (p - p0).S^-1 (p - p0)``.

@@ -111,7 +111,7 @@ class FixedPointConfig:
         field_self_interaction: Whether v holds an atom's own potential; "passive" needs it.
         channels: Features that make up the response.
         response_scale: Of the initial response, e/V, of all elements or a mapping: the inverse of a hardness,
-            see `equilibrated`.
+            see `EquilibratedConfig`, to a potential that holds the atom's own.
         hidden: Width of readouts.
         tolerance, max_iterations: Of the solve.
     """

@@ -101,7 +101,7 @@ def _number(values: list[float], factor: float, decimals: int) -> str:
 def _table(table: Table, name: str) -> list[str]:
     measured = {k[2] for k in table if k[0] == name}
     columns = [c for c in COLUMNS[name] if c[0] in measured]
-    rules = [r for r in RULES if any(k[:2] == (name, r) for k in table)]
+    rules = [r for r in RULES if any((name, r, quantity) in table for quantity, *_ in columns)]
     if not columns or not rules:
         return ["Not measured yet."]
     lines = ["| rule | " + " | ".join(c[1] for c in columns) + " |", "|---" * (len(columns) + 1) + "|"]

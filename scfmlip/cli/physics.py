@@ -17,6 +17,8 @@ FIELD = 0.1  # V/angstrom along z
 STEPS = 20
 # an ion below the bare side of the metal, e and angstrom, and the cells around it
 ION, DEPTH, REPEAT = 0.5, 5.0, (5, 3, 1)
+# between layers of Al(100), angstrom
+LAYER = 2.025
 
 
 def compare_with_dft() -> list[dict[str, Any]]:
@@ -101,8 +103,7 @@ def _answer_to_an_ion(axis: Any) -> None:
     atoms.cell[2] = [0.0, 0.0, 60.0]
     metal = atoms.numbers == 13
     heights = atoms.positions[:, 2]
-    layers = sorted(heights[metal])
-    bottom = metal & (heights < layers[0] + 1.0)
+    bottom = metal & (heights < heights[metal].min() + 0.5 * LAYER)
     mean, middle = heights[bottom].mean(), atoms.cell.array[:2].sum(0)[:2] / 2
     lateral = atoms.positions[:, :2] - middle
     place = atoms.positions[bottom][np.linalg.norm(lateral[bottom], axis=1).argmin()].copy()
@@ -117,12 +118,11 @@ def _answer_to_an_ion(axis: Any) -> None:
         change = np.asarray(calc.get_property("charges", beside)) - still
         axis.plot(distance[bottom], 1e3 * change[bottom], "o", ms=4, color=colour, label=name)
     # an ideal metal that begins at jellium's edge, half a layer below, with the images of all cells
-    gap = DEPTH - 0.5 * (heights[metal].max() - mean) / (round((heights[metal].max() - mean) / 2.025))
+    gap = DEPTH - 0.5 * LAYER
     area = np.linalg.norm(np.cross(*atoms.cell.array[:2]))
     steps = np.arange(-20, 21)
-    images = (steps[:, None, None] * atoms.cell.array[0] + steps[:, None] * atoms.cell.array[1]).reshape(
-        -1, 3
-    )
+    first, second = atoms.cell.array[:2]
+    images = (steps[:, None, None] * first + steps[:, None] * second).reshape(-1, 3)
     r = np.linspace(0, 12, 80)
     square = (r[:, None] - images[:, 0]) ** 2 + images[:, 1] ** 2
     density = -ION * gap / (2 * np.pi) * ((square + gap**2) ** -1.5).sum(1)

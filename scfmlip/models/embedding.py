@@ -101,8 +101,9 @@ class Embedding:
         self._atoms = torch.argsort(order)[: len(positions)]
         places, owners = torch.cat((positions, external.positions))[order], both[order]
         source = coulomb.source
-        width = max((*source.widths, *(coulomb.feature_widths or ())))
-        cell = tall_cells(cell, pbc, places.detach(), owners, width)
+        if coulomb.boundary in ("auto", "slab"):
+            width = max((*source.widths, *(coulomb.feature_widths or ())))
+            cell = tall_cells(cell, pbc, places.detach(), owners, width)
         self._geometry: Geometry = coulomb.prepare(places, cell, pbc, owners, counter_charge=counter_charge)
         column = int(source.columns()[source.widths.index(max(source.widths)), 0])
         rows = positions.new_zeros(len(both), source.dim)

@@ -99,7 +99,8 @@ def fixed_point(
         charge_columns: Which numbers of a row, flattened, hold charges: one per column of ``total_charge``.
         solver: "anderson" mixes, "newton" solves linear systems by GMRES. "auto" looks whether the map is
             affine, and then takes one linear solve; else Anderson without and Newton with a constraint.
-        tolerance: Norm of ``F(s) - s`` of a system relative to that of ``F`` at the first guess.
+        tolerance: Norm of ``F(s) - s`` of a system relative to that of ``F`` at the first guess. A state so
+            much larger than that that rounding hides the rest counts as converged.
         max_iterations: Evaluations of Anderson's mixing, Newton steps, and the largest Krylov space.
         mixing: Anderson's share of the residual.
         history: Steps that Anderson's mixing remembers.
@@ -194,21 +195,19 @@ def fixed_point(
         still = batch.norm(value) / scale <= options.tolerance
         affine = bool(((bend < _AFFINE[dtype]) | still).all())
         tolerance, spent, result = options.tolerance, 3, None
+        root = partial(
+            newton,
+            function,
+            batch=batch,
+            scale=scale,
+            tolerance=tolerance,
+            krylov=max_iterations,
+            rounding=rounding,
+        )
         if affine and solver != "anderson":
             # linear along one direction only, where charges saturate: then it goes on below
             known = (value, near)
-            result = newton(
-                function,
-                start,
-                batch,
-                scale,
-                tolerance,
-                3,
-                max_iterations,
-                True,
-                rounding=rounding,
-                known=known,
-            )
+            result = root(start=start, max_iterations=3, affine=True, known=known)
             spent += result.evaluations
             affine = bool((result.status != Status.ITERATIONS).all())
         if result is None or not affine:
@@ -224,19 +223,7 @@ def fixed_point(
                 mu, count = bracket_potential(missing, start[rows * size :])
                 start, spent = torch.cat((start[: rows * size], mu)), spent + count
             if solver == "newton" or constrained:
-                step = _STEP[dtype]
-                result = newton(
-                    function,
-                    start,
-                    batch,
-                    scale,
-                    tolerance,
-                    max_iterations,
-                    max_iterations,
-                    False,
-                    step,
-                    rounding,
-                )
+                result = root(start=start, max_iterations=max_iterations, affine=False, step=_STEP[dtype])
             else:
                 result = anderson(
                     lambda x: function(x) + x,

@@ -19,8 +19,8 @@ from torch import Tensor
 from .krylov import Batch, Map, RootResult, gmres
 from .solution import ConvergenceError, Status, explain
 
-# relative residual of an adjoint system up to which rounding in float32 is accepted
-_ROUNDED = 1e-3
+# relative residual of an adjoint system up to which rounding in float32 is accepted, and that rounding
+_ROUNDED, _ROUNDING = 1e-3, 1e-6
 LinearSolver = Callable[[Callable[[Tensor], Tensor], Tensor, Batch, float, int], RootResult]
 
 
@@ -136,8 +136,9 @@ def _solve_and_check(apply: Map, right: Tensor, batch: Batch, options: RootOptio
             iterations=result.iterations + torch.where(again, rest.iterations, 0),
         )
         residual = torch.where(better, fresh, residual)
-    # as good as rounding lets it be, or not good for anything
-    close = (result.status == Status.ITERATIONS) & (residual <= _ROUNDED)
+    # as good as rounding lets it be beside a large x, or not good for anything
+    rounded = (residual * scale <= _ROUNDING * batch.norm(result.x)) & (residual <= _ROUNDED)
+    close = (result.status == Status.ITERATIONS) & (rounded | (residual <= 2 * options.tolerance))
     lost = (result.status == Status.CONVERGED) & (residual > _ROUNDED)
     status = torch.where(close, int(Status.CONVERGED), result.status)
     return result._replace(residual=residual, status=torch.where(lost, int(Status.STAGNATED), status))

@@ -42,7 +42,7 @@ def slope(function, step=STEP):
 @pytest.mark.parametrize("case", ALL)
 def test_forces_and_stress_are_derivatives(case, where):
     if case in NEED_COUNTER_CHARGE and where == "slab":
-        pytest.skip("refused: see test_bad_input")
+        pytest.skip("refused: see test_a_slab_at_a_level_needs_a_counter_charge")
     model = make_model(case)
     given = batch(model, [SYSTEMS[where]()])
     out = model(given, compute_stress=True)
@@ -56,6 +56,13 @@ def test_forces_and_stress_are_derivatives(case, where):
         along = slope(lambda s: energy(model, moved(given, strain=s * strain)).sum())
         volume = torch.linalg.det(given["cell"].view(3, 3))
         torch.testing.assert_close((out["stress"][0] * strain).sum() * volume, along, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("case", NEED_COUNTER_CHARGE)
+def test_a_slab_at_a_level_needs_a_counter_charge(case):
+    model = make_model(case)
+    with pytest.raises(ValueError, match=r"\[1\] of the batch are slabs.*counter_charge"):
+        model(batch(model, [water(), slab()]))
 
 
 @pytest.mark.parametrize("case", ALL)

@@ -24,6 +24,7 @@ from scfmlip_kernels.channelwise_conv.generate_radial_backward import (
     radial_matrix_kernel,
 )
 from scfmlip_kernels.channelwise_conv.kernel import _sum_rows_kernel, channel_blocks
+from scfmlip_kernels.charge_solve.kernel import _charge_solve_kernel, block_sizes
 from scfmlip_kernels.gaussian_pairs.kernel import _gaussian_pairs_kernel
 from scfmlip_kernels.indexed_linear.kernel import _indexed_linear_kernel, _indexed_linear_weights_kernel
 from scfmlip_kernels.indexed_linear.tiles import _sum_tiles_kernel, tile_constants
@@ -155,6 +156,30 @@ _ATTRIBUTES, _TARGET = "0e + 1o + 2e + 3o", "0e + 1o + 2e + 3o"
 
 
 @cache
+def _charge_solves(dtype: str, real: str) -> Iterator[Variant]:
+    """The solve of a batch of small systems, by the atoms of the largest."""
+    table = tuned("charge_solve", CPU, getattr(torch, dtype))
+    signature = {
+        "matrices_ptr": f"*{real}",
+        **dict.fromkeys(("source_ptr", "initial_ptr", "totals_ptr"), "*fp64"),
+        **dict.fromkeys(("atom_ptr_ptr", "matrix_ptr_ptr"), "*i64"),
+        **dict.fromkeys(("tolerance_ptr", "scratch_ptr", "state_ptr", "slope_ptr", "residual_ptr"), "*fp64"),
+        **dict.fromkeys(("iterations_ptr", "status_ptr"), "*i64"),
+        "max_iterations": "i32",
+    }
+    for atoms, constrained in itertools.product((128, 1024), (True, False)):
+        block, rows = block_sizes(atoms, table)
+        yield Variant(
+            "charge_solve",
+            f"{atoms} atoms, {'charge given' if constrained else 'at a potential'}",
+            dtype,
+            _charge_solve_kernel,
+            signature,
+            {"CONSTRAINED": constrained, "PATIENCE": 25, "BLOCK": block, "BLOCK_ROWS": rows},
+            _options(table),
+        )
+
+
 def _convolution(features: str) -> ChannelwiseProduct:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -409,6 +434,7 @@ def variants() -> Iterator[Variant]:
     """Every kernel at both dtypes."""
     yield from _electrostatics()
     for dtype, real in (("float32", "fp32"), ("float64", "fp64")):
+        yield from _charge_solves(dtype, real)
         yield from _convolutions(dtype, real)
         yield from _radial_convolutions(dtype, real)
         yield from _radial_derivatives(dtype, real)

@@ -25,8 +25,8 @@ def check(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_lattice_kernels_on_hopper():
-    check("--target", "sm_90", "--kernel", "structure_factor", "lattice_field")
+def test_electrostatics_on_hopper():
+    check("--target", "sm_90", "--kernel", "structure_factor", "lattice_field", "charge_solve")
 
 
 def test_tensor_products_on_hopper():

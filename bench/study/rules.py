@@ -119,7 +119,8 @@ def training_options(
         loss.pop("charges", None)
     if rule.name in ("short-range", "fixed charges", "latent"):
         loss.pop("dipole", None)
-    stages = [{"epochs": epochs or which.epochs, "lr": 0.01, "loss": loss}]
+    lengths = which.epochs if epochs is None else ((epochs, 0.01),)
+    stages = [{"epochs": length, "lr": lr, "loss": loss} for length, lr in lengths]
     if rule.charges:
         first = {"epochs": which.charge_epochs, "lr": 0.01, "loss": {"charges": loss["charges"]}}
         stages.insert(0, first)

@@ -36,7 +36,7 @@ class Set:
         sigma: Width of the Gaussians, angstrom.
         loss: Weights.
         charge_epochs: Of a first stage with the charges alone, by rules that are trained on them.
-        epochs: Of the stage with everything.
+        epochs: Of each stage with everything, and the learning rate it starts from.
         batch_size: Frames of a step.
     """
 
@@ -51,7 +51,7 @@ class Set:
     sigma: float
     loss: dict[str, float]
     charge_epochs: int
-    epochs: int
+    epochs: tuple[tuple[int, float], ...]
     batch_size: int
 
     def path(self, foreign: Path) -> Path:
@@ -95,7 +95,7 @@ SETS = {
             sigma=1.2,
             loss=_LOSS,
             charge_epochs=100,
-            epochs=30,
+            epochs=((30, 0.01), (60, 0.005)),
             batch_size=2,
         ),
         Set(
@@ -110,7 +110,7 @@ SETS = {
             sigma=1.0,
             loss=_LOSS,
             charge_epochs=60,
-            epochs=80,
+            epochs=((80, 0.01),),
             batch_size=8,
         ),
         Set(
@@ -125,7 +125,7 @@ SETS = {
             sigma=1.5,
             loss=_LOSS | {"dipole": 1.0},
             charge_epochs=30,
-            epochs=80,
+            epochs=((80, 0.01),),
             batch_size=4,
         ),
         Set(
@@ -140,7 +140,7 @@ SETS = {
             sigma=1.2,
             loss=_LOSS,
             charge_epochs=60,
-            epochs=300,
+            epochs=((300, 0.01),),
             batch_size=4,
         ),
     )

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..electrostatics.embedding import ExternalCharges
 from .backbone import Backbone
 from .config import Constraint, ModelConfig
-from .embedding import ExternalCharges
 from .response import born_charges, polarizability
 from .rules import ChargeRule, RuleContext, RuleOutput, System, name_of, rule_class
 from .systems import REQUIRED, Scf, make_system
@@ -213,6 +213,7 @@ class Model(torch.nn.Module):
                 if external is not None:
                     moved = torch.einsum("ni,nij->nj", external.positions, symmetric[external.index])
                     external = dataclasses.replace(external, positions=external.positions + moved)
+                    strained["external_positions"] = external.positions
                 edge_system = index[batch["edge_index"][0]]
                 strained["shifts"] = torch.einsum("ei,eij->ej", batch["unit_shifts"], cell[edge_system])
             strained["positions"], strained["cell"] = positions, cell.reshape(-1, 3)

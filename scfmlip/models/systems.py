@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..electrostatics.embedding import ExternalCharges
 from .config import ModelConfig
-from .embedding import ExternalCharges
 from .rules import ChargeRule, System, name_of
 
 Scf = Literal["converged", "direct"]

@@ -25,8 +25,8 @@ def test_options_are_options(rule, which, tmp_path):
     elements = list(which.charges)
     model = make_config({**config.model, "elements": elements})
     assert model.constraint == rule.constraint
-    assert config.stages[-1].epochs == which.epochs
-    assert [s.epochs for s in config.stages[:-1]] == [which.charge_epochs] * rule.charges
+    charges = [(which.charge_epochs, 0.01)] * rule.charges
+    assert [(s.epochs, s.lr) for s in config.stages] == [*charges, *which.epochs]
     assert set(config.stages[0].loss) == {"charges"} or not rule.charges
 
 

@@ -5,7 +5,9 @@ The sequence of steps is that of ``mace.modules.extensions.PolarMACE`` (Batatia 
 a MACE backbone; charges of two spin channels from every layer, made to add up to the system's charge and
 spin by Fukui weights; a fixed number of recursion steps that feed the potential of the charges back; then
 electron, electrostatic and field energies. Here both spin channels share one pass over the wave vectors,
-no phase is stored, and positions and cell carry the strain, so the stress is complete.
+no phase is stored, and positions and cell carry the strain, so the stress is complete. Charges outside the
+model, which the reference does not know, act as its external field does: half of their potential's features
+on either spin channel, and all of it in the energy.
 """
 
 # mace-torch's modules have no types: torch.nn.Module says Tensor | Module for every attribute
@@ -14,6 +16,7 @@ no phase is stored, and positions and cell carry the strain, so the stress is co
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 from typing import Any
 
@@ -24,6 +27,7 @@ from mace.tools.scatter import scatter_mean, scatter_sum
 from torch import Tensor
 
 from ...electrostatics import Coulomb, Geometry
+from ...electrostatics.embedding import Embedding, ExternalCharges
 from .swapped import Swapped
 
 # The versions whose PolarMACE.forward was read and compared.
@@ -61,12 +65,28 @@ class FastPolarMACE(Swapped, PolarMACE):
             compat="graph_longrange",
             order="e3nn",
         )
-        positions, cell = data["positions"], data["cell"].view(-1, 3, 3)
+        positions, cell = data["positions"], _strained_cell(data, displacement)
+        return coulomb.prepare(positions, cell, data["pbc"].view(n_systems, 3), data["batch"])
+
+    def _embedding(
+        self, data: dict[str, Tensor], displacement: Tensor | None, n_systems: int
+    ) -> Embedding | None:
+        """What charges outside the model do, exact in every boundary; None without any."""
+        external = ExternalCharges.from_batch(data)
+        if external is None:
+            return None
         if displacement is not None:
-            cell = cell + cell @ (0.5 * (displacement + displacement.mT))
-        return coulomb.prepare(
-            positions, cell.to(positions.dtype), data["pbc"].view(n_systems, 3), data["batch"]
+            strain = (0.5 * (displacement + displacement.mT))[external.index]
+            moved = torch.einsum("ni,nij->nj", external.positions, strain)
+            external = dataclasses.replace(external, positions=external.positions + moved)
+        coulomb = Coulomb(
+            l_max=self.atomic_multipoles_max_l,
+            sigma=self.atomic_multipoles_smearing_width,
+            feature_widths=self.field_feature_widths,
+            order="e3nn",
         )
+        pbc, cell = data["pbc"].view(n_systems, 3), _strained_cell(data, displacement)
+        return Embedding(coulomb, external, data["positions"], cell, pbc, data["batch"], None)
 
     @staticmethod
     def _close_charges(
@@ -160,7 +180,9 @@ class FastPolarMACE(Swapped, PolarMACE):
         inter_e = per_system(node_inter_es)
 
         # the charges' first guess, closed to the total charge and spin
-        geometry = self._geometry(data, ctx.displacement if strained else None, n_systems, use_pbc_evaluator)
+        displacement = ctx.displacement if strained else None
+        geometry = self._geometry(data, displacement, n_systems, use_pbc_evaluator)
+        embedding = self._embedding(data, displacement, n_systems)
         charges = charges.view(len(positions), 2, -1)
         excess = data["total_spin"] - 1
         targets = torch.stack(
@@ -178,6 +200,9 @@ class FastPolarMACE(Swapped, PolarMACE):
         center = scatter_mean(positions.double(), batch, dim=0, dim_size=n_systems).to(dtype)
         half_external = 0.5 * self.external_field_contribution(batch, positions - center[batch], external)
         from_mul_ir = getattr(self, "_field_from_mul_ir", None)
+        if embedding is not None:
+            features = embedding.features(self.field_feature_widths, self.field_feature_max_l)
+            half_external = half_external + 0.5 * (features if from_mul_ir is None else from_mul_ir(features))
         potential_features = positions.new_zeros((len(positions), self.potential_irreps.dim))
         for update in self.field_dependent_charges_maps:
             features = geometry.features(
@@ -225,6 +250,8 @@ class FastPolarMACE(Swapped, PolarMACE):
         electrostatic_energy = geometry.energy(
             density, self_interaction=self.include_electrostatic_self_interaction
         )
+        if embedding is not None:
+            electrostatic_energy = electrostatic_energy + per_system((density * embedding.potential()).sum(1))
         dipole = per_system(positions * density[:, :1])
         if density.shape[1] > 1:
             dipole = dipole + per_system(density[:, 1:4])[:, [2, 0, 1]]
@@ -281,3 +308,11 @@ class FastPolarMACE(Swapped, PolarMACE):
             "electrostatic_potentials": None,
             "spin_charge_density": spin_charge_density,
         }
+
+
+def _strained_cell(data: dict[str, Tensor], displacement: Tensor | None) -> Tensor:
+    """``[n_systems, 3, 3]`` cells that follow the positions of a batch already strained."""
+    cell = data["cell"].view(-1, 3, 3)
+    if displacement is not None:
+        cell = cell + cell @ (0.5 * (displacement + displacement.mT))
+    return cell.to(data["positions"].dtype)

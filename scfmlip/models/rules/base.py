@@ -16,9 +16,9 @@ from scfmlip_kernels import segment_expand, segment_sum
 from ...electrostatics import Coulomb, CoulombPlan, Geometry
 from ...electrostatics.boundary import Boundary
 from ...electrostatics.cutoff import check_cutoff, reference_cutoff
+from ...electrostatics.embedding import Embedding, ExternalCharges
 from ..backbone import Backbone
 from ..config import BackboneConfig, Constraint, DensityConfig, ModelConfig
-from ..embedding import Embedding, ExternalCharges
 
 
 @dataclasses.dataclass(frozen=True)

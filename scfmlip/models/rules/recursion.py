@@ -56,7 +56,6 @@ class Recursion(ChargeRule):
     Config = RecursionConfig
     constraints = ("charge_spin",)
     has_geometry = False
-    feels_external_charges = False
 
     @classmethod
     def pads_cell(cls, config: RecursionConfig) -> bool:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..electrostatics import Coulomb, Geometry
+from .coulomb import Coulomb
+from .geometry import Geometry
 
 # what images along a slab's normal may leave of a potential that varies laterally, and the vacuum in
 # widths of the widest Gaussian

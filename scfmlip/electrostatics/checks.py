@@ -80,7 +80,7 @@ def check_batch(batch_idx: Tensor, n_atoms: int, n_systems: int) -> Tensor:
 
 def check_cell(cell: Tensor, boundaries: list[Boundary], cubic_boxes: bool = True) -> None:
     """
-    Finite, right-handed, of some volume, for every system that needs its cell.
+    Finite and of some volume, for every system that needs its cell.
 
     Args:
         cell: ``[n_systems, 3, 3]`` float64 on the CPU.
@@ -94,16 +94,11 @@ def check_cell(cell: Tensor, boundaries: list[Boundary], cubic_boxes: bool = Tru
         if not bool(torch.isfinite(matrix).all()):
             raise ValueError(f"the cell of system {i} holds NaN or infinity: {matrix.tolist()}")
         lengths = matrix.norm(dim=1)
-        volume = float(torch.linalg.det(matrix))
-        if float(lengths.min()) == 0.0 or abs(volume) < 1e-10 * float(lengths.prod()):
+        volume = abs(float(torch.linalg.det(matrix)))
+        if float(lengths.min()) == 0.0 or volume < 1e-10 * float(lengths.prod()):
             raise ValueError(
                 f"the cell of system {i} has no volume (lattice vectors {matrix.tolist()}): give it three "
                 "independent lattice vectors, or set pbc to False for an isolated system"
-            )
-        if volume < 0:
-            raise ValueError(
-                f"the cell of system {i} is left-handed (determinant {volume:.6g}): exchange two of its "
-                "lattice vectors, together with the matching columns of scaled positions and pbc"
             )
         if kind == Boundary.MOLECULE_IN_BOX and cubic_boxes:
             check_cubic(matrix, i)
@@ -128,7 +123,7 @@ def check_wave_vectors(cell: Tensor, boundaries: list[Boundary], cutoff: float) 
 
 def check_cubic(matrix: Tensor, system: int) -> None:
     """The molecule-in-a-box correction holds for cubic boxes."""
-    edge = float(torch.linalg.det(matrix)) ** (1 / 3)
+    edge = abs(float(torch.linalg.det(matrix))) ** (1 / 3)
     gram = matrix @ matrix.T / edge**2
     if not torch.allclose(gram, torch.eye(3, dtype=gram.dtype), atol=1e-3):
         raise ValueError(

@@ -131,7 +131,7 @@ class KSpace:
         self.ptr, self.point_ptr = ptr, point_ptr
         self.dtype, self.widths, self.quirks = positions.dtype, widths, quirks
         inverse = torch.linalg.inv(cell)
-        self.volume = torch.linalg.det(cell)
+        self.volume = torch.linalg.det(cell).abs()
         self.inverse = inverse
         self.frac = turn(positions.double(), inverse, ptr, index)
         self._factors: dict[tuple[float, ...], Tensor] = {}

@@ -87,14 +87,12 @@ def test_positions(wrong, error, message, cell):
         Coulomb().prepare(wrong, cell)
 
 
-LEFT = CELL[[1, 0, 2]]
+FLAT = CELL * torch.tensor([[1.0], [1.0], [0.0]])
 CELLS = [
     (0 * CELL, ValueError, "cell of system 0 has no volume .* or set pbc to False"),
-    (CELL * torch.tensor([[1.0], [1.0], [0.0]]), ValueError, "has no volume"),
+    (FLAT, ValueError, "has no volume"),
     (torch.ones(3, 3, dtype=F64), ValueError, "has no volume"),
     (torch.stack((CELL[0], CELL[0] + 1e-13 * CELL[1], CELL[2])), ValueError, "has no volume"),
-    (LEFT, ValueError, r"left-handed \(determinant -343\): exchange two of its lattice vectors"),
-    (-CELL, ValueError, "left-handed"),
     (NAN * CELL, ValueError, "cell of system 0 holds NaN or infinity"),
     (CELL.float(), TypeError, r"cell is torch\.float32 but positions are torch\.float64: convert one"),
     (CELL.long(), TypeError, r"cell is torch\.int64 but"),
@@ -123,14 +121,14 @@ def test_a_cell_too_large_for_a_direct_sum(positions, rows):
 def test_cells_that_nobody_needs(positions, rows):
     """An isolated system's cell may be anything: engines fill it with zeros."""
     want = Coulomb().prepare(positions).energy(rows)
-    for cell in (0 * CELL, LEFT, NAN * CELL):
+    for cell in (0 * CELL, FLAT, -CELL, NAN * CELL):
         assert torch.equal(Coulomb().prepare(positions, cell, ISOLATED).energy(rows), want)
 
 
 def test_the_offending_system_is_named(positions, rows):
-    cells = torch.stack((CELL, LEFT))
+    cells = torch.stack((CELL, FLAT))
     index = torch.tensor([0, 0, 1, 1])
-    with pytest.raises(ValueError, match="the cell of system 1 is left-handed"):
+    with pytest.raises(ValueError, match="the cell of system 1 has no volume"):
         Coulomb().prepare(positions, cells, CRYSTAL, index)
     # the same cell is fine where it does not count
     Coulomb().prepare(positions, cells, [CRYSTAL, ISOLATED], index).energy(rows)

@@ -85,9 +85,7 @@ def test_the_energy_is_that_of_all_charges_without_theirs(where):
     torch.testing.assert_close(gained, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    "case", ["local", "qeq", "affine", "mlp", "convex", "latent", "passive", *REFERENCE]
-)
+@pytest.mark.parametrize("case", ["local", "qeq", "affine", "mlp", "convex", "latent", "passive", *REFERENCE])
 def test_far_charges_are_a_field(case):
     model, far, field = make_model(case), 2e4, 0.05
     at_origin = water()

@@ -111,6 +111,17 @@ def test_rotations_and_permutations(case):
             torch.testing.assert_close(turned_rows[:, cartesian], rows[order][:, cartesian] @ r.T, **near)
 
 
+@pytest.mark.parametrize("where", ["slab", "periodic"])
+@pytest.mark.parametrize("case", ["short_range", "split", "qeq", "qeq_narrow", "latent", "affine", "convex"])
+def test_left_handed_lattice_vectors(case, where):
+    model, frame = make_model(case), SYSTEMS[where]()
+    other = frame.copy()
+    other.set_cell(frame.cell.array[[1, 0, 2]])
+    a, b = (model(batch(model, [f]), compute_stress=True) for f in (frame, other))
+    for name in ("energy", "forces", "stress"):
+        torch.testing.assert_close(b[name], a[name], rtol=1e-8, atol=1e-9)
+
+
 @pytest.mark.parametrize("case", ALL)
 def test_far_fragments_forget_each_other(case):
     """Two neutral molecules: what is left of their interaction falls at least as that of dipoles, 1 / r^3."""

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .swapped import Swapped
+
 if TYPE_CHECKING:
     from ase import Atoms
     from mace.data import AtomicData
@@ -73,10 +75,11 @@ def check_frame(model: torch.nn.Module, atoms: Atoms, where: str) -> None:
             f"{where} is periodic (pbc={atoms.pbc.tolist()}) but its cell "
             f"{np.asarray(atoms.cell).tolist()} has no volume: set atoms.cell, or atoms.pbc = False"
         )
-    if atoms.pbc.all() and atoms.cell.volume > 0 and np.linalg.det(np.asarray(atoms.cell)) < 0:
+    reference = type(model).__name__ in ("PolarMACE", "MACELES") and not isinstance(model, Swapped)
+    if reference and atoms.pbc.any() and np.linalg.det(np.asarray(atoms.cell)) < 0:
         raise ValueError(
-            f"{where} has a left-handed cell (determinant {np.linalg.det(np.asarray(atoms.cell)):.4g}): "
-            "exchange two lattice vectors"
+            f"{where} has left-handed lattice vectors, for which mace-torch's own electrostatics is wrong: "
+            "use scfmlip.accelerate, or exchange two lattice vectors"
         )
     known = {int(z) for z in model.atomic_numbers}  # type: ignore[union-attr]
     missing = sorted(set(atoms.get_chemical_symbols()) - {_symbol(z) for z in known})

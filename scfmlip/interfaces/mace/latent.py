@@ -110,7 +110,7 @@ def latent_energy(
     Returns:
         ``[n_systems]`` eV.
     """
-    periodic = torch.linalg.det(cell.detach().double()) >= 1e-6
+    periodic = torch.linalg.det(cell.detach().double()).abs() >= 1e-6
     coulomb = latent_coulomb(sigma, dl, remove_self_interaction)
     safe = torch.where(periodic[:, None, None], cell, torch.eye(3, dtype=cell.dtype, device=cell.device))
     geometry = coulomb.prepare(positions, safe, periodic[:, None].expand(-1, 3), batch)

@@ -34,6 +34,7 @@ RULES: dict[str, tuple[Any, str]] = {
     "functional": ("functional", "charge"),
     "fixed_point, affine": ("fixed_point", "charge"),
     "fixed_point, mlp": ({"name": "fixed_point", "response": "mlp"}, "charge"),
+    "fixed_point, many_body": ({"name": "fixed_point", "response": "many_body"}, "charge"),
     "fixed_point, passive": (
         {"name": "fixed_point", "response": "passive", "energy": "variational"},
         "charge",

@@ -88,6 +88,7 @@ RULES = {
             "charge",
         ),
         Rule("nonlinear response", "global", {"name": "fixed_point", "response": "mlp"}, "charge"),
+        Rule("many-body response", "global", {"name": "fixed_point", "response": "many_body"}, "charge"),
     )
 }
 

@@ -48,6 +48,8 @@ RULES = {
     "affine_level": ("fixed_point", "fermi_level"),
     "affine_free": ({"name": "fixed_point", "energy": "none"}, "none"),
     "mlp": ({"name": "fixed_point", "response": "mlp"}, "charge"),
+    "many_body": ({"name": "fixed_point", "response": "many_body", "channels": 4}, "charge"),
+    "many_body_level": ({"name": "fixed_point", "response": "many_body", "channels": 4}, "fermi_level"),
     "quadratic": ({"name": "functional", "form": "quadratic"}, "charge"),
     "convex": ("functional", "charge"),
     "general": ({"name": "functional", "form": "general"}, "charge"),
@@ -70,6 +72,7 @@ CHARGES_ONLY = {
     "local_0": ("local", "charge"),
     "affine_0": ("fixed_point", "charge"),
     "mlp_0": ({"name": "fixed_point", "response": "mlp", "field_feature_max_l": 0}, "charge"),
+    "many_body_0": ({"name": "fixed_point", "response": "many_body", "channels": 4}, "charge"),
     "convex_0": ("functional", "charge"),
     "passive_0": ({"name": "fixed_point", "response": "passive"}, "charge"),
 }

@@ -17,11 +17,20 @@ NEEDS = {
     "fixed_point": ({}, "charge"),
     "recursion": ({}, "charge_spin"),
 }
+CASES = [
+    *((name, {}) for name in rule_names()),
+    ("equilibrated", {"feedback": {}}),
+    ("fixed_point", {"response": "mlp"}),
+    ("fixed_point", {"response": "many_body"}),
+    ("fixed_point", {"response": "passive", "energy": "variational"}),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", rule_names())
-def test_eight_frames(rule, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("rule", "choice"), CASES, ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values()))
+)
+def test_eight_frames(rule, choice, tmp_path, monkeypatch):
     """To 1 meV/atom and 10 meV/angstrom."""
     for name in ("plot_history", "plot_parity", "parity"):
         monkeypatch.setattr(setup, name, lambda *_: None)
@@ -37,7 +46,7 @@ def test_eight_frames(rule, tmp_path, monkeypatch):
         checkpoint_interval=1000,
     )
     values["model"] |= {
-        "rule": {"name": rule, **more},
+        "rule": {"name": rule, **more, **choice},
         "constraint": constraint,
         "density": {"l_max": 1, "sigma": 1.0},
     }

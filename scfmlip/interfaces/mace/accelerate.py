@@ -136,6 +136,18 @@ def accelerate(model: Module, electrostatics: bool = True, tensor_products: bool
     return fast  # type: ignore[return-value]
 
 
+def accelerate_blocks(module: Module) -> Module:
+    """
+    Any module with mace-torch's interaction and product blocks inside, these swapped; see `accelerate`.
+
+    Args:
+        module: Not changed; the result shares its parameters.
+    """
+    from .tensor_products import find_swaps
+
+    return _rebuild(module, find_swaps(module), {})  # type: ignore[return-value]
+
+
 def _is_accelerated(model: torch.nn.Module) -> bool:
     return any(hasattr(type(m), "_scfmlip_original") for m in model.modules())
 

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from ...electrostatics.density import self_interaction
 from ..config import per_element
+from .base import RuleContext
+from .many_body import ManyBody
 from .options import FixedPointConfig
 
 
@@ -67,15 +69,14 @@ class Response(torch.nn.Module):
 
     Args:
         config: Options.
-        l_max: Of the multipoles.
-        elements: Atomic numbers, in the order of the one-hot encoding.
+        context: Elements, the order of the multipoles, and what a layer of messages needs.
         own: ``[field_l + 1, n_widths]`` of `own_features`, in the units of the field.
     """
 
-    def __init__(self, config: FixedPointConfig, l_max: int, elements: Sequence[int], own: Tensor) -> None:
+    def __init__(self, config: FixedPointConfig, context: RuleContext, own: Tensor) -> None:
         super().__init__()
-        n_elements = len(elements)
-        self.passive, self.l_max = config.response == "passive", l_max
+        elements, n_elements = context.elements, len(context.elements)
+        self.passive, self.l_max = config.response == "passive", context.density.l_max
         n, widths = config.channels, len(config.field_feature_widths)
         self.field_l = config.field_feature_max_l
         scale = torch.tensor(per_element("rule.response_scale", config.response_scale, elements)) / n
@@ -101,6 +102,12 @@ class Response(torch.nn.Module):
                 torch.nn.SiLU(),
                 torch.nn.Linear(config.hidden, n, bias=False),
             )
+        self.many_body = ManyBody(n, self.l_max, context) if config.response == "many_body" else None
+
+    @property
+    def nonlinear(self) -> bool:
+        """Whether there is more than the matrix."""
+        return self.mlp is not None or self.many_body is not None
 
     def matrix(self, attrs: Tensor, scalars: Tensor, vectors: Tensor) -> Tensor:
         """
@@ -148,14 +155,32 @@ class Response(torch.nn.Module):
             out = torch.cat((out, torch.cat(blocks, 1).flatten(2)), 2)
         return scale * out
 
-    def forward(self, field: Tensor, attrs: Tensor, scalars: Tensor, vectors: Tensor) -> Tensor:
-        """``[n_atoms, 1 | 4]`` nonlinear part of the response to ``field [n_atoms, n_field]``."""
-        assert self.mlp is not None and isinstance(self.scale, Tensor)
+    def forward(
+        self,
+        field: Tensor,
+        attrs: Tensor,
+        scalars: Tensor,
+        vectors: Tensor,
+        edges: tuple[Tensor, Tensor | None, Tensor | None],
+    ) -> Tensor:
+        """
+        ``[n_atoms, 1 | 4]`` nonlinear part of the response to ``field [n_atoms, n_field]``.
+
+        ``edges``: their index, harmonics and radial features (`ManyBody.edges`; None where nobody asks).
+        """
+        assert isinstance(self.scale, Tensor)
         widths = self.potential.shape[1]
-        s = scalars * torch.einsum("nz,zwk,nw->nk", attrs, self.potential, field[:, :widths])
+        potential = torch.einsum("nz,zwk,nw->nk", attrs, self.potential, field[:, :widths])
+        s, along = scalars * potential, vectors * potential[..., None]
         if self.field_l > 0:
             gradient = field[:, widths:].unflatten(1, (widths, 3))
-            s = s + torch.einsum("nkm,nz,zwk,nwm->nk", vectors, attrs, self.gradient, gradient)
+            gradient = torch.einsum("nz,zwk,nwm->nkm", attrs, self.gradient, gradient)
+            s, along = s + (vectors * gradient).sum(2), along + scalars[..., None] * gradient
+        if self.many_body is not None:
+            index, harmonics, radial = edges
+            assert harmonics is not None and radial is not None
+            return (attrs @ self.scale)[:, None] * self.many_body(s, along, attrs, index, harmonics, radial)
+        assert self.mlp is not None
         s = self.mlp(s)
         out = ((attrs @ self.charge) * scalars * s).sum(1, keepdim=True)
         if self.l_max > 0:

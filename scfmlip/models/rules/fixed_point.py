@@ -8,6 +8,7 @@ included. The response is one of
   potential rises, a dipole follows the field, and neither so far that the state becomes unstable, see
   `field_response`; the reference leaves that to training;
 * "mlp": the same plus a perceptron on the invariants of features and potential;
+* "many_body": the same plus one more MACE layer, through which atoms see the potential at their neighbours;
 * "passive": ``R_i = -S_i`` with S_i positive definite and v conjugate to p, so that a solution always exists
   and is the minimum of ``1/2 p.K p + 1/2 (p - p0).S^-1 (p - p0)``.
 
@@ -60,7 +61,7 @@ class FixedPoint(ChargeRule):
         columns = torch.cat((norms[:n_widths], norms[n_widths:].repeat_interleave(3)))
         self.register_buffer("norms", columns)
         own = own_features(density.sigma, self.widths)[: self.field_l + 1] / norms.view(-1, n_widths)
-        self.response = Response(config, self.l_max, context.elements, own)
+        self.response = Response(config, context, own)
         self.readout = None
         if config.energy == "quadratic":
             n_terms = n_widths * (min(self.l_max, self.field_l) + 1) + self.l_max + 1
@@ -99,9 +100,12 @@ class FixedPoint(ChargeRule):
             "matrix": self.response.matrix(attrs, scalars, vectors),
         }
         names = [name for name, _ in self.response.named_parameters()]
-        if config.response == "mlp":
+        if self.response.nonlinear:
             tensors.update(scalars=scalars, vectors=vectors)
             tensors.update({f"response.{name}": p for name, p in self.response.named_parameters()})
+        if self.response.many_body is not None:
+            edge_attrs, edge_feats = self.response.many_body.edges(system.edge_vectors)
+            tensors.update(edge_attrs=edge_attrs, edge_feats=edge_feats)
         if system.external_field is not None:
             tensors["external_field"] = system.external_field
         embedding = system.embedding(self.coulomb)
@@ -126,9 +130,10 @@ class FixedPoint(ChargeRule):
         def step(state: Tensor, level: Tensor | None, given: dict[str, Tensor]) -> Tensor:
             field = values(state, level, given)
             change = (given["matrix"] @ field[..., None])[..., 0]
-            if config.response == "mlp":
+            if self.response.nonlinear:
                 weights = {name: given[f"response.{name}"] for name in names}
-                arguments = (field, attrs, given["scalars"], given["vectors"])
+                edges = (system.edge_index, given.get("edge_attrs"), given.get("edge_feats"))
+                arguments = (field, attrs, given["scalars"], given["vectors"], edges)
                 change = change + torch.func.functional_call(self.response, weights, arguments)
             return given["start"] + change
 

@@ -101,7 +101,7 @@ class FixedPointConfig:
     Options.
 
     Attributes:
-        response: "affine", "mlp" or "passive", see the module.
+        response: "affine", "mlp", "many_body" or "passive", see the module.
         energy: What beside the Coulomb energy depends on the state: "quadratic" in p - p0 and v with
             coefficients from the features, "variational" (of "passive"), or "none".
         field_feature_widths: Widths of the Gaussians the potential is projected on, angstrom; "passive" takes
@@ -116,7 +116,7 @@ class FixedPointConfig:
         tolerance, max_iterations: Of the solve.
     """
 
-    response: Literal["affine", "mlp", "passive"] = "affine"
+    response: Literal["affine", "mlp", "many_body", "passive"] = "affine"
     energy: Literal["quadratic", "variational", "none"] = "quadratic"
     field_feature_widths: tuple[float, ...] = (1.5, 3.0)
     field_feature_max_l: int = 1

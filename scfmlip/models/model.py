@@ -324,7 +324,7 @@ class Model(torch.nn.Module):
             if result.dipole is None:
                 moments = rows[:, :1] * system.positions
                 out["dipole"] = system.sum(moments + rows[:, 1:] if rows.shape[1] > 1 else moments)
-            if potential:
+            if potential and result.geometry is not None:
                 out["electrostatic_potential"] = result.potential(system)
         out.update(result.extra)
         return {key: value for key, value in out.items() if value is not None}, result

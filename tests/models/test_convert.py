@@ -15,6 +15,7 @@ import scfmlip
 import scfmlip.models
 from scfmlip.ase import Calculator
 from scfmlip.cli import main
+from scfmlip.interfaces.mace.potentials import site_potential
 
 from .cases import BACKBONE, batch, crystal, make_model, slab, water
 
@@ -26,7 +27,9 @@ def same(a, b, names=("energy", "forces", "stress")):
         torch.testing.assert_close(a[name], b[name].detach(), rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("case", ["split", "qeq_feedback", "mlp", "general", "latent", "qeq_screened"])
+@pytest.mark.parametrize(
+    "case", ["split", "qeq_feedback", "mlp", "many_body", "general", "latent", "qeq_screened"]
+)
 def test_saved_models_give_the_same_numbers(case, tmp_path):
     model = make_model(case)
     scfmlip.save(model, tmp_path / "m.safetensors")
@@ -83,6 +86,12 @@ def test_polar_both_ways(tmp_path):
     scfmlip.save(model, tmp_path / "m.safetensors")
     same(scfmlip.load(tmp_path / "m.safetensors")(given), want, names)
     same(scfmlip.models.to_mace(model)(dict(given)), want, ("charges",))
+    atoms = frames[0].copy()
+    del atoms.info["external_field"]
+    atoms.calc = Calculator(model)
+    potential = atoms.calc.get_property("potential", atoms)
+    alone = site_potential(atoms, atoms.calc.get_property("density_coefficients", atoms), 1.5)
+    np.testing.assert_allclose(potential, alone, rtol=1e-6, atol=1e-6)
     stress = scfmlip.accelerate(original)(dict(given), compute_stress=True)["stress"]
     torch.testing.assert_close(model(given, compute_stress=True)["stress"], stress, rtol=1e-8, atol=1e-10)
 

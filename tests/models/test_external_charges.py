@@ -122,7 +122,7 @@ def test_batches_equal_single_systems(case):
             torch.testing.assert_close(together[name][rows], alone[name], rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("case", ["local", "qeq", "affine", "passive", "convex"])
+@pytest.mark.parametrize("case", ["local", "qeq", "affine", "passive", "convex", "recursion"])
 def test_the_potential_at_atoms_is_that_of_all_charges(case):
     model, atoms = make_model(case), with_ions(water())
     out = model(batch(model, [atoms]), compute_potential=True)

@@ -205,7 +205,7 @@ class ChargeRule(torch.nn.Module):
     Subclasses set ``Config`` (a frozen dataclass of their options), ``constraints`` they can obey, and
     `forward`. ``supports_direct`` says that one step from a given density is possible, ``gauge_free_dipole``
     that the dipole does not depend on where a periodic cell is cut, ``iterates`` that a first guess of the
-    density helps, ``has_geometry`` that the Coulomb operator behind the density is at hand,
+    density helps, ``has_geometry`` that there is a Coulomb operator for potentials of the density,
     ``feels_external_charges`` that the density has an energy in the potential of charges outside the model.
     """
 

@@ -2,19 +2,20 @@
 Recursion: MACE-POLAR, a fixed number of polarisation steps with Fukui equilibration of charge and spin.
 
 The network is mace-torch's PolarMACE (Batatia et al., arXiv:2602.19411), accelerated, with the reference's
-conventions throughout: its weights load as they are and give its numbers.
+conventions throughout: its weights load as they are and give its numbers. Potentials of its density, which
+the reference does not give, are exact for the frame's own periodicity.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..backbone import Backbone, mace_arguments
 from ..config import ModelConfig
 from . import register
-from .base import ChargeRule, RuleOutput, System
+from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,10 @@ class Recursion(ChargeRule):
 
     Config = RecursionConfig
     constraints = ("charge_spin",)
-    has_geometry = False
+
+    def __init__(self, config: RecursionConfig, context: RuleContext) -> None:
+        super().__init__(config, context)
+        self.coulomb = make_coulomb(replace(context.density, kspace_cutoff_factor=None))
 
     @classmethod
     def pads_cell(cls, config: RecursionConfig) -> bool:
@@ -89,12 +93,16 @@ class Recursion(ChargeRule):
 
     def forward(self, system: System) -> RuleOutput:
         """PolarMACE's own outputs."""
-        out = system.network
+        out, outside = system.network, system.external_field
         rows = out["density_coefficients"]
+        # the reference takes wires for crystals, and fields along periodic directions
+        undefined = bool((system.pbc.sum(1) == 1).any())
+        undefined = undefined or (outside is not None and bool((outside.bool() & system.pbc).any()))
         return RuleOutput(
             out["electrostatic_energy"],
             out["electron_energy"],
             rows[:, [0, 3, 1, 2][: rows.shape[1]]],
+            None if undefined else lambda: system.prepare(self.coulomb),
             dipole=out["dipole"],
             included=True,
             extra={name: out[name] for name in ("spins", "spin_charge_density", "electron_energy")},

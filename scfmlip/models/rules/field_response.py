@@ -10,57 +10,13 @@ and what answers the others' is ``S / (1 + S K_own)``; the same for dipoles.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from ...electrostatics.density import self_interaction
 from ..config import per_element
 from .base import RuleContext
 from .many_body import ManyBody
 from .options import FixedPointConfig
-
-
-def own_features(sigma: float, widths: Sequence[float]) -> Tensor:
-    """
-    Field features that an atom's own unit charge and unit dipole make at itself, see `Geometry.features`.
-
-    Args:
-        sigma: Width of the density, angstrom.
-        widths: Of the features, angstrom.
-
-    Returns:
-        ``[2, n_widths]`` V/e of charges, V/(e angstrom) of dipoles, times the features' normalisation.
-    """
-    pairs = [self_interaction(sigma, w) for w in widths]
-    charges = [math.sqrt(4 * math.pi) * own for own, _ in pairs]
-    dipoles = [math.sqrt(1.5) * math.pi * w * own for (_, own), w in zip(pairs, widths, strict=True)]
-    return torch.tensor([charges, dipoles])
-
-
-def quadratic_terms(change: Tensor, field: Tensor, n_widths: int) -> Tensor:
-    """
-    What an energy quadratic in the change of an atom's multipoles and in the field there is made of.
-
-    Args:
-        change: ``[n_atoms, 1 | 4]`` of charge, or of charge and dipole.
-        field: ``[n_atoms, n_field]``, potentials and perhaps gradients of every width.
-        n_widths: How many widths.
-
-    Returns:
-        ``[n_atoms, n_terms]``: charge times potentials, square of the charge, square of the dipole, dipole
-        times gradients; those there are.
-    """
-    terms = [change[:, :1] * field[:, :n_widths], change[:, :1] ** 2]
-    if change.shape[1] > 1:
-        dipoles = change[:, 1:]
-        terms.append((dipoles**2).sum(1, keepdim=True))
-        if field.shape[1] > n_widths:
-            gradients = field[:, n_widths:].unflatten(1, (n_widths, 3))
-            terms.append((dipoles[:, None] * gradients).sum(2))
-    return torch.cat(terms, 1)
 
 
 class Response(torch.nn.Module):
@@ -70,7 +26,7 @@ class Response(torch.nn.Module):
     Args:
         config: Options.
         context: Elements, the order of the multipoles, and what a layer of messages needs.
-        own: ``[field_l + 1, n_widths]`` of `own_features`, in the units of the field.
+        own: ``[field_l + 1, n_widths]`` of `FieldFeatures.own`.
     """
 
     def __init__(self, config: FixedPointConfig, context: RuleContext, own: Tensor) -> None:

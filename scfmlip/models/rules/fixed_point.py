@@ -17,17 +17,15 @@ Baldwin et al., arXiv:2603.14700.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from ...electrostatics import Geometry
 from ...scf import fixed_point
 from ..readouts import FeatureMix, MultipoleReadout, ScalarReadout
 from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
-from .field_response import Response, own_features, quadratic_terms
+from .field_features import FieldFeatures, quadratic_terms
+from .field_response import Response
 from .options import FixedPointConfig
 from .stability import amplification
 
@@ -44,42 +42,19 @@ class FixedPoint(ChargeRule):
     def __init__(self, config: FixedPointConfig, context: RuleContext) -> None:
         super().__init__(config, context)
         density, n_elements = context.density, len(context.elements)
-        self.l_max, self.passive = density.l_max, config.response == "passive"
-        self.widths = (density.sigma,) if self.passive else config.field_feature_widths
+        l_max = density.l_max
+        self.features = features = FieldFeatures.of_rule(config, density)
         # the passive response answers an atom's own potential too: its energy has to hold that
-        with_self = self.passive or density.self_interaction
-        self.coulomb = make_coulomb(density, feature_widths=self.widths, self_interaction=with_self)
-        self.local = MultipoleReadout(
-            context.feature_irreps, n_elements, l_max=self.l_max, hidden=config.hidden
-        )
+        with_self = config.response == "passive" or density.self_interaction
+        self.coulomb = make_coulomb(density, feature_widths=features.widths, self_interaction=with_self)
+        self.local = MultipoleReadout(context.feature_irreps, n_elements, l_max=l_max, hidden=config.hidden)
         self.mix = FeatureMix(context.feature_irreps, config.channels)
-        self.field_l = self.l_max if self.passive else config.field_feature_max_l
-        n_widths = len(self.widths)
-        norms = torch.ones(n_widths * (self.field_l + 1))
-        if config.field_feature_norms is not None and not self.passive:
-            norms = torch.tensor(config.field_feature_norms)
-        columns = torch.cat((norms[:n_widths], norms[n_widths:].repeat_interleave(3)))
-        self.register_buffer("norms", columns)
-        own = own_features(density.sigma, self.widths)[: self.field_l + 1] / norms.view(-1, n_widths)
-        self.response = Response(config, context, own)
+        self.register_buffer("norms", features.columns())
+        self.response = Response(config, context, features.own(density.sigma))
         self.readout = None
         if config.energy == "quadratic":
-            n_terms = n_widths * (min(self.l_max, self.field_l) + 1) + self.l_max + 1
+            n_terms = len(features.widths) * (min(l_max, features.l_max) + 1) + l_max + 1
             self.readout = ScalarReadout(context.feature_irreps, n_elements, n_terms, config.hidden)
-
-    def field(self, geometry: Geometry, rows: Tensor) -> Tensor:
-        """``[n_atoms, n_field]`` projections of the potential, without the Fermi level."""
-        if self.passive:
-            return geometry.potential(rows, self_interaction=True)
-        return geometry.features(
-            rows, self.widths, self.field_l, self_interaction=self.config.field_self_interaction
-        )
-
-    def level(self, fermi_level: Tensor, field: Tensor) -> Tensor:
-        """A Fermi level ``[n_atoms]`` as the constant potential it is, in the layout of ``field``."""
-        n = len(self.widths)
-        value = fermi_level if self.passive else math.sqrt(4 * math.pi) * fermi_level
-        return torch.cat((value[:, None].expand(-1, n), torch.zeros_like(field[:, n:])), 1)
 
     @property
     def variational(self) -> bool:
@@ -110,8 +85,7 @@ class FixedPoint(ChargeRule):
             tensors["external_field"] = system.external_field
         embedding = system.embedding(self.coulomb)
         if embedding is not None:
-            widths, l_max = self.widths, self.field_l
-            tensors["external"] = embedding.potential() if self.passive else embedding.features(widths, l_max)
+            tensors["external"] = self.features.outside(embedding)
         if constraint == "fermi_level":
             assert system.fermi_level is not None
             tensors["fermi_level"] = system.fermi_level
@@ -120,11 +94,11 @@ class FixedPoint(ChargeRule):
 
         def values(state: Tensor, level: Tensor | None, given: dict[str, Tensor]) -> Tensor:
             geometry = prepare(given["positions"], given["cell"], given.get("external_field"))
-            field = self.field(geometry, state)
+            field = self.features.project(geometry, state)
             if "external" in given:
                 field = field + given["external"]
             if level is not None:
-                field = field + self.level(system.expand(level), field)
+                field = field + self.features.constant(system.expand(level), field)
             return field / norms
 
         def step(state: Tensor, level: Tensor | None, given: dict[str, Tensor]) -> Tensor:
@@ -179,14 +153,15 @@ class FixedPoint(ChargeRule):
         response = None
         if config.energy != "none":
             field = values(rows, level, tensors)
-            if config.energy == "variational":
-                # at the fixed point (p - p0).S^-1 (p - p0) = v.S v
-                response = -0.5 * (field * (tensors["matrix"] @ field[..., None])[..., 0]).sum(1)
-            else:
-                assert self.readout is not None
-                terms = quadratic_terms(rows - start, field, len(self.widths))
-                coefficients = self.readout(system.features, system.node_attrs)
-                response = (coefficients * terms).sum(1)
-            response = system.sum(response)
+            response = self._response_energy(system, rows - start, field, tensors["matrix"])
         extra["initial_charges"] = start[:, 0]
         return RuleOutput(system.coulomb_energy(geometry, rows), response, rows, geometry, extra=extra)
+
+    def _response_energy(self, system: System, change: Tensor, field: Tensor, matrix: Tensor) -> Tensor:
+        """``[n_systems]`` eV of multipoles that have changed by ``change`` in the field."""
+        if self.variational:
+            # at the fixed point change.S^-1 change = v.S v
+            return -0.5 * system.sum((field * (matrix @ field[..., None])[..., 0]).sum(1))
+        assert self.readout is not None
+        terms = quadratic_terms(change, field, len(self.features.widths))
+        return system.sum((self.readout(system.features, system.node_attrs) * terms).sum(1))

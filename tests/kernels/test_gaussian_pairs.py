@@ -1,6 +1,7 @@
 """Pair sums of Gaussian multipoles: both paths against the reference, with derivatives, every rank."""
 
 from functools import cache
+from threading import local
 
 import pytest
 import torch
@@ -130,8 +131,41 @@ def test_chunks_of_targets(pairs_per_chunk, monkeypatch):
     sizes = [5, 1, 0, 7]
     positions, moments = problem(sizes, 1, n_widths=2)
     whole = gaussian_pairs(positions, moments, WIDTHS, pointers(sizes), 2)
-    monkeypatch.setattr(submodule("gaussian_pairs.cpu"), "_CHUNK_PAIRS", pairs_per_chunk)
-    assert_close(gaussian_pairs(positions, moments, WIDTHS, pointers(sizes), 2), whole)
+    cpu = submodule("gaussian_pairs.cpu")
+    monkeypatch.setattr(cpu, "_CHUNK_PAIRS", pairs_per_chunk)
+    for kept_bytes in (cpu._KEPT_BYTES, 0):
+        monkeypatch.setattr(cpu, "_memory", local())
+        monkeypatch.setattr(cpu, "_KEPT_BYTES", kept_bytes)
+        assert_close(gaussian_pairs(positions, moments, WIDTHS, pointers(sizes), 2), whole)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("softening", [0.0, 0.3])
+@pytest.mark.parametrize(("source_rank", "rank"), [(0, 0), (1, 0), (0, 2), (1, 2), (2, 1)])
+def test_what_is_kept_of_a_geometry(source_rank, rank, softening, dtype, at_once, monkeypatch):
+    """The same sums the second and third time, others after a change in place or of groups."""
+    sizes = [5, 1, 0, 7]
+    positions, moments = (x.to(dtype) for x in problem(sizes, source_rank, n_widths=2))
+    cpu = submodule("gaussian_pairs.cpu")
+    monkeypatch.setattr(cpu, "_memory", local())
+    monkeypatch.setattr(cpu, "_FEW_BYTES", cpu._KEPT_BYTES if at_once else 0)
+
+    def check(group_size=1):
+        arguments = (positions, moments, WIDTHS, pointers(sizes), rank, softening, group_size)
+        with monkeypatch.context() as patch:
+            patch.setattr(cpu, "_KEPT_BYTES", -1)
+            want = gaussian_pairs(*arguments)
+        for _ in range(3):
+            assert_close(gaussian_pairs(*arguments), want, 1e-4 if dtype == torch.float32 else 1e-12)
+
+    check()
+    moments.neg_()
+    check()
+    positions.mul_(1.1)
+    check()
+    check(group_size=3)
+    assert len(cpu._memory.kept) <= cpu._KEPT
 
 
 @pytest.mark.interpreter

@@ -5,11 +5,16 @@ For a chunk of targets, or of small systems, all Cartesian derivatives ``T_D`` o
 the summed rank are built by the recursion ``T^n_(D + 1_x) = D_x T^(n+1)_(D - 1_x) + x T^(n+1)_D``
 (McMurchie and Davidson, J. Comput. Phys. 26, 218 (1978), eq. 4.6-4.8) and contracted with the sources by
 matrix products. Memory is O(atoms + chunk).
+
+Small systems are summed many times at one geometry, by solvers and their derivatives: from the second time
+on these are kept as matrices, for the last few geometries, and a sum is one matrix product.
 """
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from threading import local
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +26,34 @@ from .radial import gaussian_radial, softened_radial
 _CHUNK_PAIRS = 1 << 16
 # Pairs that cost no more than the calls for them.
 _FEW_PAIRS = 1 << 12
+# Matrices of one geometry: those that cost no more than the calls for them, the largest, and how many.
+_FEW_BYTES = 1 << 17
+_KEPT_BYTES = 8 << 20
+_KEPT = 6
+_memory = local()
+
+
+class Block(NamedTuple):
+    """
+    Targets and sources of systems that are computed together.
+
+    Attributes:
+        source: ``[systems, sources]`` atoms; shorter systems are filled up with their first, which no one
+            sees.
+        wanted: ``[systems, targets]`` which targets are atoms.
+        rows: Those.
+        part: Which of a system's atoms are targets.
+        blind: ``[systems, targets, sources]`` pairs that do not count.
+        xyz, r: ``[systems, targets, sources]`` distance vectors, their lengths, 1 where they do not count.
+    """
+
+    source: Tensor
+    wanted: Tensor
+    rows: Tensor
+    part: slice
+    blind: Tensor
+    xyz: tuple[Tensor, Tensor, Tensor]
+    r: Tensor
 
 
 def _cartesian_derivatives(
@@ -72,6 +105,83 @@ def _blocks(ptr: list[int]) -> Iterator[tuple[list[int], list[int], slice]]:
         yield begins, sizes, slice(0, max(sizes))
 
 
+def _block(positions: Tensor, begins: list[int], sizes: list[int], part: slice, group_size: int) -> Block:
+    """Distances of some targets from all sources."""
+    begin, size = (torch.tensor(v, device=positions.device)[:, None] for v in (begins, sizes))
+    position = torch.arange(max(sizes), device=positions.device)
+    valid = position < size
+    source = begin + torch.where(valid, position, 0)
+    target, wanted = source[:, part], valid[:, part]
+    group = source // group_size
+    x, y, z = (positions[target][:, :, None] - positions[source][:, None]).unbind(-1)
+    blind = (group[:, part, None] == group[:, None]) | ~valid[:, None] | ~wanted[..., None]
+    r = (x**2 + y**2 + z**2).sqrt().masked_fill(blind, 1.0)
+    return Block(source, wanted, target[wanted], part, blind, (x, y, z), r)
+
+
+def _derivatives(block: Block, width: float, softening: float, rank: int) -> list[Tensor]:
+    """``T_D [systems, targets, sources]`` for every monomial D of degree at most ``rank``."""
+    alpha = 1 / (math.sqrt(2) * width)
+    if softening == 0.0:
+        radial = gaussian_radial(block.r, alpha, rank)
+    else:
+        radial = softened_radial(block.r, alpha, softening, rank)
+    return _cartesian_derivatives(block.xyz, [f.masked_fill_(block.blind, 0.0) for f in radial], rank)
+
+
+def _table(rank: int, source_rank: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """``out_A = sum_B (-1)^|B| T_(A+B) c_B``: ``[A, B]`` place of A + B among monomials, ``[B]`` signs."""
+    number = {m: i for i, m in enumerate(monomials(rank + source_rank))}
+    place = [
+        [number[a[0] + b[0], a[1] + b[1], a[2] + b[2]] for b in monomials(source_rank)]
+        for a in monomials(rank)
+    ]
+    signs = [-1.0 if sum(b) % 2 else 1.0 for b in monomials(source_rank)]
+    return torch.tensor(place, device=like.device), torch.tensor(signs, dtype=like.dtype, device=like.device)
+
+
+Matrices = list[tuple[Block, list[Tensor]]]
+
+
+def _recalled(positions: Tensor, key: tuple, build: Callable[[], Matrices], at_once: bool) -> Matrices | None:
+    """What ``build`` makes for a geometry, from the second time on if not ``at_once``; before, None."""
+    kept: list[tuple[Tensor, tuple, Matrices | None]] = _memory.__dict__.setdefault("kept", [])
+    # by content: no reuse of memory, and no change in place, can be mistaken for the same positions
+    places = [
+        i
+        for i, (before, of, _) in enumerate(kept)
+        if of == key and before.dtype == positions.dtype and torch.equal(before, positions)
+    ]
+    before, _, found = kept.pop(places[0]) if places else (positions.clone(), key, None)
+    if found is None and (places or at_once):
+        found = build()
+    kept.append((before, key, found))
+    del kept[:-_KEPT]
+    return found
+
+
+def _matrices(
+    positions: Tensor,
+    widths: list[float],
+    ptr: list[int],
+    rank: int,
+    source_rank: int,
+    softening: float,
+    group_size: int,
+) -> Matrices:
+    """For each block the sum as matrices ``[systems, A x targets, B x sources]``, one per width."""
+    place, sign = _table(rank, source_rank, positions)
+    found = []
+    for begins, sizes, part in _blocks(ptr):
+        block, matrices = _block(positions, begins, sizes, part, group_size), []
+        for width in widths:
+            values = torch.stack(_derivatives(block, width, softening, rank + source_rank))
+            pairs = values[place] * sign[:, None, None, None]  # A, B, system, target, source
+            matrices.append(pairs.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2))
+        found.append((block, matrices))
+    return found
+
+
 def gaussian_pairs_chunked(
     positions: Tensor,
     moments: Tensor,
@@ -83,45 +193,31 @@ def gaussian_pairs_chunked(
 ) -> Tensor:
     """Pair sums of every system; arguments as in `gaussian_pairs`, contiguous."""
     n_atoms, n_channels, n_widths, n_moments = moments.shape
-    source_rank = rank_of_count(n_moments)
-    total_rank = source_rank + rank
-    device = positions.device
+    source_rank, ptr = rank_of_count(n_moments), atom_ptr.tolist()
     out = moments.new_zeros((n_atoms, n_channels, n_widths, monomial_count(rank)))
-    # out_A = sum_B (-1)^|B| T_(A+B) c_B: where A + B stands among the monomials of the summed rank
-    number = {m: i for i, m in enumerate(monomials(total_rank))}
-    place = torch.tensor(
-        [
-            [number[a[0] + b[0], a[1] + b[1], a[2] + b[2]] for b in monomials(source_rank)]
-            for a in monomials(rank)
-        ],
-        device=device,
-    )
-    moment = torch.arange(n_moments, device=device).expand_as(place)
-    signs = [-1.0 if sum(b) % 2 else 1.0 for b in monomials(source_rank)]
-    sign = torch.tensor(signs, dtype=moments.dtype, device=device)[:, None, None, None]
-    for begins, sizes, part in _blocks(atom_ptr.tolist()):
-        begin, size = (torch.tensor(v, device=device)[:, None] for v in (begins, sizes))
-        local = torch.arange(max(sizes), device=device)
-        valid = local < size
-        # [systems, sources], systems shorter than others filled up with their first atom, which no one sees
-        source = begin + torch.where(valid, local, 0)
-        target, wanted = source[:, part], valid[:, part]
-        group = source // group_size
-        x, y, z = (positions[target][:, :, None] - positions[source][:, None]).unbind(-1)
-        same = (group[:, part, None] == group[:, None]) | ~valid[:, None] | ~wanted[..., None]
-        r = (x**2 + y**2 + z**2).sqrt().masked_fill(same, 1.0)
-        rows, near = target[wanted], moments[source]
+    n_pairs = sum((end - begin) ** 2 for begin, end in itertools.pairwise(ptr))
+    matrix_bytes = n_pairs * monomial_count(rank) * n_moments * n_widths * moments.element_size()
+    found = None
+    if positions.device.type == "cpu" and matrix_bytes <= _KEPT_BYTES:
+        key = (widths.tolist(), ptr, rank, source_rank, softening, group_size)
+        found = _recalled(positions, key, lambda: _matrices(positions, *key), matrix_bytes <= _FEW_BYTES)
+    if found is not None:
+        for block, matrices in found:
+            near = moments[block.source].permute(3, 0, 4, 1, 2).flatten(2, 3)  # width, system, B x source
+            for w, matrix in enumerate(matrices):
+                values = (matrix @ near[w]).unflatten(1, (-1, block.wanted.shape[1]))
+                out[block.rows, :, w] = values.permute(0, 2, 3, 1)[block.wanted]
+        return out
+    place, sign = _table(rank, source_rank, moments)
+    moment = torch.arange(n_moments, device=positions.device).expand_as(place)
+    for begins, sizes, part in _blocks(ptr):
+        block = _block(positions, begins, sizes, part, group_size)
+        near = moments[block.source]
         for w, width in enumerate(widths.tolist()):
-            alpha = 1 / (math.sqrt(2) * width)
-            if softening == 0.0:
-                radial = gaussian_radial(r, alpha, total_rank)
-            else:
-                radial = softened_radial(r, alpha, softening, total_rank)
-            radial = [f.masked_fill_(same, 0.0) for f in radial]
-            derivatives = _cartesian_derivatives((x, y, z), radial, total_rank)
+            derivatives = _derivatives(block, width, softening, rank + source_rank)
             columns = near[:, :, :, w].flatten(2)
             sums = torch.stack([t @ columns for t in derivatives]).unflatten(-1, (n_channels, n_moments))
             # before the sum by A, B, system, target and channel
-            values = (sign * sums.movedim(-1, 1)[place, moment]).sum(1)
-            out[rows, :, w] = values.movedim(0, -1)[wanted]
+            values = (sign[:, None, None, None] * sums.movedim(-1, 1)[place, moment]).sum(1)
+            out[block.rows, :, w] = values.movedim(0, -1)[block.wanted]
     return out

@@ -229,8 +229,8 @@ class Coulomb:
         Args:
             positions: ``[n_atoms, 3]`` angstrom, float32 or float64, any image of the atoms; along the open
                 axis of a slab the atoms must form one slab.
-            cell: ``[3, 3]`` or ``[n_systems, 3, 3]``, rows are lattice vectors, angstrom. None for isolated
-                systems.
+            cell: ``[3, 3]`` or ``[n_systems, 3, 3]``, rows are lattice vectors of either handedness,
+                angstrom. None for isolated systems.
             pbc: ``[3]`` or ``[n_systems, 3]`` booleans; None: periodic if a cell is given.
             batch_idx: ``[n_atoms]`` system of each atom, not decreasing; None for one system.
             plan: From `plan`, to skip what depends on cells and sizes only (needed under torch.compile).

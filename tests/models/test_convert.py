@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError
 from interfaces.les_models import les_model
 from interfaces.mace_models import mace_model
 from interfaces.polar_models import batch_of, random_frames, shared_polar_model
@@ -92,6 +93,10 @@ def test_polar_both_ways(tmp_path):
     potential = atoms.calc.get_property("potential", atoms)
     alone = site_potential(atoms, atoms.calc.get_property("density_coefficients", atoms), 1.5)
     np.testing.assert_allclose(potential, alone, rtol=1e-6, atol=1e-6)
+    atoms.pbc = (True, False, False)  # PolarMACE takes a wire for a crystal; potentials there are not defined
+    assert np.isfinite(atoms.get_potential_energy())
+    with pytest.raises(PropertyNotImplementedError):
+        atoms.calc.get_property("potential", atoms)
     stress = scfmlip.accelerate(original)(dict(given), compute_stress=True)["stress"]
     torch.testing.assert_close(model(given, compute_stress=True)["stress"], stress, rtol=1e-8, atol=1e-10)
 

@@ -153,7 +153,8 @@ class RuleOutput:
         electrostatic_energy: ``[n_systems]`` eV, the external field's included; None without charges.
         response_energy: ``[n_systems]`` eV, what else depends on the state; None for nothing.
         multipoles: ``[n_atoms, 1 | 4]`` Cartesian rows of the density, or None.
-        operator: At this geometry, for potentials at atoms and points, or what makes it when it is asked for.
+        operator: At this geometry, for potentials at atoms and points, or what makes it when it is asked for;
+            None where there is none.
         slots: ``[n_atoms, 1 | 4]`` int64 columns of the operator's rows that hold an atom's multipoles, where
             it has several widths; else None.
         total: The sum of electrostatic and response energy where a rule has it as one.
@@ -166,7 +167,7 @@ class RuleOutput:
     electrostatic_energy: Tensor | None = None
     response_energy: Tensor | None = None
     multipoles: Tensor | None = None
-    operator: Geometry | Callable[[], Geometry] | None = None
+    operator: Geometry | Callable[[], Geometry | None] | None = None
     slots: Tensor | None = None
     total: Tensor | None = None
     dipole: Tensor | None = None

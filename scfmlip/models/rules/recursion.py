@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ...electrostatics import Geometry
 from ..backbone import Backbone, mace_arguments
 from ..config import ModelConfig
 from . import register
@@ -93,17 +94,20 @@ class Recursion(ChargeRule):
 
     def forward(self, system: System) -> RuleOutput:
         """PolarMACE's own outputs."""
-        out, outside = system.network, system.external_field
-        rows = out["density_coefficients"]
-        # the reference takes wires for crystals, and fields along periodic directions
-        undefined = bool((system.pbc.sum(1) == 1).any())
-        undefined = undefined or (outside is not None and bool((outside.bool() & system.pbc).any()))
+        out, rows = system.network, system.network["density_coefficients"]
         return RuleOutput(
             out["electrostatic_energy"],
             out["electron_energy"],
             rows[:, [0, 3, 1, 2][: rows.shape[1]]],
-            None if undefined else lambda: system.prepare(self.coulomb),
+            lambda: self._geometry(system),
             dipole=out["dipole"],
             included=True,
             extra={name: out[name] for name in ("spins", "spin_charge_density", "electron_energy")},
         )
+
+    def _geometry(self, system: System) -> Geometry | None:
+        """For potentials; None for wires and fields along periodic directions, which PolarMACE allows."""
+        field, pbc = system.external_field, system.pbc
+        if bool((pbc.sum(1) == 1).any()) or (field is not None and bool((field.bool() & pbc).any())):
+            return None
+        return system.prepare(self.coulomb)

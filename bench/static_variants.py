@@ -155,7 +155,6 @@ N_HIDDEN = 64
 _ATTRIBUTES, _TARGET = "0e + 1o + 2e + 3o", "0e + 1o + 2e + 3o"
 
 
-@cache
 def _charge_solves(dtype: str, real: str) -> Iterator[Variant]:
     """The solve of a batch of small systems, by the atoms of the largest."""
     table = tuned("charge_solve", CPU, getattr(torch, dtype))
@@ -180,6 +179,7 @@ def _charge_solves(dtype: str, real: str) -> Iterator[Variant]:
         )
 
 
+@cache
 def _convolution(features: str) -> ChannelwiseProduct:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -42,7 +42,6 @@ class Block(NamedTuple):
             sees.
         wanted: ``[systems, targets]`` which targets are atoms.
         rows: Those.
-        part: Which of a system's atoms are targets.
         blind: ``[systems, targets, sources]`` pairs that do not count.
         xyz, r: ``[systems, targets, sources]`` distance vectors, their lengths, 1 where they do not count.
     """
@@ -50,7 +49,6 @@ class Block(NamedTuple):
     source: Tensor
     wanted: Tensor
     rows: Tensor
-    part: slice
     blind: Tensor
     xyz: tuple[Tensor, Tensor, Tensor]
     r: Tensor
@@ -116,7 +114,7 @@ def _block(positions: Tensor, begins: list[int], sizes: list[int], part: slice, 
     x, y, z = (positions[target][:, :, None] - positions[source][:, None]).unbind(-1)
     blind = (group[:, part, None] == group[:, None]) | ~valid[:, None] | ~wanted[..., None]
     r = (x**2 + y**2 + z**2).sqrt().masked_fill(blind, 1.0)
-    return Block(source, wanted, target[wanted], part, blind, (x, y, z), r)
+    return Block(source, wanted, target[wanted], blind, (x, y, z), r)
 
 
 def _derivatives(block: Block, width: float, softening: float, rank: int) -> list[Tensor]:
@@ -140,7 +138,8 @@ def _table(rank: int, source_rank: int, like: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tensor(place, device=like.device), torch.tensor(signs, dtype=like.dtype, device=like.device)
 
 
-Matrices = list[tuple[Block, list[Tensor]]]
+# of each block: source, wanted, rows, and a matrix for every width
+Matrices = list[tuple[Tensor, Tensor, Tensor, list[Tensor]]]
 
 
 def _recalled(positions: Tensor, key: tuple, build: Callable[[], Matrices], at_once: bool) -> Matrices | None:
@@ -178,7 +177,7 @@ def _matrices(
             values = torch.stack(_derivatives(block, width, softening, rank + source_rank))
             pairs = values[place] * sign[:, None, None, None]  # A, B, system, target, source
             matrices.append(pairs.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2))
-        found.append((block, matrices))
+        found.append((block.source, block.wanted, block.rows, matrices))
     return found
 
 
@@ -202,11 +201,11 @@ def gaussian_pairs_chunked(
         key = (widths.tolist(), ptr, rank, source_rank, softening, group_size)
         found = _recalled(positions, key, lambda: _matrices(positions, *key), matrix_bytes <= _FEW_BYTES)
     if found is not None:
-        for block, matrices in found:
-            near = moments[block.source].permute(3, 0, 4, 1, 2).flatten(2, 3)  # width, system, B x source
+        for source, wanted, rows, matrices in found:
+            near = moments[source].permute(3, 0, 4, 1, 2).flatten(2, 3)  # width, system, B x source
             for w, matrix in enumerate(matrices):
-                values = (matrix @ near[w]).unflatten(1, (-1, block.wanted.shape[1]))
-                out[block.rows, :, w] = values.permute(0, 2, 3, 1)[block.wanted]
+                values = (matrix @ near[w]).unflatten(1, (-1, wanted.shape[1]))
+                out[rows, :, w] = values.permute(0, 2, 3, 1)[wanted]
         return out
     place, sign = _table(rank, source_rank, moments)
     moment = torch.arange(n_moments, device=positions.device).expand_as(place)

@@ -5,7 +5,8 @@ The state solves ``F(s, theta) = s``. With a potential mu it solves ``F(s, mu, t
 given (an electrode, a Fermi level) or an unknown that makes the charges add up, ``sum_i s_i0 = Q`` in every
 system, one mu for each constrained column (the total charge, or each spin's). Derivatives come from the
 transposed linear system at the solution (implicit function theorem), itself a root whose derivatives are
-taken the same way. Memory does not depend on the number of iterations.
+taken the same way. Of the iterations only the last Krylov space is kept, which tells those solves roughly
+what the inverse is.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from torch import Tensor
 from ..electrostatics.checks import to_tensor
 from .eager import runs_eagerly
 from .implicit import Root, RootOptions
-from .krylov import Batch, anderson, bracket_potential, gmres, newton
+from .krylov import Batch, KrylovInverse, RootResult, gmres
+from .mixing import anderson
+from .newton import bracket_potential, newton
 from .options import check_solver, check_state
 from .solution import Status
 from .totals import GivenTotals
@@ -174,9 +177,14 @@ def fixed_point(
         arguments = (totals if totals is not None else potential, *parameters)
     floor = 2e-6 if dtype == torch.float32 else 1e-13
     rounding = _ROUNDING[dtype]
-    linear = partial(gmres, rounding=rounding)
-    options = RootOptions("fixed point", max(tolerance, floor), max_iterations, on_failure, linear)
     found: dict[str, Any] = {}
+
+    def linear(*arguments: Any, transposed: bool) -> RootResult:
+        inverse: KrylovInverse | None = found["result"].inverse
+        return gmres(*arguments, rounding=rounding, inverse=inverse, transposed=transposed)
+
+    solvers = partial(linear, transposed=False), partial(linear, transposed=True)
+    options = RootOptions("fixed point", max(tolerance, floor), max_iterations, on_failure, *solvers)
 
     def solve(arguments: Sequence[Tensor]) -> Tensor:
         constants = [t.detach() for t in arguments]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,7 +34,8 @@ class RootOptions:
         tolerance: Relative residual.
         krylov: Largest Krylov space.
         on_failure: "raise", "warn" or "ignore".
-        linear: `gmres`, or a solver of symmetric positive systems.
+        linear: Of systems with the equations' matrix: `gmres`, or a solver of symmetric positive systems.
+        transposed: Of systems with its transpose.
     """
 
     name: str
@@ -42,6 +43,11 @@ class RootOptions:
     krylov: int
     on_failure: str
     linear: LinearSolver = gmres
+    transposed: LinearSolver = gmres
+
+    def adjoint(self) -> RootOptions:
+        """Of the adjoint system, whose matrix is the transpose."""
+        return replace(self, linear=self.transposed, transposed=self.linear)
 
     def report(self, name: str, result: RootResult) -> None:
         """Raise or warn about systems that did not converge."""
@@ -74,7 +80,7 @@ class Root(torch.autograd.Function):
         x, *parameters = ctx.saved_tensors
         if grad is None:
             return (None,) * (4 + len(parameters))
-        residual, batch, options = ctx.residual, ctx.batch, ctx.options
+        residual, batch, options = ctx.residual, ctx.batch, ctx.options.adjoint()
 
         def adjoint_residual(w: Tensor, grad: Tensor, x: Tensor, *parameters: Tensor) -> Tensor:
             with torch.enable_grad():

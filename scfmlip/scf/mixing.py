@@ -1,0 +1,100 @@
+"""Anderson's mixing, of a ragged batch of systems."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .krylov import Batch, Map, RootResult
+from .solution import Status
+
+
+def anderson(
+    update: Map,
+    start: Tensor,
+    batch: Batch,
+    scale: Tensor,
+    tolerance: float,
+    max_iterations: int,
+    mixing: float,
+    history: int,
+    known: tuple[Tensor, Tensor] | None = None,
+) -> RootResult:
+    """
+    Fixed point of ``update`` by Anderson mixing (J. ACM 12, 547 (1965)), safeguarded.
+
+    A step that makes a system's residual more than twice its smallest so far goes back to the best state and
+    forgets that system's history.
+
+    Args:
+        update: ``[n]`` -> ``[n]``.
+        start: ``[n]`` float64.
+        batch: The systems.
+        scale: ``[n_systems]`` what residuals are relative to.
+        tolerance: Of the residual.
+        max_iterations: Evaluations.
+        mixing: Share of the residual that is added to the extrapolated state.
+        history: Steps that are remembered.
+        known: ``f = update(x) - x`` at the start, and what f becomes at ``start + f``, less that.
+    """
+    x, best_x = start, start
+    states: list[Tensor] = []
+    changes: list[Tensor] = []
+    old_x = old_f = None
+    best = torch.full_like(scale, torch.inf)
+    status = torch.full_like(scale, int(Status.ITERATIONS), dtype=torch.int64)
+    iterations = torch.zeros_like(status)
+    residual = best
+    evaluations = 0
+    if known is not None:
+        states, changes = [known[0]], [known[1]]
+    for step_number in range(max_iterations):
+        if known is not None and step_number == 0:
+            f = known[0]
+        else:
+            f = update(x) - x
+            evaluations += 1
+        active = status == Status.ITERATIONS
+        iterations = iterations + active
+        residual = torch.where(active, batch.norm(f) / scale, residual)
+        finite = torch.isfinite(residual)
+        status = torch.where(active & finite & (residual <= tolerance), int(Status.CONVERGED), status)
+        worse = active & (~finite | (residual > 2 * best)) & torch.isfinite(best)
+        status = torch.where(active & ~finite & ~torch.isfinite(best), int(Status.NOT_FINITE), status)
+        better = active & finite & (residual < best)
+        best_x = torch.where(batch.expand(better), x, best_x)
+        best = torch.where(better, residual, best)
+        active = status == Status.ITERATIONS
+        if not bool(active.any()):
+            break
+        moving = batch.expand(active)
+        if old_x is not None and old_f is not None:
+            states.append(torch.nan_to_num(x - old_x))
+            changes.append(torch.nan_to_num(f - old_f))
+            states, changes = states[-history:], changes[-history:]
+        if bool(worse.any()):
+            forget = batch.expand(worse)
+            states = [torch.where(forget, 0.0, s) for s in states]
+            changes = [torch.where(forget, 0.0, c) for c in changes]
+        step = mixing * torch.nan_to_num(f)
+        if states:
+            df, dx = torch.stack(changes), torch.stack(states)
+            gram = torch.stack([batch.dot(df, c.expand_as(df)) for c in changes], -1).movedim(1, 0)
+            size = gram.diagonal(dim1=1, dim2=2).amax(1)
+            ridge = 1e-14 * size + torch.where(size > 0, 0.0, 1.0)
+            eye = torch.eye(len(changes), dtype=torch.float64, device=x.device)
+            right = batch.dot(df, torch.nan_to_num(f).expand_as(df)).T
+            gamma = torch.linalg.solve(gram + ridge[:, None, None] * eye, right[..., None])[..., 0]
+            spread = batch.expand(gamma.T)
+            step = step - (spread * (dx + mixing * df)).sum(0)
+        old_x, old_f = x, f
+        # back to the best state, with a small step, where things got worse
+        x = torch.where(moving, torch.where(batch.expand(worse), best_x + 0.1 * (best_x - x), x + step), x)
+        if bool(worse.any()):
+            x = torch.where(batch.expand(worse), best_x, x)
+            old_f = torch.where(batch.expand(worse), 0.0, f)
+            old_x = torch.where(batch.expand(worse), best_x, old_x)
+    done = status == Status.CONVERGED
+    x = torch.where(batch.expand(done), x, best_x)
+    residual = torch.where(done, residual, torch.where(torch.isfinite(best), best, residual))
+    return RootResult(x, residual, iterations, status, evaluations)

@@ -1,0 +1,163 @@
+"""Newton's method for a ragged batch of systems, and where it may start."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .krylov import Batch, Map, RootResult, gmres
+from .solution import Status
+
+
+def newton(
+    function: Map,
+    start: Tensor,
+    batch: Batch,
+    scale: Tensor,
+    tolerance: float,
+    max_iterations: int,
+    krylov: int,
+    affine: bool,
+    step: float = 3e-8,
+    rounding: float = 1e-14,
+    known: tuple[Tensor, Tensor] | None = None,
+) -> RootResult:
+    """
+    Root of ``function`` by Newton's method, each step solved by GMRES from differences of the function.
+
+    What the Krylov space of a step says of the derivative's inverse preconditions the steps after it. Steps
+    are solved as exactly as the last one's progress deserves (Eisenstat and Walker, SIAM J. Sci. Comput. 17,
+    16, choice 2), and no better than the root has to be.
+
+    Args:
+        function: ``[n]`` -> ``[n]``.
+        start: ``[n]`` float64.
+        batch: The systems.
+        scale: ``[n_systems]`` what residuals are relative to.
+        tolerance: Of the residual.
+        max_iterations: Newton steps.
+        krylov: Largest Krylov space of a step.
+        affine: The function is: differences are exact, and one step is enough.
+        step: Of differences otherwise, relative to the state.
+        rounding: Relative error of the function.
+        known: The function at the start, f, and what it becomes at ``start + f``, less that: an affine
+            function's derivative along f.
+    """
+    x = start
+    value, evaluations = (function(x), 1) if known is None else (known[0], 0)
+    residual = batch.norm(value) / scale
+    iterations = torch.zeros_like(residual, dtype=torch.int64)
+    status = torch.full_like(iterations, int(Status.ITERATIONS))
+    inverse, last = None, None
+
+    def done(x: Tensor, residual: Tensor) -> Tensor:
+        # or as near as a state this large can be told from a root
+        return (residual <= tolerance) | (residual * scale <= rounding * batch.norm(x))
+
+    for _ in range(max_iterations):
+        status = torch.where((status == Status.ITERATIONS) & done(x, residual), int(Status.CONVERGED), status)
+        status = torch.where(torch.isfinite(residual), status, int(Status.NOT_FINITE))
+        active = status == Status.ITERATIONS
+        if not bool(active.any()):
+            break
+        moving = batch.expand(active)
+
+        def derivative(v: Tensor, x: Tensor = x, value: Tensor = value) -> Tensor:
+            length = batch.norm(v)
+            if affine:
+                # steps as large as what they are added to, so that rounding is small beside them
+                size = batch.norm(x) + batch.norm(value)
+                size = batch.expand(torch.where((length > 0) & (size > 0), size / length, 1.0))
+                return (function(x + size * v) - value) / size
+            size = batch.expand(step * (1 + batch.norm(x)) / torch.where(length > 0, length, 1.0))
+            return (function(x + size * v) - value) / size
+
+        right = torch.where(moving, -value, 0.0)
+        image = None
+        if affine and known is not None:
+            image, known = torch.where(moving, -known[1], 0.0), None
+        if affine:
+            forcing = torch.full_like(residual, 0.3 * tolerance)
+        else:
+            progress = residual / residual if last is None else residual / last
+            forcing = torch.maximum(0.9 * progress**2, 0.5 * tolerance / residual).clamp(max=0.1)
+        inner = gmres(derivative, right, batch, forcing, krylov, image, rounding, inverse)
+        inverse, last = inner.inverse, residual
+        evaluations += inner.evaluations
+        iterations = iterations + torch.where(active, inner.iterations, 0)
+        length = torch.ones_like(residual)
+        trial, fresh, norm = x, value, residual
+        for _ in range(6):
+            trial = torch.where(moving, x + batch.expand(length) * inner.x, x)
+            fresh = function(trial)
+            evaluations += 1
+            norm = batch.norm(fresh) / scale
+            short = (
+                active
+                & (~torch.isfinite(norm) | (norm > (1 - 1e-4 * length) * residual))
+                & (norm > tolerance)
+            )
+            if affine or not bool(short.any()):
+                break
+            length = torch.where(short, 0.5 * length, length)
+        x, value = trial, fresh
+        residual = torch.where(active, norm, residual)
+    status = torch.where((status == Status.ITERATIONS) & done(x, residual), int(Status.CONVERGED), status)
+    return RootResult(x, residual, iterations, status, evaluations, inverse)
+
+
+def bracket_potential(missing: Map, start: Tensor) -> tuple[Tensor, int]:
+    """
+    A first guess of chemical potentials at which charges respond.
+
+    Where Newton's step would be longer than 1 V and leaves more than half of the charge missing, the
+    response (saturated, or positive and negative parts that cancel) says nothing, nor does its sign: look on
+    both sides at growing distance, up to 64 V, for the place where the missing charge changes its sign, and
+    halve that interval. Where the step is short nothing changes.
+
+    Args:
+        missing: ``[n]`` V -> ``[n]`` e, each potential with its own charge.
+        start: ``[n]`` V float64.
+
+    Returns:
+        The guess, and how often ``missing`` was evaluated.
+    """
+    here = missing(start)
+    response = (missing(start + 0.05) - here) / 0.05
+    evaluations = 2
+    searching = here.abs() > response.abs()
+    if not bool(searching.any()):
+        return start, evaluations
+    far = start - torch.nan_to_num(here / response).clamp(-64, 64)
+    left = missing(torch.where(searching, far, start))
+    evaluations += 1
+    hit = searching & (left.abs() < 0.5 * here.abs())
+    start, searching = torch.where(hit, far, start), searching & ~hit
+    if not bool(searching.any()):
+        return start, evaluations
+    found = ~searching
+    low = high = start
+    last = {1: (start, here), -1: (start, here)}
+    value_low = here
+    distance = 1.0
+    while distance <= 64 and not bool(found.all()):
+        for sign in (1, -1):
+            x = start + sign * distance
+            value = missing(x)
+            evaluations += 1
+            before, value_before = last[sign]
+            crossing = ~found & torch.isfinite(value) & (value.sign() != value_before.sign())
+            low, high = torch.where(crossing, before, low), torch.where(crossing, x, high)
+            value_low = torch.where(crossing, value_before, value_low)
+            found = found | crossing
+            last[sign] = (x, value)
+        distance *= 2
+    for _ in range(6):
+        if not bool((searching & found & ((high - low).abs() > 0.5)).any()):
+            break
+        middle = 0.5 * (low + high)
+        value = missing(middle)
+        evaluations += 1
+        below = value.sign() == value_low.sign()
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return torch.where(searching & found, 0.5 * (low + high), start), evaluations

@@ -31,13 +31,12 @@ from scfmlip_kernels import ChannelwiseProduct, channelwise_conv, sort_edges, sy
 from ..cueq.evaluate import Call, evaluate
 from ..cueq.recognise import ContractionPlan, ConvolutionPlan, LinearPath, LinearPlan, recognise
 from .swapped import Swapped
-from .tensor_products import one_hot_index
+from .tensor_products import last_radial_layer, one_hot_index
 
 
 def _convolve(module: Any, x: Tensor, y: Tensor, weight: Tensor, edge_index: Tensor) -> Tensor:
     edges = sort_edges(edge_index[0], edge_index[1], x.shape[0])
-    (radial,) = module._scfmlip_radial
-    return channelwise_conv(x, y, weight, edges, module._scfmlip_product, radial.last_layer())
+    return channelwise_conv(x, y, weight, edges, module._scfmlip_product, last_radial_layer(module))
 
 
 class FastChannelWiseTensorProduct(Swapped, cuet.ChannelWiseTensorProduct):

@@ -64,16 +64,25 @@ def _unit_vectors(like: Tensor, n: int) -> Tensor:
     return torch.eye(n, dtype=like.dtype, device=like.device)
 
 
+def last_radial_layer(convolution: Any) -> Tensor | None:
+    """``[n_hidden, n_weights]`` of a swapped convolution's radial network; None where weights are given."""
+    (radial,) = convolution._scfmlip_radial
+    return None if radial is None else radial.last_layer()
+
+
 class FastConvolution(Swapped, o3.TensorProduct):
-    """`conv_tp` with gather and sum inside; its last argument holds hidden radial features, see above."""
+    """
+    `conv_tp` with gather and sum inside.
+
+    Its third argument holds hidden radial features, see above; weights where no radial network is left.
+    """
 
     _scfmlip_original = o3.TensorProduct
 
     def forward(self, x: Tensor, y: Tensor, weight: Tensor, edge_index: Tensor) -> Tensor:
         """Node features, edge attributes, hidden radial features, edges -> ``[n_nodes, .]``."""
         edges = sort_edges(edge_index[0], edge_index[1], x.shape[0])
-        (radial,) = self._scfmlip_radial
-        return channelwise_conv(x, y, weight, edges, self._scfmlip_product, radial.last_layer())
+        return channelwise_conv(x, y, weight, edges, self._scfmlip_product, last_radial_layer(self))
 
 
 class FastFullyConnectedNet(Swapped, FullyConnectedNet):
@@ -307,14 +316,15 @@ def find_swaps(model: torch.nn.Module) -> dict[int, tuple[type, dict]]:
 def _interaction_swaps(module: torch.nn.Module) -> dict[int, tuple[type, dict]]:
     """The block, its convolution and its radial network; nothing where the convolution is not known."""
     radial, convolution = module.conv_tp_weights, _fast_convolution(module.conv_tp)
-    if convolution is None or not _has_linear_end(radial):
+    given = type(radial) is torch.nn.Identity
+    if convolution is None or not (given or _has_linear_end(radial)):
         return {}
     fast, product = convolution
-    ends = {FullyConnectedNet: FastFullyConnectedNet, RadialMLP: FastRadialMLP}
-    swaps: dict[int, tuple[type, dict]] = {
-        id(radial): (ends[type(radial)], {}),
-        id(module.conv_tp): (fast, {"_scfmlip_product": product, "_scfmlip_radial": (radial,)}),
-    }
+    kept = {"_scfmlip_product": product, "_scfmlip_radial": (None if given else radial,)}
+    swaps: dict[int, tuple[type, dict]] = {id(module.conv_tp): (fast, kept)}
+    if not given:
+        ends = {FullyConnectedNet: FastFullyConnectedNet, RadialMLP: FastRadialMLP}
+        swaps[id(radial)] = (ends[type(radial)], {})
     # a block built with fused convolutions hands over its edges already
     if not hasattr(module, "conv_fusion"):
         swaps[id(module)] = (FAST_INTERACTIONS[type(module)], {})

@@ -122,7 +122,7 @@ class Response(torch.nn.Module):
         """
         ``[n_atoms, 1 | 4]`` nonlinear part of the response to ``field [n_atoms, n_field]``.
 
-        ``edges``: their index, harmonics and radial features (`ManyBody.edges`; None where nobody asks).
+        ``edges``: their index, harmonics and weights (`ManyBody.edges`; None where nobody asks).
         """
         assert isinstance(self.scale, Tensor)
         widths = self.potential.shape[1]
@@ -133,9 +133,9 @@ class Response(torch.nn.Module):
             gradient = torch.einsum("nz,zwk,nwm->nkm", attrs, self.gradient, gradient)
             s, along = s + (vectors * gradient).sum(2), along + scalars[..., None] * gradient
         if self.many_body is not None:
-            index, harmonics, radial = edges
-            assert harmonics is not None and radial is not None
-            return (attrs @ self.scale)[:, None] * self.many_body(s, along, attrs, index, harmonics, radial)
+            index, harmonics, weights = edges
+            assert harmonics is not None and weights is not None
+            return (attrs @ self.scale)[:, None] * self.many_body(s, along, attrs, index, harmonics, weights)
         assert self.mlp is not None
         s = self.mlp(s)
         out = ((attrs @ self.charge) * scalars * s).sum(1, keepdim=True)

@@ -79,8 +79,8 @@ class FixedPoint(ChargeRule):
             tensors.update(scalars=scalars, vectors=vectors)
             tensors.update({f"response.{name}": p for name, p in self.response.named_parameters()})
         if self.response.many_body is not None:
-            edge_attrs, edge_feats = self.response.many_body.edges(system.edge_vectors)
-            tensors.update(edge_attrs=edge_attrs, edge_feats=edge_feats)
+            edge_attrs, edge_weights = self.response.many_body.edges(system.edge_vectors)
+            tensors.update(edge_attrs=edge_attrs, edge_weights=edge_weights)
         if system.external_field is not None:
             tensors["external_field"] = system.external_field
         embedding = system.embedding(self.coulomb)
@@ -106,7 +106,7 @@ class FixedPoint(ChargeRule):
             change = (given["matrix"] @ field[..., None])[..., 0]
             if self.response.nonlinear:
                 weights = {name: given[f"response.{name}"] for name in names}
-                edges = (system.edge_index, given.get("edge_attrs"), given.get("edge_feats"))
+                edges = (system.edge_index, given.get("edge_attrs"), given.get("edge_weights"))
                 arguments = (field, attrs, given["scalars"], given["vectors"], edges)
                 change = change + torch.func.functional_call(self.response, weights, arguments)
             return given["start"] + change

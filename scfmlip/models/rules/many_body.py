@@ -49,15 +49,19 @@ class ManyBody(torch.nn.Module):
         product = modules.EquivariantProductBasisBlock(
             messages, hidden, 2, use_sc=False, num_elements=elements
         )
+        # weights of the edges know nothing of the state: computed once, not in every step
+        self.radial_network = interaction.get_submodule("conv_tp_weights")
+        interaction.conv_tp_weights = torch.nn.Identity()
         self.layer = accelerate_blocks(torch.nn.ModuleList((interaction, product)))
         self.readout = o3.Linear(hidden, o3.Irreps("0e+1o" if l_max > 0 else "0e"))
 
     def edges(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Harmonics and radial features of edges with ``vectors [n_edges, 3]``: what no step changes."""
+        """Harmonics and weights of edges with ``vectors [n_edges, 3]``: what no step changes."""
         lengths = vectors.norm(dim=1, keepdim=True)
         # the basis is one function of the length: elements play no part
         nothing = vectors.new_zeros(0)
-        return self.harmonics(vectors), self.radial(lengths, nothing, nothing, nothing)[0]
+        basis, _ = self.radial(lengths, nothing, nothing, nothing)
+        return self.harmonics(vectors), self.radial_network(basis)
 
     def forward(
         self,
@@ -66,7 +70,7 @@ class ManyBody(torch.nn.Module):
         attrs: Tensor,
         edge_index: Tensor,
         edge_attrs: Tensor,
-        edge_feats: Tensor,
+        edge_weights: Tensor,
     ) -> Tensor:
         """``[n_atoms, 1 | 4]`` of ``scalars [n_atoms, n]``, ``vectors [n_atoms, n, 3]``, one-hot elements."""
         interaction, product = self.layer
@@ -76,7 +80,7 @@ class ManyBody(torch.nn.Module):
             node_attrs=attrs,
             node_feats=torch.cat((scalars, vectors.flatten(1)), 1),
             edge_attrs=edge_attrs,
-            edge_feats=edge_feats,
+            edge_feats=edge_weights,
             edge_index=edge_index,
         )
         return self.readout(product(node_feats=messages, sc=None, node_attrs=attrs))

@@ -12,6 +12,7 @@ from tolerances import assert_close
 
 from interfaces.mace_models import ELEMENTS, copies, frames, mace_batch, mace_model, with_lora
 from scfmlip import accelerate, restore
+from scfmlip.interfaces.mace.accelerate import accelerate_blocks
 
 BLOCKS = (
     "RealAgnosticInteractionBlock",
@@ -258,3 +259,29 @@ def test_compiled_in_one_graph(interaction):
     got = compiled(dict(batch), training=True, compute_stress=True)
     for key in ("energy", "forces", "stress"):
         assert_close(got[key].detach(), want[key].detach(), 1e-11)
+
+
+def test_a_block_that_is_given_its_weights(generator):
+    model = mace_model("RealAgnosticInteractionBlock")
+    block = copy.deepcopy(model.interactions[1])
+    radial, block.conv_tp_weights = block.conv_tp_weights, torch.nn.Identity()
+    fast = accelerate_blocks(block)
+    assert {"FastConvolution", "FastRealAgnosticInteractionBlock"} <= swapped(fast)
+    assert not swapped(block)
+    edges = torch.randint(0, 6, (2, 30), generator=generator)
+    rows = {
+        "node_attrs": torch.eye(len(ELEMENTS))[torch.arange(6) % len(ELEMENTS)],
+        "node_feats": torch.randn(6, block.node_feats_irreps.dim, generator=generator),
+        "edge_attrs": torch.randn(30, block.edge_attrs_irreps.dim, generator=generator),
+    }
+    basis = torch.randn(30, block.edge_feats_irreps.dim, generator=generator)
+    want, _ = model.interactions[1](**rows, edge_feats=basis, edge_index=edges)
+    weights = radial(basis).detach().requires_grad_()
+
+    def derivative(module):
+        out, _ = module(**rows, edge_feats=weights, edge_index=edges)
+        assert_close(out, want, 1e-12)
+        return torch.autograd.grad(out.square().sum(), weights)[0]
+
+    for module in (fast, restore(fast)):
+        assert_close(derivative(module), derivative(block), 1e-12)

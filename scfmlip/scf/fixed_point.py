@@ -79,6 +79,7 @@ def fixed_point(
     max_iterations: int = 100,
     mixing: float = 0.5,
     history: int = 8,
+    approximation: Update | None = None,
     on_failure: Literal["raise", "warn", "ignore"] = "raise",
 ) -> FixedPointSolution:
     """
@@ -107,6 +108,8 @@ def fixed_point(
         max_iterations: Evaluations of Anderson's mixing, Newton steps, and the largest Krylov space.
         mixing: Anderson's share of the residual.
         history: Steps that Anderson's mixing remembers.
+        approximation: A cheaper affine map near ``update``, with its arguments: solved first, to one percent,
+            to start from there with what its Krylov space says of the inverse. Newton's method then.
         on_failure: What to do when a system does not converge; the others are right in any case.
 
     Returns:
@@ -152,7 +155,9 @@ def fixed_point(
         assert potential is not None
         first = torch.cat((first, potential.detach().flatten()))
 
-    def new_state(s: Tensor, potential: Tensor | None, *parameters: Tensor) -> Tensor:
+    def new_state(
+        s: Tensor, potential: Tensor | None, *parameters: Tensor, update: Update = update
+    ) -> Tensor:
         # its own copy: an update that writes into its state would make every state a solution
         s = s.clone()
         new = update(s, *parameters) if potential is None else update(s, potential, *parameters)
@@ -162,14 +167,14 @@ def fixed_point(
             )
         return new
 
-    def residual(x: Tensor, *parameters: Tensor) -> Tensor:
+    def residual(x: Tensor, *parameters: Tensor, update: Update = update) -> Tensor:
         s = x[: rows * size].view(shape)
         if groups is None:
             given, rest = (None, parameters) if potential is None else (parameters[0], parameters[1:])
-            return (new_state(s, given, *rest) - s).flatten()
+            return (new_state(s, given, *rest, update=update) - s).flatten()
         wanted, *rest = parameters
         mu = x[rows * size :].view(wanted.shape)
-        new = new_state(s, mu, *rest)
+        new = new_state(s, mu, *rest, update=update)
         return torch.cat(((new - s).flatten(), (wanted - groups.sum(s).view(wanted.shape)).flatten()))
 
     arguments = tuple(parameters)
@@ -189,56 +194,75 @@ def fixed_point(
     def solve(arguments: Sequence[Tensor]) -> Tensor:
         constants = [t.detach() for t in arguments]
 
-        def function(x: Tensor) -> Tensor:
+        def function(x: Tensor, update: Update = update) -> Tensor:
             with torch.no_grad():
-                return residual(x.to(dtype), *constants).double()
+                return residual(x.to(dtype), *constants, update=update).double()
 
         start = first.double()
         value = function(start)
         scale = batch.norm(value + start)
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        # two more evaluations along the first step tell whether the map is affine
-        near, far = function(start + value) - value, function(start + 2 * value) - value
-        bend = batch.norm(far - 2 * near) / batch.norm(far).clamp(min=1e-300)
-        still = batch.norm(value) / scale <= options.tolerance
-        affine = bool(((bend < _AFFINE[dtype]) | still).all())
-        tolerance, spent, result = options.tolerance, 3, None
         root = partial(
             newton,
-            function,
             batch=batch,
             scale=scale,
-            tolerance=tolerance,
+            tolerance=options.tolerance,
             krylov=max_iterations,
             rounding=rounding,
         )
+        result, affine, spent, inverse, near = None, False, 1, None, None
+        if approximation is not None:
+            roughly = partial(function, update=approximation)
+            guess = root(roughly, start, max_iterations=1, affine=True, tolerance=1e-2)
+            there, inverse, spent = function(guess.x), guess.inverse, 2
+            better = batch.expand(batch.norm(there) < batch.norm(value))
+            start, value = torch.where(better, guess.x, start), torch.where(better, there, value)
+        else:
+            # two more evaluations along the first step tell whether the map is affine
+            near, far = function(start + value) - value, function(start + 2 * value) - value
+            bend = batch.norm(far - 2 * near) / batch.norm(far).clamp(min=1e-300)
+            still = batch.norm(value) / scale <= options.tolerance
+            affine, spent = bool(((bend < _AFFINE[dtype]) | still).all()), 3
         if affine and solver != "anderson":
             # linear along one direction only, where charges saturate: then it goes on below
-            known = (value, near)
-            result = root(start=start, max_iterations=3, affine=True, known=known)
+            result = root(function, start, max_iterations=3, affine=True, value=value, image=near)
             spent += result.evaluations
             affine = bool((result.status != Status.ITERATIONS).all())
         if result is None or not affine:
             if groups is not None:
                 # Newton's method needs a response: start where there is one
                 wanted, *rest = constants
+                charges, potentials = start.split((rows * size, len(start) - rows * size))
 
                 def missing(mu: Tensor, groups: GivenTotals = groups) -> Tensor:
                     with torch.no_grad():
-                        new = new_state(state.detach(), mu.view(wanted.shape).to(dtype), *rest)
+                        new = new_state(charges.to(dtype).view(shape), mu.view(wanted.shape).to(dtype), *rest)
                     return (wanted - groups.sum(new).view(wanted.shape)).flatten().double()
 
-                mu, count = bracket_potential(missing, start[rows * size :])
-                start, spent = torch.cat((start[: rows * size], mu)), spent + count
-            if solver == "newton" or constrained:
-                result = root(start=start, max_iterations=max_iterations, affine=False, step=_STEP[dtype])
+                mu, count = bracket_potential(missing, potentials)
+                spent += count
+                if not torch.equal(mu, potentials):
+                    start = torch.cat((charges, mu))
+                    value = function(start)
+                    spent += 1
+            if solver == "newton" or constrained or approximation is not None:
+                result = root(
+                    function,
+                    start,
+                    max_iterations=max_iterations,
+                    affine=False,
+                    step=_STEP[dtype],
+                    value=value,
+                    inverse=inverse,
+                )
             else:
+                assert near is not None
                 result = anderson(
                     lambda x: function(x) + x,
                     start,
                     batch,
                     scale,
-                    tolerance,
+                    options.tolerance,
                     max_iterations,
                     mixing,
                     history,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .krylov import Batch, Map, RootResult, gmres
+from .krylov import Batch, KrylovInverse, Map, RootResult, gmres
 from .solution import Status
 
 
@@ -20,7 +20,9 @@ def newton(
     affine: bool,
     step: float = 3e-8,
     rounding: float = 1e-14,
-    known: tuple[Tensor, Tensor] | None = None,
+    value: Tensor | None = None,
+    image: Tensor | None = None,
+    inverse: KrylovInverse | None = None,
 ) -> RootResult:
     """
     Root of ``function`` by Newton's method, each step solved by GMRES from differences of the function.
@@ -40,15 +42,16 @@ def newton(
         affine: The function is: differences are exact, and one step is enough.
         step: Of differences otherwise, relative to the state.
         rounding: Relative error of the function.
-        known: The function at the start, f, and what it becomes at ``start + f``, less that: an affine
-            function's derivative along f.
+        value: The function at the start, f, where it is known.
+        image: What it becomes at ``start + f``, less f: an affine function's derivative along f.
+        inverse: Of the derivative, roughly.
     """
     x = start
-    value, evaluations = (function(x), 1) if known is None else (known[0], 0)
+    value, evaluations = (function(x), 1) if value is None else (value, 0)
     residual = batch.norm(value) / scale
     iterations = torch.zeros_like(residual, dtype=torch.int64)
     status = torch.full_like(iterations, int(Status.ITERATIONS))
-    inverse, last = None, None
+    last = None
 
     def done(x: Tensor, residual: Tensor) -> Tensor:
         # or as near as a state this large can be told from a root
@@ -73,15 +76,13 @@ def newton(
             return (function(x + size * v) - value) / size
 
         right = torch.where(moving, -value, 0.0)
-        image = None
-        if affine and known is not None:
-            image, known = torch.where(moving, -known[1], 0.0), None
+        seen, image = None if image is None else torch.where(moving, -image, 0.0), None
         if affine:
             forcing = torch.full_like(residual, 0.3 * tolerance)
         else:
             progress = residual / residual if last is None else residual / last
             forcing = torch.maximum(0.9 * progress**2, 0.5 * tolerance / residual).clamp(max=0.1)
-        inner = gmres(derivative, right, batch, forcing, krylov, image, rounding, inverse)
+        inner = gmres(derivative, right, batch, forcing, krylov, seen, rounding, inverse)
         inverse, last = inner.inverse, residual
         evaluations += inner.evaluations
         iterations = iterations + torch.where(active, inner.iterations, 0)

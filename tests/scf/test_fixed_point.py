@@ -55,6 +55,47 @@ def test_a_nonlinear_map(solver, generator):
     assert_close(saturating(solution.state, matrix, source), solution.state, 1e-9)
 
 
+@pytest.mark.parametrize("constrained", [False, True])
+@pytest.mark.parametrize("good", [False, True])
+def test_an_approximation_changes_the_way_and_not_the_result(constrained, good, generator):
+    matrix, source = parts(generator, 0.5)
+    count = {"full": 0, "near": 0}
+
+    def near(state, *arguments):
+        count["near"] += 1
+        *potential, matrix, source = arguments
+        out = linear(state, matrix, source if good else 30 - 5 * source)
+        return out - 0.7 * potential[0][INDEX][:, None] * torch.tensor([1.0, 0.0]) if potential else out
+
+    def full(state, *arguments):
+        count["full"] += 1
+        *potential, matrix, source = arguments
+        small = 0.02 * torch.sin(3 * linear(state, matrix, source))
+        out = linear(state, matrix, source) + small
+        return out - 0.7 * potential[0][INDEX][:, None] * torch.tensor([1.0, 0.0]) if potential else out
+
+    options = {"batch_idx": INDEX, "tolerance": 1e-11}
+    if constrained:
+        options["total_charge"] = torch.tensor([0.5, -1.0], dtype=F64)
+    want = fixed_point(full, START, (matrix, source), solver="newton", **options)
+    leaf = source.clone().requires_grad_()
+    count["full"] = 0
+    got = fixed_point(full, START, (matrix, leaf), approximation=near, **options)
+    assert count["near"] > 0
+    assert got.evaluations == count["full"]
+    if good:
+        assert got.evaluations < want.evaluations
+    assert_close(got.state, want.state, 1e-9)
+    (slope,) = torch.autograd.grad(got.state.square().sum(), leaf)
+    step = 1e-5 * torch.randn(8, 2, generator=generator, dtype=F64)
+    ends = [
+        fixed_point(full, START, (matrix, source + sign * step), solver="newton", **options).state
+        for sign in (1, -1)
+    ]
+    difference = 0.5 * (ends[0].square().sum() - ends[1].square().sum())
+    assert_close((slope * step).sum(), difference, 1e-6)
+
+
 def test_a_batch_equals_a_loop(generator):
     matrix, source = parts(generator, 0.5)
     together = fixed_point(saturating, START, (matrix, source), batch_idx=INDEX, tolerance=1e-12)

@@ -17,6 +17,8 @@ Baldwin et al., arXiv:2603.14700.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -101,22 +103,24 @@ class FixedPoint(ChargeRule):
                 field = field + self.features.constant(system.expand(level), field)
             return field / norms
 
-        def step(state: Tensor, level: Tensor | None, given: dict[str, Tensor]) -> Tensor:
+        def step(
+            state: Tensor, level: Tensor | None, given: dict[str, Tensor], linear: bool = False
+        ) -> Tensor:
             field = values(state, level, given)
             change = (given["matrix"] @ field[..., None])[..., 0]
-            if self.response.nonlinear:
+            if self.response.nonlinear and not linear:
                 weights = {name: given[f"response.{name}"] for name in names}
                 edges = (system.edge_index, given.get("edge_attrs"), given.get("edge_weights"))
                 arguments = (field, attrs, given["scalars"], given["vectors"], edges)
                 change = change + torch.func.functional_call(self.response, weights, arguments)
             return given["start"] + change
 
-        def update(state: Tensor, *parameters: Tensor) -> Tensor:
+        def update(state: Tensor, *parameters: Tensor, linear: bool = False) -> Tensor:
             level = None
             if constraint == "charge":
                 level, *parameters = parameters  # type: ignore[assignment]
             given = dict(zip(keys, parameters, strict=True))
-            return step(state, given.get("fermi_level", level), given)
+            return step(state, given.get("fermi_level", level), given, linear)
 
         extra: dict[str, Tensor] = {}
         level = system.fermi_level if constraint != "none" else None
@@ -134,6 +138,7 @@ class FixedPoint(ChargeRule):
                 total_charge=system.total_charge if constraint == "charge" else None,
                 tolerance=config.tolerance,
                 max_iterations=config.max_iterations,
+                approximation=partial(update, linear=True) if self.response.many_body is not None else None,
             )
             rows = solution.state
             if constraint == "charge":

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..electrostatics.checks import to_tensor
 from .eager import runs_eagerly
 from .implicit import Root, RootOptions
-from .krylov import Batch, KrylovInverse, RootResult, gmres
+from .krylov import Batch, gmres
 from .mixing import anderson
 from .newton import bracket_potential, newton
 from .options import check_solver, check_state
@@ -184,12 +184,14 @@ def fixed_point(
     rounding = _ROUNDING[dtype]
     found: dict[str, Any] = {}
 
-    def linear(*arguments: Any, transposed: bool) -> RootResult:
-        inverse: KrylovInverse | None = found["result"].inverse
-        return gmres(*arguments, rounding=rounding, inverse=inverse, transposed=transposed)
-
-    solvers = partial(linear, transposed=False), partial(linear, transposed=True)
-    options = RootOptions("fixed point", max(tolerance, floor), max_iterations, on_failure, *solvers)
+    options = RootOptions(
+        "fixed point",
+        max(tolerance, floor),
+        max_iterations,
+        on_failure,
+        partial(gmres, rounding=rounding),
+        lambda: found["result"].inverse,
+    )
 
     def solve(arguments: Sequence[Tensor]) -> Tensor:
         constants = [t.detach() for t in arguments]

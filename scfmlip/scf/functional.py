@@ -179,8 +179,9 @@ def minimize_functional(
         return inside + (x - project(x))
 
     floor = 1e-5 if dtype == torch.float32 else 1e-12
-    symmetric = conjugate_gradient_solve, conjugate_gradient_solve
-    options = RootOptions("energy functional", max(tolerance, floor), krylov, on_failure, *symmetric)
+    options = RootOptions(
+        "energy functional", max(tolerance, floor), krylov, on_failure, conjugate_gradient_solve
+    )
     found: dict[str, Any] = {}
 
     def solve(arguments: Sequence[Tensor]) -> Tensor:

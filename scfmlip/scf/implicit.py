@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .krylov import Batch, Map, RootResult, gmres
+from .krylov import Batch, KrylovInverse, Map, RootResult, gmres
 from .solution import ConvergenceError, Status, explain
 
-# relative residual of an adjoint system up to which rounding in float32 is accepted, and that rounding
-_ROUNDED, _ROUNDING = 1e-3, 1e-6
-LinearSolver = Callable[[Callable[[Tensor], Tensor], Tensor, Batch, float, int], RootResult]
+# relative residual of an adjoint system up to which rounding is accepted, and that rounding; in float32: True
+_ROUNDED, _ROUNDING = {True: 1e-3, False: 1e-9}, {True: 1e-6, False: 1e-14}
+LinearSolver = Callable[..., RootResult]
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,9 @@ class RootOptions:
         tolerance: Relative residual.
         krylov: Largest Krylov space.
         on_failure: "raise", "warn" or "ignore".
-        linear: Of systems with the equations' matrix: `gmres`, or a solver of symmetric positive systems.
-        transposed: Of systems with its transpose.
+        linear: `gmres`, or a solver of symmetric positive systems.
+        inverse: What is known of the inverse of the equations' matrix once they are solved.
+        transposed: Whether the system at hand is that of the transpose, an adjoint.
     """
 
     name: str
@@ -43,11 +44,12 @@ class RootOptions:
     krylov: int
     on_failure: str
     linear: LinearSolver = gmres
-    transposed: LinearSolver = gmres
+    inverse: Callable[[], KrylovInverse | None] = lambda: None
+    transposed: bool = False
 
     def adjoint(self) -> RootOptions:
-        """Of the adjoint system, whose matrix is the transpose."""
-        return replace(self, linear=self.transposed, transposed=self.linear)
+        """Of the adjoint system."""
+        return replace(self, transposed=not self.transposed)
 
     def report(self, name: str, result: RootResult) -> None:
         """Raise or warn about systems that did not converge."""
@@ -118,22 +120,26 @@ class Root(torch.autograd.Function):
 
 def _solve_and_check(apply: Map, right: Tensor, batch: Batch, options: RootOptions) -> RootResult:
     """
-    A linear solve; in float32 once more on what rounding left of it.
+    A linear solve; once more on what is left of the right-hand side where that is too much.
 
-    Where x is much larger than the right-hand side, rounded products leave more of that than the solver's
-    recursion says.
+    In float32 rounded products leave more than the solver's recursion says where x is much larger than the
+    right-hand side, and an approximate inverse that is large makes it worse: the second solve has none.
     """
-    single, right = right.dtype == torch.float32, right.double()
-    result = options.linear(apply, right, batch, options.tolerance, options.krylov)
-    if not single:
-        return result
+    single, right, inverse = right.dtype == torch.float32, right.double(), options.inverse()
+    known = {} if inverse is None else {"inverse": inverse, "transposed": options.transposed}
+    if not known and not single:
+        return options.linear(apply, right, batch, options.tolerance, options.krylov)
+    result = options.linear(apply, right, batch, options.tolerance, options.krylov, **known)
     scale = batch.norm(right)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     left = right - apply(result.x)
     residual = batch.norm(left) / scale
     again = residual > 2 * options.tolerance
     if bool(again.any()):
-        rest = options.linear(apply, torch.where(batch.expand(again), left, 0.0), batch, 1e-2, options.krylov)
+        wanted = (options.tolerance / residual).clamp(max=1e-2)
+        rest = options.linear(
+            apply, torch.where(batch.expand(again), left, 0.0), batch, wanted, options.krylov
+        )
         x = result.x + rest.x
         fresh = batch.norm(right - apply(x)) / scale
         better = fresh < residual
@@ -143,9 +149,10 @@ def _solve_and_check(apply: Map, right: Tensor, batch: Batch, options: RootOptio
         )
         residual = torch.where(better, fresh, residual)
     # as good as rounding lets it be beside a large x, or not good for anything
-    rounded = (residual * scale <= _ROUNDING * batch.norm(result.x)) & (residual <= _ROUNDED)
+    accepted, rounding = _ROUNDED[single], _ROUNDING[single]
+    rounded = (residual * scale <= rounding * batch.norm(result.x)) & (residual <= accepted)
     close = (result.status == Status.ITERATIONS) & (rounded | (residual <= 2 * options.tolerance))
-    lost = (result.status == Status.CONVERGED) & (residual > _ROUNDED)
+    lost = (result.status == Status.CONVERGED) & (residual > max(accepted, 2 * options.tolerance))
     status = torch.where(close, int(Status.CONVERGED), result.status)
     return result._replace(residual=residual, status=torch.where(lost, int(Status.STAGNATED), status))
 

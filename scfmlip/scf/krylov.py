@@ -66,15 +66,21 @@ class KrylovInverse:
         basis: ``[k + 1, n]`` float64 W^T, orthonormal in every system.
         hessenberg: ``[n_systems, k + 1, k]`` H.
         batch: The systems.
+        rounding: Relative error of products with A. Directions that A all but loses are left to ``sign``: an
+            inverse that is large makes rounding large.
         first: What A had been multiplied by from the right; the whole is then an inverse without it.
     """
 
     def __init__(
-        self, basis: Tensor, hessenberg: Tensor, batch: Batch, first: KrylovInverse | None = None
+        self,
+        basis: Tensor,
+        hessenberg: Tensor,
+        batch: Batch,
+        rounding: float,
+        first: KrylovInverse | None = None,
     ) -> None:
         self.basis, self.batch, self.first = basis, batch, first
-        # directions that A all but loses are left to `sign`
-        self.pinv = torch.linalg.pinv(hessenberg, rtol=1e-6)
+        self.pinv = torch.linalg.pinv(hessenberg, rtol=10 * rounding**0.5)
         self.projector = hessenberg @ self.pinv
         self.sign = -1.0 if first is None else 1.0
 
@@ -208,6 +214,6 @@ def gmres(
         stack = torch.stack(basis)
         x = (batch.expand((weights[..., 0] * safe[:, None]).T) * stack[:-1]).sum(0)
         if not transposed:
-            space = KrylovInverse(stack, hessenberg, batch, inverse)
+            space = KrylovInverse(stack, hessenberg, batch, rounding, inverse)
     x = torch.where(batch.expand(finite), precondition(x), 0.0)
     return RootResult(x, residual, iterations, status, size - (image is not None and size > 0), space)

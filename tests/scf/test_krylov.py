@@ -5,6 +5,7 @@ import torch
 from tolerances import assert_close
 
 from scfmlip.scf import Status
+from scfmlip.scf.implicit import RootOptions, _solve_and_check
 from scfmlip.scf.krylov import Batch, gmres
 from scfmlip.scf.newton import bracket_potential, newton
 
@@ -125,3 +126,17 @@ def test_a_far_level_is_found_by_its_response():
     assert evaluations == count == 3
     assert abs(float(found[0]) - 6) < 1e-9
     assert abs(float(missing(found)[1])) < 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_an_adjoint_survives_a_wrong_inverse(dtype, generator):
+    matrix, right = response(generator), torch.randn(len(INDEX), generator=generator, dtype=F64)
+    # from another matrix, nearly singular: products with it are large and their rounding too
+    other = response(generator) @ torch.diag(torch.logspace(0, -7, len(INDEX), dtype=F64))
+    wrong = gmres(lambda v: other @ v, right, BATCH, 1e-12, 40).inverse
+    options = RootOptions("test", 1e-5, 60, "raise", inverse=lambda: wrong)
+    result = _solve_and_check(
+        lambda v: (matrix.to(dtype) @ v.to(dtype)).double(), right.to(dtype), BATCH, options
+    )
+    assert result.status.tolist() == [Status.CONVERGED] * 2
+    assert_close(matrix @ result.x, right, 1e-4)

@@ -80,7 +80,7 @@ class KrylovInverse:
         first: KrylovInverse | None = None,
     ) -> None:
         self.basis, self.batch, self.first = basis, batch, first
-        self.pinv = torch.linalg.pinv(hessenberg, rtol=10 * rounding**0.5)
+        self.pinv = torch.linalg.pinv(hessenberg, rtol=rounding**0.5)
         self.projector = hessenberg @ self.pinv
         self.sign = -1.0 if first is None else 1.0
 

@@ -27,9 +27,10 @@ def newton(
     """
     Root of ``function`` by Newton's method, each step solved by GMRES from differences of the function.
 
-    What the Krylov space of a step says of the derivative's inverse preconditions the steps after it. Steps
-    are solved as exactly as the last one's progress deserves (Eisenstat and Walker, SIAM J. Sci. Comput. 17,
-    16, choice 2), and no better than the root has to be.
+    What the Krylov space of the first step says of the derivative's inverse preconditions the others, until
+    one of them gains little: differences carry rounding, which a product of many such inverses makes large.
+    Steps are solved as exactly as the last one's progress deserves (Eisenstat and Walker, SIAM J. Sci.
+    Comput. 17, 16, choice 2), and no better than the root has to be.
 
     Args:
         function: ``[n]`` -> ``[n]``.
@@ -51,7 +52,7 @@ def newton(
     residual = batch.norm(value) / scale
     iterations = torch.zeros_like(residual, dtype=torch.int64)
     status = torch.full_like(iterations, int(Status.ITERATIONS))
-    last = None
+    last, newest = None, inverse
 
     def done(x: Tensor, residual: Tensor) -> Tensor:
         # or as near as a state this large can be told from a root
@@ -83,7 +84,9 @@ def newton(
             progress = residual / residual if last is None else residual / last
             forcing = torch.maximum(0.9 * progress**2, 0.5 * tolerance / residual).clamp(max=0.1)
         inner = gmres(derivative, right, batch, forcing, krylov, seen, rounding, inverse)
-        inverse, last = inner.inverse, residual
+        if last is None and inverse is None:
+            inverse = inner.inverse
+        newest, last = inner.inverse, residual
         evaluations += inner.evaluations
         iterations = iterations + torch.where(active, inner.iterations, 0)
         length = torch.ones_like(residual)
@@ -102,9 +105,11 @@ def newton(
                 break
             length = torch.where(short, 0.5 * length, length)
         x, value = trial, fresh
+        if bool((active & (norm > tolerance) & ~(norm < 0.5 * residual)).any()):
+            inverse = None
         residual = torch.where(active, norm, residual)
     status = torch.where((status == Status.ITERATIONS) & done(x, residual), int(Status.CONVERGED), status)
-    return RootResult(x, residual, iterations, status, evaluations, inverse)
+    return RootResult(x, residual, iterations, status, evaluations, newest)
 
 
 def bracket_potential(missing: Map, start: Tensor) -> tuple[Tensor, int]:

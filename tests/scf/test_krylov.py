@@ -112,6 +112,8 @@ def test_newton_reuses_what_it_has_learnt(generator):
     # one Krylov space of at most 42 unknowns, and little more
     alone = gmres(lambda v: matrix @ v, source, BATCH, 1e-10, 40).evaluations
     assert count < 2.5 * alone
+    # two at most, one after the other: what rounding does to differences grows with every one
+    assert result.inverse.first is None or result.inverse.first.first is None
 
 
 def test_a_far_level_is_found_by_its_response():

@@ -40,6 +40,8 @@ class Batch:
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
         """``[..., n]`` and ``[..., n]`` -> ``[..., n_systems]`` float64."""
+        if self.n_systems == 1:
+            return (a * b).double().sum(-1, keepdim=True)
         product = (a * b)[..., self.order].double()
         if product.ndim == 1:
             return segment_sum(product, self.ptr, self.sorted)
@@ -51,6 +53,8 @@ class Batch:
 
     def expand(self, values: Tensor) -> Tensor:
         """``[..., n_systems]`` -> ``[..., n]``."""
+        if self.n_systems == 1:
+            return values.expand(*values.shape[:-1], len(self.index))
         return values[..., self.index]
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..electrostatics.checks import to_tensor
 from .eager import runs_eagerly
-from .implicit import Root, RootOptions
+from .implicit import ROUNDING, Root, RootOptions
 from .krylov import Batch, gmres
 from .mixing import anderson
 from .newton import bracket_potential, newton
@@ -35,8 +35,6 @@ Update = Callable[..., Tensor]
 _AFFINE = {torch.float32: 1e-4, torch.float64: 1e-9}
 # relative step of differences: the root of the rounding
 _STEP = {torch.float32: 3e-4, torch.float64: 3e-8}
-# relative error of an evaluation
-_ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-14}
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,8 @@ def fixed_point(
         new = update(s, *parameters) if potential is None else update(s, potential, *parameters)
         if new.shape != shape:
             raise ValueError(
-                f"update must return the shape of the state {list(shape)}, got {list(new.shape)}"
+                f"update (and approximation) must return the shape of the state {list(shape)}, "
+                f"got {list(new.shape)}"
             )
         return new
 
@@ -181,7 +180,7 @@ def fixed_point(
     if totals is not None or potential is not None:
         arguments = (totals if totals is not None else potential, *parameters)
     floor = 2e-6 if dtype == torch.float32 else 1e-13
-    rounding = _ROUNDING[dtype]
+    rounding = ROUNDING[dtype]
     found: dict[str, Any] = {}
 
     options = RootOptions(
@@ -192,6 +191,19 @@ def fixed_point(
         partial(gmres, rounding=rounding),
         lambda: found["result"].inverse,
     )
+
+    def with_response(x: Tensor, constants: Sequence[Tensor], groups: GivenTotals) -> tuple[Tensor, int]:
+        """The state with potentials at which charges respond (Newton needs that), and the evaluations spent."""
+        wanted, *rest = constants
+        charges, potentials = x.split((rows * size, wanted.numel()))
+
+        def missing(mu: Tensor) -> Tensor:
+            with torch.no_grad():
+                new = new_state(charges.to(dtype).view(shape), mu.view(wanted.shape).to(dtype), *rest)
+            return (wanted - groups.sum(new).view(wanted.shape)).flatten().double()
+
+        mu, count = bracket_potential(missing, potentials)
+        return torch.cat((charges, mu)), count
 
     def solve(arguments: Sequence[Tensor]) -> Tensor:
         constants = [t.detach() for t in arguments]
@@ -232,21 +244,10 @@ def fixed_point(
             affine = bool((result.status != Status.ITERATIONS).all())
         if result is None or not affine:
             if groups is not None:
-                # Newton's method needs a response: start where there is one
-                wanted, *rest = constants
-                charges, potentials = start.split((rows * size, len(start) - rows * size))
-
-                def missing(mu: Tensor, groups: GivenTotals = groups) -> Tensor:
-                    with torch.no_grad():
-                        new = new_state(charges.to(dtype).view(shape), mu.view(wanted.shape).to(dtype), *rest)
-                    return (wanted - groups.sum(new).view(wanted.shape)).flatten().double()
-
-                mu, count = bracket_potential(missing, potentials)
+                start, count = with_response(start, constants, groups)
                 spent += count
-                if not torch.equal(mu, potentials):
-                    start = torch.cat((charges, mu))
-                    value = function(start)
-                    spent += 1
+                if count > 2:  # it has moved
+                    value, spent = function(start), spent + 1
             if solver == "newton" or constrained or approximation is not None:
                 result = root(
                     function,

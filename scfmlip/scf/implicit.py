@@ -19,8 +19,9 @@ from torch import Tensor
 from .krylov import Batch, KrylovInverse, Map, RootResult, gmres
 from .solution import ConvergenceError, Status, explain
 
-# relative residual of an adjoint system up to which rounding is accepted, and that rounding; in float32: True
-_ROUNDED, _ROUNDING = {True: 1e-3, False: 1e-9}, {True: 1e-6, False: 1e-14}
+# relative error of an evaluation of the equations, and the relative residual of an adjoint that it may leave
+ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-14}
+_ROUNDED = {torch.float32: 1e-3, torch.float64: 1e-9}
 LinearSolver = Callable[..., RootResult]
 
 
@@ -125,9 +126,9 @@ def _solve_and_check(apply: Map, right: Tensor, batch: Batch, options: RootOptio
     In float32 rounded products leave more than the solver's recursion says where x is much larger than the
     right-hand side, and an approximate inverse that is large makes it worse: the second solve has none.
     """
-    single, right, inverse = right.dtype == torch.float32, right.double(), options.inverse()
+    dtype, right, inverse = right.dtype, right.double(), options.inverse()
     known = {} if inverse is None else {"inverse": inverse, "transposed": options.transposed}
-    if not known and not single:
+    if not known and dtype == torch.float64:
         return options.linear(apply, right, batch, options.tolerance, options.krylov)
     result = options.linear(apply, right, batch, options.tolerance, options.krylov, **known)
     scale = batch.norm(right)
@@ -149,7 +150,7 @@ def _solve_and_check(apply: Map, right: Tensor, batch: Batch, options: RootOptio
         )
         residual = torch.where(better, fresh, residual)
     # as good as rounding lets it be beside a large x, or not good for anything
-    accepted, rounding = _ROUNDED[single], _ROUNDING[single]
+    accepted, rounding = _ROUNDED[dtype], ROUNDING[dtype]
     rounded = (residual * scale <= rounding * batch.norm(result.x)) & (residual <= accepted)
     close = (result.status == Status.ITERATIONS) & (rounded | (residual <= 2 * options.tolerance))
     lost = (result.status == Status.CONVERGED) & (residual > max(accepted, 2 * options.tolerance))

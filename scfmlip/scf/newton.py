@@ -81,7 +81,7 @@ def newton(
         if affine:
             forcing = torch.full_like(residual, 0.3 * tolerance)
         else:
-            progress = residual / residual if last is None else residual / last
+            progress = torch.ones_like(residual) if last is None else residual / last
             forcing = torch.maximum(0.9 * progress**2, 0.5 * tolerance / residual).clamp(max=0.1)
         inner = gmres(derivative, right, batch, forcing, krylov, seen, rounding, inverse)
         if last is None and inverse is None:

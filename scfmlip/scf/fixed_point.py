@@ -193,7 +193,7 @@ def fixed_point(
     )
 
     def with_response(x: Tensor, constants: Sequence[Tensor], groups: GivenTotals) -> tuple[Tensor, int]:
-        """The state with potentials at which charges respond (Newton needs that), and the evaluations spent."""
+        """The state with potentials at which charges respond (Newton needs it); evaluations spent."""
         wanted, *rest = constants
         charges, potentials = x.split((rows * size, wanted.numel()))
 

@@ -37,6 +37,8 @@ class Quirks:
         numerical_self_interaction: Self terms from a trapezoid rule instead of the closed form.
         slab_charge: Terms of a slab's net charge; graph_longrange has none.
         slab_along_z: Slabs end along Cartesian z, whatever the cell.
+        cell_average: Potentials of a slab with a counter-charge are measured from their average over the
+            periodic cell, before the correction of its dipole; they depend on the origin.
         box_second_moment: The Gaussians' own second moment 3 sigma^2 q in a molecule's box.
         box_exponents: Edge of a box as volume to this power, for energies and for features.
         madelung: Of the simple cubic lattice.
@@ -49,6 +51,7 @@ class Quirks:
     numerical_self_interaction: bool = False
     slab_charge: bool = True
     slab_along_z: bool = False
+    cell_average: bool = False
     box_second_moment: bool = True
     box_exponents: tuple[float, float] = (1 / 3, 1 / 3)
     madelung: float = CUBIC_MADELUNG
@@ -62,6 +65,7 @@ GRAPH_LONGRANGE = Quirks(
     numerical_self_interaction=True,
     slab_charge=False,
     slab_along_z=True,
+    cell_average=True,
     box_second_moment=False,
     box_exponents=(0.3333, 0.333333),
     madelung=2.837297,
@@ -157,6 +161,8 @@ class Correction:
 
     Attributes:
         positions: ``[n_atoms, 3]`` float64, angstrom.
+        origin: ``[n_systems, 3]`` float64, where moments are measured from: near the atoms, so that no large
+            numbers cancel.
         volume: ``[n_systems]`` float64.
         slab: ``[n_systems]`` float64, 1 for a slab.
         box: ``[n_systems]`` float64, 1 for a molecule in a box.
@@ -165,10 +171,10 @@ class Correction:
         ptr: ``[n_systems + 1]``, index: ``[n_atoms]``: the segments.
         widths: Source widths, angstrom.
         quirks: Departures of a reference code.
-        counter_center: ``[n_systems]`` position of a slab's counter-charge along the normal, or None.
     """
 
     positions: Tensor
+    origin: Tensor
     volume: Tensor
     slab: Tensor
     box: Tensor
@@ -178,7 +184,6 @@ class Correction:
     index: Tensor
     widths: tuple[float, ...]
     quirks: Quirks
-    counter_center: Tensor | None = None
 
     def _sum(self, values: Tensor) -> Tensor:
         return segment_sum(values, self.ptr, self.index)
@@ -195,8 +200,8 @@ class Correction:
         m = moments.double()
         q = m[..., 0]
         variance = torch.tensor(self.widths, dtype=q.dtype, device=q.device) ** 2
-        r = self.positions[:, None, :]
-        z = (self.positions * self._spread(self.normal)).sum(-1, keepdim=True)
+        r = (self.positions - self._spread(self.origin))[:, None]
+        z = (r * self._spread(self.normal)[:, None]).sum(-1)
         charge = q.sum(-1)
         dipole = charge[..., None] * r
         height_moment = charge * z
@@ -215,17 +220,17 @@ class Correction:
             trace = trace + 3 * spread
         return tuple(self._sum(x) for x in (charge, height_moment, second_z, dipole, trace))  # type: ignore[return-value]
 
+    def second_moment(self, moments: Tensor) -> Tensor:
+        """``[n_systems, n_channels]`` along the normals, e angstrom^2."""
+        return self._moments(moments)[2]
+
     def energy(self, moments: Tensor) -> Tensor:
         """``[n_systems, n_channels]`` float64, eV; ``moments`` as in `GaussianMultipoles.to_moments`."""
         charge, m_z, t_zz, dipole, trace = self._moments(moments)
         volume, height = self.volume[:, None], self.height[:, None]
-        if self.counter_center is not None:
-            m_z = m_z - charge * self.counter_center[:, None]
-            slab = m_z**2
-        elif self.quirks.slab_charge:
-            slab = m_z**2 - charge * t_zz - charge**2 * height**2 / 12
-        else:
-            slab = m_z**2
+        slab = m_z**2
+        if self.quirks.slab_charge:
+            slab = slab - charge * t_zz - charge**2 * height**2 / 12
         edge = volume ** self.quirks.box_exponents[0]
         box = 0.5 * self.quirks.madelung * COULOMB_CONSTANT * charge**2 / edge
         box = box + FIELD_CONSTANT / (6 * volume) * ((dipole**2).sum(-1) - charge * trace)
@@ -236,7 +241,6 @@ class Correction:
         moments: Tensor,
         widths: tuple[float, ...],
         rank: int,
-        conjugate: bool,
         at: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> Tensor:
         """
@@ -246,8 +250,6 @@ class Correction:
             moments: As in `energy`.
             widths: Of the receiving Gaussians, angstrom.
             rank: 0 for the potential, 1 to add its gradient.
-            conjugate: Whether the counter-charge of a slab follows the charges (the derivative of the
-                energy) or is a given density (its physical potential).
             at: Other points than the atoms: positions float64, pointers and systems.
 
         Returns:
@@ -260,17 +262,15 @@ class Correction:
         def spread(values: Tensor) -> Tensor:
             return segment_expand(values, ptr, index)
 
-        r = positions[:, None, :]
+        r = (positions - spread(self.origin))[:, None]
         normal = spread(self.normal)[:, None]
         z = (r * normal).sum(-1)
-        if self.counter_center is not None:
-            m_z = m_z - charge * self.counter_center[:, None]
         slab = (self.slab[:, None] * FIELD_CONSTANT / volume).expand_as(m_z)
         box = (self.box[:, None] * FIELD_CONSTANT / (6 * volume)).expand_as(m_z)
         edge = volume ** self.quirks.box_exponents[1]
         offset = self.box[:, None] * self.quirks.madelung * COULOMB_CONSTANT * charge / edge
         offset = offset - box * trace
-        charged = self.quirks.slab_charge and self.counter_center is None
+        charged = self.quirks.slab_charge
         if charged:
             offset = offset - slab * (0.5 * t_zz + charge * height**2 / 12)
         slab_m, slab_q = spread(slab * m_z), spread(slab * charge)
@@ -279,8 +279,6 @@ class Correction:
         values = values + 2 * (box_m * r).sum(-1) - box_q * (r**2).sum(-1)
         if charged:
             values = values - 0.5 * slab_q * z**2
-        if conjugate and self.counter_center is not None:
-            values = values - slab_m * spread(self.counter_center)[:, None]
         out = values[..., None].expand(*values.shape, len(widths))
         variance = torch.tensor(widths, dtype=values.dtype, device=values.device) ** 2
         if charged:
@@ -294,3 +292,30 @@ class Correction:
         gradient = along[..., None] * normal + 2 * (box_m - box_q[..., None] * r)
         gradient = gradient[:, :, None].expand(-1, -1, len(widths), -1)
         return torch.cat((out.expand(*gradient.shape[:-1], 1), gradient), -1)
+
+    def far_levels(self, moments: Tensor) -> Tensor:
+        """``[n_systems, n_channels, 2]`` V far below and above slabs, without ``-(2 pi k_e / A) Q |z|``."""
+        half = 0.5 * FIELD_CONSTANT * self.height[:, None] / self.volume[:, None]
+        step = half * self._moments(moments)[1]
+        return torch.stack((-step, step), -1)
+
+    def far_field(self, moments: Tensor, positions: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
+        """
+        Potential and gradient far above and below slabs, ``-(2 pi k_e / A) (Q abs(z) - sign(z) M_z)``.
+
+        Args:
+            moments: As in `energy`.
+            positions: ``[n, 3]`` float64, angstrom.
+            ptr: ``[n_systems + 1]`` first point of each system.
+            index: ``[n]`` system of each point.
+
+        Returns:
+            ``[n, n_channels, 4]`` float64, V and V/angstrom.
+        """
+        charge, m_z, *_ = self._moments(moments)
+        half = 0.5 * FIELD_CONSTANT * self.height[:, None] / self.volume[:, None]
+        normal = segment_expand(self.normal, ptr, index)
+        z = ((positions - segment_expand(self.origin, ptr, index)) * normal).sum(1, keepdim=True)
+        slope = -segment_expand(half * charge, ptr, index) * z.sign()
+        value = slope * z + segment_expand(half * m_z, ptr, index) * z.sign()
+        return torch.cat((value[..., None], slope[..., None] * normal[:, None]), -1)

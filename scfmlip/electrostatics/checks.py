@@ -1,12 +1,18 @@
 """Refusals of bad input, with the cause and what to do."""
 
+from __future__ import annotations
+
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .boundary import Boundary
+from .slab import SlabPlan, slab_extents
+
+if TYPE_CHECKING:
+    from .plan import SubBatch
 
 
 def check_tensor(name: str, value: object, what: str) -> None:
@@ -78,14 +84,53 @@ def check_batch(batch_idx: Tensor, n_atoms: int, n_systems: int) -> Tensor:
     return torch.cat((counts.new_zeros(1), counts.cumsum(0)))
 
 
-def check_cell(cell: Tensor, boundaries: list[Boundary], cubic_boxes: bool = True) -> None:
+def check_pbc(pbc: object) -> Tensor:
+    """
+    Booleans, or numbers that are 0 or 1: ``[1, 3]`` or ``[n_systems, 3]`` on the CPU.
+
+    Args:
+        pbc: One for all, ``[3]``, ``[n_systems, 3]``, or MACE's ``[3 n_systems]``.
+    """
+    what = "booleans [3] or [n_systems, 3]"
+    flags = to_tensor("pbc", pbc, what).detach().to("cpu")
+    if flags.dtype != torch.bool and not bool(((flags == 0) | (flags == 1)).all()):
+        raise ValueError(f"pbc must be {what}, got {flags.tolist()}")
+    shape, flags = list(flags.shape), flags.bool()
+    flags = flags.expand(3) if flags.ndim == 0 else flags
+    if flags.ndim == 1 and flags.shape[0] % 3 == 0:
+        flags = flags.view(-1, 3)
+    if flags.ndim != 2 or flags.shape[1] != 3 or len(flags) == 0:
+        raise ValueError(f"pbc must have shape [3] or [n_systems, 3], got {shape}")
+    return flags
+
+
+def count_systems(batch_idx: Tensor) -> int:
+    """
+    How many systems a batch has whose cells and periodicity do not say so.
+
+    Raises:
+        ValueError: for a number so much larger than that of the atoms that it must be a mistake.
+    """
+    largest = int(batch_idx.max())
+    if largest >= 1000 + 10 * len(batch_idx):
+        raise ValueError(
+            f"batch_idx goes up to {largest} with {len(batch_idx)} atoms: it must number the systems from 0"
+        )
+    return largest + 1
+
+
+def check_cell(
+    cell: Tensor, boundaries: list[Boundary], axes: list[int], cubic_boxes: bool, whole_slabs: bool
+) -> None:
     """
     Finite and of some volume, for every system that needs its cell.
 
     Args:
         cell: ``[n_systems, 3, 3]`` float64 on the CPU.
         boundaries: Of every system.
+        axes: Lattice direction along which slabs end.
         cubic_boxes: Whether the box of a molecule has to be cubic, as its correction wants it.
+        whole_slabs: Whether the open vector of a slab counts.
     """
     for i, kind in enumerate(boundaries):
         if kind == Boundary.OPEN:
@@ -93,6 +138,16 @@ def check_cell(cell: Tensor, boundaries: list[Boundary], cubic_boxes: bool = Tru
         matrix = cell[i]
         if not bool(torch.isfinite(matrix).all()):
             raise ValueError(f"the cell of system {i} holds NaN or infinity: {matrix.tolist()}")
+        if kind == Boundary.SLAB and not whole_slabs:
+            lateral = matrix[[j for j in range(3) if j != axes[i]]]
+            area = float(torch.linalg.cross(lateral[0], lateral[1]).norm())
+            if not area > 1e-10 * float(lateral.norm(dim=1).prod()):
+                raise ValueError(
+                    f"the cell of system {i} has no volume (the lateral vectors {lateral.tolist()} of this "
+                    "slab span no area): give it two independent lattice vectors along its periodic "
+                    "directions, or set pbc to False for an isolated system"
+                )
+            continue
         lengths = matrix.norm(dim=1)
         volume = abs(float(torch.linalg.det(matrix)))
         if float(lengths.min()) == 0.0 or volume < 1e-10 * float(lengths.prod()):
@@ -104,21 +159,63 @@ def check_cell(cell: Tensor, boundaries: list[Boundary], cubic_boxes: bool = Tru
             check_cubic(matrix, i)
 
 
-def check_wave_vectors(cell: Tensor, boundaries: list[Boundary], cutoff: float) -> None:
+def check_wave_vectors(cells: Tensor, numbers: list[int], cutoff: float, device: torch.device) -> None:
     """
-    Refuse cells whose half sphere of wave vectors no memory holds and no 32-bit table counts.
+    Refuse cells whose half sphere of wave vectors does not fit into memory or a 32-bit table.
 
-    ``cell [n_systems, 3, 3]`` float64 on the CPU, cutoff 1/angstrom.
+    Args:
+        cells: ``[n, 3, 3]`` float64 on the CPU, that are summed over.
+        numbers: Which systems of the batch they belong to.
+        cutoff: 1/angstrom.
+        device: Where the tables go.
     """
-    volumes = torch.linalg.det(cell).abs().tolist()
-    for i, (kind, volume) in enumerate(zip(boundaries, volumes, strict=True)):
-        number = volume * cutoff**3 / (12 * math.pi**2)
-        if kind != Boundary.OPEN and number > 2**31:
-            raise ValueError(
-                f"system {i} has about {number:.2g} wave vectors up to {cutoff:.3g} / angstrom in its cell "
-                f"of {volume:.3g} angstrom^3, more than a direct sum can hold: use less vacuum, wider "
-                "Gaussians, a larger tolerance, or boundary='open' for an isolated system"
-            )
+    volumes = torch.linalg.det(cells).abs()
+    counts = volumes * cutoff**3 / (12 * math.pi**2)
+    total = float(counts.sum())
+    needed, free = total * _BYTES_PER_WAVE, free_memory(device)
+    if total <= 2**31 and (needed < _SURELY_FREE or needed <= free):
+        return
+    worst = int(counts.argmax())
+    raise ValueError(
+        f"system {numbers[worst]} has about {float(counts[worst]):.2g} wave vectors up to {cutoff:.3g} / "
+        f"angstrom in a cell of {float(volumes[worst]):.3g} angstrom^3. Those of the batch would take about "
+        f"{needed / 2**30:.3g} GiB of memory, {free / 2**30:.3g} GiB are free: use smaller cells or thinner "
+        "slabs, wider Gaussians, a larger tolerance, or boundary='open' for an isolated system"
+    )
+
+
+# of tables while they are made and used, measured on a CPU; and what needs no look at the machine
+_BYTES_PER_WAVE, _SURELY_FREE = 500.0, 2**28
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that can be allocated on a device; infinity where the machine does not say."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":") for line in file)
+        return 1024.0 * float(lines["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return math.inf
+
+
+def check_thickness(slabs: SlabPlan, sub: SubBatch, positions: Tensor, cell: Tensor) -> None:
+    """
+    Refuse slabs that are thicker than their plan; arguments of the whole batch.
+
+    Raises:
+        ValueError: names the system and what to do.
+    """
+    cells = cell if sub.atoms is None else cell.index_select(0, sub.systems)
+    low, high = slab_extents(sub.take(positions), slabs.normals(cells.detach().double())[0], sub.index)
+    over = slabs.slab & (high - low > slabs.thickness + 1e-3)
+    if bool(over.any()):
+        i = int(torch.nonzero(over)[0])
+        raise ValueError(
+            f"slab {int(sub.systems[i])} of the batch is {float(high[i] - low[i]):.2f} angstrom thick, its "
+            f"plan is for up to {float(slabs.thickness[i]):.2f}: make a new one with positions=positions"
+        )
 
 
 def check_cubic(matrix: Tensor, system: int) -> None:
@@ -148,6 +245,17 @@ def check_neutral(charges: Tensor, totals: Tensor, boundaries: list[Boundary], n
             raise ValueError(
                 f"system {i} is periodic and carries a charge of {value:.6g} e, whose energy diverges. "
                 "Use background='uniform' for a neutralising background, or make its charge 0"
+            )
+
+
+def check_neutral_slabs(charges: Tensor, totals: Tensor) -> None:
+    """As `check_neutral`, of slabs whose potential far away is asked for."""
+    rounding = torch.finfo(charges.dtype).eps * float(charges.detach().abs().sum())
+    for i, value in enumerate(totals.detach().flatten(1).abs().amax(1).tolist()):
+        if value > 1e-6 + rounding or math.isnan(value):
+            raise ValueError(
+                f"slab {i} of the batch carries a charge of {value:.6g} e, and its potential falls without "
+                "limit: give it a counter-charge, or make its charge 0"
             )
 
 

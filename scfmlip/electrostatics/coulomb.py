@@ -13,19 +13,25 @@ from torch import Tensor
 from ..types import BoundaryName, Compat, MultipoleOrder
 from . import checks
 from .boundary import EXACT, GRAPH_LONGRANGE, Boundary, Quirks, resolve_boundaries
-from .cutoff import check_cutoff, cutoff_for_tolerance, reference_cutoff
+from .cutoff import check_cutoff, cutoff_for_tolerance, reference_cutoff, truncation_error
 from .density import GaussianMultipoles
 from .geometry import Geometry
 from .plan import CoulombPlan, make_plan
+from .slab import SlabPlan, plan_slabs, slab_extents, slab_normals
 
 Background = Literal["uniform", "none"]
 
 
-def _widths(value: Any) -> tuple[float, ...]:
+def _widths(name: str, value: Any) -> tuple[float, ...]:
     """One number or several, of any kind that floats are made of."""
-    if getattr(value, "ndim", 0) == 0 and not isinstance(value, Sequence):
-        return (float(value),)
-    return tuple(float(v) for v in value)
+    single = getattr(value, "ndim", 0) == 0 and not isinstance(value, Sequence)
+    try:
+        if isinstance(value, str | bytes | bool):  # "15" is a sequence of a 1 and a 5
+            raise TypeError
+        values: Any = [value] if single else value
+        return tuple(float(v) for v in values)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number or numbers, in angstrom, got {value!r}") from None
 
 
 def _cells(cell: Tensor | None) -> Tensor | None:
@@ -48,9 +54,10 @@ class Coulomb:
     A charged periodic system is held in a uniform background of the opposite charge (its k = 0 term is
     left out), which is part of the energy; ``background="none"`` refuses such systems instead. A charged
     slab's energy is that of two-dimensional periodicity, with the potential -2 pi k_e Q |z| / area far
-    away; ``counter_charge`` in `prepare` makes it neutral. What its images along the normal leave falls as
-    ``exp(-2 pi g / L)`` with the vacuum g between them and the longer lateral vector L: a wide cell needs a
-    tall one.
+    away; ``counter_charge`` in `prepare` makes it neutral, and is then where potentials are measured from.
+
+    A slab is two-dimensional: how long the cell vector along its open axis is does not matter, it may be
+    zero, and atoms may lie beyond it. It only says which way is up.
 
     Args:
         l_max: 0 for charges, 1 for charges and dipoles.
@@ -61,8 +68,9 @@ class Coulomb:
         self_interaction: Whether a Gaussian's interaction with itself counts.
         method: "auto" or "direct": wave-vector sums are direct, of cost atoms x wave vectors.
         tolerance: Energy, eV, that the wave vectors left out carry for a pair of charges of 1 e, or dipoles
-            of 1 e times the width; sets the cutoff. Estimated for a large cell: in cubes of more than 8
-            widths up to 1.5 times as much was found, from 4 to 8 widths 3.5 times, below up to 11 times.
+            of 1 e times the width; sets the cutoff. The images of a slab leave 1e-4 of it.
+            Estimated for a large cell: in cubes of more than 8 widths up to 1.5 times as much was found, from
+            4 to 8 widths 3.5 times, below up to 11 times.
         kspace_cutoff: Largest wave vector, 1/angstrom; overrides ``tolerance``.
         compat: "graph_longrange" reproduces that package's formulas, quirks and option names (0.4.4):
             finite-difference open boundary, uncorrected charged slabs, its box and self terms, and
@@ -105,12 +113,12 @@ class Coulomb:
             raise ValueError(f"background must be 'uniform' or 'none', got {self.background!r}")
         if not (math.isfinite(self.tolerance) and 0 < self.tolerance < 1):
             raise ValueError(f"tolerance must be between 0 and 1 eV, got {self.tolerance!r}")
-        source = GaussianMultipoles(self.l_max, _widths(self.sigma), order=self.order)
+        source = GaussianMultipoles(self.l_max, _widths("sigma", self.sigma), order=self.order)
         object.__setattr__(self, "source", source)
         exact = self.compat != "graph_longrange"
         object.__setattr__(self, "quirks", EXACT if exact else GRAPH_LONGRANGE)
         if self.feature_widths is not None:
-            widths = _widths(self.feature_widths)
+            widths = _widths("feature_widths", self.feature_widths)
             GaussianMultipoles(self.l_max, widths)
             object.__setattr__(self, "feature_widths", widths)
         if self.kspace_cutoff is not None:
@@ -129,6 +137,11 @@ class Coulomb:
         return 0.5 * (narrow**2 + other**2)
 
     @property
+    def widest(self) -> tuple[float, float]:
+        """Width of the widest Gaussian of the density, and of those that feel it, angstrom."""
+        return max(self.source.widths), max((*self.source.widths, *(self.feature_widths or ())))
+
+    @property
     def cutoff(self) -> float:
         """The wave-vector cutoff in use, 1/angstrom."""
         if self.kspace_cutoff is not None:
@@ -138,6 +151,12 @@ class Coulomb:
             return reference_cutoff(widths, self.l_max)
         return cutoff_for_tolerance(self._pair_sigma_squared, self.tolerance, self.l_max)
 
+    @property
+    def image_tolerance(self) -> float:
+        """Energy, eV, that images of a slab may leave: small beside what the cutoff leaves out."""
+        tail = truncation_error(self._pair_sigma_squared, self.cutoff, self.l_max)
+        return max(1e-4 * min(self.tolerance, tail), 1e-13)
+
     def plan(
         self,
         cell: Tensor | None,
@@ -145,11 +164,12 @@ class Coulomb:
         batch_idx: Tensor | None,
         n_atoms: int,
         device: torch.device | str | None = None,
+        positions: Tensor | None = None,
     ) -> CoulombPlan:
         """
         The part of `prepare` that depends on cells and sizes only; pass it on while these stay.
 
-        Reads cells and periodicity on the host (synchronises on a GPU).
+        Reads cells, periodicity and how thick slabs are on the host (synchronises on a GPU).
 
         Args:
             cell: ``[3, 3]`` or ``[n_systems, 3, 3]`` angstrom, or None without periodicity.
@@ -157,6 +177,8 @@ class Coulomb:
             batch_idx: ``[n_atoms]`` system of each atom, or None for one system.
             n_atoms: Number of atoms.
             device: Where tables go; that of the cell, else of ``batch_idx``, else the CPU.
+            positions: ``[n_atoms, 3]`` angstrom: the plan then holds for slabs up to half an angstrom thicker
+                than theirs. Without them it holds for slabs as thick as their cell is high.
 
         Raises:
             ValueError: for a cell, periodicity or batch that cannot be used; says why.
@@ -167,18 +189,10 @@ class Coulomb:
         cells = _cells(cell)
         if pbc is None:
             pbc = [[cells is not None] * 3]
-        flags = checks.to_tensor("pbc", pbc, "booleans [3] or [n_systems, 3]").detach().to("cpu", torch.bool)
-        flags = flags.expand(3) if flags.ndim == 0 else flags
-        if flags.ndim == 1 and flags.shape[0] != 3 and flags.shape[0] % 3 == 0:
-            flags = flags.view(-1, 3)
-        flags = flags.view(1, 3) if flags.ndim == 1 and flags.shape[0] == 3 else flags
-        if flags.ndim != 2 or flags.shape[1] != 3:
-            raise ValueError(
-                f"pbc must have shape [3] or [n_systems, 3], got {list(torch.as_tensor(pbc).shape)}"
-            )
+        flags = checks.check_pbc(pbc)
         n_systems = max(len(flags), 1 if cells is None else len(cells))
         if batch_idx is not None and len(batch_idx) and cells is None and len(flags) == 1:
-            n_systems = int(batch_idx.max()) + 1
+            n_systems = checks.count_systems(batch_idx)
         if len(flags) == 1:
             flags = flags.expand(n_systems, 3)
         if len(flags) != n_systems or (cells is not None and len(cells) not in (1, n_systems)):
@@ -204,12 +218,46 @@ class Coulomb:
                     f"system {i} has pbc={rows[i]} and boundary {kind.name.lower()!r} but no cell was given: "
                     "pass cell [n_systems, 3, 3], or set pbc to False"
                 )
-        host_cells = None if cells is None else cells.detach().to("cpu", torch.float64)
-        if host_cells is not None:
+        lattice = [i for i, kind in enumerate(boundaries) if kind != Boundary.OPEN]
+        host_cells, slabs = None, None
+        if cells is not None:
+            host_cells = cells.detach().to("cpu", torch.float64)
             # graph_longrange corrects a box of any shape as if it were a cube of its volume
-            checks.check_cell(host_cells, boundaries, cubic_boxes=self.compat != "graph_longrange")
-            checks.check_wave_vectors(host_cells, boundaries, self.cutoff)
-        return make_plan(host_cells, boundaries, axes, atom_ptr, torch.device(device), self.cutoff)
+            compat = self.compat == "graph_longrange"
+            checks.check_cell(host_cells, boundaries, axes, cubic_boxes=not compat, whole_slabs=compat)
+            if not compat and lattice:
+                slabs = self._plan_slabs(host_cells, boundaries, axes, lattice, atom_ptr, positions, device)
+        return make_plan(host_cells, boundaries, axes, atom_ptr, torch.device(device), self.cutoff, slabs)
+
+    def _plan_slabs(
+        self,
+        cells: Tensor,
+        boundaries: list[Boundary],
+        axes: list[int],
+        lattice: list[int],
+        atom_ptr: Tensor,
+        positions: Tensor | None,
+        device: torch.device | str,
+    ) -> SlabPlan | None:
+        """The heights of the slabs among the systems ``lattice``; ``cells`` on the CPU."""
+        kinds = [boundaries[i] == Boundary.SLAB for i in lattice]
+        extents = None
+        if positions is not None and any(kinds):
+            host = positions.detach().to("cpu", torch.float64)
+            index = torch.arange(len(atom_ptr) - 1).repeat_interleave(atom_ptr.diff())
+            normal, _ = slab_normals(cells, torch.tensor(axes), cells.new_ones(len(cells)))
+            low, high = slab_extents(host, normal, index)
+            extents = (high - low).clamp(min=0.0)[lattice].tolist()
+        return plan_slabs(
+            cells[lattice],
+            kinds,
+            [axes[i] for i in lattice],
+            extents,
+            self.widest,
+            self.image_tolerance,
+            self.l_max,
+            torch.device(device),
+        )
 
     def prepare(
         self,
@@ -227,19 +275,21 @@ class Coulomb:
         The operator at one geometry: done once, reused by every step of a self-consistent field.
 
         Args:
-            positions: ``[n_atoms, 3]`` angstrom, float32 or float64, any image of the atoms; along the open
-                axis of a slab the atoms must form one slab.
+            positions: ``[n_atoms, 3]`` angstrom, float32 or float64, any image of the atoms along periodic
+                directions.
             cell: ``[3, 3]`` or ``[n_systems, 3, 3]``, rows are lattice vectors of either handedness,
-                angstrom. None for isolated systems.
+                angstrom. None for isolated systems. Of a slab only the two lateral vectors count.
             pbc: ``[3]`` or ``[n_systems, 3]`` booleans; None: periodic if a cell is given.
             batch_idx: ``[n_atoms]`` system of each atom, not decreasing; None for one system.
             plan: From `plan`, to skip what depends on cells and sizes only (needed under torch.compile).
             external_field: ``[3]`` or ``[n_systems, 3]`` V/angstrom: a charge q feels the force q E. Only
                 along directions without periodicity, where its energy is defined.
             external_potential: scalar or ``[n_systems]`` V, the same everywhere: adds potential x charge.
-            counter_charge: ``[2]`` or ``[n_systems, 2]`` lower and upper end, angstrom along a slab's
-                normal, of a uniform charge that makes every slab neutral, smoothed by the density's
-                Gaussian.
+            counter_charge: ``[2]`` or ``[n_systems, 2]`` lower and upper end, ``position . normal`` in
+                angstrom, of a uniform charge that makes every slab neutral, smoothed by the density's
+                Gaussian. The normal points to the side of the plane where the open cell vector is
+                (right-handed without one). All potentials are then measured from their average over it, and
+                external fields act on it too: where the system stands does not matter.
 
         Returns:
             The geometry; differentiable in positions, cell and external fields.
@@ -257,12 +307,16 @@ class Coulomb:
         cell = _cells(cell)
         if cell is not None:
             checks.check_same("cell", cell, positions)
+        given = plan is not None
         if plan is None:
-            plan = self.plan(cell, pbc, batch_idx, len(positions), positions.device)
+            plan = self.plan(cell, pbc, batch_idx, len(positions), positions.device, positions)
         checks.check_plan(plan.index, len(positions), plan.lattice is not None, cell)
         n_systems = plan.n_systems
         if cell is not None:
             cell = cell.expand(n_systems, 3, 3)
+        if given and check_values and plan.lattice is not None and plan.lattice.slabs is not None:
+            assert cell is not None
+            checks.check_thickness(plan.lattice.slabs, plan.lattice, positions, cell)
 
         def per_system(name: str, value, *shape: int) -> Tensor | None:
             if value is None:
@@ -289,7 +343,6 @@ class Coulomb:
                     "counter_charge must be (lower, upper) with lower < upper, in angstrom along the slab "
                     f"normal, got {bounds.tolist()}"
                 )
-            self._check_counter_charge(bounds, cell, plan)
             if any(b != Boundary.SLAB for b in plan.boundaries):
                 raise ValueError(
                     "counter_charge is for slabs: systems "
@@ -307,20 +360,6 @@ class Coulomb:
         )
 
     @staticmethod
-    def _check_counter_charge(bounds: Tensor, cell: Tensor | None, plan: CoulombPlan) -> None:
-        if plan.lattice is None or plan.slab_axis is None or cell is None:
-            return
-        host = torch.linalg.inv(cell.detach().to("cpu", torch.float64))
-        for i, axis in zip(plan.lattice.systems.tolist(), plan.slab_axis.tolist(), strict=True):
-            height = 1 / float(host[i, :, axis].norm())
-            low, high = bounds[i].tolist()
-            if high - low > height:
-                raise ValueError(
-                    f"counter_charge of system {i} reaches from {low:g} to {high:g} angstrom, beyond its "
-                    f"cell of height {height:.3f}: it would overlap its own image"
-                )
-
-    @staticmethod
     def _check_field(fields: Tensor, cell: Tensor | None, plan: CoulombPlan) -> None:
         host = fields.detach().to("cpu", torch.float64)
         for i, kind in enumerate(plan.boundaries):
@@ -328,9 +367,9 @@ class Coulomb:
                 continue
             along = torch.ones(3, dtype=torch.bool)
             if kind == Boundary.SLAB:
-                assert plan.lattice is not None and plan.slab_axis is not None
+                assert plan.lattice is not None
                 local = plan.lattice.systems.tolist().index(i)
-                along[int(plan.slab_axis[local])] = False
+                along[int(plan.lattice.slab_axis[local])] = False
             assert cell is not None
             lattice = cell[i].detach().to("cpu", torch.float64)[along]
             drop = (lattice @ host[i]).abs() / lattice.norm(dim=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,9 +11,6 @@ from torch import Tensor
 from .coulomb import Coulomb
 from .geometry import Geometry
 
-# what images along a slab's normal may leave of a potential that varies laterally, and the vacuum in
-# widths of the widest Gaussian
-_IMAGES, _END = 1e-4, 10.0
 # keys of a batch
 KEYS = ("external_charges", "external_positions", "n_external")
 
@@ -102,9 +98,6 @@ class Embedding:
         self._atoms = torch.argsort(order)[: len(positions)]
         places, owners = torch.cat((positions, external.positions))[order], both[order]
         source = coulomb.source
-        if coulomb.boundary in ("auto", "slab"):
-            width = max((*source.widths, *(coulomb.feature_widths or ())))
-            cell = tall_cells(cell, pbc, places.detach(), owners, width)
         self._geometry: Geometry = coulomb.prepare(places, cell, pbc, owners, counter_charge=counter_charge)
         column = int(source.columns()[source.widths.index(max(source.widths)), 0])
         rows = positions.new_zeros(len(both), source.dim)
@@ -118,31 +111,3 @@ class Embedding:
     def features(self, widths: tuple[float, ...], l_max: int) -> Tensor:
         """``[n_atoms, n_widths * (l_max + 1)^2]`` projections as of `Geometry.features`."""
         return self._geometry.features(self._rows, widths, l_max)[self._atoms]
-
-
-def tall_cells(cell: Tensor, pbc: Tensor, positions: Tensor, index: Tensor, width: float) -> Tensor:
-    """
-    Cells of slabs with open vectors so long that atoms and charges keep clear of their images.
-
-    The potential of a lattice of period L falls as ``exp(-2 pi z / L)`` with the height.
-
-    Args:
-        cell: ``[n_systems, 3, 3]`` angstrom.
-        pbc: ``[n_systems, 3]``.
-        positions: ``[n, 3]`` angstrom of all that has a charge.
-        index: ``[n]`` system of each.
-        width: Of the widest Gaussian, angstrom.
-    """
-    factors = torch.ones_like(cell)
-    for i in torch.nonzero(pbc.sum(1) == 2)[:, 0].tolist():
-        axis = int((~pbc[i]).nonzero()[0])
-        vectors = cell[i].detach().double()
-        first, second = (vectors[j] for j in range(3) if j != axis)
-        normal = torch.linalg.cross(first, second)
-        normal = normal / normal.norm()
-        heights = positions[index == i].double() @ normal
-        period = float(torch.stack((first, second)).norm(dim=1).max())
-        gap = max(_END * width, period * math.log(1 / _IMAGES) / (2 * math.pi))
-        needed = (heights.max() - heights.min() + gap) / (vectors[axis] @ normal).abs()
-        factors[i, axis] = max(1.0, float(needed))
-    return cell * factors

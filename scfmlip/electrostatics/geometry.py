@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,10 @@ from torch import Tensor
 
 from scfmlip_kernels import segment_expand, segment_sum
 
+from ..units import FIELD_CONSTANT
 from . import checks
+from .boundary import Boundary
+from .counter_charge import CounterCharge
 from .cutoff import truncation_error
 from .density import GaussianMultipoles
 from .kspace import KSpace
@@ -48,29 +52,18 @@ class Geometry:
         self.external_field, self.external_potential = external_field, external_potential
         self.cell, self.counter_bounds = cell, counter_bounds
         self.validate = validate
-        self.kspace = self.openspace = None
+        self.kspace = self.openspace = self.counter = None
+        self._roomy: dict[tuple[float, ...], Geometry] = {}
+        source = coulomb.source
         if plan.lattice is not None:
             sub = plan.lattice
-            assert cell is not None and plan.grid is not None and plan.point_ptr is not None
-            assert plan.slab_axis is not None and plan.slab is not None and plan.box is not None
-            whole = sub.atoms is None
-            self.kspace = KSpace(
-                positions=sub.take(positions),
-                cell=(cell if whole else cell.index_select(0, sub.systems)).double(),
-                grid=plan.grid,
-                index=sub.index,
-                ptr=sub.ptr,
-                point_ptr=plan.point_ptr,
-                slab_axis=plan.slab_axis,
-                slab=plan.slab,
-                box=plan.box,
-                widths=coulomb.source.widths,
-                quirks=coulomb.quirks,
-                corrected=plan.corrected,
-                counter_bounds=None
-                if counter_bounds is None
-                else counter_bounds.index_select(0, sub.systems),
-            )
+            assert cell is not None
+            cells = (cell if sub.atoms is None else cell.index_select(0, sub.systems)).double()
+            quirks = coulomb.quirks
+            if counter_bounds is not None:
+                self.counter = CounterCharge(counter_bounds, sub, cells, source.widths)
+                quirks = dataclasses.replace(quirks, slab_charge=True)
+            self.kspace = KSpace(sub, sub.take(positions), cells, source.widths, quirks)
         if plan.open is not None:
             sub = plan.open
             self.openspace = OpenSpace(
@@ -160,6 +153,8 @@ class Geometry:
             if with_self:
                 opened = opened + self._self_energy(mine, self.plan.open)
         energy = self._join(lattice, opened, per_system=True)
+        if self.counter is not None:
+            energy = energy + self.counter.energy(*self._overlap(moments))
         if self.external_field is not None or self.external_potential is not None:
             widths = (0.0,) * self.coulomb.source.n_widths
             external = self._external_field(widths, 1 if moments.shape[-1] > 1 else 0)
@@ -167,6 +162,19 @@ class Geometry:
             energy = energy + segment_sum(per_atom, self.plan.ptr, self.plan.index)
         energy = energy.to(self.positions.dtype)
         return energy if multipoles.ndim == 3 else energy[:, 0]
+
+    def _overlap(self, moments: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.counter is not None
+        return self.counter.overlap(moments, self.positions, self.plan.ptr, self.plan.index)
+
+    def _counter_zero(self, moments: Tensor, conjugate: bool = False) -> tuple[Tensor, Tensor]:
+        """Charges and the level that potentials of slabs with a counter-charge are measured from, V."""
+        assert self.counter is not None and self.kspace is not None and self.kspace.correction is not None
+        charge, overlap = self._overlap(moments)
+        if conjugate or not self.coulomb.quirks.cell_average:
+            return charge, overlap - charge * self.counter.own[:, None]
+        moment = self.kspace.correction.second_moment(moments) - charge * self.counter.second_moment[:, None]
+        return charge, -0.5 * FIELD_CONSTANT / self.kspace.volume[:, None] * moment
 
     def _self_energy(self, moments: Tensor, sub) -> Tensor:
         source = self.coulomb.source
@@ -178,6 +186,8 @@ class Geometry:
         """``[n_atoms, 1, len(widths), 1 | 4]`` float64: a linear potential is its own Gaussian average."""
         ptr, index = self.plan.ptr, self.plan.index
         positions = self.positions.double()  # far from the origin -r.E is large and cancels
+        if self.counter is not None:  # what the field does to the charges it does to the counter-charge
+            positions = positions - segment_expand(self.counter.center, ptr, index)
         values = positions.new_zeros(len(positions))
         gradient = torch.zeros_like(positions)
         if self.external_potential is not None:
@@ -207,7 +217,7 @@ class Geometry:
         lattice = opened = None
         if self.kspace is not None and self.plan.lattice is not None:
             mine = self.plan.lattice.take(moments)
-            lattice = self.kspace.field(mine, widths, rank, conjugate)
+            lattice = self.kspace.field(mine, widths, rank)
             if not with_self:
                 lattice = lattice - self_field(mine, source, widths, rank, quirks)
         if self.openspace is not None and self.plan.open is not None:
@@ -219,6 +229,10 @@ class Geometry:
             if with_self:
                 opened = opened + self_field(mine, source, widths, rank, quirks)
         field = self._join(lattice, opened, per_system=False)
+        if self.counter is not None:
+            charge, zero = self._counter_zero(moments, conjugate)
+            places = (self.positions, self.plan.ptr, self.plan.index)
+            field = field + self.counter.field(charge, zero, *places, widths, rank).to(field.dtype)
         if external and (self.external_field is not None or self.external_potential is not None):
             field = field + self._external_field(widths, rank).to(field.dtype)
         rows = basis.project(field)
@@ -234,7 +248,8 @@ class Geometry:
 
         Returns:
             Shape, order and dtype of ``multipoles``; V for charges, V/angstrom for dipoles (the gradient
-            of the potential, minus the electric field). External fields are included.
+            of the potential, minus the electric field). External fields are included. Potentials of a slab
+            with a counter-charge are measured from their average over that, here and in `features` and `at`.
 
         Raises:
             ValueError, TypeError: as `energy`.
@@ -278,7 +293,41 @@ class Geometry:
             order=coulomb.source.order,
         )
         self._check_resolved(basis)
+        slabs = self.plan.lattice is not None and self.plan.lattice.slabs is not None
+        if slabs and max(basis.widths) > coulomb.widest[1]:
+            return self._with_room(basis.widths)._field(multipoles, basis, False, self_interaction, True)
         return self._field(multipoles, basis, False, self_interaction, True)
+
+    def _with_room(self, widths: tuple[float, ...]) -> Geometry:
+        """The same geometry, with cells of slabs so high that Gaussians of ``widths`` end in them."""
+        if widths not in self._roomy:
+            if torch.compiler.is_compiling():
+                raise ValueError(
+                    f"features of width {max(widths):g} angstrom need taller cells of slabs than this plan "
+                    f"has, which a compiled graph cannot make: pass feature_widths={widths} to Coulomb"
+                )
+            lattice, coulomb = self.plan.lattice, self.coulomb
+            assert lattice is not None and lattice.slabs is not None and self.cell is not None
+            cell = self.cell if lattice.atoms is None else self.cell.index_select(0, lattice.systems)
+            taller = lattice.resized(
+                cell,
+                lattice.slabs.thickness.tolist(),
+                (coulomb.widest[0], max(widths)),
+                coulomb.image_tolerance,
+                coulomb.l_max,
+                self.plan.kspace_cutoff,
+            )
+            self._roomy[widths] = Geometry(
+                coulomb,
+                dataclasses.replace(self.plan, lattice=taller),
+                self.positions,
+                self.cell,
+                self.external_field,
+                self.external_potential,
+                self.counter_bounds,
+                self.validate,
+            )
+        return self._roomy[widths]
 
     def _check_resolved(self, basis: GaussianMultipoles) -> None:
         if self.kspace is None or self.coulomb.compat is not None:
@@ -293,14 +342,48 @@ class Geometry:
                 f"feature_widths={basis.widths} to Coulomb, or a larger kspace_cutoff"
             )
 
+    def vacuum_levels(self, multipoles: Tensor) -> Tensor:
+        """
+        The potential far below and far above slabs, where it is flat, as `at` would give it there.
+
+        Args:
+            multipoles: ``[n_atoms, dim]``.
+
+        Returns:
+            ``[n_systems, 2]`` V, on the side that the normal comes from and on the side it points to.
+
+        Raises:
+            ValueError: for a system that is not a slab, a charged slab without a counter-charge, or an
+                external field, none of which have a flat potential.
+        """
+        moments, kinds = self._moments(multipoles), self.plan.boundaries
+        for i, kind in enumerate(kinds):
+            if kind != Boundary.SLAB:
+                raise ValueError(
+                    f"system {i} of the batch is not a slab (pbc): it has no vacuum on two sides"
+                )
+        if self.external_field is not None and bool(self.external_field.any()):
+            raise ValueError(
+                "in an external field the potential of the vacuum is not flat: leave the field out"
+            )
+        assert self.kspace is not None and self.kspace.correction is not None
+        if self.counter is None:
+            charges = segment_sum(moments[..., 0].double().sum(-1), self.plan.ptr, self.plan.index)
+            checks.check_neutral_slabs(moments[..., 0], charges)
+        levels = self.kspace.correction.far_levels(moments)[:, 0]
+        if self.counter is not None:
+            charge, zero = self._counter_zero(moments)
+            levels = levels + self.counter.far_levels(charge, zero, self.kspace.correction.origin)[:, 0]
+        if self.external_potential is not None:
+            levels = levels + self.external_potential[:, None]
+        return levels
+
     def at(self, points: Tensor, multipoles: Tensor, points_batch_idx: Tensor | None = None) -> PointValues:
         """
         Density, potential and electric field at any points.
 
         Args:
-            points: ``[n_points, 3]`` angstrom, dtype and device of the positions. Above and below a slab
-                they must be less than a cell height from each of its atoms; near its periodic images they
-                see their Gaussians.
+            points: ``[n_points, 3]`` angstrom, dtype and device of the positions.
             multipoles: ``[n_atoms, dim]``.
             points_batch_idx: ``[n_points]`` system of each point, not decreasing; may be None for one
                 system.

@@ -9,7 +9,6 @@ the stress, is exact to all orders autograd is asked for.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,20 +23,8 @@ from scfmlip_kernels import (
 
 from ..units import FIELD_CONSTANT
 from .boundary import Correction, Quirks
-
-
-@dataclass
-class CounterCharge:
-    """
-    Uniform charge that makes slabs neutral, smoothed with the density's Gaussian.
-
-    Attributes:
-        bounds: ``[n_systems, 2]`` float64, lower and upper end along the slab normal, angstrom.
-        axis_points: ``[n_points]`` float64, 1 where a wave vector is along the normal.
-    """
-
-    bounds: Tensor
-    axis_points: Tensor
+from .plan import LatticePlan
+from .slab import SlabPlan
 
 
 def turn(vectors: Tensor, matrices: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
@@ -56,7 +43,8 @@ def turn(vectors: Tensor, matrices: Tensor, ptr: Tensor, index: Tensor) -> Tenso
     if len(matrices) == 1:
         return vectors @ matrices[0]
     each = segment_expand(matrices, ptr, index)
-    return torch.einsum("nci,nij->ncj", vectors.reshape(len(vectors), -1, 3), each).reshape(vectors.shape)
+    rows = vectors.flatten(1, -2) if vectors.ndim > 2 else vectors[:, None]
+    return torch.einsum("nci,nij->ncj", rows, each).reshape(vectors.shape)
 
 
 def synthesis(
@@ -97,42 +85,22 @@ class KSpace:
     One batch of cells and positions, ready for any multipoles.
 
     Args:
+        plan: Sizes, boundaries and wave vectors.
         positions: ``[n_atoms, 3]`` angstrom, float32 or float64.
-        cell: ``[n_systems, 3, 3]`` angstrom, float64.
-        grid: Miller boxes of the batch.
-        index: ``[n_atoms]`` system of each atom.
-        ptr: ``[n_systems + 1]`` int64 on the device.
-        point_ptr: ``[n_systems + 1]`` int64 on the device, first wave vector of each system.
-        slab_axis: ``[n_systems]`` int64 on the device, lattice direction along which a slab ends.
-        slab, box: ``[n_systems]`` float64, 1 for a slab, a molecule in a box.
+        cell: ``[n_systems, 3, 3]`` angstrom, float64, as the user gave it: slabs are summed in another.
         widths: Source widths, angstrom.
         quirks: Departures of a reference code.
-        corrected: Whether any system is a slab or a molecule in a box.
-        counter_bounds: ``[n_systems, 2]`` ends of a slab's counter-charge, angstrom, or None.
     """
 
     def __init__(
-        self,
-        positions: Tensor,
-        cell: Tensor,
-        grid: LatticeGrid,
-        index: Tensor,
-        ptr: Tensor,
-        point_ptr: Tensor,
-        slab_axis: Tensor,
-        slab: Tensor,
-        box: Tensor,
-        widths: tuple[float, ...],
-        quirks: Quirks,
-        corrected: bool,
-        counter_bounds: Tensor | None = None,
+        self, plan: LatticePlan, positions: Tensor, cell: Tensor, widths: tuple[float, ...], quirks: Quirks
     ) -> None:
-        self.cell, self.grid, self.index = cell, grid, index
-        self.ptr, self.point_ptr = ptr, point_ptr
-        self.dtype, self.widths, self.quirks = positions.dtype, widths, quirks
-        inverse = torch.linalg.inv(cell)
+        grid, ptr, index = plan.grid, plan.ptr, plan.index
+        self.grid, self.ptr, self.index, self.point_ptr = grid, ptr, index, plan.point_ptr
+        self.dtype, self.widths = positions.dtype, widths
+        self.cell = cell = plan.cells(cell)
+        self.inverse = inverse = torch.linalg.inv(cell)
         self.volume = torch.linalg.det(cell).abs()
-        self.inverse = inverse
         self.frac = turn(positions.double(), inverse, ptr, index)
         self._factors: dict[tuple[float, ...], Tensor] = {}
         n = grid.miller.double()
@@ -140,43 +108,52 @@ class KSpace:
         rows, columns = (0, 0, 0, 1, 1, 2), (0, 1, 2, 1, 2, 2)
         twice = torch.tensor([1.0, 2.0, 2.0, 1.0, 2.0, 1.0], dtype=n.dtype, device=n.device)
         pairs = n[:, list(rows)] * n[:, list(columns)] * twice
-        point_metric = segment_expand(metric[:, list(rows), list(columns)], point_ptr, grid.system)
+        point_metric = segment_expand(metric[:, list(rows), list(columns)], self.point_ptr, grid.system)
         self.k_squared = (pairs * point_metric).sum(-1)
         origin = (grid.miller == 0).all(-1)
-        point_volume = segment_expand(self.volume, point_ptr, grid.system)
+        point_volume = segment_expand(self.volume, self.point_ptr, grid.system)
         safe = torch.where(origin, torch.ones_like(self.k_squared), self.k_squared)
         weight = torch.where(origin, torch.zeros_like(grid.weight), grid.weight)
         self.coulomb = FIELD_CONSTANT * weight / (point_volume * safe)
-        self.counter = self.correction = None
-        if not corrected:
+        if plan.slabs is not None:
+            self.coulomb = self.coulomb * self._truncation(plan.slabs)
+        self.correction = None
+        if not plan.corrected:
             return
-        normal = torch.take_along_dim(inverse, slab_axis[:, None, None], 2).squeeze(2)
-        length = normal.norm(dim=-1)
-        if quirks.slab_along_z:
-            normal = torch.zeros_like(normal)
+        normal = torch.take_along_dim(inverse, plan.slab_axis[:, None, None], 2).squeeze(2)
+        height = 1 / normal.norm(dim=-1)
+        normal = normal * height[:, None]
+        counts = (ptr[1:] - ptr[:-1]).clamp(min=1)
+        origin = segment_sum(positions.detach().double(), ptr, index) / counts[:, None]
+        if quirks.slab_along_z:  # and what depends on the origin there does so
+            normal, origin = torch.zeros_like(normal), torch.zeros_like(origin)
             normal[:, 2] = 1.0
-        else:
-            normal = normal / length[:, None]
-        center = None
-        if counter_bounds is not None:
-            center = counter_bounds.mean(-1)
-            along = torch.nn.functional.one_hot(slab_axis, 3).bool()
-            on_axis = (grid.miller == 0) | segment_expand(along, point_ptr, grid.system)
-            self.counter = CounterCharge(counter_bounds, on_axis.all(-1).double())
-            self.slab_axis, self.height = slab_axis, 1 / length
         self.correction = Correction(
             positions=positions.double(),
+            origin=origin,
             volume=self.volume,
-            slab=slab,
-            box=box,
+            slab=plan.slab,
+            box=plan.box,
             normal=normal,
-            height=1 / length,
+            height=height,
             ptr=ptr,
             index=index,
             widths=widths,
             quirks=quirks,
-            counter_center=center,
         )
+
+    def _truncation(self, slabs: SlabPlan) -> Tensor:
+        """``1 - (-1)^m exp(-G H / 2)`` where a slab's interaction ends at half the height H, else 1."""
+        height = torch.where(slabs.slab & slabs.truncated, slabs.height, torch.zeros_like(slabs.height))
+        each = torch.stack((height, slabs.axis.double()), 1)
+        height, axis = segment_expand(each, self.point_ptr, self.grid.system).unbind(1)
+        along = torch.nn.functional.one_hot(axis.long(), 3).bool()
+        m = torch.where(along, self.grid.miller, 0).sum(1).double()
+        lateral = (torch.where(along, 0, self.grid.miller) != 0).any(1) & (height > 0)
+        k = 2 * math.pi * m / torch.where(lateral, height, torch.ones_like(height))
+        wave = torch.where(lateral, self.k_squared - k**2, torch.ones_like(k)).sqrt()
+        image = (1 - 2 * (m % 2)) * torch.exp(-0.5 * wave * height)
+        return 1 - torch.where(lateral, image, torch.zeros_like(image))
 
     def form_factor(self, width: float) -> Tensor:
         """``exp(-width^2 k^2 / 2)``, ``[n_points]``."""
@@ -189,21 +166,6 @@ class KSpace:
             exponents = exponents.to(self.k_squared.device)
             self._factors[widths] = torch.exp(exponents * self.k_squared[:, None])
         return self._factors[widths]
-
-    def _counter_factor(self) -> Tensor:
-        """Fourier transform of a unit counter-charge, ``[n_points, 2]``."""
-        assert self.counter is not None
-        point_axis = segment_expand(self.slab_axis, self.point_ptr, self.grid.system)
-        n = torch.take_along_dim(self.grid.miller, point_axis[:, None], 1).squeeze(1).double()
-        bounds = segment_expand(self.counter.bounds, self.point_ptr, self.grid.system)
-        k = 2 * math.pi * n / segment_expand(self.height, self.point_ptr, self.grid.system)
-        # sin(x) / x: torch.sinc has no second derivative at 0
-        half = 0.5 * k * (bounds[:, 1] - bounds[:, 0])
-        safe = torch.where(n == 0, torch.ones_like(half), half)
-        shape = torch.where(n == 0, torch.ones_like(half), torch.sin(safe) / safe)
-        shape = shape * self.counter.axis_points * self.form_factor(min(self.widths))
-        phase = k * bounds.mean(-1)
-        return torch.stack((shape * torch.cos(phase), -shape * torch.sin(phase)), -1)
 
     def density(self, moments: Tensor) -> Tensor:
         """
@@ -221,12 +183,7 @@ class KSpace:
             moments = torch.cat((moments[..., :1], dipoles.to(self.dtype)), -1)
         sums = structure_factor(self.frac, moments.reshape(n_atoms, n_channels * n_widths, size), self.grid)
         sums = sums.unflatten(1, (n_channels, n_widths))
-        rho = (sums * self.form_factors(self.widths)[:, None, :, None]).sum(2)
-        if self.counter is not None:
-            charge = segment_sum(moments[..., 0].double().sum(-1), self.ptr, self.index)
-            charge = segment_expand(charge, self.point_ptr, self.grid.system)
-            rho = rho - charge[..., None] * self._counter_factor()[:, None]
-        return rho
+        return (sums * self.form_factors(self.widths)[:, None, :, None]).sum(2)
 
     def matrices(self, widths: Tensor, dim: int) -> list[Tensor]:
         """
@@ -239,7 +196,7 @@ class KSpace:
         Returns:
             One ``[dim n, dim n]`` float64 per system, self-interaction included; not differentiable.
         """
-        assert self.correction is None and self.counter is None
+        assert self.correction is None
         ptr, first = self.ptr.tolist(), self.point_ptr.tolist()
         frac, k_squared, coulomb = self.frac.detach(), self.k_squared.detach(), self.coulomb.detach()
         found = []
@@ -273,7 +230,7 @@ class KSpace:
             energy = energy + self.correction.energy(moments)
         return energy
 
-    def field(self, moments: Tensor, widths: tuple[float, ...], rank: int, conjugate: bool) -> Tensor:
+    def field(self, moments: Tensor, widths: tuple[float, ...], rank: int) -> Tensor:
         """
         Potential and gradient at the atoms, averaged over Gaussians, self-interaction included.
 
@@ -281,8 +238,6 @@ class KSpace:
             moments: ``[n_atoms, n_channels, n_widths, 1 | 4]``.
             widths: Of the receiving Gaussians, angstrom.
             rank: 0 for the potential, 1 to add its gradient.
-            conjugate: True for the derivative of the energy, False for the physical potential; they
-                differ only where a counter-charge follows the charges.
 
         Returns:
             ``[n_atoms, n_channels, len(widths), 1 | 4]`` in the positions' dtype, V and V/angstrom.
@@ -295,13 +250,6 @@ class KSpace:
             self.frac, self.inverse, self.ptr, self.index, self.grid, coefficients, rank, self.dtype
         )
         out = out.unflatten(1, (n_channels, len(widths)))
-        if conjugate and self.counter is not None:
-            # the counter-charge of charge -q_i feels the potential too
-            unit = self._counter_factor()[:, None]
-            mean = 2 * self.coulomb[:, None] * (rho * unit).sum(-1)
-            mean = segment_sum(mean, self.point_ptr, self.grid.system)
-            shift = segment_expand(mean, self.ptr, self.index)[..., None, None].to(self.dtype)
-            out = torch.cat((out[..., :1] - shift, out[..., 1:]), -1)
         if self.correction is not None:
-            out = out + self.correction.field(moments, widths, rank, conjugate).to(self.dtype)
+            out = out + self.correction.field(moments, widths, rank).to(self.dtype)
         return out

@@ -1,5 +1,8 @@
-"""What depends on cells, periodicity and sizes of a batch, but not on its positions or charges."""
+"""What depends on cells, periodicity and sizes of a batch, but not on its charges."""
 
+from __future__ import annotations
+
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +11,8 @@ from torch import Tensor
 from scfmlip_kernels import LatticeGrid, build_lattice_grid
 
 from .boundary import Boundary
+from .checks import check_wave_vectors
+from .slab import SlabPlan, plan_slabs
 
 
 @dataclass
@@ -35,9 +40,75 @@ class SubBatch:
 
 
 @dataclass
+class LatticePlan(SubBatch):
+    """
+    The systems that are summed over wave vectors.
+
+    Attributes:
+        slab_axis: ``[n_systems]`` int64 lattice direction along which a slab ends.
+        slab, box: ``[n_systems]`` float64, 1 for a slab, a molecule in a box.
+        corrected: Whether any of them is a slab or a molecule in a box.
+        slabs: The cells that slabs are summed in, or None: no slab, or a reference's that keeps its own.
+        grid: Miller boxes.
+        point_ptr: ``[n_systems + 1]`` int64 on the device, first wave vector of each system.
+    """
+
+    slab_axis: Tensor
+    slab: Tensor
+    box: Tensor
+    corrected: bool
+    slabs: SlabPlan | None
+    grid: LatticeGrid
+    point_ptr: Tensor
+
+    def cells(self, cell: Tensor) -> Tensor:
+        """The cells to sum in, ``[n_systems, 3, 3]``, from the user's."""
+        return cell if self.slabs is None else self.slabs.cells(cell)
+
+    def resized(
+        self,
+        cell: Tensor,
+        extents: list[float],
+        widths: tuple[float, float],
+        tolerance: float,
+        l_max: int,
+        cutoff: float,
+    ) -> LatticePlan:
+        """
+        The same systems with other wave vectors, and slabs in cells for another thickness.
+
+        Args:
+            cell: ``[n_systems, 3, 3]`` as the user gave them.
+            extents: Of the atoms along the normals, see `plan_slabs`.
+            widths: Of the widest source and receiver, angstrom.
+            tolerance: That images of slabs may leave, eV.
+            l_max: Highest multipole.
+            cutoff: 1/angstrom.
+        """
+        host, slabs = cell.detach().to("cpu", torch.float64), None
+        if self.slabs is not None:
+            kinds, axes = self.slabs.slab.tolist(), self.slabs.axis.tolist()
+            slabs = plan_slabs(host, kinds, axes, extents, widths, tolerance, l_max, self.ptr.device)
+        return dataclasses.replace(self, **_waves(host, slabs, cutoff, self))
+
+
+def _waves(host_cell: Tensor, slabs: SlabPlan | None, cutoff: float, sub: SubBatch) -> dict:
+    device = sub.ptr.device
+    cells = host_cell
+    if slabs is not None:
+        on_host = SlabPlan(*(getattr(slabs, f.name).cpu() for f in dataclasses.fields(slabs)))
+        cells = on_host.cells(host_cell)
+    check_wave_vectors(cells, sub.systems.tolist(), cutoff, device)
+    grid = build_lattice_grid(cells, cutoff, sub.host_ptr, device)
+    return {"slabs": slabs, "grid": grid, "point_ptr": grid.point_ptr.to(device)}
+
+
+@dataclass
 class CoulombPlan:
     """
-    The geometry-independent part of a Coulomb operator: reuse it while cells and sizes stay.
+    The part of a Coulomb operator that its charges do not change: reuse it while cells and sizes stay.
+
+    A plan for slabs holds while they are not thicker than `SlabPlan.thickness`.
 
     Attributes:
         boundaries: Boundary of each system.
@@ -45,10 +116,6 @@ class CoulombPlan:
         ptr: The same on the device.
         index: ``[n_atoms]`` system of each atom.
         lattice: Systems summed over wave vectors, or None.
-        grid: Their Miller boxes, or None.
-        point_ptr: First wave vector of each of them, on the device, or None.
-        slab_axis, slab, box: Per lattice system, see `KSpace`.
-        corrected: Whether any of them is a slab or a molecule in a box.
         open: Systems summed over pairs, or None.
         kspace_cutoff: 1/angstrom.
     """
@@ -57,13 +124,7 @@ class CoulombPlan:
     atom_ptr: Tensor
     ptr: Tensor
     index: Tensor
-    lattice: SubBatch | None
-    grid: LatticeGrid | None
-    point_ptr: Tensor | None
-    slab_axis: Tensor | None
-    slab: Tensor | None
-    box: Tensor | None
-    corrected: bool
+    lattice: LatticePlan | None
     open: SubBatch | None
     kspace_cutoff: float
 
@@ -71,6 +132,11 @@ class CoulombPlan:
     def n_systems(self) -> int:
         """Number of systems of the batch."""
         return len(self.boundaries)
+
+    @property
+    def corrected(self) -> bool:
+        """Whether any system is a slab or a molecule in a box."""
+        return self.lattice is not None and self.lattice.corrected
 
 
 def _sub_batch(systems: list[int], atom_ptr: Tensor, device: torch.device) -> SubBatch | None:
@@ -94,26 +160,33 @@ def make_plan(
     atom_ptr: Tensor,
     device: torch.device,
     kspace_cutoff: float,
+    slabs: SlabPlan | None,
 ) -> CoulombPlan:
     """
     Sort the systems of a batch by solver and lay out their wave vectors.
 
-    ``host_cell [n_systems, 3, 3]`` float64 on the CPU, where the wave vectors are counted.
+    Args:
+        host_cell: ``[n_systems, 3, 3]`` float64 on the CPU, where the wave vectors are counted.
+        boundaries: Of each system.
+        axes: Lattice direction along which each slab ends.
+        atom_ptr: ``[n_systems + 1]`` int64 on the CPU.
+        device: Where tables go.
+        kspace_cutoff: 1/angstrom.
+        slabs: Of the systems that are summed over wave vectors.
     """
-    lattice = _sub_batch([i for i, b in enumerate(boundaries) if b != Boundary.OPEN], atom_ptr, device)
-    opened = _sub_batch([i for i, b in enumerate(boundaries) if b == Boundary.OPEN], atom_ptr, device)
-    grid = point_ptr = slab_axis = slab = box = None
-    corrected = False
-    if lattice is not None:
+    numbers = [i for i, b in enumerate(boundaries) if b != Boundary.OPEN]
+    sub, lattice = _sub_batch(numbers, atom_ptr, device), None
+    if sub is not None:
         assert host_cell is not None
-        numbers = [i for i, b in enumerate(boundaries) if b != Boundary.OPEN]
-        grid = build_lattice_grid(host_cell[numbers], kspace_cutoff, lattice.host_ptr, device)
-        point_ptr = grid.point_ptr.to(device)
         kinds = torch.tensor([int(boundaries[i]) for i in numbers])
-        slab_axis = torch.tensor([axes[i] for i in numbers], device=device)
-        slab = (kinds == Boundary.SLAB).double().to(device)
-        box = (kinds == Boundary.MOLECULE_IN_BOX).double().to(device)
-        corrected = bool((kinds != Boundary.PERIODIC).any())
+        lattice = LatticePlan(
+            **vars(sub),
+            slab_axis=torch.tensor([axes[i] for i in numbers], device=device),
+            slab=(kinds == Boundary.SLAB).double().to(device),
+            box=(kinds == Boundary.MOLECULE_IN_BOX).double().to(device),
+            corrected=bool((kinds != Boundary.PERIODIC).any()),
+            **_waves(host_cell[numbers], slabs, kspace_cutoff, sub),
+        )
     counts = atom_ptr[1:] - atom_ptr[:-1]
     return CoulombPlan(
         boundaries=boundaries,
@@ -121,12 +194,6 @@ def make_plan(
         ptr=atom_ptr.to(device),
         index=torch.arange(len(counts)).repeat_interleave(counts).to(device),
         lattice=lattice,
-        grid=grid,
-        point_ptr=point_ptr,
-        slab_axis=slab_axis,
-        slab=slab,
-        box=box,
-        corrected=corrected,
-        open=opened,
+        open=_sub_batch([i for i, b in enumerate(boundaries) if b == Boundary.OPEN], atom_ptr, device),
         kspace_cutoff=kspace_cutoff,
     )

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import build_lattice_grid, segment_expand
+from scfmlip_kernels import segment_expand
 from scfmlip_kernels.gaussian_pairs.radial import gaussian_radial
 from scfmlip_kernels.lattice import grid_at_points
 
 from ..units import COULOMB_CONSTANT
 from . import checks
 from .cutoff import cutoff_for_tolerance
+from .density import GaussianMultipoles
 from .kspace import KSpace, synthesis, turn
+from .slab import SlabPlan, gaussian_reach, lateral_reach, slab_extents
 
 if TYPE_CHECKING:
     from .geometry import Geometry
@@ -81,8 +83,15 @@ def evaluate_points(
             where = torch.arange(ptr[i], ptr[i + 1], device=points.device)
             density = density.index_copy(0, where, rho)
             value = value.index_copy(0, where, v)
-    potential, gradient = value[:, 0], value[:, 1:]
     system_ptr = point_ptr.to(points.device)
+    if geometry.counter is not None:
+        charge, zero = geometry._counter_zero(moments)
+        places = (points, system_ptr, points_batch_idx)
+        extra = geometry.counter.field(charge, zero, *places, (0.0,), 1)
+        value = value + extra[:, 0, 0].to(value.dtype)
+        unit = geometry.counter.density(*places)
+        density = density - (segment_expand(charge[:, 0], *places[1:]) * unit).to(density.dtype)
+    potential, gradient = value[:, 0], value[:, 1:]
     if geometry.external_potential is not None:
         extra = segment_expand(geometry.external_potential, system_ptr, points_batch_idx)
         potential = potential + extra
@@ -90,7 +99,11 @@ def evaluate_points(
         extra = segment_expand(geometry.external_field, system_ptr, points_batch_idx)
         extra = geometry.coulomb.quirks.field_sign * extra
         gradient = gradient + extra
-        potential = potential + (extra * points).sum(-1)
+        origin = points
+        if geometry.counter is not None:
+            center = segment_expand(geometry.counter.center, system_ptr, points_batch_idx)
+            origin = (points - center).to(points.dtype)
+        potential = potential + (extra * origin).sum(-1)
     return PointValues(density, potential, -gradient)
 
 
@@ -100,36 +113,36 @@ def _lattice_points(
     """
     Density and potential with its gradient, by Fourier synthesis.
 
-    A bare Gaussian decays half as fast in k^2 as the product of two: the sum has its own, larger cutoff.
+    A bare Gaussian decays half as fast in k^2 as the product of two: the sum has its own, larger cutoff. Far
+    above and below a slab, where nothing varies laterally any more, it is a plane with charge and dipole.
     """
-    atoms, plan = geometry.kspace, geometry.plan
-    assert atoms is not None and plan.lattice is not None
-    assert plan.slab_axis is not None and plan.slab is not None and plan.box is not None
-    narrow = min(geometry.coulomb.source.widths)
-    tolerance = min(geometry.coulomb.tolerance, 1e-6)
-    cutoff = cutoff_for_tolerance(0.5 * narrow**2, tolerance, geometry.coulomb.source.l_max)
-    grid = build_lattice_grid(atoms.cell, cutoff, plan.lattice.host_ptr, points.device)
-    bounds = None if atoms.counter is None else atoms.counter.bounds
-    dense = KSpace(
-        positions=plan.lattice.take(geometry.positions),
-        cell=atoms.cell,
-        grid=grid,
-        index=plan.lattice.index,
-        ptr=plan.lattice.ptr,
-        point_ptr=grid.point_ptr.to(points.device),
-        slab_axis=plan.slab_axis,
-        slab=plan.slab,
-        box=plan.box,
-        widths=atoms.widths,
-        quirks=atoms.quirks,
-        corrected=plan.corrected,
-        counter_bounds=bounds,
-    )
-    rho = dense.density(moments)
+    plan, source, cell = geometry.plan.lattice, geometry.coulomb.source, geometry.cell
+    assert plan is not None and cell is not None
+    cell = cell if plan.atoms is None else cell.index_select(0, plan.systems)
     host_ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
     ptr = host_ptr.to(points.device)
     index = torch.arange(len(counts)).repeat_interleave(counts).to(points.device)
-    frac = turn(points.double(), dense.inverse, ptr, index)
+    atoms = plan.take(geometry.positions)
+    tolerance = min(geometry.coulomb.tolerance, 1e-6)
+    image_tolerance = 1e-4 * tolerance
+    cutoff = cutoff_for_tolerance(0.5 * min(source.widths) ** 2, tolerance, source.l_max)
+    points, beyond, normal, extents = points.double(), None, None, []
+    if plan.slabs is not None:
+        window = _slab_windows(plan.slabs, cell, atoms, plan.index, source, image_tolerance)
+        normal = segment_expand(plan.slabs.normals(cell.double())[0], ptr, index)
+        low, high = (segment_expand(w, ptr, index) for w in window.unbind(1))
+        z = (points * normal).sum(1)
+        beyond = z - z.clamp(low, high)
+        points = points - beyond[:, None] * normal
+        both = torch.cat((points, atoms.double())), torch.cat((index, plan.index))
+        lowest, highest = slab_extents(both[0], plan.slabs.normals(cell.double())[0], both[1])
+        extents = (highest - lowest).clamp(min=0.0).tolist()
+    widths = (max(source.widths), 0.0)
+    dense_plan = plan.resized(cell, extents, widths, image_tolerance, source.l_max, cutoff)
+    dense = KSpace(dense_plan, atoms, cell.double(), source.widths, geometry.coulomb.quirks)
+    grid = dense_plan.grid
+    rho = dense.density(moments)
+    frac = turn(points, dense.inverse, ptr, index)
     where = grid_at_points(grid, host_ptr)
 
     def at(coefficients: Tensor, rank: int) -> Tensor:
@@ -141,18 +154,47 @@ def _lattice_points(
     series = torch.stack((2 * dense.coulomb, to_density), -1)[..., None] * rho
     value, density = at(series[:, :1], 1), at(series[:, 1:], 0)[:, 0]
     if dense.correction is not None:
-        _check_window(dense, points, index)
-        places = (points.double(), ptr, index)
-        extra = dense.correction.field(moments, (0.0,), 1, conjugate=False, at=places)
+        if plan.slabs is None:
+            _check_window(dense, points, index)
+        extra = dense.correction.field(moments, (0.0,), 1, at=(points, ptr, index))
         value = value + extra[:, 0, 0].to(value.dtype)
+    if beyond is not None:
+        assert dense.correction is not None and normal is not None
+        outside = beyond != 0
+        plane = dense.correction.far_field(moments, points + beyond[:, None] * normal, ptr, index)
+        value = torch.where(outside[:, None], plane[:, 0].to(value.dtype), value)
+        density = torch.where(outside, torch.zeros_like(density), density)
     return density, value
+
+
+def _slab_windows(
+    slabs: SlabPlan,
+    cell: Tensor,
+    atoms: Tensor,
+    index: Tensor,
+    source: GaussianMultipoles,
+    image_tolerance: float,
+) -> Tensor:
+    """``[n_systems, 2]`` heights beyond which a slab is a charged plane with a dipole; else infinite."""
+    host = cell.detach().to("cpu", torch.float64)
+    low, high = slab_extents(atoms, slabs.normals(cell.double())[0], index)
+    reach = torch.full_like(low, math.inf)
+    widest = max(source.widths)
+    for i, (is_slab, axis) in enumerate(zip(slabs.slab.tolist(), slabs.axis.tolist(), strict=True)):
+        if is_slab:
+            vectors = host[i, [(axis + 1) % 3, (axis + 2) % 3]]
+            lateral = lateral_reach(vectors, widest, image_tolerance, source.l_max)
+            reach[i] = max(lateral, gaussian_reach(widest**2, image_tolerance, source.l_max))
+    empty = torch.isinf(low)
+    low, high = torch.where(empty, 0.0, low), torch.where(empty, 0.0, high)
+    return torch.stack((low - reach, high + reach), 1)
 
 
 def _check_window(atoms: KSpace, points: Tensor, index: Tensor) -> None:
     """
-    Refuse points a cell height or more away from an atom of a slab.
+    Refuse points a cell height or more away from an atom of a slab that is summed in the user's own cell.
 
-    A slab's potential is a periodic sum plus a correction that holds between an atom and its next image.
+    Its potential is a periodic sum plus a correction that holds between an atom and its next image.
     """
     correction = atoms.correction
     assert correction is not None

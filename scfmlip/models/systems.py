@@ -51,14 +51,6 @@ def make_system(
             f"system {bad} of the batch is periodic along a cell vector of length 0: set atoms.cell, or "
             "atoms.pbc = False"
         )
-    slab = (pbc.sum(1) == 2) & empty.any(1)
-    if bool(slab.any()) and name_of(config.rule) != "short_range":
-        bad = int(torch.nonzero(slab)[0])
-        raise ValueError(
-            f"system {bad} of the batch is a slab whose open cell vector has length 0: electrostatics "
-            "needs the height of the cell, vacuum included. Set it, for instance by "
-            "atoms.center(vacuum=10, axis=2)"
-        )
     if external is not None and not rule.feels_external_charges:
         raise ValueError(
             f"the rule {name_of(config.rule)!r} cannot answer to external charges: leave external_charges "

@@ -11,7 +11,7 @@ from ..electrostatics import Boundary, Geometry
 from ..electrostatics.checks import to_tensor
 from .constraints import ChargeGroups, make_groups
 from .quadratic import QuadraticProblem
-from .short_range import NeighbourPairs, neighbour_pairs, pair_cutoff, slab_gaps
+from .short_range import NeighbourPairs, neighbour_pairs, pair_cutoff
 
 
 class Given(NamedTuple):
@@ -152,15 +152,7 @@ def _own_widths(
         raise ValueError("widths must be positive numbers in angstrom")
     smooth, widest = coulomb.source.widths[0], float(widths.detach().max())
     need = pair_cutoff(smooth, widest, coulomb.tolerance)
-    axes = _slab_axes(geometry)
-    plan = geometry.plan
-    for i, gap in slab_gaps(plan.boundaries, plan.atom_ptr.tolist(), positions, geometry.cell, axes).items():
-        if gap < need:
-            raise ValueError(
-                f"system {i} is a slab with {gap:.2f} angstrom to its next image, across which Gaussians of "
-                f"{smooth:g} angstrom overlap by more than the operator's tolerance of {coulomb.tolerance:g} "
-                f"eV: give the cell {need - gap:.2f} angstrom more vacuum, or the operator a smaller width"
-            )
+    plan, axes = geometry.plan, _slab_axes(geometry)
     if pairs is None:
         periodic = [
             [kind != Boundary.OPEN] * 3 if kind != Boundary.SLAB else [a != axis for a in range(3)]
@@ -183,8 +175,8 @@ def _slab_axes(geometry: Geometry) -> list[int]:
     """Lattice direction along which each system ends; meant for slabs only."""
     plan = geometry.plan
     axes = [2] * plan.n_systems
-    if plan.lattice is not None and plan.slab_axis is not None:
-        for system, axis in zip(plan.lattice.systems.tolist(), plan.slab_axis.tolist(), strict=True):
+    if plan.lattice is not None:
+        for system, axis in zip(plan.lattice.systems.tolist(), plan.lattice.slab_axis.tolist(), strict=True):
             axes[system] = axis
     return axes
 

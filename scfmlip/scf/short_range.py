@@ -13,7 +13,6 @@ what the pairs add, which a sum over wave vectors without k = 0 does not have. E
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,35 +110,6 @@ def pair_cutoff(smooth: float, widest: float, tolerance: float) -> float:
         value = COULOMB_CONSTANT * math.erfc(middle / reach) / max(middle, 1e-9)
         low, high = (middle, high) if value > tolerance else (low, middle)
     return high
-
-
-def slab_gaps(
-    boundaries: Sequence[Boundary],
-    ptr: Sequence[int],
-    positions: Tensor,
-    cell: Tensor | None,
-    axes: Sequence[int],
-) -> dict[int, float]:
-    """
-    Empty height, angstrom, between each slab of a batch and its next image.
-
-    Args:
-        boundaries: Of each system.
-        ptr: First atom of each system, and the number of atoms.
-        positions: ``[n_atoms, 3]``.
-        cell: ``[n_systems, 3, 3]``.
-        axes: Lattice direction of each system along which a slab ends.
-    """
-    gaps = {}
-    for i, kind in enumerate(boundaries):
-        if kind != Boundary.SLAB or ptr[i] == ptr[i + 1]:
-            continue
-        assert cell is not None
-        matrix = cell[i].detach().double()
-        along = torch.linalg.inv(matrix)[:, axes[i]]  # its length is 1 / height
-        place = positions[ptr[i] : ptr[i + 1]].detach().double() @ along
-        gaps[i] = float((1 - (place.max() - place.min())) / along.norm())
-    return gaps
 
 
 def smooth_width(n_atoms: int, volume: float, tolerance: float = 1e-6) -> float:

@@ -35,7 +35,7 @@ def _fresh_compiler():
 
 def functions(case: Case, **changes):
     """Energy, energy and forces, features, a training loss: of positions and multipoles."""
-    operator = case.coulomb(**changes)
+    operator = case.coulomb(feature_widths=(1.5, 2.5), **changes)
     plan = operator.plan(case.cell, case.pbc, case.batch_idx, len(case.positions))
     dtype = case.positions.dtype
     fields = {k: torch.as_tensor(v, dtype=dtype) for k, v in case.fields.items()}

@@ -124,7 +124,7 @@ def test_no_more_wave_vectors_than_the_volume_asks_for():
     """``V k_c^3 / 12 pi^2`` of them: the cost that ARCHITECTURE.md counts with."""
     cell = torch.tensor([[12.0, 0, 0], [3.0, 11.0, 0], [-2.0, 4.0, 13.0]], dtype=F64)
     plan = Coulomb().plan(cell, None, None, 100)
-    count = int((plan.grid.weight > 0).sum())
+    count = int((plan.lattice.grid.weight > 0).sum())
     estimate = float(torch.linalg.det(cell)) * plan.kspace_cutoff**3 / (12 * math.pi**2)
     assert abs(count / estimate - 1) < 0.1
-    assert plan.grid.n_points < 3 * count
+    assert plan.lattice.grid.n_points < 3 * count

@@ -337,10 +337,6 @@ def test_bad_systems():
     del atoms.info["charge"]
     with pytest.raises(ValueError, match=r"lacks atoms.info\['charge'\]"):
         batch(qeq, [atoms])
-    flat = slab()
-    flat.cell[2] = 0.0
-    with pytest.raises(ValueError, match=r"atoms\.center"):
-        qeq(batch(qeq, [flat]))
     level = make_model("qeq_level")
     charged = slab()
     charged.info["fermi_level"] = -4.0
@@ -396,12 +392,10 @@ def test_potential_at_points():
 
 def test_work_functions_are_refused_where_there_are_none():
     model = make_model("qeq")
-    with pytest.raises(ValueError, match="is no slab"):
+    with pytest.raises(ValueError, match="is not a slab"):
         scfmlip.models.work_functions(model, batch(model, [water()]))
-    low = slab()
-    low.cell[2, 2] = np.ptp(low.positions[:, 2]) + 6.0
-    with pytest.raises(ValueError, match=r"6\.0 angstrom of vacuum"):
-        scfmlip.models.work_functions(model, batch(model, [low]))
+    with pytest.raises(ValueError, match="give it a counter-charge"):
+        scfmlip.models.work_functions(model, batch(model, [slab(0.2)]))
     local = make_model("local")
     with pytest.raises(ValueError, match="need a Fermi level"):
         scfmlip.models.work_functions(local, batch(local, [slab()]))

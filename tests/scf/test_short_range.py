@@ -43,9 +43,6 @@ def test_against_whole_matrices(kind, method, generator):
     """A charged system, so that every average counts."""
     positions, cell, chi, hardness, widths = atoms(generator)
     matrix, pbc = MATRIX[kind]
-    if kind == "slab":
-        cell = cell * torch.tensor([1.0, 1.0, 8.0], dtype=F64)[:, None]  # images along z, see the real slabs
-        cell[2, :2] = 0
     given = (positions, widths) if kind == "open" else (positions, cell, widths)
     charges, potential, energy = oracles.equilibrate(matrix(*given), chi, hardness, 0.7)
     operator = Coulomb(l_max=0, sigma=1.3, tolerance=1e-13)
@@ -169,18 +166,3 @@ def test_bad_input(generator):
         charge_equilibration(geometry, chi, hardness, widths=widths, pairs=short)
     with pytest.raises(ValueError, match="pass widths"):
         charge_equilibration(geometry, chi, hardness, pairs=short)
-
-
-def test_slabs_need_vacuum_for_the_smooth_operator(generator):
-    """Or its Gaussians meet their images, which the slab's correction takes for points."""
-    positions, cell, chi, hardness, widths = atoms(generator)
-    operator = Coulomb(l_max=0, sigma=1.3)
-    for height, fits in ((10.0, False), (25.0, True)):
-        tall = cell.clone()
-        tall[2] = torch.tensor([0.0, 0.0, height], dtype=F64)
-        geometry = operator.prepare(positions, tall, [True, True, False])
-        if fits:
-            charge_equilibration(geometry, chi, hardness, widths=widths)
-            continue
-        with pytest.raises(ValueError, match=r"system 0 is a slab with .* give the cell .* more vacuum"):
-            charge_equilibration(geometry, chi, hardness, widths=widths)

@@ -107,7 +107,8 @@ class System:
 
         The steps of one solve share a geometry: the last answer is remembered.
         """
-        plan = coulomb.plan(self.cell, self.pbc, self.index, len(self.positions), self.positions.device)
+        r = self.positions
+        plan = coulomb.plan(self.cell, self.pbc, self.index, len(r), r.device, r)
 
         def prepare(positions: Tensor, cell: Tensor, field: Tensor | None) -> Geometry:
             return coulomb.prepare(

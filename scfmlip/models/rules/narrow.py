@@ -14,7 +14,6 @@ from ...scf.short_range import (
     ShortRange,
     neighbour_pairs,
     pair_cutoff,
-    slab_gaps,
     smooth_width,
 )
 from ..config import DensityConfig
@@ -24,6 +23,8 @@ from .base import System, make_coulomb
 _WORTH = 1.6
 # smooth widths are multiples of this, angstrom, so that a cell that breathes keeps its operator
 _STEP = 0.05
+# angstrom, about what a slab's cell has beside the atoms
+_VACUUM = 20.0
 
 
 class Narrow:
@@ -51,20 +52,14 @@ class Narrow:
         if density.l_max > 0 or density.kspace_cutoff_factor is not None or system.counter_charge is not None:
             return None
         counts = system.ptr.diff().tolist()
-        volumes = torch.linalg.det(system.cell.detach().double()).abs().tolist()
+        volumes = _volumes(system).tolist()
         cells = [
             (n, v) for n, v, p in zip(counts, volumes, system.pbc.any(1).tolist(), strict=True) if p and n
         ]
         if not cells:
             return None
         width = max(*self.widths, *(smooth_width(n, v, density.tolerance) for n, v in cells))
-        steps = math.ceil(width / _STEP)
-        gap = self._smallest_gap(system)
-        widest = max(self.widths)
-        while pair_cutoff(steps * _STEP, widest, density.tolerance) > gap:
-            steps -= 1
-            if steps * _STEP < widest:
-                return None
+        steps, widest = math.ceil(width / _STEP), max(self.widths)
         width = steps * _STEP
         if width < _WORTH * min(self.widths):
             return None
@@ -76,14 +71,18 @@ class Narrow:
         cutoff = pair_cutoff(width, widest, density.tolerance)
         return geometry, neighbour_pairs(system.positions, system.cell, system.pbc, system.index, cutoff)
 
-    @staticmethod
-    def _smallest_gap(system: System) -> float:
-        """Of the slabs of a batch, angstrom, across which smooth Gaussians must not meet their images."""
-        axes = (~system.pbc).int().argmax(1).tolist()
-        slabs = (system.pbc.sum(1) == 2).tolist()
-        kinds = [Boundary.SLAB if slab else Boundary.PERIODIC for slab in slabs]
-        gaps = slab_gaps(kinds, system.ptr.tolist(), system.positions, system.cell, axes)
-        return min(gaps.values(), default=math.inf)
+
+def _volumes(system: System) -> Tensor:
+    """``[n_systems]`` angstrom^3 that atoms and waves fill: of slabs about, whatever their cell's height."""
+    cell = system.cell.detach().double()
+    volumes = torch.linalg.det(cell).abs()
+    for i in torch.nonzero(system.pbc.sum(1) == 2).flatten().tolist():
+        first, second = cell[i][system.pbc[i]]
+        normal = torch.linalg.cross(first, second)
+        heights = system.positions[system.index == i].detach().double() @ normal / normal.norm()
+        if len(heights):
+            volumes[i] = normal.norm() * (heights.max() - heights.min() + _VACUUM)
+    return volumes
 
 
 def split_energy(geometry: Geometry, pairs: NeighbourPairs, widths: Tensor, charges: Tensor) -> Tensor:

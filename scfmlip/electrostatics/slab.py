@@ -1,0 +1,192 @@
+"""
+Slabs as two-dimensional systems: the operator's own height of the cell along the open axis.
+
+A slab is summed over wave vectors of a three-dimensional cell. How high that cell is, is no physics: its
+vector along the normal is chosen here, from the thickness of the slab, the lateral lattice vectors and the
+tolerance, and the open vector that the user gave only says which side is up. What varies laterally with the
+wave vector G decays as exp(-G z). Two ways keep the images out of the sum, and the lower cell is taken:
+* wait until it has decayed: a gap g to the next image with
+  ``sum_G (2 pi k_e / A G) (1 + [l_max > 0] G^2 sigma^2) exp(-G g) < tolerance``;
+* cut the interaction off at half the height H (Rozzi et al., Phys. Rev. B 73, 205119 (2006); Sohier, Calandra
+  and Mauri, Phys. Rev. B 96, 075448 (2017)): ``1 / k^2`` becomes ``(1 - (-1)^m exp(-G H / 2)) / k^2`` for the
+  m-th wave vector along the normal, which is exact for a slab thinner than H / 2.
+Waves along the normal itself (G = 0) are corrected exactly in both, see `boundary.Correction`. Gaussians have
+to end within what is left, or they meet their images.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..units import COULOMB_CONSTANT
+
+# a plan holds for slabs that are up to this much thicker, angstrom, so that dynamics can keep it
+_ROOM = 0.5
+# lateral wave vectors that may carry most of what decays
+_SHELLS = 5
+
+
+@lru_cache(maxsize=256)
+def gaussian_reach(sigma_squared: float, tolerance: float, l_max: int) -> float:
+    """
+    Distance, angstrom, beyond which two Gaussians interact as points, up to ``tolerance``, eV.
+
+    ``(k_e / r) erfc(r / sqrt(2) s) (1 + [l_max > 0] r^2 / s^2)``: unit charges, or dipoles of 1 e times s.
+
+    Args:
+        sigma_squared: s^2, the sum of the squared widths of the two, angstrom^2.
+        tolerance: eV.
+        l_max: Highest multipole.
+    """
+    s = math.sqrt(sigma_squared)
+    low, high = 0.0, 40 * s
+    for _ in range(50):
+        r = 0.5 * (low + high)
+        left = COULOMB_CONSTANT / r * math.erfc(r / (math.sqrt(2) * s)) * (1 + (l_max > 0) * (r / s) ** 2)
+        low, high = (r, high) if left > tolerance else (low, r)
+    return high
+
+
+def lateral_reach(vectors: Tensor, sigma: float, tolerance: float, l_max: int) -> float:
+    """
+    Distance, angstrom, at which what varies laterally has decayed to ``tolerance``, eV.
+
+    Args:
+        vectors: ``[2, 3]`` lateral lattice vectors, float64 on the CPU.
+        sigma: Width of the widest Gaussian, angstrom.
+        tolerance: eV, of a pair of unit charges, or of dipoles of 1 e times sigma.
+        l_max: Highest multipole.
+    """
+    a, b = vectors
+    # Gauss's reduction, so that the shortest waves are among the first
+    for _ in range(100):
+        if a.norm() > b.norm():
+            a, b = b, a
+        steps = torch.round((a @ b) / (a @ a))
+        if steps == 0:
+            break
+        b = b - steps * a
+    plane = torch.stack((a, b))
+    area = float(torch.linalg.cross(a, b).norm())
+    reciprocal = 2 * math.pi * torch.linalg.pinv(plane).T
+    n = torch.arange(-_SHELLS, _SHELLS + 1, dtype=plane.dtype)
+    waves = (torch.cartesian_prod(n, n) @ reciprocal).norm(dim=1)
+    waves = waves[waves > 0.5 * waves[waves > 0].min()]
+    weights = 2 * math.pi * COULOMB_CONSTANT / (area * waves) * (1 + (l_max > 0) * (sigma * waves) ** 2)
+    shortest = float(waves.min())
+
+    def left(g: float) -> float:
+        return float((weights * torch.exp(-waves * g)).sum())
+
+    # it decays at least as fast as the shortest wave: one step from anywhere is enough, a second one saves
+    reach = max(0.0, math.log(left(0.0) / tolerance) / shortest)
+    start = 0.8 * reach
+    return min(reach, start + max(0.0, math.log(max(left(start), 1e-300) / tolerance) / shortest))
+
+
+@dataclass
+class SlabPlan:
+    """
+    The cells that slabs are summed in; entries of systems that are not slabs have no meaning.
+
+    Attributes:
+        slab: ``[n_systems]`` bool.
+        axis: ``[n_systems]`` int64 lattice direction along which a slab ends.
+        sign: ``[n_systems]`` float64: the normal is ``sign`` times the cross product of the next two lattice
+            vectors.
+        height: ``[n_systems]`` float64 along the normal, angstrom.
+        thickness: ``[n_systems]`` float64 of the thickest slab that fits, angstrom.
+        truncated: ``[n_systems]`` bool, whether the interaction ends at half the height.
+    """
+
+    slab: Tensor
+    axis: Tensor
+    sign: Tensor
+    height: Tensor
+    thickness: Tensor
+    truncated: Tensor
+
+    def normals(self, cell: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit normals ``[n_systems, 3]`` and areas ``[n_systems]`` of cells ``[n_systems, 3, 3]``."""
+        return slab_normals(cell, self.axis, self.sign)
+
+    def cells(self, cell: Tensor) -> Tensor:
+        """``[n_systems, 3, 3]`` with the open vector of every slab along its normal, as high as planned."""
+        normal, _ = self.normals(cell)
+        open_vector = torch.nn.functional.one_hot(self.axis, 3).bool() & self.slab[:, None]
+        return torch.where(open_vector[..., None], (self.height[:, None] * normal)[:, None], cell)
+
+
+def slab_normals(cell: Tensor, axis: Tensor, sign: Tensor) -> tuple[Tensor, Tensor]:
+    """As `SlabPlan.normals`."""
+    systems = torch.arange(len(cell), device=cell.device)
+    cross = torch.linalg.cross(cell[systems, (axis + 1) % 3], cell[systems, (axis + 2) % 3])
+    area = cross.norm(dim=1)
+    return sign[:, None] * cross / area[:, None], area
+
+
+def plan_slabs(
+    cell: Tensor,
+    slabs: list[bool],
+    axes: list[int],
+    extents: list[float] | None,
+    widths: tuple[float, float],
+    tolerance: float,
+    l_max: int,
+    device: torch.device,
+) -> SlabPlan | None:
+    """
+    Heights for slabs of given thickness; None where there is no slab.
+
+    Args:
+        cell: ``[n_systems, 3, 3]`` float64 on the CPU.
+        slabs: Which systems are slabs.
+        axes: Lattice direction along which each of them ends.
+        extents: Of the atoms along the normal, angstrom; the height of the user's cell if None.
+        widths: Of the widest source and of the widest receiver, angstrom.
+        tolerance: Energy, eV, that images may leave of a pair of unit multipoles.
+        l_max: Highest multipole.
+        device: Of the result.
+
+    Raises:
+        ValueError: without ``extents``, for a slab whose open vector does not say a height.
+    """
+    if not any(slabs):
+        return None
+    axis = torch.tensor(axes)
+    systems = torch.arange(len(cell))
+    normal, _ = slab_normals(cell, axis, torch.ones(len(cell), dtype=cell.dtype))
+    up = (normal * cell[systems, axis]).sum(1)
+    sign = torch.where(up < 0, -torch.ones_like(up), torch.ones_like(up))
+    reach = gaussian_reach(widths[0] ** 2 + widths[1] ** 2, tolerance, l_max)
+    height, thickness = torch.ones_like(up), torch.zeros_like(up)
+    truncated = torch.zeros(len(cell), dtype=torch.bool)
+    for i, is_slab in enumerate(slabs):
+        if not is_slab:
+            continue
+        if extents is None:
+            thick = abs(float(up[i]))
+            if thick == 0.0:
+                raise ValueError(
+                    f"system {i} is a slab whose open cell vector lies in its plane or is zero: pass "
+                    "positions to plan(), which then finds the thickness itself"
+                )
+        else:
+            thick = math.ceil(extents[i] + _ROOM)
+        vectors = cell[i, [(axes[i] + 1) % 3, (axes[i] + 2) % 3]]
+        decayed = thick + max(reach, lateral_reach(vectors, max(widths), tolerance, l_max))
+        cut = 2 * (thick + reach)
+        height[i], thickness[i], truncated[i] = min(decayed, cut), thick, cut < decayed
+    parts = (torch.tensor(slabs), axis, sign, height, thickness, truncated)
+    return SlabPlan(*(part.to(device) for part in parts))
+
+
+def slab_extents(positions: Tensor, normal: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Lowest and highest ``position . normal`` of each system, ``[n_systems]``; (inf, -inf) without atoms."""
+    z = (positions.detach().double() * normal.detach()[index]).sum(-1)
+    low = z.new_full((len(normal),), math.inf).scatter_reduce(0, index, z, "amin")
+    high = z.new_full((len(normal),), -math.inf).scatter_reduce(0, index, z, "amax")
+    return low, high

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,11 @@ def to_tensor(name: str, value: object, what: str, **options: Any) -> Tensor:
         if isinstance(value, Tensor):
             raise
         raise TypeError(f"{name} must be {what}, got {value!r}") from error
+
+
+def is_between(value: object, low: float, high: float) -> bool:
+    """Whether a value is a number in the open interval."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and low < value < high
 
 
 def check_positions(positions: Tensor, name: str = "positions") -> None:
@@ -63,6 +69,7 @@ def check_finite(name: str, values: Tensor, unit: str) -> None:
 
 def check_batch(batch_idx: Tensor, n_atoms: int, n_systems: int) -> Tensor:
     """Contiguous, in range; returns ``[n_systems + 1]`` pointers on the CPU (one synchronisation)."""
+    check_tensor("batch_idx", batch_idx, "[n_atoms] of integers, the system of each atom")
     if batch_idx.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"batch_idx must hold integers (int64), got {batch_idx.dtype}")
     if batch_idx.shape != (n_atoms,):
@@ -159,13 +166,13 @@ def check_cell(
             check_cubic(matrix, i)
 
 
-def check_wave_vectors(cells: Tensor, numbers: list[int], cutoff: float, device: torch.device) -> None:
+def check_wave_vectors(cells: Tensor, systems: list[int], cutoff: float, device: torch.device) -> None:
     """
     Refuse cells whose half sphere of wave vectors does not fit into memory or a 32-bit table.
 
     Args:
         cells: ``[n, 3, 3]`` float64 on the CPU, that are summed over.
-        numbers: Which systems of the batch they belong to.
+        systems: Which of the batch they are.
         cutoff: 1/angstrom.
         device: Where the tables go.
     """
@@ -177,7 +184,7 @@ def check_wave_vectors(cells: Tensor, numbers: list[int], cutoff: float, device:
         return
     worst = int(counts.argmax())
     raise ValueError(
-        f"system {numbers[worst]} has about {float(counts[worst]):.2g} wave vectors up to {cutoff:.3g} / "
+        f"system {systems[worst]} has about {float(counts[worst]):.2g} wave vectors up to {cutoff:.3g} / "
         f"angstrom in a cell of {float(volumes[worst]):.3g} angstrom^3. Those of the batch would take about "
         f"{needed / 2**30:.3g} GiB of memory, {free / 2**30:.3g} GiB are free: use smaller cells or thinner "
         "slabs, wider Gaussians, a larger tolerance, or boundary='open' for an isolated system"

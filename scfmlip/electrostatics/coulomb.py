@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,24 +13,12 @@ from ..types import BoundaryName, Compat, MultipoleOrder
 from . import checks
 from .boundary import EXACT, GRAPH_LONGRANGE, Boundary, Quirks, resolve_boundaries
 from .cutoff import check_cutoff, cutoff_for_tolerance, reference_cutoff, truncation_error
-from .density import GaussianMultipoles
+from .density import GaussianMultipoles, to_widths
 from .geometry import Geometry
 from .plan import CoulombPlan, make_plan
 from .slab import SlabPlan, plan_slabs, slab_extents, slab_normals
 
 Background = Literal["uniform", "none"]
-
-
-def _widths(name: str, value: Any) -> tuple[float, ...]:
-    """One number or several, of any kind that floats are made of."""
-    single = getattr(value, "ndim", 0) == 0 and not isinstance(value, Sequence)
-    try:
-        if isinstance(value, str | bytes | bool):  # "15" is a sequence of a 1 and a 5
-            raise TypeError
-        values: Any = [value] if single else value
-        return tuple(float(v) for v in values)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number or numbers, in angstrom, got {value!r}") from None
 
 
 def _cells(cell: Tensor | None) -> Tensor | None:
@@ -111,18 +98,18 @@ class Coulomb:
             raise ValueError(f"compat must be None or one of {list(get_args(Compat))}, got {self.compat!r}")
         if self.background not in ("uniform", "none"):
             raise ValueError(f"background must be 'uniform' or 'none', got {self.background!r}")
-        if not (math.isfinite(self.tolerance) and 0 < self.tolerance < 1):
+        if not checks.is_between(self.tolerance, 0.0, 1.0):
             raise ValueError(f"tolerance must be between 0 and 1 eV, got {self.tolerance!r}")
-        source = GaussianMultipoles(self.l_max, _widths("sigma", self.sigma), order=self.order)
+        source = GaussianMultipoles(self.l_max, to_widths("sigma", self.sigma), order=self.order)
         object.__setattr__(self, "source", source)
         exact = self.compat != "graph_longrange"
         object.__setattr__(self, "quirks", EXACT if exact else GRAPH_LONGRANGE)
         if self.feature_widths is not None:
-            widths = _widths("feature_widths", self.feature_widths)
+            widths = to_widths("feature_widths", self.feature_widths)
             GaussianMultipoles(self.l_max, widths)
             object.__setattr__(self, "feature_widths", widths)
         if self.kspace_cutoff is not None:
-            if not (math.isfinite(self.kspace_cutoff) and self.kspace_cutoff > 0):
+            if not checks.is_between(self.kspace_cutoff, 0.0, 1e6):
                 raise ValueError(
                     f"kspace_cutoff must be a positive number in 1/angstrom, got {self.kspace_cutoff!r}"
                 )
@@ -191,7 +178,9 @@ class Coulomb:
             pbc = [[cells is not None] * 3]
         flags = checks.check_pbc(pbc)
         n_systems = max(len(flags), 1 if cells is None else len(cells))
-        if batch_idx is not None and len(batch_idx) and cells is None and len(flags) == 1:
+        if batch_idx is not None:
+            checks.check_tensor("batch_idx", batch_idx, "[n_atoms] of integers, the system of each atom")
+        if batch_idx is not None and batch_idx.numel() and cells is None and len(flags) == 1:
             n_systems = checks.count_systems(batch_idx)
         if len(flags) == 1:
             flags = flags.expand(n_systems, 3)

@@ -9,7 +9,9 @@ harmonics are e3nn's; conventions of Baldwin et al., arXiv:2603.14700, as graph_
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,8 @@ from ..units import COULOMB_CONSTANT
 
 # l = 2 needs the quadrupole's place in `to_cartesian`; everything below it takes any rank.
 L_MAX = 1
+# angstrom; beyond these a number is a mistake, or has another unit
+_NARROWEST, _WIDEST = 1e-4, 1e4
 
 
 def _receiver_ratio(l: int, sigma: float) -> float:
@@ -30,6 +34,29 @@ def _receiver_ratio(l: int, sigma: float) -> float:
         * sigma ** (2 * l + 3)
     )
     return multipoles / (2 ** ((l + 1) / 2) * math.gamma((l + 3) / 2) * sigma ** (l + 3))
+
+
+def to_widths(name: str, value: Any) -> tuple[float, ...]:
+    """
+    Gaussian widths, angstrom, from one number or several, of any kind that floats are made of.
+
+    Raises:
+        TypeError: for something else; text is not a sequence of digits.
+        ValueError: for widths that no Gaussian of atoms has.
+    """
+    single = getattr(value, "ndim", 0) == 0 and not isinstance(value, Sequence)
+    try:
+        if isinstance(value, str | bytes | bool):
+            raise TypeError
+        values: Any = [value] if single else value
+        widths = tuple(float(v) for v in values)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a number or numbers, in angstrom, got {value!r}") from None
+    if not widths or not all(_NARROWEST <= w <= _WIDEST for w in widths):
+        raise ValueError(
+            f"{name} is {value!r}: widths must be positive numbers in angstrom, {_NARROWEST:g} to {_WIDEST:g}"
+        )
+    return widths
 
 
 @dataclass(frozen=True)
@@ -55,7 +82,7 @@ class GaussianMultipoles:
     order: MultipoleOrder = "cartesian"
 
     def __post_init__(self) -> None:
-        if self.l_max not in range(L_MAX + 1):
+        if isinstance(self.l_max, bool) or self.l_max not in range(L_MAX + 1):
             raise ValueError(f"l_max must be 0 or 1, got {self.l_max!r}")
         if not self.widths or not all(math.isfinite(w) and w > 0 for w in self.widths):
             raise ValueError(f"widths must be positive, finite numbers in angstrom, got {self.widths!r}")

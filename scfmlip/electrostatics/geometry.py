@@ -16,7 +16,7 @@ from . import checks
 from .boundary import Boundary
 from .counter_charge import CounterCharge
 from .cutoff import truncation_error
-from .density import GaussianMultipoles
+from .density import GaussianMultipoles, to_widths
 from .kspace import KSpace
 from .openspace import OpenSpace
 from .plan import CoulombPlan
@@ -259,7 +259,7 @@ class Geometry:
     def features(
         self,
         multipoles: Tensor,
-        widths: Sequence[float] | None = None,
+        widths: float | Sequence[float] | None = None,
         l_max: int | None = None,
         self_interaction: bool | None = None,
     ) -> Tensor:
@@ -288,7 +288,7 @@ class Geometry:
             widths = coulomb.feature_widths or coulomb.source.widths
         basis = GaussianMultipoles(
             l_max=coulomb.source.l_max if l_max is None else l_max,
-            widths=tuple(float(w) for w in widths),
+            widths=to_widths("widths", widths),
             normalization="receiver",
             order=coulomb.source.order,
         )

@@ -30,7 +30,7 @@ CELL = 7 * torch.eye(3, dtype=F64)
 OPTIONS = [
     ({"l_max": 2}, "l_max must be 0 or 1, got 2"),
     ({"l_max": -1}, "l_max must be 0 or 1"),
-    ({"sigma": -1.0}, r"widths must be positive, finite numbers in angstrom, got \(-1.0,\)"),
+    ({"sigma": -1.0}, r"sigma is -1.0: widths must be positive numbers in angstrom"),
     ({"sigma": 0.0}, "widths must be positive"),
     ({"sigma": NAN}, "widths must be positive"),
     ({"sigma": (1.0, INF)}, "widths must be positive"),

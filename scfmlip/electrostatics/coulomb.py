@@ -55,7 +55,7 @@ class Coulomb:
         self_interaction: Whether a Gaussian's interaction with itself counts.
         method: "auto" or "direct": wave-vector sums are direct, of cost atoms x wave vectors.
         tolerance: Energy, eV, that the wave vectors left out carry for a pair of charges of 1 e, or dipoles
-            of 1 e times the width; sets the cutoff. The images of a slab leave 1e-4 of it.
+            of 1 e times the width; sets the cutoff. The images of a slab leave a hundredth of it.
             Estimated for a large cell: in cubes of more than 8 widths up to 1.5 times as much was found, from
             4 to 8 widths 3.5 times, below up to 11 times.
         kspace_cutoff: Largest wave vector, 1/angstrom; overrides ``tolerance``.
@@ -142,7 +142,7 @@ class Coulomb:
     def image_tolerance(self) -> float:
         """Energy, eV, that images of a slab may leave: small beside what the cutoff leaves out."""
         tail = truncation_error(self._pair_sigma_squared, self.cutoff, self.l_max)
-        return max(1e-4 * min(self.tolerance, tail), 1e-13)
+        return max(1e-2 * min(self.tolerance, tail), 1e-13)
 
     def plan(
         self,

@@ -124,7 +124,7 @@ def _lattice_points(
     index = torch.arange(len(counts)).repeat_interleave(counts).to(points.device)
     atoms = plan.take(geometry.positions)
     tolerance = min(geometry.coulomb.tolerance, 1e-6)
-    image_tolerance = 1e-4 * tolerance
+    image_tolerance = 1e-2 * tolerance
     cutoff = cutoff_for_tolerance(0.5 * min(source.widths) ** 2, tolerance, source.l_max)
     points, beyond, normal, extents = points.double(), None, None, []
     if plan.slabs is not None:

@@ -133,6 +133,15 @@ class CoulombPlan:
         """Number of systems of the batch."""
         return len(self.boundaries)
 
+    def cells(self, cell: Tensor) -> Tensor:
+        """``[n_systems, 3, 3]`` the user's cells, those of slabs as they are summed: with a volume."""
+        if self.lattice is None or self.lattice.slabs is None:
+            return cell
+        if self.lattice.atoms is None:
+            return self.lattice.cells(cell)
+        systems = self.lattice.systems
+        return cell.index_copy(0, systems, self.lattice.cells(cell.index_select(0, systems)))
+
     @property
     def corrected(self) -> bool:
         """Whether any system is a slab or a molecule in a box."""

@@ -205,12 +205,13 @@ def lower_neighbours(
     plan = problem.plan
     ptr, boundaries = plan.atom_ptr.tolist(), plan.boundaries
     numbers, vectors, valid = [], [], []
+    cells = None if cell is None else plan.cells(cell.detach().double())
     for i, kind in enumerate(boundaries):
         begin, end = ptr[i], ptr[i + 1]
         r = positions[begin:end]
         matrix = None
-        if cell is not None and kind in (Boundary.PERIODIC, Boundary.SLAB):
-            matrix = cell[i].detach().double()
+        if cells is not None and kind in (Boundary.PERIODIC, Boundary.SLAB):
+            matrix = cells[i]
         step = max(1, _CHUNK_PAIRS // max(1, end - begin) // 3)
         for start in range(begin, end, step):
             mine = positions[start : min(start + step, end)]

@@ -8,6 +8,7 @@ from kernels.convolutions import Problem, assert_right, plain_product, radial_in
 from kernels.problems import DTYPES, PATHS, scattered, submodule
 from kernels.test_memory import Largest
 from scfmlip_kernels import ChannelwiseProduct, ProductPath, channelwise_conv, sort_edges
+from scfmlip_kernels.registry import describe
 from scfmlip_kernels.tuned import tuned
 
 pytestmark = pytest.mark.usefixtures("empty_is_nan")
@@ -186,12 +187,11 @@ def test_vmap(path, hidden, generator, device):
 )
 def test_opcheck(path, hidden, generator, device):
     torch.use_deterministic_algorithms(False)
-    key = submodule(f"{OP}.product").product_key
     for dtype in DTYPES[:1] if path == "radial" else DTYPES:
         product, n_edges = (plain_product((3, 2)), 2) if path == "radial" else (random_product(7), 6)
         problem = Problem(product, 3, n_edges, generator, hidden, dtype, place(path, device))
         leaves = [*problem.leaves(), *([] if hidden else [None])]
-        tables = (*problem.edges.tables, key(problem.product))
+        tables = (*problem.edges.tables, describe(problem.product))
         torch.library.opcheck(torch.ops.scfmlip.channelwise_conv.default, (*leaves, *tables))
         wanted = [True, False, True, bool(hidden)]
         arguments = (*leaves, problem.grad.requires_grad_(), *tables, wanted)
@@ -414,8 +414,3 @@ def test_refuses_a_term_twice(generator):
     problem = Problem(product, 2, 2, generator)
     with pytest.raises(ValueError, match="two values for one term"):
         problem.value(*problem.inputs)
-
-
-def test_unknown_key():
-    with pytest.raises(KeyError, match="no product 0000 in this process"):
-        submodule(f"{OP}.product").product_of("0000")

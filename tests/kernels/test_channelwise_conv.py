@@ -378,11 +378,11 @@ def test_refuses(generator):
         channelwise_conv(x, y[:, :3], weights, edges, product, matrix)
     with pytest.raises(ValueError, match=r"weights must be \[6, 12\], got \[6, 2\]"):
         channelwise_conv(x, y, weights, edges, product)
-    with pytest.raises(ValueError, match=r"matrix must be \[2, 12\], got \[2, 11\]"):
+    with pytest.raises(ValueError, match=r"matrix must be \[n_hidden, 12\], got \[2, 11\]"):
         channelwise_conv(x, y, weights, edges, product, matrix[:, 1:])
-    with pytest.raises(ValueError, match="y must have 2 dimensions"):
+    with pytest.raises(ValueError, match=r"y must be \[6, 4\], got \[4\]"):
         channelwise_conv(x, y[0], weights, edges, product, matrix)
-    with pytest.raises(ValueError, match="one device; y is on meta"):
+    with pytest.raises(ValueError, match="one device, got x on cpu, y on meta"):
         channelwise_conv(x, y.to("meta"), weights, edges, product, matrix)
     with pytest.raises(TypeError, match=r"sender must be int64, got torch\.int32"):
         sort_edges(edges.sender.int(), edges.receiver, 4)

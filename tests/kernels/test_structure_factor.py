@@ -245,7 +245,7 @@ def test_refuses(generator):
         structure_factor(frac.float(), moments, grid)
     with pytest.raises(ValueError, match=r"frac must be float64 \[n_atoms, 3\].*\[3, 2\]"):
         structure_factor(frac[:, :2], moments, grid)
-    with pytest.raises(TypeError, match=r"values must be float32 or float64, got torch\.float16"):
+    with pytest.raises(TypeError, match=r"moments must be float32 or float64, got torch\.float16"):
         structure_factor(frac, moments.half(), grid)
     with pytest.raises(ValueError, match="must have 3 dimensions"):
         structure_factor(frac, moments[:, 0], grid)

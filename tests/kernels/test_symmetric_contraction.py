@@ -355,11 +355,13 @@ def test_refuses(generator):
         symmetric_contraction(x, weights, index.int(), p)
     with pytest.raises(ValueError, match=r"index must be \[7\], got \[6\]"):
         symmetric_contraction(x, weights, index[:6], p)
-    with pytest.raises(ValueError, match=r"x must be \[7, 5, 3\], got \[7, 5, 2\]"):
+    with pytest.raises(ValueError, match=r"x must be \[n_atoms, n_channels, 3\], got \[7, 5, 2\]"):
         symmetric_contraction(x[..., :2], weights, index, p)
-    with pytest.raises(ValueError, match=r"weights must be \[4, 12, 5\], got \[4, 11, 5\]"):
+    with pytest.raises(ValueError, match=r"weights must be \[n_species, 12, n_channels\], got \[4, 11, 5\]"):
         symmetric_contraction(x, weights[:, :11], index, p)
-    with pytest.raises(ValueError, match="x must have 3 dimensions"):
+    with pytest.raises(ValueError, match="x has 4 channels, weights have 5"):
+        symmetric_contraction(x[:, :4], weights, index, p)
+    with pytest.raises(ValueError, match=r"x must be \[n_atoms, n_channels, 3\], got \[5, 3\]"):
         symmetric_contraction(x[0], weights, index, p)
     with pytest.raises(ValueError, match="one device"):
         symmetric_contraction(x.to("meta"), weights, index, p)

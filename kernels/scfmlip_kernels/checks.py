@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_batchedtensor  # type: ignore[attr-defined]
+
+from .transforms import is_batched
 
 FLOATS = (torch.float32, torch.float64)
 _LOW = (torch.float16, torch.bfloat16)
@@ -22,7 +23,10 @@ def outside_autocast(*tensors: Any) -> tuple[Any, ...]:
 
     Operators are on what PyTorch calls the float32 list. Outside of autocast nothing changes.
     """
-    if all(not isinstance(t, Tensor) or t.dtype not in _LOW for t in tensors):
+    for tensor in tensors:
+        if isinstance(tensor, Tensor) and tensor.dtype in _LOW:
+            break
+    else:
         return tensors
     return tuple(
         t.float()
@@ -34,11 +38,9 @@ def outside_autocast(*tensors: Any) -> tuple[Any, ...]:
 
 def readable(*tensors: Tensor) -> bool:
     """Whether values can be looked at for free."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or any(t.device.type != "cpu" or is_batchedtensor(t) for t in tensors)
-    )
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    return all([tensor.is_cpu and not is_batched(tensor) for tensor in tensors])
 
 
 def check_tensors(op: str, **tensors: Any) -> None:
@@ -47,9 +49,8 @@ def check_tensors(op: str, **tensors: Any) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
-        if first is None:
-            first = tensor.device
-        elif tensor.device != first:
+        first = tensor.device if first is None else first
+        if tensor.device != first:
             places = ", ".join(f"{key} on {t.device}" for key, t in tensors.items() if isinstance(t, Tensor))
             raise ValueError(f"{op}: all tensors must be on one device, got {places}: move them with .to()")
 

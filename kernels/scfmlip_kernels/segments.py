@@ -76,13 +76,17 @@ def _trailing(op, info, in_dims, values, ptr, index):
 def _check(op: str, values: Tensor, ptr: Tensor, index: Tensor) -> None:
     """Metadata, and the last pointer where that is free: `torch.segment_reduce` trusts it."""
     check_tensors(op, values=values, ptr=ptr, index=index)
+    n_rows = index.shape[0] if index.ndim == 1 else -1
     if ptr.dtype != torch.int64 or index.dtype != torch.int64:
         raise TypeError(f"{op}: ptr and index must be int64, got {ptr.dtype} and {index.dtype}")
-    if ptr.ndim != 1 or index.ndim != 1 or ptr.shape[0] == 0:
+    if ptr.ndim != 1 or n_rows < 0 or ptr.shape[0] == 0:
         shapes = f"{list(ptr.shape)} and {list(index.shape)}"
         raise ValueError(f"{op}: ptr must be [n_segments + 1] and index [n_rows], got {shapes}")
-    if readable(ptr) and int(ptr[-1]) != index.shape[0]:
-        raise ValueError(f"{op}: ptr ends at {int(ptr[-1])}, index has {index.shape[0]} rows")
+    if readable(ptr):
+        # a short list is read faster than an element
+        last = ptr.tolist()[-1] if ptr.shape[0] < 64 else int(ptr[-1])
+        if last != n_rows:
+            raise ValueError(f"{op}: ptr ends at {last}, index has {n_rows} rows")
 
 
 def segment_sum(values: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
@@ -104,7 +108,7 @@ def segment_sum(values: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
     (values,) = outside_autocast(values)
     _check("segment_sum", values, ptr, index)
     check_floats("segment_sum", values=values)
-    if values.shape[:1] != index.shape:
+    if values.ndim == 0 or values.shape[0] != index.shape[0]:
         raise ValueError(f"segment_sum: values must be [{len(index)}, ...], got {list(values.shape)}")
     if ptr.shape[0] == 2:
         return values.sum(0, keepdim=True)

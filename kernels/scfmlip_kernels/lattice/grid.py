@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import needs_kernel_tables
+from ..transforms import on_values
 from .tiles import build_atom_tiles, build_tiles, lattice_launch
 
 # Splitting a sphere into more boxes saves multiplications and costs calls and tables: below this number
@@ -120,6 +121,7 @@ def _group_planes(extents: list[tuple[int, int, int]], n_atoms: int) -> list[tup
     return runs[::-1]
 
 
+@on_values
 def build_lattice_grid(
     cells: Tensor, cutoff: float, atom_ptr: Tensor, device: torch.device | None = None
 ) -> LatticeGrid:
@@ -205,6 +207,7 @@ def build_lattice_grid(
     )
 
 
+@on_values
 def grid_at_points(grid: LatticeGrid, point_ptr: Tensor) -> LatticeGrid:
     """The same wave vectors for another set of points ``[n_systems + 1]``, to synthesise a field there."""
     ptr = point_ptr.to("cpu", torch.int64)

@@ -158,7 +158,7 @@ def _check(positions, moments, widths, atom_ptr, rank, softening, group_size) ->
     check_pointers(op, "atom_ptr", atom_ptr, len(positions), "positions")
     if readable(widths) and not all(0 < width < math.inf for width in widths.tolist()):
         raise ValueError(f"{op}: widths must be above 0 and finite, got {widths.tolist()}")
-    if not 0 <= softening < math.inf:
+    if not isinstance(softening, (int, float)) or not 0 <= softening < math.inf:
         raise ValueError(f"{op}: softening must be 0 or more and finite, got {softening!r}")
     if not isinstance(group_size, int) or group_size < 1:
         raise ValueError(f"{op}: group_size must be a whole number from 1 on, got {group_size!r}")

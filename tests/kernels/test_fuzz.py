@@ -287,9 +287,12 @@ def test_right_calls_of_the_kernels(make):
             assert_close(got, (call.function(**call.arguments) * call.weight).to(got.dtype), 2e-5)
 
 
-# what is right too: another number of species, pointers of one more empty system (where all are empty), a
-# single row of more dimensions, any values to expand; and an index that is documented to say what the pointers do is not read
 def is_right(operator, name, way, value):
+    """
+    Another number of species, one more system where all are empty, a single row of more dimensions.
+
+    Any values can be expanded, and the index of segments, which says what their pointers do, is not read.
+    """
     if name in ("ptr", "atom_ptr"):
         return way == "rows" and int(value[-1]) == 0
     if "segment" in operator and name == "values":

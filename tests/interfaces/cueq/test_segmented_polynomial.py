@@ -436,6 +436,7 @@ POLYNOMIALS = {
     "convolution": lambda: convolution("2x0e + 2x1o", "0e + 1o", "0e + 1o").polynomial,
     "contraction": lambda: contraction("2x0e + 2x1o", "2x0e", (1, 2)).polynomial,
     "linear": lambda: linear("2x0e + 1x1o", "1x0e + 2x1o").polynomial,
+    "two paths to one segment": lambda: linear("2x1o + 3x0e + 1x1o", "2x0e + 4x1o").polynomial,
     "general": lambda: (
         cue.descriptors.fully_connected_tensor_product(
             irreps("2x0e + 1x1o"), irreps("1x0e + 1x1o"), irreps("1x0e + 1x1o")
@@ -489,3 +490,18 @@ def test_autocast_changes_nothing(kind, method):
             got = module(list(inputs))[0]
         assert got.dtype == dtype
         assert torch.equal(got, module(list(inputs))[0])
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("kind", POLYNOMIALS)
+def test_traced(kind):
+    """`torch.jit.trace`, whose sizes are tensors, kept as a file and run with another batch."""
+    polynomial = POLYNOMIALS[kind]()
+    module = SegmentedPolynomial(polynomial)
+    batches = [[numbers(n, o.size, 1) for o in polynomial.inputs] for n in (4, 4)]
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(module, (batches[0],)), file)
+    file.seek(0)
+    traced = torch.jit.load(file)
+    for inputs in batches:
+        assert_close(traced(inputs)[0], module(inputs)[0])

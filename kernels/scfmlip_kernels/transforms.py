@@ -36,7 +36,8 @@ def on_values(function: Callable[P, R]) -> Callable[P, R]:
     """
     Decorator: tensors reach the function without the levels of `torch.func`, and what it makes has none.
 
-    For what plans on the host: it reads values and is not differentiated.
+    For what plans on the host: it reads values and is not differentiated. New tensors are on the CPU,
+    whatever the default device is.
 
     Raises:
         ValueError: from the function, for an argument that `torch.vmap` batches.
@@ -45,14 +46,15 @@ def on_values(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if not torch._C._are_functorch_transforms_active():
-            return function(*args, **kwargs)
+            with torch.device("cpu"):
+                return function(*args, **kwargs)
         if any(is_batched(value) for value in _pytree.tree_leaves((args, kwargs))):
             raise ValueError(
                 f"{function.__name__} reads values on the host, which torch.vmap cannot batch: map over "
                 "other arguments, or pass the systems as one batch"
             )
         args, kwargs = _pytree.tree_map(unwrapped, (args, kwargs))  # type: ignore[assignment]
-        with torch._C._DisableFuncTorch():
+        with torch._C._DisableFuncTorch(), torch.device("cpu"):
             return function(*args, **kwargs)
 
     return call

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scfmlip_kernels import ChannelwiseProduct, ProductPath, sort_edges
-from scfmlip_kernels.channelwise_conv.product import product_key
+from scfmlip_kernels.registry import describe
 
 Call = Callable[[], tuple[Tensor, ...]]
 
@@ -51,7 +51,7 @@ def calls(n_nodes: int, channels: int, dtype: torch.dtype, device: torch.device)
         return values.float().to(device, dtype)
 
     sender, receiver = torch.randint(n_nodes, (2, n_edges), generator=generator).to(device)
-    tables = (*sort_edges(sender, receiver, n_nodes).tables, product_key(made))
+    tables = (*sort_edges(sender, receiver, n_nodes).tables, describe(made))
     inputs = normal(n_nodes, made.x_dim), normal(n_edges, made.y_dim), normal(n_edges, HIDDEN)
     inputs = (*inputs, normal(HIDDEN, made.weight_numel) / HIDDEN**0.5)
     grad = normal(n_nodes, made.out_dim)

@@ -31,13 +31,13 @@ from scfmlip_kernels.indexed_linear.tiles import _sum_tiles_kernel, tile_constan
 from scfmlip_kernels.lattice import monomial_count
 from scfmlip_kernels.lattice.tiles import lattice_launch
 from scfmlip_kernels.lattice_field.kernel import _lattice_field_kernel
+from scfmlip_kernels.registry import describe
 from scfmlip_kernels.structure_factor.kernel import _structure_factor_kernel
 from scfmlip_kernels.symmetric_contraction.generate import kernel, n_pieces
 from scfmlip_kernels.symmetric_contraction.polynomial import (
-    directional_key,
-    polynomial_key,
+    directional,
     polynomial_of,
-    reduced_key,
+    reduced_polynomial,
 )
 from scfmlip_kernels.tuned import tuned
 
@@ -202,7 +202,7 @@ def _convolution(features: str) -> ChannelwiseProduct:
 
 @cache
 def _contraction(irreps_out: str, degree: int) -> str:
-    """Key of the polynomial; the number of channels is no part of it."""
+    """Text of the polynomial; the number of channels is no part of it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import mace  # noqa: F401
@@ -220,7 +220,7 @@ def _contraction(irreps_out: str, degree: int) -> str:
             )
         finally:
             torch.set_default_dtype(before)
-    return polynomial_key(symmetric_polynomial(module))
+    return describe(symmetric_polynomial(module))
 
 
 def _options(parameters: dict[str, Any]) -> dict[str, int]:
@@ -359,9 +359,9 @@ def _contractions(dtype: str, real: str) -> Iterator[Variant]:
     names = {"values": ("x weights", "index"), "inputs": ("x weights grad", "index")}
     names["weights"] = ("x grad", "order ptr")
     for label, (n_channels, irreps_out, degree) in CONTRACTIONS.items():
-        first = reduced_key(_contraction(irreps_out, degree), kind)
+        first = reduced_polynomial(_contraction(irreps_out, degree), kind)
         n_inputs = polynomial_of(first).n_inputs
-        for order, key in (("", first), ("along a direction, ", directional_key(first))):
+        for order, key in (("", first), ("along a direction, ", directional(first))):
             for what, (reals, tables) in names.items():
                 constants = {"N_CHANNELS": n_channels, "BLOCK_CHANNELS": parameters["channels"]}
                 sizes = {}

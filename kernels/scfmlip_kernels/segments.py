@@ -10,10 +10,12 @@ import math
 import torch
 from torch import Tensor
 
+from .checks import check_floats, check_tensors, outside_autocast, readable
 from .dispatch import loop_over_batch
+from .operators import operator
 
 
-@torch.library.custom_op("scfmlip::segment_sum", mutates_args=())
+@operator("scfmlip::segment_sum")
 def _segment_sum(values: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
     flat = values.reshape(values.shape[0], math.prod(values.shape[1:])).contiguous()
     if flat.shape[0] == 0 or flat.shape[1] == 0:
@@ -27,7 +29,7 @@ def _(values, ptr, index):
     return values.new_empty((ptr.shape[0] - 1, *values.shape[1:]))
 
 
-@torch.library.custom_op("scfmlip::segment_expand", mutates_args=())
+@operator("scfmlip::segment_expand")
 def _segment_expand(values: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
     return values.contiguous()[index]
 
@@ -71,6 +73,22 @@ def _trailing(op, info, in_dims, values, ptr, index):
     return op(values.movedim(in_dims[0], -1), ptr, index), -1
 
 
+def _check(op: str, values: Tensor, ptr: Tensor, index: Tensor) -> None:
+    """Metadata, and the last pointer where that is free: `torch.segment_reduce` trusts it."""
+    check_tensors(op, values=values, ptr=ptr, index=index)
+    n_rows = index.shape[0] if index.ndim == 1 else -1
+    if ptr.dtype != torch.int64 or index.dtype != torch.int64:
+        raise TypeError(f"{op}: ptr and index must be int64, got {ptr.dtype} and {index.dtype}")
+    if ptr.ndim != 1 or n_rows < 0 or ptr.shape[0] == 0:
+        shapes = f"{list(ptr.shape)} and {list(index.shape)}"
+        raise ValueError(f"{op}: ptr must be [n_segments + 1] and index [n_rows], got {shapes}")
+    if readable(ptr):
+        # a short list is read faster than an element
+        last = ptr.tolist()[-1] if ptr.shape[0] < 64 else int(ptr[-1])
+        if last != n_rows:
+            raise ValueError(f"{op}: ptr ends at {last}, index has {n_rows} rows")
+
+
 def segment_sum(values: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
     """
     Sum of each segment's rows.
@@ -82,10 +100,19 @@ def segment_sum(values: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
 
     Returns:
         ``[n_segments, ...]``; empty segments are 0. Differentiable any number of times.
+
+    Raises:
+        TypeError: for values that are not float32 or float64, or pointers and indices not int64.
+        ValueError: for shapes that do not fit together, or tensors on different devices.
     """
+    (values,) = outside_autocast(values)
+    _check("segment_sum", values, ptr, index)
+    check_floats("segment_sum", values=values)
+    if values.ndim == 0 or values.shape[0] != index.shape[0]:
+        raise ValueError(f"segment_sum: values must be [{len(index)}, ...], got {list(values.shape)}")
     if ptr.shape[0] == 2:
         return values.sum(0, keepdim=True)
-    return _segment_sum(values, ptr, index)
+    return torch.ops.scfmlip.segment_sum(values, ptr, index)
 
 
 def segment_expand(values: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
@@ -99,7 +126,15 @@ def segment_expand(values: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
 
     Returns:
         ``[n_rows, ...]``. Differentiable any number of times.
+
+    Raises:
+        TypeError: for pointers and indices that are not int64.
+        ValueError: for shapes that do not fit together, or tensors on different devices.
     """
+    (values,) = outside_autocast(values)
+    _check("segment_expand", values, ptr, index)
+    if values.ndim == 0 or values.shape[0] != ptr.shape[0] - 1:
+        raise ValueError(f"segment_expand: values must be [{len(ptr) - 1}, ...], got {list(values.shape)}")
     if ptr.shape[0] == 2:
         return values.expand(index.shape[0], *values.shape[1:])
-    return _segment_expand(values, ptr, index)
+    return torch.ops.scfmlip.segment_expand(values, ptr, index)

@@ -2,7 +2,8 @@
 Convolution, symmetric contraction and species-dependent linear map as plain modules.
 
 They know segments, paths and coefficients, not irreps: where these come from is up to the caller. Descriptors
-of e3nn's tensor products are made by `ChannelwiseConv.from_e3nn`.
+of e3nn's tensor products are made by `ChannelwiseConv.from_e3nn`. All run in float32 or float64, the dtype
+of their parameters; under `torch.autocast` in float32.
 """
 
 from __future__ import annotations
@@ -25,6 +26,16 @@ from scfmlip_kernels import (
 from .descriptors import channelwise_product
 
 
+def _check(module: torch.nn.Module, description: Any, kind: type | None, **sizes: Any) -> None:
+    """Raise for a description of another kind and for sizes that are not whole numbers from 1 on."""
+    name = type(module).__name__
+    if kind is not None and not isinstance(description, kind):
+        raise TypeError(f"{name} needs a {kind.__name__}, got {type(description).__name__}")
+    for key, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{name}: {key} must be a whole number from 1 on, got {size!r}")
+
+
 class ChannelwiseConv(torch.nn.Module):
     """
     Gather by sender, channel-wise tensor product, sum by receiver: `scfmlip_kernels.channelwise_conv`.
@@ -41,6 +52,7 @@ class ChannelwiseConv(torch.nn.Module):
 
     def __init__(self, product: ChannelwiseProduct, n_hidden: int | None = None) -> None:
         super().__init__()
+        _check(self, product, ChannelwiseProduct, **({} if n_hidden is None else {"n_hidden": n_hidden}))
         self.product = product
         self.matrix = None
         if n_hidden is not None:
@@ -77,6 +89,11 @@ class ChannelwiseConv(torch.nn.Module):
             ``[n_nodes, out_dim]``.
         """
         if isinstance(edges, Tensor):
+            if edges.ndim != 2 or edges.shape[0] != 2:
+                raise ValueError(
+                    f"ChannelwiseConv: edges must be [2, n_edges], senders and receivers, got "
+                    f"{list(edges.shape)}: transpose it?"
+                )
             edges = sort_edges(edges[0], edges[1], x.shape[0])
         return channelwise_conv(x, y, weights, edges, self.product, self.matrix)
 
@@ -96,6 +113,7 @@ class SymmetricContraction(torch.nn.Module):
 
     def __init__(self, polynomial: SymmetricPolynomial, n_species: int, n_channels: int) -> None:
         super().__init__()
+        _check(self, polynomial, SymmetricPolynomial, n_species=n_species, n_channels=n_channels)
         self.polynomial = polynomial
         start = torch.randn(n_species, polynomial.n_weights, n_channels) / max(1, polynomial.n_weights)
         self.weights = torch.nn.Parameter(start)
@@ -120,6 +138,7 @@ class IndexedLinear(torch.nn.Module):
 
     def __init__(self, n_species: int, n_in: int, n_out: int) -> None:
         super().__init__()
+        _check(self, None, None, n_species=n_species, n_in=n_in, n_out=n_out)
         self.weights = torch.nn.Parameter(torch.randn(n_species, n_in, n_out) / n_in**0.5)
 
     def forward(self, x: Tensor, species: Tensor) -> Tensor:

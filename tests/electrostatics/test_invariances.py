@@ -1,7 +1,5 @@
 """What the energy may not depend on: axes, origin, atom order, cell choice, images, cutoff, batching."""
 
-from threading import local
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +15,7 @@ from electrostatics.systems import (
     rotated_rows,
 )
 from scfmlip import Coulomb
-from scfmlip_kernels import backend
+from scfmlip_kernels import backend, recent
 
 F64 = torch.float64
 ONE_SYSTEM = [n for n in BOUNDARIES if n != "batch of all"]
@@ -176,7 +174,7 @@ def test_chunks_and_boxes(name, generator, monkeypatch):
     want = results(case.geometry(), case.rows)
     monkeypatch.setattr("scfmlip_kernels.lattice.waves._CHUNK_BYTES", 1)
     monkeypatch.setattr("scfmlip_kernels.lattice.waves._PHASE_BYTES", 0)
-    monkeypatch.setattr("scfmlip_kernels.lattice.waves._memory", local())
+    recent.clear()
     monkeypatch.setattr("scfmlip_kernels.lattice.grid._WORK_WORTH_A_BOX", 1)
     assert_same(results(case.geometry(), case.rows), want)
 

@@ -8,6 +8,7 @@ from kernels.convolutions import Problem, assert_right, plain_product, radial_in
 from kernels.problems import DTYPES, PATHS, scattered, submodule
 from kernels.test_memory import Largest
 from scfmlip_kernels import ChannelwiseProduct, ProductPath, channelwise_conv, sort_edges
+from scfmlip_kernels.registry import describe
 from scfmlip_kernels.tuned import tuned
 
 pytestmark = pytest.mark.usefixtures("empty_is_nan")
@@ -186,12 +187,11 @@ def test_vmap(path, hidden, generator, device):
 )
 def test_opcheck(path, hidden, generator, device):
     torch.use_deterministic_algorithms(False)
-    key = submodule(f"{OP}.product").product_key
     for dtype in DTYPES[:1] if path == "radial" else DTYPES:
         product, n_edges = (plain_product((3, 2)), 2) if path == "radial" else (random_product(7), 6)
         problem = Problem(product, 3, n_edges, generator, hidden, dtype, place(path, device))
         leaves = [*problem.leaves(), *([] if hidden else [None])]
-        tables = (*problem.edges.tables, key(problem.product))
+        tables = (*problem.edges.tables, describe(problem.product))
         torch.library.opcheck(torch.ops.scfmlip.channelwise_conv.default, (*leaves, *tables))
         wanted = [True, False, True, bool(hidden)]
         arguments = (*leaves, problem.grad.requires_grad_(), *tables, wanted)
@@ -378,11 +378,11 @@ def test_refuses(generator):
         channelwise_conv(x, y[:, :3], weights, edges, product, matrix)
     with pytest.raises(ValueError, match=r"weights must be \[6, 12\], got \[6, 2\]"):
         channelwise_conv(x, y, weights, edges, product)
-    with pytest.raises(ValueError, match=r"matrix must be \[2, 12\], got \[2, 11\]"):
+    with pytest.raises(ValueError, match=r"matrix must be \[n_hidden, 12\], got \[2, 11\]"):
         channelwise_conv(x, y, weights, edges, product, matrix[:, 1:])
-    with pytest.raises(ValueError, match="y must have 2 dimensions"):
+    with pytest.raises(ValueError, match=r"y must be \[6, 4\], got \[4\]"):
         channelwise_conv(x, y[0], weights, edges, product, matrix)
-    with pytest.raises(ValueError, match="one device; y is on meta"):
+    with pytest.raises(ValueError, match="one device, got x on cpu, y on meta"):
         channelwise_conv(x, y.to("meta"), weights, edges, product, matrix)
     with pytest.raises(TypeError, match=r"sender must be int64, got torch\.int32"):
         sort_edges(edges.sender.int(), edges.receiver, 4)
@@ -414,8 +414,3 @@ def test_refuses_a_term_twice(generator):
     problem = Problem(product, 2, 2, generator)
     with pytest.raises(ValueError, match="two values for one term"):
         problem.value(*problem.inputs)
-
-
-def test_unknown_key():
-    with pytest.raises(KeyError, match="no product 0000 in this process"):
-        submodule(f"{OP}.product").product_of("0000")

@@ -1,14 +1,13 @@
 """Pair sums of Gaussian multipoles: both paths against the reference, with derivatives, every rank."""
 
 from functools import cache
-from threading import local
 
 import pytest
 import torch
 from tolerances import assert_close
 
 from kernels.problems import DTYPES, PATHS, derivatives, pointers, scattered, submodule, system_of
-from scfmlip_kernels import backend, gaussian_pairs
+from scfmlip_kernels import backend, gaussian_pairs, recent
 from scfmlip_kernels.gaussian_pairs.reference import gaussian_pairs_reference
 from scfmlip_kernels.lattice import monomial_count, monomials
 
@@ -134,7 +133,7 @@ def test_chunks_of_targets(pairs_per_chunk, monkeypatch):
     cpu = submodule("gaussian_pairs.cpu")
     monkeypatch.setattr(cpu, "_CHUNK_PAIRS", pairs_per_chunk)
     for kept_bytes in (cpu._KEPT_BYTES, 0):
-        monkeypatch.setattr(cpu, "_memory", local())
+        recent.clear()
         monkeypatch.setattr(cpu, "_KEPT_BYTES", kept_bytes)
         assert_close(gaussian_pairs(positions, moments, WIDTHS, pointers(sizes), 2), whole)
 
@@ -148,7 +147,7 @@ def test_what_is_kept_of_a_geometry(source_rank, rank, softening, dtype, at_once
     sizes = [5, 1, 0, 7]
     positions, moments = (x.to(dtype) for x in problem(sizes, source_rank, n_widths=2))
     cpu = submodule("gaussian_pairs.cpu")
-    monkeypatch.setattr(cpu, "_memory", local())
+    recent.clear()
     monkeypatch.setattr(cpu, "_FEW_BYTES", cpu._KEPT_BYTES if at_once else 0)
 
     def check(group_size=1):
@@ -165,7 +164,7 @@ def test_what_is_kept_of_a_geometry(source_rank, rank, softening, dtype, at_once
     positions.mul_(1.1)
     check()
     check(group_size=3)
-    assert len(cpu._memory.kept) <= cpu._KEPT
+    assert len(cpu._recent.entries()) <= cpu._recent.most
 
 
 @pytest.mark.interpreter
@@ -313,7 +312,7 @@ def test_not_contiguous(path, device):
 def test_refuses():
     positions, moments = problem([3], 1)
     ptr = pointers([3])
-    with pytest.raises(TypeError, match=r"share float32 or float64, got torch\.float64 and torch\.float32"):
+    with pytest.raises(TypeError, match=r"moments is torch\.float32, positions is torch\.float64"):
         gaussian_pairs(positions, moments.float(), WIDTHS[:1], ptr, 0)
     with pytest.raises(TypeError, match="float32 or float64"):
         gaussian_pairs(positions.half(), moments.half(), WIDTHS[:1], ptr, 0)

@@ -153,7 +153,7 @@ def test_refuses(generator):
         indexed_linear(x[..., :4], weights, index)
     with pytest.raises(ValueError, match=r"index must be \[11\], got \[10\]"):
         indexed_linear(x, weights, index[:10])
-    with pytest.raises(ValueError, match="weights must have 3 dimensions"):
+    with pytest.raises(ValueError, match=r"weights must be \[n_species, n_in, n_out\]"):
         indexed_linear(x, weights[0], index)
     with pytest.raises(ValueError, match="one device"):
         indexed_linear(x, weights.to("meta"), index)

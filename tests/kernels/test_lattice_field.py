@@ -1,7 +1,5 @@
 """Lattice fields: both paths against the reference, with derivatives, at every edge of chunk and block."""
 
-from threading import local
-
 import pytest
 import torch
 from tolerances import assert_close
@@ -15,7 +13,7 @@ from kernels.problems import (
     scattered,
     submodule,
 )
-from scfmlip_kernels import lattice_field, structure_factor
+from scfmlip_kernels import lattice_field, recent, structure_factor
 from scfmlip_kernels.lattice import grid_at_points, monomials
 from scfmlip_kernels.lattice_field.reference import lattice_field_reference
 
@@ -104,7 +102,7 @@ def test_a_cell_with_the_origin_only(path, generator, device):
 def test_chunks_of_atoms(n_atoms, dtype, generator, monkeypatch):
     monkeypatch.setattr("scfmlip_kernels.lattice.waves._CHUNK_BYTES", 1)  # chunks of 64
     monkeypatch.setattr("scfmlip_kernels.lattice.waves._PHASE_BYTES", 0)  # or phases are stored
-    monkeypatch.setattr("scfmlip_kernels.lattice.waves._memory", local())
+    recent.clear()
     problem = lattice_problem([2, n_atoms], 0, generator)
     got = lattice_field(problem.frac, problem.coefficients, problem.grid, 1, dtype)
     assert_equal_by_degree(got, reference(problem, 1), 1)

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kernels.problems import pointers, random_cells, submodule
-from scfmlip_kernels import build_lattice_grid
+from scfmlip_kernels import backend, build_lattice_grid, lattice_field, structure_factor
 from scfmlip_kernels.lattice import (
     grid_at_points,
     monomial_count,
@@ -221,3 +221,57 @@ def test_monomials():
 def test_no_such_rank(count):
     with pytest.raises(ValueError, match=f"monomials of one rank .* got {count}"):
         rank_of_count(count)
+
+
+def test_inside_transforms_and_other_default_devices():
+    """Tables are plain tensors on the host wherever they are made."""
+    cells = 4 * torch.eye(3, dtype=F64)[None]
+    want = build_lattice_grid(cells, 2.0, pointers([2]))
+    found = []
+
+    def energy(c):
+        found.append(build_lattice_grid(c, 2.0, pointers([2])))
+        return c.sum()
+
+    torch.func.grad(energy)(cells)
+    with torch.device("meta"):
+        found.append(build_lattice_grid(cells, 2.0, torch.tensor([0, 2], device="cpu")))
+    for grid in found:
+        assert all(torch.equal(a, b) for a, b in zip(grid, want, strict=True))
+    with pytest.raises(ValueError, match=r"build_lattice_grid reads values on the host, which torch\.vmap"):
+        torch.vmap(energy)(cells[None])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cells": torch.eye(3)}, r"cells must be \[n_systems, 3, 3\], got \[3, 3\]"),
+        ({"cells": torch.eye(3).repeat(2, 1, 1)}, r"atom_ptr must be \[3\], got \[2\]"),
+        ({"cells": torch.full((1, 3, 3), torch.nan)}, r"cells\[0\] holds NaN or infinity"),
+        ({"cells": torch.ones(1, 3, 3)}, r"cells\[0\] has no volume"),
+        ({"cells": 1e6 * torch.eye(3)[None]}, r"cells\[0\] has up to .* wave vectors .* lower the cutoff"),
+        ({"cells": torch.eye(3, dtype=torch.int64)[None]}, "cells must hold real numbers"),
+        ({"cutoff": 0.0}, r"cutoff must be above 0 and finite, got 0\.0"),
+        ({"cutoff": float("nan")}, "cutoff must be above 0"),
+        ({"atom_ptr": torch.tensor([1, 2])}, "atom_ptr must go from 0 to 2"),
+        ({"atom_ptr": torch.tensor([0.0, 2.0])}, "atom_ptr must hold integers"),
+    ],
+)
+def test_refuses(change, message):
+    given = {"cells": 4 * torch.eye(3, dtype=F64)[None], "cutoff": 2.0, "atom_ptr": pointers([2]), **change}
+    with pytest.raises((TypeError, ValueError), match=f"build_lattice_grid: {message}"):
+        build_lattice_grid(**given)
+
+
+def test_a_grid_without_tables_is_refused():
+    """One that was made for the CPU path: kernels find no work in it, and the sum would be 0."""
+    with backend("cpu"):
+        grid = build_lattice_grid(4 * torch.eye(3, dtype=F64)[None], 2.0, pointers([2]))
+    frac, moments = torch.rand(2, 3, dtype=F64), torch.ones(2, 1, 1)
+    with backend("triton"):
+        for call in (
+            lambda: structure_factor(frac, moments, grid),
+            lambda: lattice_field(frac, torch.ones(grid.n_points, 1, 2, dtype=F64), grid, 0, torch.float32),
+        ):
+            with pytest.raises(RuntimeError, match="no tables for Triton kernels"):
+                call()

@@ -1,13 +1,11 @@
 """The CPU path of the lattice sums: whatever it keeps and however it cuts the work, the same numbers."""
 
-from threading import local
-
 import pytest
 import torch
 from tolerances import assert_close
 
 from kernels.problems import DTYPES, lattice_problem, submodule
-from scfmlip_kernels import lattice_field, structure_factor
+from scfmlip_kernels import lattice_field, recent, structure_factor
 from scfmlip_kernels.lattice_field.reference import lattice_field_reference
 from scfmlip_kernels.structure_factor.reference import structure_factor_reference
 
@@ -24,7 +22,7 @@ STORED = {
 @pytest.fixture(params=STORED)
 def stored(request, monkeypatch):
     """Tables kept so far are forgotten: they are recognised by their content."""
-    monkeypatch.setattr("scfmlip_kernels.lattice.waves._memory", local())
+    recent.clear()
     for name, value in STORED[request.param].items():
         monkeypatch.setattr(f"scfmlip_kernels.lattice.waves.{name}", value)
     return request.param
@@ -52,7 +50,7 @@ def test_values(rank, dtype, stored, layout, generator):
     assert not sums[~problem.inside].any()
     field = lattice_field(problem.frac, problem.coefficients, problem.grid, rank, dtype)
     assert_close(field, lattice_field_reference(problem.frac, problem.coefficients, *tables, rank))
-    kept = getattr(submodule("lattice.waves")._memory, "kept", [])
+    kept = submodule("lattice.waves")._recent.entries()
     found = {
         w is not None and (w.phases is not None, w.columns is not None) for *_, k in kept for w in k if w
     }
@@ -66,8 +64,7 @@ def test_runs_of_planes(work, dtype, generator, monkeypatch):
     """One product for each plane, and one for all of them."""
     monkeypatch.setattr("scfmlip_kernels.lattice.sphere._WORK_OF_A_CALL", work)
     monkeypatch.setattr("scfmlip_kernels.lattice.sphere._ROWS_OF_A_CALL", 0)
-    monkeypatch.setattr("scfmlip_kernels.lattice.sphere._memory", local())
-    monkeypatch.setattr("scfmlip_kernels.lattice.waves._memory", local())
+    recent.clear()
     monkeypatch.setattr("scfmlip_kernels.lattice.waves._PHASE_BYTES", 0)
     problem = lattice_problem([70], 1, generator, cutoff=4.5)
     (sphere,) = submodule("lattice.sphere").half_spheres(problem.grid.points)

@@ -1,7 +1,5 @@
 """Structure factors: both paths against the reference, with derivatives, at every edge of chunk and block."""
 
-from threading import local
-
 import pytest
 import torch
 from tolerances import assert_close
@@ -15,7 +13,7 @@ from kernels.problems import (
     scattered,
     submodule,
 )
-from scfmlip_kernels import structure_factor
+from scfmlip_kernels import recent, structure_factor
 from scfmlip_kernels.structure_factor.reference import structure_factor_reference
 
 pytestmark = pytest.mark.usefixtures("empty_is_nan")
@@ -106,7 +104,7 @@ def test_one_atom_far_outside_the_cell(dtype, generator):
 def test_chunks_of_atoms(n_atoms, dtype, generator, monkeypatch):
     monkeypatch.setattr("scfmlip_kernels.lattice.waves._CHUNK_BYTES", 1)  # chunks of 64
     monkeypatch.setattr("scfmlip_kernels.lattice.waves._PHASE_BYTES", 0)  # or phases are stored
-    monkeypatch.setattr("scfmlip_kernels.lattice.waves._memory", local())
+    recent.clear()
     problem = lattice_problem([n_atoms, 2], 1, generator)
     moments = problem.moments.to(dtype)
     assert_equal_inside(problem, structure_factor(problem.frac, moments, problem.grid), moments)
@@ -245,7 +243,7 @@ def test_refuses(generator):
         structure_factor(frac.float(), moments, grid)
     with pytest.raises(ValueError, match=r"frac must be float64 \[n_atoms, 3\].*\[3, 2\]"):
         structure_factor(frac[:, :2], moments, grid)
-    with pytest.raises(TypeError, match=r"values must be float32 or float64, got torch\.float16"):
+    with pytest.raises(TypeError, match=r"moments must be float32 or float64, got torch\.float16"):
         structure_factor(frac, moments.half(), grid)
     with pytest.raises(ValueError, match="must have 3 dimensions"):
         structure_factor(frac, moments[:, 0], grid)

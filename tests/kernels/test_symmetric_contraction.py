@@ -9,6 +9,7 @@ from tolerances import assert_close
 
 from kernels.problems import DTYPES, PATHS, derivatives, scattered, submodule
 from scfmlip_kernels import SymmetricPolynomial, symmetric_contraction
+from scfmlip_kernels.registry import describe
 from scfmlip_kernels.symmetric_contraction.reference import symmetric_contraction_reference
 from scfmlip_kernels.tuned import tuned
 
@@ -153,7 +154,7 @@ def test_large_polynomials_are_cut(terms, generator, device, monkeypatch):
     p = SymmetricPolynomial.from_dense(random_blocks(generator, 3, density=0.2))
     p = SymmetricPolynomial(p.n_inputs, p.n_outputs + 1, p.n_weights + 1, p.terms)
     generate = submodule("symmetric_contraction.generate")
-    assert generate.n_pieces(polynomial.polynomial_key(p), "values", terms) > 1
+    assert generate.n_pieces(describe(p), "values", terms) > 1
     x, weights, index = random_problem(generator, p, 3, device=device)
     inputs = (x.requires_grad_(), weights.requires_grad_())
     value = symmetric_contraction(*inputs, index, p)
@@ -174,8 +175,8 @@ def dependent_blocks(generator, dtype=F64):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dependent_weights_are_merged(dtype, generator):
     p = SymmetricPolynomial.from_dense(dependent_blocks(generator))
-    key = polynomial.polynomial_key(p)
-    assert polynomial.polynomial_of(polynomial.reduced_key(key, dtype)).n_weights == 3
+    text = describe(p)
+    assert polynomial.polynomial_of(polynomial.reduced_polynomial(text, dtype)).n_weights == 3
     x, weights, index = random_problem(generator, p, dtype=dtype)
     inputs = (x.requires_grad_(), weights.requires_grad_())
     got = derivatives(symmetric_contraction(*inputs, index, p), inputs, 2)
@@ -188,9 +189,9 @@ def test_dependent_weights_are_merged(dtype, generator):
 def test_rounded_coefficients(generator):
     """Coefficients that went through float32: float32 merges weights, float64 keeps them."""
     p = SymmetricPolynomial.from_dense(dependent_blocks(generator, torch.float32))
-    key = polynomial.polynomial_key(p)
-    assert polynomial.polynomial_of(polynomial.reduced_key(key, torch.float32)).n_weights == 3
-    assert polynomial.reduced_key(key, F64) == key
+    text = describe(p)
+    assert polynomial.polynomial_of(polynomial.reduced_polynomial(text, torch.float32)).n_weights == 3
+    assert polynomial.reduced_polynomial(text, F64) == text
     for dtype in DTYPES:
         problem = random_problem(generator, p, dtype=dtype)
         assert_close(symmetric_contraction(*problem, p), symmetric_contraction_reference(*problem, p))
@@ -207,7 +208,7 @@ def test_gradcheck(generator):
 def test_opcheck(generator):
     torch.use_deterministic_algorithms(False)
     p = SymmetricPolynomial.from_dense(dependent_blocks(generator))
-    key = polynomial.polynomial_key(p)
+    text = describe(p)
     ops = torch.ops.scfmlip
     for dtype in DTYPES:
         x, weights, index = random_problem(generator, p, dtype=dtype)
@@ -215,9 +216,10 @@ def test_opcheck(generator):
         x.requires_grad_()
         weights.requires_grad_()
         grad = torch.randn(7, 5, p.n_outputs, dtype=dtype, requires_grad=True)
-        tables = (index, order, ptr, key)
+        tables = (index, order, ptr, text)
         torch.library.opcheck(ops.symmetric_contraction.default, (x, weights, *tables))
-        torch.library.opcheck(ops.symmetric_contraction_reduce.default, (weights, key, False))
+        fewer = polynomial.weight_reduction(text, dtype)
+        torch.library.opcheck(ops.symmetric_contraction_reduce.default, (weights, fewer, False))
         for wanted in ([True, True], [True, False], [False, True]):
             arguments = (x, weights, grad, *tables, wanted)
             torch.library.opcheck(ops.symmetric_contraction_backward.default, arguments)
@@ -353,11 +355,13 @@ def test_refuses(generator):
         symmetric_contraction(x, weights, index.int(), p)
     with pytest.raises(ValueError, match=r"index must be \[7\], got \[6\]"):
         symmetric_contraction(x, weights, index[:6], p)
-    with pytest.raises(ValueError, match=r"x must be \[7, 5, 3\], got \[7, 5, 2\]"):
+    with pytest.raises(ValueError, match=r"x must be \[n_atoms, n_channels, 3\], got \[7, 5, 2\]"):
         symmetric_contraction(x[..., :2], weights, index, p)
-    with pytest.raises(ValueError, match=r"weights must be \[4, 12, 5\], got \[4, 11, 5\]"):
+    with pytest.raises(ValueError, match=r"weights must be \[n_species, 12, n_channels\], got \[4, 11, 5\]"):
         symmetric_contraction(x, weights[:, :11], index, p)
-    with pytest.raises(ValueError, match="x must have 3 dimensions"):
+    with pytest.raises(ValueError, match="x has 4 channels, weights have 5"):
+        symmetric_contraction(x[:, :4], weights, index, p)
+    with pytest.raises(ValueError, match=r"x must be \[n_atoms, n_channels, 3\], got \[5, 3\]"):
         symmetric_contraction(x[0], weights, index, p)
     with pytest.raises(ValueError, match="one device"):
         symmetric_contraction(x.to("meta"), weights, index, p)

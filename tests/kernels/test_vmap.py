@@ -4,7 +4,7 @@ import pytest
 import torch
 from tolerances import assert_close
 
-from kernels.problems import lattice_problem, pointers, system_of
+from kernels.problems import lattice_problem, pointers, submodule, system_of
 from scfmlip_kernels import gaussian_pairs, lattice_field, segment_expand, segment_sum, structure_factor
 
 F64 = torch.float64
@@ -92,3 +92,31 @@ def test_kernels(name, generator, device):
     got = torch.vmap(function, in_dims=(None, 0))(geometry, batch)
     for i in range(BATCH):
         assert_close(got[i], function(geometry, batch[i]))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_more_channels_than_a_launch_takes(name, generator, device, monkeypatch):
+    """The second dimension of a grid is limited on CUDA; a batch becomes channels."""
+    monkeypatch.setattr("scfmlip_kernels.lattice.tiles._MOST_CHANNELS", 3)
+    function, geometry, values = operators(generator, device)[name]
+    batch = torch.stack([values * (1 + i) for i in range(BATCH)])
+    got = torch.vmap(function, in_dims=(None, 0))(geometry, batch)
+    for i in range(BATCH):
+        assert_close(got[i], function(geometry, batch[i]))
+
+
+def test_places_beyond_32_bits():
+    tiles = submodule("lattice.tiles")
+    tiles.check_places("structure_factor", 2**31 // 4 - 1, 4)
+    with pytest.raises(ValueError, match=r"structure_factor: 536870912 atoms .* split the batch"):
+        tiles.check_places("structure_factor", 2**31 // 4, 4)
+
+
+@pytest.mark.interpreter
+def test_columns_beyond_32_bits(generator, device):
+    """Columns 2^30 numbers apart: no such tensor is stored, the copy that the kernels get is small."""
+    near = submodule("indexed_linear.kernel")._near
+    far = torch.empty(1, 1, 3, device="meta").as_strided((1, 1, 3), (1, 1, 2**30))
+    assert near(far).stride() == (3, 3, 1)
+    assert near(far[..., :1]).stride(2) == 2**30

@@ -59,3 +59,38 @@ def test_symmetric_contraction_and_indexed_linear(generator):
     rows = torch.randn(5, 2, 3, generator=generator)
     want = torch.einsum("nic,nco->nio", rows, linear.weights[species])
     assert_close(linear(rows, species), want.detach(), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ChannelwiseConv("x"), "ChannelwiseConv needs a ChannelwiseProduct, got str"),
+        (lambda: ChannelwiseConv(_product(), n_hidden=0), "n_hidden must be a whole number from 1 on, got 0"),
+        (lambda: SymmetricContraction(None, 1, 1), "SymmetricContraction needs a SymmetricPolynomial"),
+        (lambda: IndexedLinear(2, 3, -1), "IndexedLinear: n_out must be a whole number from 1 on, got -1"),
+        (lambda: IndexedLinear(2, 1.5, 1), "IndexedLinear: n_in must be a whole number from 1 on, got 1.5"),
+        (
+            lambda: ChannelwiseConv(_product())(*(torch.zeros(4, n) for n in (2, 1, 2)), torch.zeros(4, 2)),
+            r"edges must be \[2, n_edges\], senders and receivers, got \[4, 2\]",
+        ),
+    ],
+)
+def test_refuses(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
+
+
+def _product():
+    return ChannelwiseProduct(((2, 1),), (1,), (ProductPath(0, 0, ((0, 0, 0, 2.0),), 1),))
+
+
+def test_autocast(generator):
+    """Between layers of low precision: float32 out, gradients in the parameters' dtype."""
+    module = IndexedLinear(2, 3, 4)
+    x, species = torch.randn(5, 2, 3, generator=generator), torch.tensor([0, 1, 1, 0, 1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = module(x.bfloat16(), species)
+    assert out.dtype == torch.float32
+    assert torch.equal(out, module(x.bfloat16().float(), species))
+    out.sum().backward()
+    assert module.weights.grad.dtype == torch.float32

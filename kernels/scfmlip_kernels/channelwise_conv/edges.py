@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import check_index, check_tensors
+
 
 class EdgeOrder(NamedTuple):
     """
@@ -57,18 +59,12 @@ def sort_edges(sender: Tensor, receiver: Tensor, n_nodes: int, n_receivers: int 
             that name no node.
     """
     n_receivers = n_nodes if n_receivers is None else n_receivers
-    for name, nodes, limit in (("sender", sender, n_nodes), ("receiver", receiver, n_receivers)):
-        if nodes.dtype != torch.int64:
-            raise TypeError(f"sort_edges: {name} must be int64, got {nodes.dtype}")
-        if nodes.ndim != 1 or nodes.shape != sender.shape:
-            shapes = f"{list(sender.shape)} and {list(receiver.shape)}"
-            raise ValueError(f"sort_edges: sender and receiver must be [n_edges], got {shapes}")
-        if nodes.device != sender.device:
-            raise ValueError(f"sort_edges: tensors on {sender.device} and {nodes.device}")
-        if not torch.compiler.is_compiling() and nodes.device.type == "cpu" and nodes.numel():
-            low, high = (int(v) for v in torch.aminmax(nodes))
-            if low < 0 or high >= limit:
-                raise ValueError(f"sort_edges: {name} names nodes {low} to {high}, there are {limit}")
+    check_tensors("sort_edges", sender=sender, receiver=receiver)
+    if sender.ndim != 1 or receiver.shape != sender.shape:
+        shapes = f"{list(sender.shape)} and {list(receiver.shape)}"
+        raise ValueError(f"sort_edges: sender and receiver must be [n_edges], got {shapes}")
+    check_index("sort_edges", "sender", sender, n_nodes, "nodes")
+    check_index("sort_edges", "receiver", receiver, n_receivers, "nodes")
     sender, receiver = sender.contiguous(), receiver.contiguous()
     by_receiver, receiver_ptr = _sorted(receiver, n_receivers)
     by_sender, sender_ptr = _sorted(sender, n_nodes)

@@ -10,15 +10,11 @@ derivatives in the weights belong to one path each; derivatives in y are summed 
 launches them; those in a segment of x start from what the kernel before has written.
 """
 
-import hashlib
-import linecache
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-import triton
-import triton.language as tl
-
+from ..codegen import SourceWriter, kernel_of
 from .product import ChannelwiseProduct, ProductPath, offsets
 
 _PROGRAM = """
@@ -78,10 +74,11 @@ def pieces(product: ChannelwiseProduct, most: int) -> tuple[tuple[int, ...], ...
     return tuple(tuple(piece) for piece in found)
 
 
-class _Writer:
+class _Writer(SourceWriter):
     """Lines common to both kernels, for some of the paths."""
 
     def __init__(self, product: ChannelwiseProduct, chosen: tuple[int, ...]) -> None:
+        super().__init__()
         self.product = product
         self.paths = [(p, product.paths[p]) for p in chosen]
         self.x_first = offsets([c * d for c, d in product.x])
@@ -92,17 +89,13 @@ class _Writer:
         # of each segment of x: its values live in registers no longer than its paths need them
         self.paths_of = {n: [p for p, path in self.paths if path.x == n] for n in self.used_x}
         self.used_y = sorted({path.y for _, path in self.paths})
-        self.lines: list[str] = []
-
-    def add(self, depth: int, line: str) -> None:
-        self.lines.append("    " * depth + line)
 
     def add_block(self, text: str, depth: int = 0) -> None:
+        """Numbers of columns stand in for their names."""
         columns = {"X": self.product.x_dim, "Y": self.product.y_dim, "W": self.product.weight_numel}
         for name, number in columns.items():
             text = text.replace(f"{name}_COLUMNS", str(number))
-        for line in text.strip("\n").splitlines():
-            self.add(depth, line)
+        super().add_block(text, depth)
 
     def header(self, pointers: str, sizes: str, constants: str) -> None:
         """The line of the definition; names of each kind stand in one string."""
@@ -181,7 +174,7 @@ def forward_source(product: ChannelwiseProduct, most: int, piece: int) -> str:
     for p, path in to.paths:
         for k in range(path.dim):
             to.add(1, f"tl.store(out_row + {to.out_place(p, k)}, sum_{p}_{k}, {to.mask(path.x)})")
-    return "\n".join(to.lines) + "\n"
+    return to.source()
 
 
 def backward_source(product: ChannelwiseProduct, most: int, piece: int, wanted: Sequence[bool]) -> str:
@@ -235,7 +228,7 @@ def backward_source(product: ChannelwiseProduct, most: int, piece: int, wanted: 
         for n, dim in enumerate(product.y):
             for j in range(dim):
                 to.add(2, f"tl.store(d_y_row + {to.y_first[n] + j}, tl.sum(d_y_{n}_{j}, 0))")
-    return "\n".join(to.lines) + "\n"
+    return to.source()
 
 
 def _backward_path(to: _Writer, p: int, wanted: Sequence[bool]) -> None:
@@ -275,21 +268,10 @@ def _attribute_terms(path: ProductPath, gradient: str) -> Iterator[tuple[int, st
         yield j, _total(terms)
 
 
-@lru_cache(maxsize=2048)
-def _kernel(source: str, sizes: tuple[str, ...] = ()) -> Any:
-    """The kernel of a source; ``sizes`` are arguments that must not make it compile again."""
-    name = f"<scfmlip channelwise_conv {hashlib.sha256(source.encode()).hexdigest()[:16]}>"
-    # triton and debuggers read the source through linecache
-    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
-    scope: dict[str, Any] = {"tl": tl, "__name__": "scfmlip_kernels.channelwise_conv.generated"}
-    exec(compile(source, name, "exec"), scope)
-    return triton.jit(do_not_specialize=list(sizes))(scope["kernel"])
-
-
 @lru_cache(maxsize=1024)
 def forward_kernel(product: ChannelwiseProduct, most: int, piece: int) -> Any:
     """The compiled-on-first-use kernel of `forward_source`."""
-    return _kernel(forward_source(product, most, piece))
+    return kernel_of(forward_source(product, most, piece), "channelwise_conv")
 
 
 @lru_cache(maxsize=1024)
@@ -297,4 +279,4 @@ def backward_kernel(
     product: ChannelwiseProduct, most: int, piece: int, wanted: tuple[bool, bool, bool]
 ) -> Any:
     """The compiled-on-first-use kernel of `backward_source`."""
-    return _kernel(backward_source(product, most, piece, wanted))
+    return kernel_of(backward_source(product, most, piece, wanted), "channelwise_conv")

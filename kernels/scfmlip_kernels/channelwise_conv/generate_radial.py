@@ -10,7 +10,8 @@ than the kernel that reads weights, so that products are cut into smaller pieces
 from functools import lru_cache
 from typing import Any
 
-from .generate import _PROGRAM, _entries, _kernel, _total, _Writer, pieces
+from ..codegen import kernel_of
+from .generate import _PROGRAM, _entries, _total, _Writer, pieces
 from .product import ChannelwiseProduct
 
 _TILE = """
@@ -67,7 +68,7 @@ def radial_source(product: ChannelwiseProduct, most: int, piece: int) -> str:
     for p, path in to.paths:
         for k in range(path.dim):
             to.add(1, f"tl.store(out_row + {to.out_place(p, k)}, sum_{p}_{k}, {to.mask(path.x)})")
-    return "\n".join(to.lines) + "\n"
+    return to.source()
 
 
 def _path(to: _Writer, p: int) -> None:
@@ -87,4 +88,4 @@ def _path(to: _Writer, p: int) -> None:
 @lru_cache(maxsize=512)
 def radial_kernel(product: ChannelwiseProduct, most: int, piece: int) -> Any:
     """The compiled-on-first-use kernel of `radial_source`."""
-    return _kernel(radial_source(product, most, piece))
+    return kernel_of(radial_source(product, most, piece), "channelwise_conv")

@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from .generate import _attribute_terms, _entries, _kernel, _total, _Writer, pieces
+from ..codegen import kernel_of
+from .generate import _attribute_terms, _entries, _total, _Writer, pieces
 from .generate_radial import WEIGHTS
 from .product import ChannelwiseProduct
 
@@ -125,7 +126,7 @@ def radial_edges_source(product: ChannelwiseProduct, most: int, piece: int, want
             _edges_path(to, p, wanted)
         _finish(to, 2, rows)
     _finish(to, 1, sums)
-    return "\n".join(to.lines) + "\n"
+    return to.source()
 
 
 def _start(to: _Writer, depth: int, sums: dict[str, tuple[str, str, str]], started: bool) -> None:
@@ -234,7 +235,7 @@ def radial_matrix_source(product: ChannelwiseProduct, most: int, group: int) -> 
     for p, _ in to.paths:
         place = f"row + ({to.w_first[p]} + channel)[None, :]"
         to.add(1, f"tl.store({place}, sum_{p}, mask=known & inside)")
-    return "\n".join(to.lines) + "\n"
+    return to.source()
 
 
 @lru_cache(maxsize=512)
@@ -243,10 +244,11 @@ def radial_edges_kernel(
 ) -> Any:
     """The compiled-on-first-use kernel of `radial_edges_source`."""
     source = radial_edges_source(product, most, piece, wanted)
-    return _kernel(source, ("n_edges", "n_hidden"))
+    return kernel_of(source, "channelwise_conv", ("n_edges", "n_hidden"))
 
 
 @lru_cache(maxsize=512)
 def radial_matrix_kernel(product: ChannelwiseProduct, most: int, group: int) -> Any:
     """The compiled-on-first-use kernel of `radial_matrix_source`."""
-    return _kernel(radial_matrix_source(product, most, group), ("n_edges", "chunk_edges"))
+    source = radial_matrix_source(product, most, group)
+    return kernel_of(source, "channelwise_conv", ("n_edges", "chunk_edges"))

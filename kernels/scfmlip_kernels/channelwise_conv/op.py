@@ -5,7 +5,10 @@ import contextlib
 import torch
 from torch import Tensor
 
+from ..checks import check_floats, check_shape, check_tensors, outside_autocast
 from ..dispatch import runs_triton, vmap_by_loop
+from ..operators import operator
+from ..registry import constant_text
 from .cpu import channelwise_conv_backward_cpu, channelwise_conv_cpu
 from .edges import EdgeOrder
 from .kernel import launch_channelwise_conv, launch_channelwise_conv_backward
@@ -14,10 +17,10 @@ from .kernel_radial import (
     launch_channelwise_conv_radial,
     launch_channelwise_conv_radial_backward,
 )
-from .product import ChannelwiseProduct, product_key, product_of
+from .product import ChannelwiseProduct, product_of
 
 
-@torch.library.custom_op("scfmlip::channelwise_conv", mutates_args=())
+@operator("scfmlip::channelwise_conv")
 def _channelwise_conv(
     x: Tensor,
     y: Tensor,
@@ -28,9 +31,9 @@ def _channelwise_conv(
     receiver_ptr: Tensor,
     by_sender: Tensor,
     sender_ptr: Tensor,
-    key: str,
+    text: str,
 ) -> Tensor:
-    product = product_of(key)
+    product = product_of(text)
     x, y, weights = x.contiguous(), y.contiguous(), weights.contiguous()
     if runs_triton(x):
         tables = (sender, by_receiver, receiver_ptr, product)
@@ -41,11 +44,11 @@ def _channelwise_conv(
 
 
 @_channelwise_conv.register_fake
-def _(x, y, weights, matrix, sender, by_receiver, receiver_ptr, by_sender, sender_ptr, key):
-    return x.new_empty((receiver_ptr.shape[0] - 1, product_of(key).out_dim))
+def _(x, y, weights, matrix, sender, by_receiver, receiver_ptr, by_sender, sender_ptr, text):
+    return x.new_empty((receiver_ptr.shape[0] - 1, product_of(text).out_dim))
 
 
-@torch.library.custom_op("scfmlip::channelwise_conv_backward", mutates_args=())
+@operator("scfmlip::channelwise_conv_backward")
 def _channelwise_conv_backward(
     x: Tensor,
     y: Tensor,
@@ -57,10 +60,10 @@ def _channelwise_conv_backward(
     receiver_ptr: Tensor,
     by_sender: Tensor,
     sender_ptr: Tensor,
-    key: str,
+    text: str,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    product = product_of(key)
+    product = product_of(text)
     x, y, weights, grad = x.contiguous(), y.contiguous(), weights.contiguous(), grad.contiguous()
     if not runs_triton(x):
         return channelwise_conv_backward_cpu(
@@ -110,14 +113,16 @@ def _wanted(ctx, arguments: tuple[Tensor | None, ...]) -> list[bool]:
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.key = inputs
+    *tensors, ctx.text = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx, grad):
     x, y, weights, matrix, *tables = ctx.saved_tensors
     wanted = _wanted(ctx, (x, y, weights, matrix))
-    found = torch.ops.scfmlip.channelwise_conv_backward(x, y, weights, matrix, grad, *tables, ctx.key, wanted)
+    found = torch.ops.scfmlip.channelwise_conv_backward(
+        x, y, weights, matrix, grad, *tables, ctx.text, wanted
+    )
     return *(g if w else None for g, w in zip(found, wanted, strict=True)), *(None,) * 6
 
 
@@ -125,7 +130,7 @@ _channelwise_conv.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _setup_context_backward(ctx, inputs, output):
-    *tensors, ctx.key, ctx.wanted = inputs
+    *tensors, ctx.text, ctx.wanted = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors)
 
@@ -151,18 +156,37 @@ def _double_backward(ctx, *cotangents):
         form = [*inputs]
         form[n] = cotangent
         if needed[4]:
-            add(4, torch.ops.scfmlip.channelwise_conv(*form[:4], *tables, ctx.key))
+            add(4, torch.ops.scfmlip.channelwise_conv(*form[:4], *tables, ctx.text))
         # L is linear in the argument that the cotangent took the place of: no derivative there
         wanted = [need and place != n for place, need in enumerate(needed[:4])]
         if any(wanted):
-            found = torch.ops.scfmlip.channelwise_conv_backward(*form, *tables, ctx.key, wanted)
+            found = torch.ops.scfmlip.channelwise_conv_backward(*form, *tables, ctx.text, wanted)
             for place, want in enumerate(wanted):
                 if want:
                     add(place, found[place])
     return *sums, *(None,) * 7
 
 
-_channelwise_conv_backward.register_autograd(_double_backward, setup_context=_setup_context_backward)
+def _jvp_backward(args, tangents):
+    *tables, wanted = args[5:]
+    sums: list[Tensor | None] = [None] * 4
+    for n, tangent in enumerate(tangents[:5]):
+        # the derivative in an argument does not depend on it
+        mine = [want and place != n for place, want in enumerate(wanted)]
+        if tangent is None or not any(mine):
+            continue
+        form = [*args[:n], tangent, *args[n + 1 : 5]]
+        found = torch.ops.scfmlip.channelwise_conv_backward(*form, *tables, mine)
+        for place, want in enumerate(mine):
+            if want:
+                before = sums[place]
+                sums[place] = found[place] if before is None else before + found[place]
+    return tuple(sums)
+
+
+_channelwise_conv_backward.register_autograd(
+    _double_backward, setup_context=_setup_context_backward, jvp=_jvp_backward
+)
 
 
 vmap_by_loop(_channelwise_conv, "channelwise_conv")
@@ -200,36 +224,23 @@ def channelwise_conv(
         ValueError: for shapes that do not fit together, tensors on different devices, or a product that
             contradicts itself.
     """
-    key = product_key(product)
-    _check(x, y, weights, edges, product, matrix)
-    return _channelwise_conv(x, y, weights, matrix, *edges.tables, key)
-
-
-def _check(x, y, weights, edges, product, matrix) -> None:
+    text = constant_text(product)
+    x, y, weights, matrix = outside_autocast(x, y, weights, matrix)
     tensors = {"x": x, "y": y, "weights": weights}
-    if matrix is not None:
-        tensors["matrix"] = matrix
-    for name, tensor in tensors.items():
-        if tensor.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"channelwise_conv: {name} must be float32 or float64, got {tensor.dtype}")
-        if tensor.dtype != x.dtype:
-            raise TypeError(f"channelwise_conv: {name} is {tensor.dtype}, x is {x.dtype}")
-        if tensor.ndim != 2:
-            raise ValueError(f"channelwise_conv: {name} must have 2 dimensions, got {list(tensor.shape)}")
-        if tensor.device != edges.sender.device:
-            place = f"{name} is on {tensor.device}, the edges are on {edges.sender.device}"
-            raise ValueError(f"channelwise_conv: all tensors must be on one device; {place}")
-    n_edges = edges.sender.shape[0]
-    columns = product.weight_numel if matrix is None else matrix.shape[0]
-    shapes = {
-        "x": (edges.n_senders, product.x_dim),
-        "y": (n_edges, product.y_dim),
-        "weights": (n_edges, columns),
-    }
-    if matrix is not None:
-        shapes["matrix"] = (columns, product.weight_numel)
+    _check(tensors if matrix is None else {**tensors, "matrix": matrix}, edges, product)
+    return torch.ops.scfmlip.channelwise_conv(x, y, weights, matrix, *edges.tables, text)
+
+
+def _check(tensors, edges, product) -> None:
+    if not isinstance(edges, EdgeOrder):
+        raise TypeError(f"channelwise_conv: edges must come from sort_edges, got {type(edges).__name__}")
+    check_tensors("channelwise_conv", **tensors, edges=edges.sender)
+    check_floats("channelwise_conv", **tensors)
+    n_edges, columns = edges.sender.shape[0], product.weight_numel
+    shapes = {"x": (edges.n_senders, product.x_dim), "y": (n_edges, product.y_dim)}
+    if "matrix" in tensors:
+        check_shape("channelwise_conv", "matrix", tensors["matrix"], ("n_hidden", columns))
+        columns = tensors["matrix"].shape[0]
+    shapes["weights"] = (n_edges, columns)
     for name, shape in shapes.items():
-        if tuple(tensors[name].shape) != shape:
-            raise ValueError(
-                f"channelwise_conv: {name} must be {list(shape)}, got {list(tensors[name].shape)}"
-            )
+        check_shape("channelwise_conv", name, tensors[name], shape)

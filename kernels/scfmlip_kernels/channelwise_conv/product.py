@@ -1,11 +1,10 @@
-"""What a channel-wise tensor product computes: segments, paths and coefficients, and a short key."""
+"""What a channel-wise tensor product computes: segments, paths and coefficients."""
 
-import hashlib
-from functools import lru_cache
+import math
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
+from ..registry import described
 
 
 class ProductPath(NamedTuple):
@@ -44,6 +43,44 @@ class ChannelwiseProduct(NamedTuple):
     paths: tuple[ProductPath, ...]
     layout: str = "mul_ir"
 
+    @classmethod
+    def from_json(cls, x: list, y: list, paths: list, layout: str) -> "ChannelwiseProduct":
+        """See `registry`."""
+
+        def path(a: int, b: int, terms: list[Any], dim: int) -> ProductPath:
+            return ProductPath(a, b, tuple(tuple(term) for term in terms), dim)
+
+        return cls(tuple((c, d) for c, d in x), tuple(y), tuple(path(*p) for p in paths), layout)
+
+    def check(self) -> None:
+        """Raise ValueError where the description contradicts itself."""
+        if self.layout not in ("mul_ir", "ir_mul"):
+            raise ValueError(f"ChannelwiseProduct: layout must be 'mul_ir' or 'ir_mul', got {self.layout!r}")
+        if not self.paths:
+            raise ValueError("ChannelwiseProduct: there must be at least one path")
+        for channels, dim in self.x:
+            if channels < 1 or dim < 1:
+                raise ValueError(
+                    f"ChannelwiseProduct: segment of x with {channels} channels, {dim} components"
+                )
+        for n, path in enumerate(self.paths):
+            if not (0 <= path.x < len(self.x) and 0 <= path.y < len(self.y)):
+                raise ValueError(f"ChannelwiseProduct: path {n} names segments ({path.x}, {path.y})")
+            limits = (self.x[path.x][1], self.y[path.y], path.dim)
+            if min(limits) < 1:
+                raise ValueError(f"ChannelwiseProduct: path {n} has segments of {limits} components")
+            seen = set()
+            for *term, value in path.coefficients:
+                if not all(0 <= index < limit for index, limit in zip(term, limits, strict=True)):
+                    raise ValueError(
+                        f"ChannelwiseProduct: path {n} has a term {tuple(term)}, limits are {limits}"
+                    )
+                if not math.isfinite(value):
+                    raise ValueError(f"ChannelwiseProduct: path {n} has the coefficient {value}")
+                seen.add(tuple(term))
+            if len(seen) != len(path.coefficients):
+                raise ValueError(f"ChannelwiseProduct: path {n} has two values for one term")
+
     @property
     def x_dim(self) -> int:
         """Columns of x."""
@@ -70,54 +107,11 @@ class ChannelwiseProduct(NamedTuple):
         return sum(self.x[path.x][0] for path in self.paths)
 
 
+def product_of(text: str) -> ChannelwiseProduct:
+    """The product that a graph holds as text."""
+    return described(text, ChannelwiseProduct)
+
+
 def offsets(sizes: list[int]) -> list[int]:
     """Where each of consecutive segments starts."""
     return list(accumulate(sizes, initial=0))[:-1]
-
-
-def check_product(product: ChannelwiseProduct) -> None:
-    """Raise ValueError where a description contradicts itself."""
-    if product.layout not in ("mul_ir", "ir_mul"):
-        raise ValueError(f"ChannelwiseProduct: layout must be 'mul_ir' or 'ir_mul', got {product.layout!r}")
-    if not product.paths:
-        raise ValueError("ChannelwiseProduct: there must be at least one path")
-    for channels, dim in product.x:
-        if channels < 1 or dim < 1:
-            raise ValueError(f"ChannelwiseProduct: segment of x with {channels} channels, {dim} components")
-    for n, path in enumerate(product.paths):
-        if not (0 <= path.x < len(product.x) and 0 <= path.y < len(product.y)):
-            raise ValueError(f"ChannelwiseProduct: path {n} names segments ({path.x}, {path.y})")
-        limits = (product.x[path.x][1], product.y[path.y], path.dim)
-        seen = set()
-        for *term, _ in path.coefficients:
-            if not all(0 <= index < limit for index, limit in zip(term, limits, strict=True)):
-                raise ValueError(
-                    f"ChannelwiseProduct: path {n} has a term {tuple(term)}, limits are {limits}"
-                )
-            seen.add(tuple(term))
-        if len(seen) != len(path.coefficients):
-            raise ValueError(f"ChannelwiseProduct: path {n} has two values for one term")
-
-
-_registered: dict[str, ChannelwiseProduct] = {}
-
-
-@lru_cache(maxsize=1024)
-def _key(product: ChannelwiseProduct) -> str:
-    check_product(product)
-    key = hashlib.sha256(repr(product).encode()).hexdigest()[:16]
-    _registered[key] = product
-    return key
-
-
-@torch.compiler.assume_constant_result
-def product_key(product: ChannelwiseProduct) -> str:
-    """Short name under which the operators find a product; a compiled graph holds the name only."""
-    return _key(product)
-
-
-def product_of(key: str) -> ChannelwiseProduct:
-    """The product with this key."""
-    if key not in _registered:
-        raise KeyError(f"channelwise_conv: no product {key} in this process: build the model first")
-    return _registered[key]

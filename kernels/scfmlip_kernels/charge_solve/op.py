@@ -5,9 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..dispatch import runs_triton
+from ..checks import FLOATS, check_pointers, check_shape, check_tensors
+from ..dispatch import runs_triton, vmap_by_loop
+from ..operators import operator
+from .cpu import charge_solve_cpu
 from .kernel import MAX_ATOMS, launch_charge_solve
-from .reference import charge_solve_reference
 
 
 class ChargeSolve(NamedTuple):
@@ -30,7 +32,7 @@ class ChargeSolve(NamedTuple):
     status: Tensor
 
 
-@torch.library.custom_op("scfmlip::charge_solve", mutates_args=())
+@operator("scfmlip::charge_solve")
 def _charge_solve(
     matrices: Tensor,
     source: Tensor,
@@ -47,37 +49,7 @@ def _charge_solve(
         return launch_charge_solve(
             matrices, source, totals, atom_ptr, start, tolerance, max_iterations, constrained
         )
-    return _factorised(matrices, source, totals, atom_ptr, tolerance, constrained)
-
-
-def _factorised(matrices, source, totals, atom_ptr, tolerance, constrained):
-    """The CPU's way: whole systems at once."""
-    state, slope = charge_solve_reference(matrices, source, totals, atom_ptr, constrained)
-    n_systems = len(totals)
-    index = torch.arange(n_systems, device=source.device).repeat_interleave(atom_ptr.diff().to(source.device))
-    counts = atom_ptr.diff().clamp(min=1).to(source.device)
-
-    def norm(v):
-        if constrained:
-            v = v - (v.new_zeros(n_systems).index_add(0, index, v) / counts)[index]
-        return v.new_zeros(n_systems).index_add(0, index, v * v).sqrt()
-
-    scale = norm(source)
-    residual = norm(slope) / torch.where(scale > 0, scale, 1.0)
-    # a stationary point below which the form falls further is no minimum
-    definite, begin = [], 0
-    for n in atom_ptr.diff().tolist():
-        matrix = matrices[begin : begin + n * n].view(n, n).double()
-        begin += n * n
-        if constrained and n:
-            shift = matrix.diagonal().abs().mean()
-            matrix = matrix - matrix.mean(0) - matrix.mean(1)[:, None] + matrix.mean() + shift / n
-        definite.append(int(torch.linalg.cholesky_ex(matrix).info) == 0)
-    good = torch.tensor(definite, dtype=torch.bool, device=source.device).reshape(n_systems)
-    status = torch.where(good, 0, 2)
-    status = torch.where(good & ~(residual <= max(tolerance, 1e-9)), 4, status)
-    status = torch.where(torch.isfinite(residual), status, 3)
-    return state, slope, residual, torch.zeros_like(status), status
+    return charge_solve_cpu(matrices, source, totals, atom_ptr, tolerance, constrained)
 
 
 @_charge_solve.register_fake
@@ -90,6 +62,9 @@ def _(matrices, source, totals, atom_ptr, initial, tolerance, max_iterations, co
         counts,
         counts.new_empty(counts.shape),
     )
+
+
+vmap_by_loop(_charge_solve, "charge_solve")
 
 
 def charge_solve(
@@ -128,30 +103,30 @@ def charge_solve(
         ValueError: for shapes that do not fit, or a system that is too large.
         NotImplementedError: where a gradient is wanted.
     """
-    if matrices.dtype not in (torch.float32, torch.float64):
+    check_tensors("charge_solve", matrices=matrices, source=source, totals=totals)
+    if matrices.dtype not in FLOATS:
         raise TypeError(f"charge_solve: matrices must be float32 or float64, got {matrices.dtype}")
+    check_shape("charge_solve", "source", source, ("n_atoms",))
+    check_pointers("charge_solve", "atom_ptr", atom_ptr, len(source), "atoms")
     initial = torch.zeros_like(source) if initial is None else initial
+    check_tensors("charge_solve", source=source, initial=initial)
+    counts = atom_ptr.diff()
+    shapes = {"matrices": int((counts**2).sum()), "totals": len(counts), "initial": len(source)}
     for name, value in (("source", source), ("totals", totals), ("initial", initial)):
         if value.dtype != torch.float64:
-            raise TypeError(f"charge_solve: {name} must be float64, got {value.dtype}")
-    counts = atom_ptr.diff()
-    if matrices.shape != (int((counts**2).sum()),):
-        raise ValueError(
-            f"charge_solve: matrices must be [{int((counts**2).sum())}], n^2 of every system, got "
-            f"{list(matrices.shape)}"
-        )
-    if source.shape != (int(atom_ptr[-1]),) or initial.shape != source.shape:
-        raise ValueError(
-            f"charge_solve: source and initial must be [{int(atom_ptr[-1])}], got {list(source.shape)} and "
-            f"{list(initial.shape)}"
-        )
-    if totals.shape != counts.shape:
-        raise ValueError(f"charge_solve: totals must be {list(counts.shape)}, got {list(totals.shape)}")
+            raise TypeError(f"charge_solve: {name} must be float64, got {value.dtype}: convert it")
+    for name, value in (("matrices", matrices), ("totals", totals), ("initial", initial)):
+        check_shape("charge_solve", name, value, (shapes[name],))
     if len(counts) and int(counts.max()) > MAX_ATOMS:
         raise ValueError(
             f"charge_solve: the largest system has {int(counts.max())} atoms, at most {MAX_ATOMS} fit"
         )
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (matrices, source, totals)):
+    if not (tolerance >= 0 and max_iterations >= 0):
+        raise ValueError(
+            f"charge_solve: tolerance and max_iterations must be 0 or more, got {tolerance!r} and "
+            f"{max_iterations!r}"
+        )
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (matrices, source, totals, initial)):
         raise NotImplementedError(
             "charge_solve has no derivatives: call it under torch.no_grad(), and the adjoint the same way"
         )

@@ -13,13 +13,13 @@ on these are kept as matrices, for the last few geometries, and a sum is one mat
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from threading import local
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..lattice.monomials import monomial_count, monomials, rank_of_count
+from ..recent import Recent
 from .radial import gaussian_radial, softened_radial
 
 # Pairs per chunk: about 20 arrays of this size live at once.
@@ -29,8 +29,6 @@ _FEW_PAIRS = 1 << 12
 # Matrices of one geometry: those that cost no more than the calls for them, the largest, and how many.
 _FEW_BYTES = 1 << 17
 _KEPT_BYTES = 8 << 20
-_KEPT = 6
-_memory = local()
 
 
 class Block(NamedTuple):
@@ -142,21 +140,25 @@ def _table(rank: int, source_rank: int, like: Tensor) -> tuple[Tensor, Tensor]:
 Matrices = list[tuple[Tensor, Tensor, Tensor, list[Tensor]]]
 
 
+class _Geometry:
+    """A geometry that was asked for, and its matrices from the second time on."""
+
+    matrices: Matrices | None = None
+
+
+_recent: Recent[_Geometry] = Recent(6)
+
+
 def _recalled(positions: Tensor, key: tuple, build: Callable[[], Matrices], at_once: bool) -> Matrices | None:
     """What ``build`` makes for a geometry, from the second time on if not ``at_once``; before, None."""
-    kept: list[tuple[Tensor, tuple, Matrices | None]] = _memory.__dict__.setdefault("kept", [])
-    # by content: no reuse of memory, and no change in place, can be mistaken for the same positions
-    places = [
-        i
-        for i, (before, of, _) in enumerate(kept)
-        if of == key and before.dtype == positions.dtype and torch.equal(before, positions)
-    ]
-    before, _, found = kept.pop(places[0]) if places else (positions.clone(), key, None)
-    if found is None and (places or at_once):
-        found = build()
-    kept.append((before, key, found))
-    del kept[:-_KEPT]
-    return found
+    found = _recent.find(positions, key)
+    if found is None:
+        found = _recent.keep(_Geometry(), positions, key)
+        if not at_once:
+            return None
+    if found.matrices is None:
+        found.matrices = build()
+    return found.matrices
 
 
 def _matrices(

@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..lattice.monomials import monomial_count, rank_of_count
+from ..lattice.tiles import channel_parts, check_places
 from ..tuned import compiler_options, tuned
 
 MAX_SOURCE_RANK = 1
@@ -205,6 +206,11 @@ def launch_gaussian_pairs(
     """Allocate and launch; arguments as in `gaussian_pairs`, contiguous, of ranks the kernel holds."""
     n_atoms, n_channels, n_widths, n_moments = moments.shape
     n_out = monomial_count(rank)
+    check_places("gaussian_pairs", n_atoms, n_out)
+    parts = channel_parts(moments, n_widths)
+    if len(parts) > 1:
+        rest = (widths, atom_ptr, rank, softening, group_size)
+        return torch.cat([launch_gaussian_pairs(positions, part, *rest) for part in parts], 1)
     out = positions.new_zeros((n_channels, n_widths, n_out, n_atoms), dtype=torch.float64)
     tiles = pair_tiles(atom_ptr, positions.device)
     # tiles are cut with float32's block

@@ -1,16 +1,29 @@
 """Operator registration: dispatch, fake tensors, derivatives, public function."""
 
+import math
+
 import torch
 from torch import Tensor
 
+from ..checks import (
+    check_floats,
+    check_pointers,
+    check_rank,
+    check_shape,
+    check_tensors,
+    outside_autocast,
+    readable,
+)
 from ..dispatch import loop_over_batch, runs_triton
 from ..lattice import monomial_count, shifted_monomials
+from ..lattice.directions import raised, shifted_along
 from ..lattice.monomials import rank_of_count
+from ..operators import operator
 from .cpu import gaussian_pairs_chunked
 from .kernel import kernel_holds, launch_gaussian_pairs
 
 
-@torch.library.custom_op("scfmlip::gaussian_pairs", mutates_args=())
+@operator("scfmlip::gaussian_pairs")
 def _gaussian_pairs(
     positions: Tensor,
     moments: Tensor,
@@ -62,7 +75,23 @@ def _backward(ctx, grad):
     return d_positions, d_moments, None, None, None, None, None
 
 
-_gaussian_pairs.register_autograd(_backward, setup_context=_setup_context)
+def _jvp(args, tangents):
+    positions, moments, widths, atom_ptr, rank, *options = args
+    d_positions, d_moments = tangents[:2]
+
+    def sums(sources, rank):
+        return torch.ops.scfmlip.gaussian_pairs(positions, sources, widths, atom_ptr, rank, *options)
+
+    terms = []
+    if d_positions is not None:
+        terms.append(shifted_along(sums(moments, rank + 1), d_positions, rank))
+        terms.append(sums(raised(moments, d_positions), rank))
+    if d_moments is not None:
+        terms.append(sums(d_moments, rank))
+    return sum(terms[1:], start=terms[0])
+
+
+_gaussian_pairs.register_autograd(_backward, setup_context=_setup_context, jvp=_jvp)
 
 
 @_gaussian_pairs.register_vmap
@@ -110,21 +139,30 @@ def gaussian_pairs(
         ValueError: for shapes that do not fit together.
         NotImplementedError: for derivatives a softened sum does not have.
     """
-    if positions.dtype not in (torch.float32, torch.float64) or moments.dtype != positions.dtype:
-        raise TypeError(
-            "gaussian_pairs: positions and moments must share float32 or float64, got "
-            f"{positions.dtype} and {moments.dtype}"
-        )
-    if positions.ndim != 2 or positions.shape[1] != 3:
-        raise ValueError(f"gaussian_pairs: positions must be [n_atoms, 3], got {list(positions.shape)}")
-    if not torch.compiler.is_compiling() and len(positions) != int(atom_ptr[-1]):
-        raise ValueError(
-            f"gaussian_pairs: {len(positions)} positions, but atom_ptr ends at {int(atom_ptr[-1])}"
-        )
-    if moments.ndim != 4 or moments.shape[0] != len(positions) or moments.shape[2] != len(widths):
-        raise ValueError(
-            f"gaussian_pairs: moments must be [{len(positions)}, n_channels, {len(widths)}, "
-            f"n_monomials], got {list(moments.shape)}"
-        )
+    positions, moments = outside_autocast(positions, moments)
+    _check(positions, moments, widths, atom_ptr, rank, softening, group_size)
+    return torch.ops.scfmlip.gaussian_pairs(positions, moments, widths, atom_ptr, rank, softening, group_size)
+
+
+def _check(positions, moments, widths, atom_ptr, rank, softening, group_size) -> None:
+    op = "gaussian_pairs"
+    check_tensors(op, positions=positions, moments=moments)
+    check_floats(op, positions=positions, moments=moments)
+    check_shape(op, "positions", positions, ("n_atoms", 3))
+    if not isinstance(widths, Tensor) or widths.dtype != torch.float64 or widths.device.type != "cpu":
+        raise ValueError(f"{op}: widths must be a float64 tensor on the CPU, got {_kind(widths)}")
+    check_shape(op, "widths", widths, ("n_widths",))
+    check_shape(op, "moments", moments, (len(positions), "n_channels", len(widths), "n_monomials"))
     rank_of_count(moments.shape[-1])
-    return _gaussian_pairs(positions, moments, widths, atom_ptr, rank, softening, group_size)
+    check_rank(op, rank)
+    check_pointers(op, "atom_ptr", atom_ptr, len(positions), "positions")
+    if readable(widths) and not all(0 < width < math.inf for width in widths.tolist()):
+        raise ValueError(f"{op}: widths must be above 0 and finite, got {widths.tolist()}")
+    if not isinstance(softening, (int, float)) or not 0 <= softening < math.inf:
+        raise ValueError(f"{op}: softening must be 0 or more and finite, got {softening!r}")
+    if not isinstance(group_size, int) or group_size < 1:
+        raise ValueError(f"{op}: group_size must be a whole number from 1 on, got {group_size!r}")
+
+
+def _kind(value: object) -> str:
+    return f"{value.dtype} on {value.device}" if isinstance(value, Tensor) else type(value).__name__

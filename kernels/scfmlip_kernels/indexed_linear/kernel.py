@@ -117,6 +117,13 @@ def _indexed_linear_weights_kernel(
     tl.store(out, total, mask=(i < N_IN)[:, None] & (j < N_OUT)[None, :])
 
 
+def _near(values: Tensor) -> Tensor:
+    """The same with columns that 32-bit offsets reach: the kernels multiply those in 32 bits."""
+    rows, columns = values.shape[1:]
+    far = max(rows * values.stride(1), columns * values.stride(2))
+    return values.contiguous() if far >= 2**31 else values
+
+
 def _options(x: Tensor) -> tuple[dict[str, Any], dict[str, int]]:
     options = tuned("indexed_linear", x.device, x.dtype)
     return options, compiler_options(options["num_warps"], options["num_stages"], x)
@@ -137,6 +144,7 @@ def _arguments(
 
 def launch_indexed_linear(x: Tensor, weights: Tensor, order: Tensor, ptr: Tensor) -> Tensor:
     """``x[n] @ weights[species of n]``; any strides."""
+    x, weights = _near(x), _near(weights)
     n_rows, n_components, _ = x.shape
     n_species, _, n_out = weights.shape
     if not (x.numel() and n_out):
@@ -159,6 +167,7 @@ def launch_indexed_linear(x: Tensor, weights: Tensor, order: Tensor, ptr: Tensor
 
 def launch_indexed_linear_weights(x: Tensor, grad: Tensor, order: Tensor, ptr: Tensor) -> Tensor:
     """``sum x[n]^T grad[n]`` over the rows of each species; any strides."""
+    x, grad = _near(x), _near(grad)
     n_rows, n_components, n_in = x.shape
     n_species, n_out = ptr.shape[0] - 1, grad.shape[2]
     if not (x.numel() and n_out):

@@ -3,13 +3,15 @@
 import torch
 from torch import Tensor
 
+from ..checks import outside_autocast
 from ..dispatch import runs_triton, vmap_by_loop
+from ..operators import operator
 from .cpu import indexed_linear_cpu, indexed_linear_weights_cpu
 from .groups import check_species, sort_species
 from .kernel import launch_indexed_linear, launch_indexed_linear_weights
 
 
-@torch.library.custom_op("scfmlip::indexed_linear", mutates_args=())
+@operator("scfmlip::indexed_linear")
 def _indexed_linear(x: Tensor, weights: Tensor, index: Tensor, order: Tensor, ptr: Tensor) -> Tensor:
     if runs_triton(x):
         return launch_indexed_linear(x, weights, order, ptr)
@@ -21,7 +23,7 @@ def _(x, weights, index, order, ptr):
     return x.new_empty((x.shape[0], x.shape[1], weights.shape[2]))
 
 
-@torch.library.custom_op("scfmlip::indexed_linear_weights", mutates_args=())
+@operator("scfmlip::indexed_linear_weights")
 def _indexed_linear_weights(x: Tensor, grad: Tensor, index: Tensor, order: Tensor, ptr: Tensor) -> Tensor:
     if runs_triton(x):
         return launch_indexed_linear_weights(x, grad, order, ptr)
@@ -82,10 +84,13 @@ def indexed_linear(x: Tensor, weights: Tensor, index: Tensor) -> Tensor:
         ValueError: for shapes that do not fit together, tensors on different devices, and on a CPU for
             species that do not exist.
     """
-    check_species("indexed_linear", {"x": x, "weights": weights}, index, weights.shape[0])
+    x, weights = outside_autocast(x, weights)
+    shapes = {"x": ("n_rows", "n_components", "n_in"), "weights": ("n_species", "n_in", "n_out")}
+    check_species("indexed_linear", {"x": x, "weights": weights}, index, shapes)
     if x.shape[2] != weights.shape[1]:
         raise ValueError(f"indexed_linear: x has {x.shape[2]} columns, weights {weights.shape[1]} rows")
-    return _indexed_linear(x, weights, index, *sort_species(index, weights.shape[0]))
+    order, ptr = sort_species(index, weights.shape[0])
+    return torch.ops.scfmlip.indexed_linear(x, weights, index, order, ptr)
 
 
 vmap_by_loop(_indexed_linear, "indexed_linear")

@@ -3,21 +3,31 @@
 import torch
 from torch import Tensor
 
+from ..checks import FLOATS, check_tensors, readable
 from .grid import LatticeGrid
 
 
-def check_lattice_arguments(op: str, frac: Tensor, values: Tensor, grid: LatticeGrid) -> None:
-    """Raise what `structure_factor` and `lattice_field` document, naming ``op``."""
+def check_lattice_arguments(op: str, frac: Tensor, values: Tensor, name: str, grid: LatticeGrid) -> None:
+    """Raise what `structure_factor` and `lattice_field` document, naming ``op`` and the values' ``name``."""
+    if not isinstance(grid, LatticeGrid):
+        raise TypeError(f"{op}: grid must come from build_lattice_grid, got {type(grid).__name__}")
+    check_tensors(op, frac=frac, **{name: values}, grid=grid.weight)
     if frac.dtype != torch.float64 or frac.ndim != 2 or frac.shape[1] != 3:
         raise ValueError(f"{op}: frac must be float64 [n_atoms, 3], got {frac.dtype} {list(frac.shape)}")
-    if values.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{op}: values must be float32 or float64, got {values.dtype}")
+    if values.dtype not in FLOATS:
+        raise TypeError(f"{op}: {name} must be float32 or float64, got {values.dtype}: convert them")
     if values.ndim != 3:
-        raise ValueError(f"{op}: values must have 3 dimensions, got {list(values.shape)}")
-    if not torch.compiler.is_compiling() and len(frac) != int(grid.atom_ptr[-1]):
+        raise ValueError(f"{op}: {name} must have 3 dimensions, got {list(values.shape)}")
+    if readable(grid.atom_ptr) and len(frac) != int(grid.atom_ptr[-1]):
         raise ValueError(
             f"{op}: frac holds {len(frac)} rows but the grid was made for {int(grid.atom_ptr[-1])} atoms"
         )
-    devices = {frac.device, values.device, grid.weight.device}
-    if len(devices) > 1:
-        raise ValueError(f"{op}: all tensors must be on one device, got {sorted(map(str, devices))}")
+
+
+def check_tables(op: str, n_points: int, tiles: Tensor) -> None:
+    """Raise where the kernels would find no work because a grid was made without their tables."""
+    if n_points and not len(tiles):
+        raise RuntimeError(
+            f"{op}: this grid has no tables for Triton kernels: call build_lattice_grid with the device, and "
+            "inside the scfmlip_kernels.backend block, that the operator runs with"
+        )

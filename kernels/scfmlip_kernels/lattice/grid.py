@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_pointers, check_shape, check_tensors
 from ..dispatch import needs_kernel_tables
+from ..transforms import on_values
 from .tiles import build_atom_tiles, build_tiles, lattice_launch
 
 # Splitting a sphere into more boxes saves multiplications and costs calls and tables: below this number
@@ -25,6 +27,7 @@ from .tiles import build_atom_tiles, build_tiles, lattice_launch
 # atoms). On a GPU tiles outside the sphere are skipped whatever the boxes are.
 _WORK_WORTH_A_BOX = 50_000_000
 _MAX_CUTS = 48
+_MOST_POINTS = 2**31 - 1
 
 
 class LatticeGrid(NamedTuple):
@@ -120,6 +123,37 @@ def _group_planes(extents: list[tuple[int, int, int]], n_atoms: int) -> list[tup
     return runs[::-1]
 
 
+def _check_grid(cells: Tensor, cutoff: float, atom_ptr: Tensor) -> None:
+    check_tensors("build_lattice_grid", cells=cells)
+    check_tensors("build_lattice_grid", atom_ptr=atom_ptr)
+    if not cells.is_floating_point():
+        raise TypeError(f"build_lattice_grid: cells must hold real numbers, got {cells.dtype}: convert them")
+    if atom_ptr.is_floating_point() or atom_ptr.is_complex() or atom_ptr.dtype == torch.bool:
+        raise TypeError(f"build_lattice_grid: atom_ptr must hold integers, got {atom_ptr.dtype}: convert it")
+    check_shape("build_lattice_grid", "cells", cells, ("n_systems", 3, 3))
+    check_shape("build_lattice_grid", "atom_ptr", atom_ptr, ("n_systems + 1",))
+    if not 0 < cutoff < math.inf:
+        raise ValueError(f"build_lattice_grid: cutoff must be above 0 and finite, got {cutoff!r}")
+
+
+def _check_cell(system: int, cell: np.ndarray, cutoff: float) -> None:
+    what = f"build_lattice_grid: cells[{system}]"
+    if not np.isfinite(cell).all():
+        raise ValueError(f"{what} holds NaN or infinity: {cell.tolist()}")
+    volume = abs(float(np.linalg.det(cell)))
+    if volume <= 1e-14 * float(np.prod(np.linalg.norm(cell, axis=1))):
+        raise ValueError(f"{what} has no volume: {cell.tolist()}; give it three independent lattice vectors")
+    # points of the box around the half ellipsoid
+    extents = cutoff * np.linalg.norm(cell, axis=1) / (2 * math.pi)
+    number = float(np.prod(2 * extents + 1)) / 2
+    if number > _MOST_POINTS:
+        raise ValueError(
+            f"{what} has up to {number:.2g} wave vectors within {cutoff:.3g}, more than 32-bit tables count: "
+            "lower the cutoff, or use a smaller cell"
+        )
+
+
+@on_values
 def build_lattice_grid(
     cells: Tensor, cutoff: float, atom_ptr: Tensor, device: torch.device | None = None
 ) -> LatticeGrid:
@@ -136,10 +170,20 @@ def build_lattice_grid(
 
     Returns:
         The grid of the batch.
+
+    Raises:
+        TypeError: for other dtypes.
+        ValueError: for shapes that do not fit, pointers that decrease, cells that are not finite or have no
+            volume, a cutoff that is not above 0, or more wave vectors than 32-bit tables count.
     """
-    device = cells.device if device is None else device
+    _check_grid(cells, cutoff, atom_ptr)
+    device = cells.device if device is None else torch.device(device)
     host_cells = cells.detach().to("cpu", torch.float64).numpy()
-    ptr = atom_ptr.to("cpu", torch.int64)
+    ptr = atom_ptr.detach().to("cpu", torch.int64)
+    check_pointers("build_lattice_grid", "atom_ptr", ptr, int(ptr[-1]), "atoms")
+    check_shape("build_lattice_grid", "atom_ptr", ptr, (len(cells) + 1,))
+    for i, cell in enumerate(host_cells):
+        _check_cell(i, cell, cutoff)
     counts = (ptr[1:] - ptr[:-1]).tolist()
     boxes, miller, system, weight = [], [], [], []
     n_points, point_ptr, tiled = 0, [0], needs_kernel_tables(device)
@@ -205,6 +249,7 @@ def build_lattice_grid(
     )
 
 
+@on_values
 def grid_at_points(grid: LatticeGrid, point_ptr: Tensor) -> LatticeGrid:
     """The same wave vectors for another set of points ``[n_systems + 1]``, to synthesise a field there."""
     ptr = point_ptr.to("cpu", torch.int64)

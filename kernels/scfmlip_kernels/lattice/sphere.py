@@ -8,18 +8,17 @@ sphere, not to a box around it.
 """
 
 from dataclasses import dataclass, field
-from threading import local
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..recent import Recent
+
 # What a matrix product costs beside its multiplications, in multiplications, and in rows: products of few
 # rows run at half the speed (measured on one core: 6 rows 50 Gflop/s, 24 rows 83, 96 rows 92).
 _WORK_OF_A_CALL = 400_000
 _ROWS_OF_A_CALL = 5
-_KEPT = 4
-_memory = local()
 
 
 @dataclass(eq=False)
@@ -99,6 +98,9 @@ class HalfSphere:
         return self._powers[key]
 
 
+_recent: Recent[list[HalfSphere]] = Recent(4)
+
+
 def half_spheres(points: Tensor) -> list[HalfSphere]:
     """
     The half spheres of a batch, by system; kept for the next call with the same grid.
@@ -106,11 +108,9 @@ def half_spheres(points: Tensor) -> list[HalfSphere]:
     Args:
         points: ``[n_points, 5]`` int32, see `LatticeGrid`.
     """
-    kept: list[tuple[Tensor, list[HalfSphere]]] = _memory.__dict__.setdefault("kept", [])
-    for i, (before, spheres) in enumerate(kept):
-        if before.shape == points.shape and torch.equal(before, points):
-            kept.append(kept.pop(i))
-            return spheres
+    found = _recent.find(points)
+    if found is not None:
+        return found
     table = points.numpy()
     spheres = []
     if len(table):
@@ -121,9 +121,7 @@ def half_spheres(points: Tensor) -> list[HalfSphere]:
         for i in range(int(table[-1, 0]) + 1):
             mine = by_system.get(i, np.zeros(0, np.int64))
             spheres.append(_half_sphere(mine[table[mine, 4] == 1], table))
-    kept.append((points.clone(), spheres))
-    del kept[:-_KEPT]
-    return spheres
+    return _recent.keep(spheres, points)
 
 
 def _half_sphere(mine: np.ndarray, table: np.ndarray) -> HalfSphere:

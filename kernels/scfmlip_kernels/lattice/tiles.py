@@ -34,6 +34,23 @@ def lattice_launch(device: torch.device, dtype: torch.dtype) -> LatticeLaunch:
     return LatticeLaunch(**{**tuned("lattice", device, dtype), **blocks})
 
 
+# the second dimension of a grid on CUDA; tables hold 32-bit places
+_MOST_CHANNELS = 65535
+
+
+def check_places(op: str, n_rows: int, n_columns: int) -> None:
+    """Raise where a kernel would count an atom's numbers beyond 32 bits."""
+    if n_rows * n_columns >= 2**31:
+        raise ValueError(
+            f"{op}: {n_rows} atoms with {n_columns} numbers each are more than 32 bits count: split the batch"
+        )
+
+
+def channel_parts(values: Tensor, per_channel: int = 1) -> tuple[Tensor, ...]:
+    """Parts of ``[n, n_channels, ...]`` that one launch takes, with ``per_channel`` programs a channel."""
+    return values.split(max(1, _MOST_CHANNELS // max(1, per_channel)), 1)
+
+
 def splits_for(n_programs: int, n_work: int, work_per_split: int, tensor: Tensor) -> int:
     """
     How many programs share one tile, so that small problems still fill the device.

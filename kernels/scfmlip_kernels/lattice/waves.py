@@ -10,11 +10,11 @@ float32 tables are exact to rounding however large the cell is.
 
 import math
 from dataclasses import dataclass
-from threading import local
 
 import torch
 from torch import Tensor
 
+from ..recent import Recent
 from .sphere import HalfSphere
 
 # bytes of phases up to which a system stores them; bytes of columns that a system, and bytes that a batch may
@@ -25,8 +25,6 @@ _MAX_BYTES = 24 << 20
 # columns, and rows to be multiplied with them, of a chunk of atoms stay about this large
 _CHUNK_BYTES = 4 << 20
 _ROW_BYTES = 4 << 20
-_KEPT = 2
-_memory = local()
 
 
 def harmonics(turns: Tensor, n_max: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -89,6 +87,9 @@ class Waves:
         return found.flatten(0, 1)
 
 
+_recent: Recent[list["Waves | None"]] = Recent(2)
+
+
 def make_waves(frac: Tensor, sphere: HalfSphere, dtype: torch.dtype) -> Waves:
     """Functions of the axes of the atoms at ``frac [n_atoms, 3]``; neither columns nor phases."""
     k_max = int(sphere.columns[:, 0].max())
@@ -118,22 +119,18 @@ def kept_waves(
         atom_ptr: First atom of each system.
         dtype: Of the tables.
     """
-    kept: list[tuple[Tensor, list[HalfSphere], list[int], torch.dtype, list[Waves | None]]]
-    kept = _memory.__dict__.setdefault("kept", [])
-    for i, (before, of, ptr, type_, found) in enumerate(kept):
-        same = of is spheres and ptr == atom_ptr and type_ == dtype
-        if same and before.shape == frac.shape and torch.equal(before, frac):
-            kept.append(kept.pop(i))
-            return found
-    found, left = [], _MAX_BYTES
+    key = (spheres, atom_ptr, dtype)
+    known = _recent.find(frac, key)
+    if known is not None:
+        return known
+    found: list[Waves | None] = []
+    left = _MAX_BYTES
     for sphere, begin, end in zip(spheres, atom_ptr[:-1], atom_ptr[1:], strict=True):
         waves, bytes_ = _tabulate(frac[begin:end], sphere, dtype, left)
         found.append(waves)
         left -= bytes_
     if any(waves is not None for waves in found):
-        # by content: a copy of O(atoms), so that no reuse of memory can be mistaken for the same positions
-        kept.append((frac.clone(), spheres, atom_ptr, dtype, found))
-        del kept[:-_KEPT]
+        _recent.keep(found, frac, key)
     return found
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..lattice.device import monomial_index, to_turns, wave
 from ..lattice.monomials import monomial_count
-from ..lattice.tiles import lattice_launch, splits_for
+from ..lattice.tiles import channel_parts, check_places, lattice_launch, splits_for
 from ..tuned import compiler_options
 
 
@@ -137,6 +137,12 @@ def launch_lattice_field(
     """
     n_atoms, n_channels, n_points = frac.shape[0], coefficients.shape[1], coefficients.shape[0]
     n_monomials = monomial_count(rank)
+    check_places("lattice_field", n_atoms, 3)
+    parts = channel_parts(coefficients)
+    if len(parts) > 1:
+        return torch.cat(
+            [launch_lattice_field(frac, part, row_tiles, atom_tiles, rank, dtype) for part in parts], 1
+        )
     p = coefficients.permute(1, 2, 0).to(dtype).contiguous()
     options = lattice_launch(p.device, p.dtype)
     n_tiles = atom_tiles.shape[0]

@@ -1,17 +1,22 @@
 """Operator registration: dispatch, fake tensors, derivatives, public function."""
 
+import math
+
 import torch
 from torch import Tensor
 
+from ..checks import FLOATS, check_rank
 from ..dispatch import loop_over_batch, runs_triton
 from ..lattice import LatticeGrid, monomial_count
-from ..lattice.checks import check_lattice_arguments
+from ..lattice.checks import check_lattice_arguments, check_tables
+from ..lattice.directions import shifted_along
+from ..operators import operator
 from ..structure_factor.op import lattice_gradients
 from .cpu import lattice_field_cpu
 from .kernel import launch_lattice_field
 
 
-@torch.library.custom_op("scfmlip::lattice_field", mutates_args=())
+@operator("scfmlip::lattice_field")
 def _lattice_field(
     frac: Tensor,
     coefficients: Tensor,
@@ -26,6 +31,7 @@ def _lattice_field(
 ) -> Tensor:
     frac, coefficients = frac.contiguous(), coefficients.contiguous()
     if runs_triton(coefficients):
+        check_tables("lattice_field", n_points, row_tiles)
         return launch_lattice_field(frac, coefficients, row_tiles, atom_tiles, rank, dtype)
     return lattice_field_cpu(frac, coefficients, points, atom_ptr, rank, dtype)
 
@@ -64,7 +70,20 @@ def _backward(ctx, grad):
     return d_frac, d_coefficients, *(None,) * 8
 
 
-_lattice_field.register_autograd(_backward, setup_context=_setup_context)
+def _jvp(args, tangents):
+    frac, coefficients, *tables, rank, dtype = args
+    d_frac, d_coefficients = tangents[:2]
+    found = None
+    if d_frac is not None:
+        field = torch.ops.scfmlip.lattice_field(frac, coefficients, *tables, rank + 1, dtype)
+        found = shifted_along(field, (2 * math.pi) * d_frac, rank)
+    if d_coefficients is not None:
+        more = torch.ops.scfmlip.lattice_field(frac, d_coefficients, *tables, rank, dtype)
+        found = more if found is None else found + more
+    return found
+
+
+_lattice_field.register_autograd(_backward, setup_context=_setup_context, jvp=_jvp)
 
 
 @_lattice_field.register_vmap
@@ -103,9 +122,10 @@ def lattice_field(
         TypeError: for another dtype.
         ValueError: for shapes that do not fit together, or tensors on different devices.
     """
-    check_lattice_arguments("lattice_field", frac, coefficients, grid)
-    if dtype not in (torch.float32, torch.float64):
+    check_lattice_arguments("lattice_field", frac, coefficients, "coefficients", grid)
+    if dtype not in FLOATS:
         raise TypeError(f"lattice_field: dtype must be float32 or float64, got {dtype}")
+    check_rank("lattice_field", rank)
     if (
         coefficients.dtype != torch.float64
         or coefficients.shape[0] != grid.n_points
@@ -115,4 +135,4 @@ def lattice_field(
             f"lattice_field: coefficients must be float64 [{grid.n_points}, n_channels, 2], got "
             f"{coefficients.dtype} {list(coefficients.shape)}"
         )
-    return _lattice_field(frac, coefficients, *grid.tables, grid.n_points, rank, dtype)
+    return torch.ops.scfmlip.lattice_field(frac, coefficients, *grid.tables, grid.n_points, rank, dtype)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..lattice.device import monomial_index, to_turns, wave
 from ..lattice.monomials import monomial_count, rank_of_count
-from ..lattice.tiles import lattice_launch, splits_for
+from ..lattice.tiles import channel_parts, check_places, lattice_launch, splits_for
 from ..tuned import compiler_options
 
 
@@ -152,6 +152,12 @@ def launch_structure_factor(
     float64; points outside every tile are 0.
     """
     n_atoms, n_channels, n_monomials = moments.shape
+    check_places("structure_factor", n_atoms, max(3, n_monomials))
+    parts = channel_parts(moments)
+    if len(parts) > 1:
+        return torch.cat(
+            [launch_structure_factor(frac, part, row_tiles, point_tiles, n_points) for part in parts], 1
+        )
     options = lattice_launch(moments.device, moments.dtype)
     n_tiles = point_tiles.shape[0]
     n_splits = splits_for(n_tiles * n_channels, n_atoms, options.atoms * options.flush, moments)

@@ -5,15 +5,18 @@ import math
 import torch
 from torch import Tensor
 
+from ..checks import outside_autocast
 from ..dispatch import loop_over_batch, runs_triton
 from ..lattice import LatticeGrid, shifted_monomials
-from ..lattice.checks import check_lattice_arguments
+from ..lattice.checks import check_lattice_arguments, check_tables
+from ..lattice.directions import raised
 from ..lattice.monomials import rank_of_count
+from ..operators import operator
 from .cpu import structure_factor_cpu
 from .kernel import launch_structure_factor
 
 
-@torch.library.custom_op("scfmlip::structure_factor", mutates_args=())
+@operator("scfmlip::structure_factor")
 def _structure_factor(
     frac: Tensor,
     moments: Tensor,
@@ -26,6 +29,7 @@ def _structure_factor(
 ) -> Tensor:
     frac, moments = frac.contiguous(), moments.contiguous()
     if runs_triton(moments):
+        check_tables("structure_factor", n_points, row_tiles)
         return launch_structure_factor(frac, moments, row_tiles, point_tiles, n_points)
     return structure_factor_cpu(frac, moments, points, atom_ptr)
 
@@ -70,7 +74,20 @@ def _backward(ctx, grad):
     return d_frac, d_moments, None, None, None, None, None, None
 
 
-_structure_factor.register_autograd(_backward, setup_context=_setup_context)
+def _jvp(args, tangents):
+    frac, moments, *tables = args
+    d_frac, d_moments = tangents[:2]
+    found = None
+    if d_frac is not None:
+        sources = raised(moments, (2 * math.pi) * d_frac)
+        found = torch.ops.scfmlip.structure_factor(frac, sources, *tables)
+    if d_moments is not None:
+        more = torch.ops.scfmlip.structure_factor(frac, d_moments, *tables)
+        found = more if found is None else found + more
+    return found
+
+
+_structure_factor.register_autograd(_backward, setup_context=_setup_context, jvp=_jvp)
 
 
 @_structure_factor.register_vmap
@@ -109,8 +126,9 @@ def structure_factor(frac: Tensor, moments: Tensor, grid: LatticeGrid) -> Tensor
 
     The structure factor of Ewald sums, e.g. Essmann et al., J. Chem. Phys. 103, 8577 (1995), eq. 2.10.
     """
-    check_lattice_arguments("structure_factor", frac, moments, grid)
+    (moments,) = outside_autocast(moments)
+    check_lattice_arguments("structure_factor", frac, moments, "moments", grid)
     rank_of_count(moments.shape[-1])
     if len(moments) != len(frac):
         raise ValueError(f"structure_factor: {len(moments)} rows of moments for {len(frac)} of frac")
-    return _structure_factor(frac, moments, *grid.tables, grid.n_points)
+    return torch.ops.scfmlip.structure_factor(frac, moments, *grid.tables, grid.n_points)

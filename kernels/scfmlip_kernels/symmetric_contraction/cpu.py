@@ -124,8 +124,8 @@ def _levels(monomials: list[_Monomial], degree: int) -> tuple[list[_Monomial], t
 
 
 @lru_cache(maxsize=256)
-def _plan(key: str, dtype: torch.dtype) -> _Plan:
-    p = polynomial_of(key)
+def _plan(text: str, dtype: torch.dtype) -> _Plan:
+    p = polynomial_of(text)
     monomials, levels = _levels(sorted({factors for factors, *_ in p.terms}), p.degree)
     pairs = sorted({(output, weight) for _, weight, output, _ in p.terms})
     row = {pair: n for n, pair in enumerate(pairs)}
@@ -222,9 +222,9 @@ class _WeightSums:
         return out.index_add_(1, self.plan.weight, self.sums)
 
 
-def symmetric_contraction_cpu(x: Tensor, weights: Tensor, index: Tensor, order: Tensor, key: str) -> Tensor:
+def symmetric_contraction_cpu(x: Tensor, weights: Tensor, index: Tensor, order: Tensor, text: str) -> Tensor:
     """The polynomial of every row; arguments as in `symmetric_contraction`, on the CPU."""
-    plan = _plan(key, x.dtype)
+    plan = _plan(text, x.dtype)
     by_weight = weights.transpose(0, 1).contiguous()
     out = x.new_zeros((x.shape[0], x.shape[1], plan.n_outputs))
     scratch = _Scratch(x)
@@ -245,11 +245,11 @@ def symmetric_contraction_backward_cpu(
     index: Tensor,
     order: Tensor,
     ptr: Tensor,
-    key: str,
+    text: str,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor]:
     """Derivatives of ``sum out grad`` in x and weights; those not wanted are empty."""
-    plan = _plan(key, x.dtype)
+    plan = _plan(text, x.dtype)
     wants_x, wants_weights = wanted
     by_weight = weights.transpose(0, 1).contiguous()
     d_x = x.new_zeros(x.shape if wants_x else 0)
@@ -299,7 +299,7 @@ def symmetric_contraction_second_cpu(
     index: Tensor,
     order: Tensor,
     ptr: Tensor,
-    key: str,
+    text: str,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
@@ -307,7 +307,7 @@ def symmetric_contraction_second_cpu(
 
     One sweep: monomials, their derivatives along the direction, and the way back of both.
     """
-    plan = _plan(key, x.dtype)
+    plan = _plan(text, x.dtype)
     wants_x, wants_weights, wants_grad = wanted
     by_weight = weights.transpose(0, 1).contiguous()
     along_by_weight = None if along_weights is None else along_weights.transpose(0, 1).contiguous()

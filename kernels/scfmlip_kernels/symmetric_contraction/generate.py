@@ -3,19 +3,15 @@ Straight-line Triton for one polynomial: values, gradients in x, gradients of th
 
 A polynomial becomes one tree for each output: ``const + sum_v x_v * child_v`` with linear combinations of
 weights as constants, the variable in most terms taken out first. Values are the tree evaluated from its
-leaves; gradients walk the same tree with the product of what was taken out so far. Sources stay in memory:
-`linecache` serves them to whoever asks for a kernel's source.
+leaves; gradients walk the same tree with the product of what was taken out so far.
 """
 
-import linecache
 import math
 from collections import Counter
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
-import triton
-import triton.language as tl
-
+from ..codegen import SourceWriter, kernel_of
 from ..indexed_linear.tiles import species_tile
 from .polynomial import SymmetricPolynomial, Term, polynomial_of
 
@@ -54,21 +50,21 @@ def _sum(constant: tuple[tuple[int, float], ...]) -> str:
     return " ".join(parts).removeprefix("+ ")
 
 
-class _Writer:
+class _Writer(SourceWriter):
     """Statements of a kernel's body; every call of `name` is a new variable."""
 
-    def __init__(self, indent: str) -> None:
-        self.lines: list[str] = []
-        self.indent, self.count, self.started = indent, 0, set()
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.depth, self.count, self.started = depth, 0, set()
 
     def name(self) -> str:
         self.count += 1
         return f"t{self.count}"
 
     def put(self, line: str) -> None:
-        self.lines.append(self.indent + line)
+        self.add(self.depth, line)
 
-    def add(self, name: str, value: str) -> None:
+    def add_to(self, name: str, value: str) -> None:
         """Add to a variable; the first time, create it."""
         self.put(f"{name} {'+=' if name in self.started else '='} {value}")
         self.started.add(name)
@@ -81,16 +77,16 @@ class _Writer:
     def value(self, node: _Node, name: str) -> str:
         """Evaluate from the leaves."""
         if node.constant:
-            self.add(name, _sum(node.constant))
+            self.add_to(name, _sum(node.constant))
         for v, child in node.children:
             inner = self.value(child, self.name()) if child.children else self.leaf(child)
-            self.add(name, f"x{v} * {inner}")
+            self.add_to(name, f"x{v} * {inner}")
         return name
 
     def inputs(self, node: _Node, outside: str, name: str | None, wanted: int) -> str | None:
         """Add ``outside`` times each child to its input's gradient; the value on the way, if named."""
         if node.constant and name:
-            self.add(name, _sum(node.constant))
+            self.add_to(name, _sum(node.constant))
         for v, child in node.children:
             if child.children:
                 product, inner = self.name(), self.name()
@@ -100,9 +96,9 @@ class _Writer:
                 inner = self.name()
                 self.put(f"{inner} = {_sum(child.constant)}")
             if v < wanted:
-                self.add(f"d{v}", f"{outside} * {inner}")
+                self.add_to(f"d{v}", f"{outside} * {inner}")
             if name:
-                self.add(name, f"x{v} * {inner}")
+                self.add_to(name, f"x{v} * {inner}")
         return name
 
     def weights(self, node: _Node, outside: str) -> None:
@@ -117,7 +113,6 @@ class _Writer:
 
 _HEADS = {
     "values": """
-@triton.jit
 def _symmetric_contraction_kernel(
     x_ptr,  # [n_atoms, N_CHANNELS, n_inputs]
     weights_ptr,  # [n_species, n_weights, N_CHANNELS]
@@ -128,7 +123,6 @@ def _symmetric_contraction_kernel(
 ):
 """,
     "inputs": """
-@triton.jit
 def _symmetric_contraction_inputs_kernel(
     x_ptr,  # [n_atoms, N_CHANNELS, n_inputs]
     weights_ptr,  # [n_species, n_weights, N_CHANNELS]
@@ -140,7 +134,6 @@ def _symmetric_contraction_inputs_kernel(
 ):
 """,
     "weights": """
-@triton.jit(do_not_specialize=["n_species"])
 def _symmetric_contraction_weights_kernel(
     x_ptr,  # [n_atoms, N_CHANNELS, n_inputs]
     grad_ptr,  # [n_atoms, N_CHANNELS, n_outputs]
@@ -186,13 +179,13 @@ def _pieces(polynomial: SymmetricPolynomial, kind: Kind, most: int) -> list[_Pie
 
 
 @lru_cache(maxsize=1024)
-def n_pieces(key: str, kind: Kind, most: int) -> int:
+def n_pieces(text: str, kind: Kind, most: int) -> int:
     """
     Into how many kernels a large polynomial is cut; each writes its own outputs or weights.
 
     Kernels have about ``most`` terms: more would spill registers and take minutes to compile.
     """
-    return len(_pieces(polynomial_of(key), kind, most))
+    return len(_pieces(polynomial_of(text), kind, most))
 
 
 def source(polynomial: SymmetricPolynomial, kind: Kind, most: int, piece: int, wanted: int) -> str:
@@ -211,10 +204,10 @@ def source(polynomial: SymmetricPolynomial, kind: Kind, most: int, piece: int, w
     trees = {}
     for output in sorted({output for _, _, output, _ in terms}):
         trees[output] = _tree([(f, w, v) for f, w, o, v in terms if o == output])
-    head = _Writer("    ")
+    head = _Writer(1)
     head.put("channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)")
     head.put("inside = channel < N_CHANNELS")
-    body = _Writer("        " if kind == "weights" else "    ")
+    body = _Writer(2 if kind == "weights" else 1)
     if kind == "weights":
         head.put("dtype = x_ptr.dtype.element_ty")
         head.put("tile = tl.program_id(0).to(tl.int64)")
@@ -237,7 +230,7 @@ def source(polynomial: SymmetricPolynomial, kind: Kind, most: int, piece: int, w
     if kind == "inputs" and piece > 0:
         for i in inputs:
             if i < wanted:
-                body.add(f"d{i}", f"tl.load(out_ptr + row * {wanted} + {i}, mask=inside, other=0.0)")
+                body.add_to(f"d{i}", f"tl.load(out_ptr + row * {wanted} + {i}, mask=inside, other=0.0)")
     for output, tree in trees.items():
         if kind == "values":
             body.value(tree, f"out{output}")
@@ -247,7 +240,7 @@ def source(polynomial: SymmetricPolynomial, kind: Kind, most: int, piece: int, w
             body.inputs(tree, "g", None, wanted)
         else:
             body.weights(tree, "g")
-    tail = _Writer("    ")
+    tail = _Writer(1)
     if kind == "weights":
         for w in members:
             place = f"out_ptr + (tile * {n_weights} + {w}) * N_CHANNELS + channel"
@@ -265,12 +258,8 @@ def source(polynomial: SymmetricPolynomial, kind: Kind, most: int, piece: int, w
 
 
 @lru_cache(maxsize=1024)
-def kernel(key: str, kind: Kind, most: int, piece: int = 0, wanted: int = 0) -> Any:
-    """The kernel of a polynomial's key, see `source`."""
-    text = source(polynomial_of(key), kind, most, piece, wanted)
-    file = f"<symmetric_contraction {key} {kind} {most} {piece} {wanted}>"
-    # without a modification time, linecache keeps an entry that has no file
-    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-    names: dict[str, Any] = {"triton": triton, "tl": tl, "species_tile": species_tile, "__name__": __name__}
-    exec(compile(text, file, "exec"), names)
-    return next(value for name, value in names.items() if name.startswith("_symmetric_contraction"))
+def kernel(text: str, kind: Kind, most: int, piece: int = 0, wanted: int = 0) -> Any:
+    """The kernel of a polynomial's text, see `source`."""
+    written = source(polynomial_of(text), kind, most, piece, wanted)
+    sizes = ("n_species",) if kind == "weights" else ()
+    return kernel_of(written, "symmetric_contraction", sizes, ("species_tile", species_tile))

@@ -20,15 +20,15 @@ from .generate import Kind, kernel, n_pieces
 from .polynomial import polynomial_of
 
 
-def _launch(kind: Kind, key: str, n_programs: int, wanted: int, **arguments: Any) -> None:
+def _launch(kind: Kind, text: str, n_programs: int, wanted: int, **arguments: Any) -> None:
     """Run all kernels of a polynomial; they share their arguments."""
     x: Tensor = arguments["x_ptr"]
     if not x.numel():
         return
     options = tuned("symmetric_contraction", x.device, x.dtype)
     most, n_channels = options["terms_inputs" if kind == "inputs" else "terms"], x.shape[1]
-    for piece in range(n_pieces(key, kind, most)):
-        kernel(key, kind, most, piece, wanted)[(n_programs, triton.cdiv(n_channels, options["channels"]))](
+    for piece in range(n_pieces(text, kind, most)):
+        kernel(text, kind, most, piece, wanted)[(n_programs, triton.cdiv(n_channels, options["channels"]))](
             **arguments,
             N_CHANNELS=n_channels,
             BLOCK_CHANNELS=options["channels"],
@@ -36,32 +36,32 @@ def _launch(kind: Kind, key: str, n_programs: int, wanted: int, **arguments: Any
         )
 
 
-def launch_symmetric_contraction(x: Tensor, weights: Tensor, index: Tensor, key: str) -> Tensor:
+def launch_symmetric_contraction(x: Tensor, weights: Tensor, index: Tensor, text: str) -> Tensor:
     """Values; arguments as in `symmetric_contraction`."""
     x, weights, index = x.contiguous(), weights.contiguous(), index.contiguous()
-    out = x.new_empty((*x.shape[:2], polynomial_of(key).n_outputs))
-    _launch("values", key, len(x), 0, x_ptr=x, weights_ptr=weights, index_ptr=index, out_ptr=out)
+    out = x.new_empty((*x.shape[:2], polynomial_of(text).n_outputs))
+    _launch("values", text, len(x), 0, x_ptr=x, weights_ptr=weights, index_ptr=index, out_ptr=out)
     return out
 
 
 def launch_symmetric_contraction_inputs(
-    x: Tensor, weights: Tensor, grad: Tensor, index: Tensor, key: str, wanted: int
+    x: Tensor, weights: Tensor, grad: Tensor, index: Tensor, text: str, wanted: int
 ) -> Tensor:
     """Derivatives of ``sum out grad`` in the first ``wanted`` components of x."""
     x, weights, grad, index = x.contiguous(), weights.contiguous(), grad.contiguous(), index.contiguous()
     out = x.new_empty((*x.shape[:2], wanted))
     tensors = {"x_ptr": x, "weights_ptr": weights, "grad_ptr": grad, "index_ptr": index, "out_ptr": out}
-    _launch("inputs", key, len(x), wanted, **tensors)
+    _launch("inputs", text, len(x), wanted, **tensors)
     return out
 
 
 def launch_symmetric_contraction_weights(
-    x: Tensor, grad: Tensor, order: Tensor, ptr: Tensor, key: str
+    x: Tensor, grad: Tensor, order: Tensor, ptr: Tensor, text: str
 ) -> Tensor:
     """Derivatives of ``sum out grad`` in the weights; 0 for species that do not occur."""
     x, grad, order = x.contiguous(), grad.contiguous(), order.contiguous()
     n_atoms, n_channels, _ = x.shape
-    n_species, n_weights = ptr.shape[0] - 1, polynomial_of(key).n_weights
+    n_species, n_weights = ptr.shape[0] - 1, polynomial_of(text).n_weights
     if not x.numel() or not n_weights:
         return x.new_zeros((n_species, n_weights, n_channels))
     rows = tuned("symmetric_contraction", x.device, x.dtype)["rows"]
@@ -69,5 +69,5 @@ def launch_symmetric_contraction_weights(
     n_tiles = most_tiles(n_atoms, n_species, rows)
     parts = x.new_empty((n_tiles, n_weights, n_channels))
     tensors = {"x_ptr": x, "grad_ptr": grad, "order_ptr": order, "ptr_ptr": ptr, "out_ptr": parts}
-    _launch("weights", key, n_tiles, 0, **tensors, n_species=n_species, **constants)
+    _launch("weights", text, n_tiles, 0, **tensors, n_species=n_species, **constants)
     return sum_tiles(parts, ptr, constants)

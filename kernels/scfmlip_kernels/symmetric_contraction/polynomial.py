@@ -1,13 +1,15 @@
-"""What a symmetric contraction computes: its terms, a short key for them, and polynomials derived from it."""
+"""What a symmetric contraction computes: its terms, and polynomials derived from it."""
 
-import hashlib
-from collections import OrderedDict, defaultdict
+import math
+from collections import defaultdict
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..registry import describe, described
 
 Term = tuple[tuple[int, ...], int, int, float]
 
@@ -71,76 +73,78 @@ class SymmetricPolynomial(NamedTuple):
             n_weights += u.shape[-1]
         return cls(n_inputs, n_outputs, n_weights, tuple(terms))
 
+    @classmethod
+    def from_json(cls, n_inputs: int, n_outputs: int, n_weights: int, terms: list) -> "SymmetricPolynomial":
+        """See `registry`."""
+        return cls(n_inputs, n_outputs, n_weights, tuple((tuple(f), w, o, v) for f, w, o, v in terms))
+
+    def check(self) -> None:
+        """Raise ValueError where the description contradicts itself."""
+        n_inputs, n_outputs, n_weights, terms = self
+        if n_inputs < 1 or n_outputs < 1:
+            raise ValueError(f"SymmetricPolynomial: {n_inputs} inputs, {n_outputs} outputs")
+        seen = set()
+        for factors, weight, output, value in terms:
+            inside = all(0 <= i < n_inputs for i in factors)
+            if not (factors and inside and 0 <= weight < n_weights and 0 <= output < n_outputs):
+                raise ValueError(f"SymmetricPolynomial: term {(factors, weight, output)} is out of range")
+            if list(factors) != sorted(factors):
+                raise ValueError(f"SymmetricPolynomial: factors {factors} are not sorted")
+            if not math.isfinite(value):
+                raise ValueError(f"SymmetricPolynomial: a term has the coefficient {value}")
+            seen.add((factors, weight, output))
+        if len(seen) != len(terms):
+            raise ValueError("SymmetricPolynomial: a term occurs twice")
+
     @property
     def degree(self) -> int:
         """Largest number of factors x of a term."""
         return max((len(factors) for factors, *_ in self.terms), default=1)
 
 
-def check_polynomial(polynomial: SymmetricPolynomial) -> None:
-    """Raise ValueError where a description contradicts itself."""
-    n_inputs, n_outputs, n_weights, terms = polynomial
-    if n_inputs < 1 or n_outputs < 1:
-        raise ValueError(f"SymmetricPolynomial: {n_inputs} inputs, {n_outputs} outputs")
-    seen = set()
-    for factors, weight, output, _ in terms:
-        inside = all(0 <= i < n_inputs for i in factors)
-        if not (factors and inside and 0 <= weight < n_weights and 0 <= output < n_outputs):
-            raise ValueError(f"SymmetricPolynomial: term {(factors, weight, output)} is out of range")
-        if list(factors) != sorted(factors):
-            raise ValueError(f"SymmetricPolynomial: factors {factors} are not sorted")
-        seen.add((factors, weight, output))
-    if len(seen) != len(terms):
-        raise ValueError("SymmetricPolynomial: a term occurs twice")
-
-
-_registered: dict[str, SymmetricPolynomial] = {}
-# hashing thousands of terms takes longer than a small contraction: remember the objects themselves
-_recent: OrderedDict[int, tuple[SymmetricPolynomial, str]] = OrderedDict()
-_MAX_RECENT = 256
-
-
-def _key(polynomial: SymmetricPolynomial) -> str:
-    found = _recent.get(id(polynomial))
-    if found is not None and found[0] is polynomial:
-        return found[1]
-    check_polynomial(polynomial)
-    key = hashlib.sha256(repr(tuple(polynomial)).encode()).hexdigest()[:16]
-    _registered.setdefault(key, polynomial)
-    _recent[id(polynomial)] = polynomial, key
-    if len(_recent) > _MAX_RECENT:
-        _recent.popitem(last=False)
-    return key
-
-
-@torch.compiler.assume_constant_result
-def polynomial_key(polynomial: SymmetricPolynomial) -> str:
-    """Short name under which the operators find a polynomial; a compiled graph holds the name only."""
-    return _key(polynomial)
-
-
-def polynomial_of(key: str) -> SymmetricPolynomial:
-    """The polynomial with this key."""
-    if key not in _registered:
-        raise KeyError(f"symmetric_contraction: no polynomial {key} in this process: build the model first")
-    return _registered[key]
+def polynomial_of(text: str) -> SymmetricPolynomial:
+    """The polynomial that a graph holds as text."""
+    return described(text, SymmetricPolynomial)
 
 
 @lru_cache(maxsize=256)
-def directional_key(key: str) -> str:
+def directional(text: str) -> str:
     """
-    Key of the derivative along a direction: a polynomial in x and the direction, side by side.
+    The derivative along a direction: a polynomial in x and the direction, side by side.
 
     Its value is ``sum_i d p / d x_i y_i``, with ``y_i`` its input ``n_inputs + i``.
     """
-    p = polynomial_of(key)
+    p = polynomial_of(text)
     terms = []
     for factors, weight, output, value in p.terms:
         for i in sorted(set(factors)):
             rest = list(factors)
             rest.remove(i)
             terms.append(((*rest, p.n_inputs + i), weight, output, value * factors.count(i)))
-    return _key(SymmetricPolynomial(2 * p.n_inputs, p.n_outputs, p.n_weights, tuple(terms)))
+    return describe(SymmetricPolynomial(2 * p.n_inputs, p.n_outputs, p.n_weights, tuple(terms)))
+
+
+class WeightReduction(NamedTuple):
+    """
+    New weights as linear combinations of those given.
+
+    Attributes:
+        n_new: Number of new weights.
+        n_weights: Number of weights given.
+        entries: ``(new weight, weight, coefficient)``, nonzero ones only.
+    """
+
+    n_new: int
+    n_weights: int
+    entries: tuple[tuple[int, int, float], ...]
+
+    @classmethod
+    def from_json(cls, n_new: int, n_weights: int, entries: list) -> "WeightReduction":
+        """See `registry`."""
+        return cls(n_new, n_weights, tuple((new, weight, value) for new, weight, value in entries))
+
+    def check(self) -> None:
+        """Nothing: only `reduction` makes one."""
 
 
 class Reduction(NamedTuple):
@@ -148,17 +152,17 @@ class Reduction(NamedTuple):
     The same polynomial with fewer weights.
 
     Attributes:
-        key: Of the polynomial in the new weights.
-        matrix: ``[n_new, n_weights]`` float64, new weights from the given ones.
+        polynomial: Text of the polynomial in the new weights.
+        weights: Text of the `WeightReduction`.
     """
 
-    key: str
-    matrix: np.ndarray
+    polynomial: str
+    weights: str
 
 
 # numpy here: this may run while a compiler traces, when torch's own operators compute nothing
 @lru_cache(maxsize=256)
-def reduction(key: str, dtype: torch.dtype) -> Reduction | None:
+def reduction(text: str, dtype: torch.dtype) -> Reduction | None:
     """
     Drop weights whose terms are linear combinations of other weights' terms; None if there are none.
 
@@ -166,7 +170,7 @@ def reduction(key: str, dtype: torch.dtype) -> Reduction | None:
     inputs are merged, most of them are. What counts as zero depends on the dtype of the arithmetic, so
     that float64 reproduces coefficients that were rounded to float32 as they are.
     """
-    p = polynomial_of(key)
+    p = polynomial_of(text)
     limit = _NEGLIGIBLE[dtype] * max((abs(value) for *_, value in p.terms), default=0.0)
     terms = [term for term in p.terms if abs(term[3]) > limit]
     if not terms:
@@ -184,7 +188,12 @@ def reduction(key: str, dtype: torch.dtype) -> Reduction | None:
     matrix = np.linalg.lstsq(dense[chosen].T, dense.T, rcond=None)[0]
     matrix[np.abs(matrix) < _NEGLIGIBLE[torch.float64]] = 0
     kept = tuple((f, place[w], o, v) for f, w, o, v in terms if w in place)
-    return Reduction(_key(SymmetricPolynomial(p.n_inputs, p.n_outputs, len(chosen), kept)), matrix)
+    new, given = np.nonzero(matrix)
+    entries = tuple(zip(new.tolist(), given.tolist(), matrix[new, given].tolist(), strict=True))
+    return Reduction(
+        describe(SymmetricPolynomial(p.n_inputs, p.n_outputs, len(chosen), kept)),
+        describe(WeightReduction(len(chosen), p.n_weights, entries)),
+    )
 
 
 def _independent_rows(dense: np.ndarray, tolerance: float) -> list[int]:
@@ -204,23 +213,31 @@ def _independent_rows(dense: np.ndarray, tolerance: float) -> list[int]:
     return sorted(chosen)
 
 
+# a graph holds both texts: which weights are left is a choice that another machine may round otherwise
 @torch.compiler.assume_constant_result
-def reduced_key(key: str, dtype: torch.dtype) -> str:
-    """Key of the polynomial with the fewest weights; the same if there are no fewer."""
-    found = reduction(key, dtype)
-    return key if found is None else found.key
+def weight_reduction(text: str, dtype: torch.dtype) -> str:
+    """Text of the `WeightReduction` to the fewest weights; empty if there are no fewer."""
+    found = reduction(text, dtype)
+    return "" if found is None else found.weights
 
 
-def reduced_shape(key: str, dtype: torch.dtype) -> tuple[int, int]:
-    """New weights and weights given."""
-    found = reduction(key, dtype)
-    assert found is not None, "there are no fewer weights"
-    return found.matrix.shape[0], found.matrix.shape[1]
+@torch.compiler.assume_constant_result
+def reduced_polynomial(text: str, dtype: torch.dtype) -> str:
+    """Text of the polynomial with the fewest weights; the same if there are no fewer."""
+    found = reduction(text, dtype)
+    return text if found is None else found.polynomial
+
+
+def reduced_shape(text: str) -> tuple[int, int]:
+    """New weights and weights given, of a `WeightReduction`."""
+    return described(text, WeightReduction)[:2]
 
 
 @lru_cache(maxsize=64)
-def reduction_matrix(key: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+def reduction_matrix(text: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``[n_new, n_weights]`` of the arithmetic's dtype, on the device."""
-    found = reduction(key, dtype)
-    assert found is not None, "there are no fewer weights"
-    return torch.from_numpy(found.matrix).to(device, dtype)
+    n_new, n_weights, entries = described(text, WeightReduction)
+    matrix = np.zeros((n_new, n_weights))
+    for new, weight, value in entries:
+        matrix[new, weight] = value
+    return torch.from_numpy(matrix).to(device, dtype)

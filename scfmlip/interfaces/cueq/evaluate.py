@@ -105,7 +105,8 @@ def _linear(plan: LinearPlan, call: Call) -> Tensor:
         )
         found = indexed_linear(rows, path.coefficient * w, index)
         found = (found.mT if plan.out_transposed else found).flatten(1)
-        place = (path.out, found.shape[1])
+        # not found.shape, which torch.jit.trace makes a tensor: no two of them are one key
+        place = (path.out, i * path.columns)
         before = parts.get(place)
         parts[place] = found if before is None else before + found
     # segments in their order, and zeros for those that no path writes

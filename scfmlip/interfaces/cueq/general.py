@@ -66,6 +66,9 @@ class GeneralPolynomial(torch.nn.Module):
             by_shape: dict[tuple, list[Any]] = {}
             for path in product.paths:
                 shapes = tuple(product.get_segment_shape(n, path) for n in operands)
+                # a multiplicity of 0: there is nothing to add
+                if any(0 in shape for shape in (*shapes, np.shape(path.coefficients))):
+                    continue
                 by_shape.setdefault(shapes, []).append(path)
             for shapes, paths in by_shape.items():
                 step = max(1, _COLUMNS // max(1, *map(math.prod, shapes)))

@@ -34,7 +34,8 @@ class SegmentedPolynomial(torch.nn.Module):
         math_dtype: dtype of the arithmetic, or its name; that of the first input if None. Our operators
             compute in float32 or float64: other dtypes are raised to float32.
         output_dtype_map: For each output the number of the input whose dtype it takes, -1 for the
-            arithmetic's. The first input's if None.
+            arithmetic's. The first input's if None. `torch.autocast` changes neither the arithmetic nor the
+            outputs.
         name: Kept, not used.
         options: Kept, not used.
 
@@ -133,6 +134,21 @@ class SegmentedPolynomial(torch.nn.Module):
         )
         n_rows = self._check(inputs, input_indices, output_shapes, output_indices)
         dtype = self.math_dtype or (inputs[0].dtype if inputs else torch.get_default_dtype())
+        device = inputs[0].device.type if inputs else "cpu"
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self._evaluate(inputs, input_indices, output_shapes, output_indices, n_rows, dtype)
+        return self._evaluate(inputs, input_indices, output_shapes, output_indices, n_rows, dtype)
+
+    def _evaluate(
+        self,
+        inputs: list[Tensor],
+        input_indices: dict[int, Tensor],
+        output_shapes: dict[int, Tensor],
+        output_indices: dict[int, Tensor],
+        n_rows: int,
+        dtype: torch.dtype,
+    ) -> list[Tensor]:
         plan = self._plan
         if plan is not None and dtype not in (torch.float32, torch.float64):
             dtype = torch.float32

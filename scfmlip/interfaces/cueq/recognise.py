@@ -131,6 +131,16 @@ def _convolution(polynomial: Any) -> ConvolutionPlan | None:
     place = {buffer: n for n, buffer in enumerate(operation.buffers)}
     sizes = [_sizes(product, place[buffer]) for buffer in range(4)]
     terms = [([path.indices[place[b]] for b in range(4)], float(path.coefficients)) for path in product.paths]
+    # segments of multiplicity 0 have no columns
+    numbers = [{n: i for i, n in enumerate(i for i, size in enumerate(mine) if size)} for mine in sizes]
+    terms = [
+        ([number[n] for number, n in zip(numbers, path, strict=True)], value)
+        for path, value in terms
+        if all(n in number for number, n in zip(numbers, path, strict=True))
+    ]
+    sizes = [[size for size in mine if size] for mine in sizes]
+    if not terms:
+        return None
     for w, x, y in permutations(range(3)):
         if any(size != 1 for size in sizes[y]):
             continue

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from scfmlip_kernels.transforms import unwrapped
+
 from .boundary import Boundary
 from .slab import SlabPlan, slab_extents
 
@@ -59,6 +61,7 @@ def check_same(name: str, tensor: Tensor, positions: Tensor) -> None:
 
 def check_finite(name: str, values: Tensor, unit: str) -> None:
     """No NaN or infinity; names the first offending row."""
+    values = unwrapped(values)
     if not bool(torch.isfinite(values).all()):
         bad = torch.nonzero(~torch.isfinite(values.flatten(1)).all(1)).flatten()
         raise ValueError(
@@ -246,6 +249,7 @@ def check_neutral(charges: Tensor, totals: Tensor, boundaries: list[Boundary], n
         boundaries: Of every system of the batch.
         numbers: Which systems the totals belong to.
     """
+    charges, totals = unwrapped(charges), unwrapped(totals)
     rounding = torch.finfo(charges.dtype).eps * float(charges.detach().abs().sum())
     for value, i in zip(totals.detach().flatten(1).abs().amax(1).tolist(), numbers, strict=True):
         if boundaries[i] == Boundary.PERIODIC and (value > 1e-6 + rounding or math.isnan(value)):
@@ -257,6 +261,7 @@ def check_neutral(charges: Tensor, totals: Tensor, boundaries: list[Boundary], n
 
 def check_neutral_slabs(charges: Tensor, totals: Tensor) -> None:
     """As `check_neutral`, of slabs whose potential far away is asked for."""
+    charges, totals = unwrapped(charges), unwrapped(totals)
     rounding = torch.finfo(charges.dtype).eps * float(charges.detach().abs().sum())
     for i, value in enumerate(totals.detach().flatten(1).abs().amax(1).tolist()):
         if value > 1e-6 + rounding or math.isnan(value):

@@ -9,6 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from scfmlip_kernels.transforms import is_batched, on_values
+
 from ..types import BoundaryName, Compat, MultipoleOrder
 from . import checks
 from .boundary import EXACT, GRAPH_LONGRANGE, Boundary, Quirks, resolve_boundaries
@@ -144,6 +146,7 @@ class Coulomb:
         tail = truncation_error(self._pair_sigma_squared, self.cutoff, self.l_max)
         return max(1e-2 * min(self.tolerance, tail), 1e-13)
 
+    @on_values
     def plan(
         self,
         cell: Tensor | None,
@@ -296,14 +299,26 @@ class Coulomb:
         cell = _cells(cell)
         if cell is not None:
             checks.check_same("cell", cell, positions)
-        given = plan is not None
+        given, mapped = plan is not None, is_batched(positions)
         if plan is None:
-            plan = self.plan(cell, pbc, batch_idx, len(positions), positions.device, positions)
+            thickness = None if mapped else positions
+            plan = self.plan(cell, pbc, batch_idx, len(positions), positions.device, thickness)
+            if mapped and plan.lattice is not None and plan.lattice.slabs is not None:
+                raise ValueError(
+                    "torch.vmap over positions of slabs cannot see how thick the thickest is: make the plan "
+                    "outside, plan(..., positions=positions), and pass it on"
+                )
         checks.check_plan(plan.index, len(positions), plan.lattice is not None, cell)
         n_systems = plan.n_systems
         if cell is not None:
             cell = cell.expand(n_systems, 3, 3)
-        if given and check_values and plan.lattice is not None and plan.lattice.slabs is not None:
+        if (
+            given
+            and check_values
+            and not mapped
+            and plan.lattice is not None
+            and plan.lattice.slabs is not None
+        ):
             assert cell is not None
             checks.check_thickness(plan.lattice.slabs, plan.lattice, positions, cell)
 

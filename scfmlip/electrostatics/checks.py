@@ -12,10 +12,10 @@ from torch import Tensor
 from scfmlip_kernels.transforms import unwrapped
 
 from .boundary import Boundary
-from .slab import SlabPlan, slab_extents
+from .slab import slab_extents
 
 if TYPE_CHECKING:
-    from .plan import SubBatch
+    from .plan import CoulombPlan
 
 
 def check_tensor(name: str, value: object, what: str) -> None:
@@ -210,14 +210,18 @@ def free_memory(device: torch.device) -> float:
         return math.inf
 
 
-def check_thickness(slabs: SlabPlan, sub: SubBatch, positions: Tensor, cell: Tensor) -> None:
+def check_thickness(plan: CoulombPlan, positions: Tensor, cell: Tensor | None) -> None:
     """
-    Refuse slabs that are thicker than their plan; arguments of the whole batch.
+    Refuse slabs that are thicker than their plan; positions and cells of the whole batch.
 
     Raises:
         ValueError: names the system and what to do.
     """
-    cells = cell if sub.atoms is None else cell.index_select(0, sub.systems)
+    sub = plan.lattice
+    if sub is None or sub.slabs is None or cell is None or len(positions) != len(plan.index):
+        return
+    slabs, cells = sub.slabs, cell.expand(plan.n_systems, 3, 3)
+    cells = cells if sub.atoms is None else cells.index_select(0, sub.systems)
     low, high = slab_extents(sub.take(positions), slabs.normals(cells.detach().double())[0], sub.index)
     over = slabs.slab & (high - low > slabs.thickness + 1e-3)
     if bool(over.any()):
@@ -271,11 +275,11 @@ def check_neutral_slabs(charges: Tensor, totals: Tensor) -> None:
             )
 
 
-def check_plan(index: Tensor, n_atoms: int, needs_cell: bool, cell: Tensor | None) -> None:
+def check_plan(plan: CoulombPlan, n_atoms: int, cell: Tensor | None) -> None:
     """A plan made elsewhere must fit what it is used for."""
-    if len(index) != n_atoms:
+    if len(plan.index) != n_atoms:
         raise ValueError(
-            f"this plan was made for {len(index)} atoms, the positions hold {n_atoms}: make a new one"
+            f"this plan was made for {len(plan.index)} atoms, the positions hold {n_atoms}: make a new one"
         )
-    if needs_cell and cell is None:
+    if plan.lattice is not None and cell is None:
         raise ValueError("this plan holds periodic systems: pass their cell [n_systems, 3, 3] too")

@@ -13,6 +13,7 @@ from scfmlip_kernels.transforms import is_batched, on_values
 
 from ..types import BoundaryName, Compat, MultipoleOrder
 from . import checks
+from .arguments import check_counter_charge, check_field, read_systems, to_cells, to_systems
 from .boundary import EXACT, GRAPH_LONGRANGE, Boundary, Quirks, resolve_boundaries
 from .cutoff import check_cutoff, cutoff_for_tolerance, reference_cutoff, truncation_error
 from .density import GaussianMultipoles, to_widths
@@ -21,18 +22,6 @@ from .plan import CoulombPlan, make_plan
 from .slab import SlabPlan, plan_slabs, slab_extents, slab_normals
 
 Background = Literal["uniform", "none"]
-
-
-def _cells(cell: Tensor | None) -> Tensor | None:
-    """``[n, 3, 3]`` from ``[3, 3]``, ``[n, 3, 3]`` or MACE's stacked ``[3 n, 3]``."""
-    if cell is None:
-        return None
-    checks.check_tensor("cell", cell, "[3, 3] or [n_systems, 3, 3] in angstrom")
-    if cell.ndim not in (2, 3) or cell.shape[-1] != 3 or cell.shape[-2] % 3 or cell.numel() == 0:
-        raise ValueError(f"cell must have shape [3, 3] or [n_systems, 3, 3], got {list(cell.shape)}")
-    if cell.ndim == 3 and cell.shape[1] != 3:
-        raise ValueError(f"cell must have shape [3, 3] or [n_systems, 3, 3], got {list(cell.shape)}")
-    return cell.reshape(-1, 3, 3)
 
 
 @dataclass(frozen=True)
@@ -176,42 +165,16 @@ class Coulomb:
         if device is None:
             given = cell if cell is not None else batch_idx
             device = given.device if given is not None else torch.device("cpu")
-        cells = _cells(cell)
-        if pbc is None:
-            pbc = [[cells is not None] * 3]
-        flags = checks.check_pbc(pbc)
-        n_systems = max(len(flags), 1 if cells is None else len(cells))
-        if batch_idx is not None:
-            checks.check_tensor("batch_idx", batch_idx, "[n_atoms] of integers, the system of each atom")
-        if batch_idx is not None and batch_idx.numel() and cells is None and len(flags) == 1:
-            n_systems = checks.count_systems(batch_idx)
-        if len(flags) == 1:
-            flags = flags.expand(n_systems, 3)
-        if len(flags) != n_systems or (cells is not None and len(cells) not in (1, n_systems)):
-            raise ValueError(
-                f"cell and pbc describe different numbers of systems: {0 if cells is None else len(cells)} "
-                f"and {len(flags)}"
-            )
-        if cells is not None and len(cells) != n_systems:
-            cells = cells.expand(n_systems, 3, 3)
-        if batch_idx is None:
-            if n_systems != 1:
-                raise ValueError(
-                    f"batch_idx is needed: there are {n_systems} systems and no word on which atom is where"
-                )
-            atom_ptr = torch.tensor([0, n_atoms])
-        else:
-            atom_ptr = checks.check_batch(batch_idx, n_atoms, n_systems)
-        rows = [(bool(a), bool(b), bool(c)) for a, b, c in flags.tolist()]
-        boundaries, axes = resolve_boundaries(self.boundary, rows, self.compat)
-        for i, kind in enumerate(boundaries):
-            if kind != Boundary.OPEN and cells is None:
-                raise ValueError(
-                    f"system {i} has pbc={rows[i]} and boundary {kind.name.lower()!r} but no cell was given: "
-                    "pass cell [n_systems, 3, 3], or set pbc to False"
-                )
+        cells, pbcs, atom_ptr = read_systems(cell, pbc, batch_idx, n_atoms)
+        boundaries, axes = resolve_boundaries(self.boundary, pbcs, self.compat)
         lattice = [i for i, kind in enumerate(boundaries) if kind != Boundary.OPEN]
-        host_cells, slabs = None, None
+        if cells is None and lattice:
+            i = lattice[0]
+            raise ValueError(
+                f"system {i} has pbc={pbcs[i]} and boundary {boundaries[i].name.lower()!r} but no cell was "
+                "given: pass cell [n_systems, 3, 3], or set pbc to False"
+            )
+        host_cells = slabs = None
         if cells is not None:
             host_cells = cells.detach().to("cpu", torch.float64)
             # graph_longrange corrects a box of any shape as if it were a cube of its volume
@@ -292,94 +255,48 @@ class Coulomb:
             TypeError: for another dtype, or a mixture; fields and bounds are converted instead.
         """
         checks.check_positions(positions)
-        compiling = torch.compiler.is_compiling()
-        check_values = self.validate and not compiling
-        if check_values:
+        validate = self.validate and not torch.compiler.is_compiling()
+        if validate:
             checks.check_finite("positions", positions, "angstrom")
-        cell = _cells(cell)
+        cell = to_cells(cell)
         if cell is not None:
             checks.check_same("cell", cell, positions)
-        given, mapped = plan is not None, is_batched(positions)
         if plan is None:
-            thickness = None if mapped else positions
-            plan = self.plan(cell, pbc, batch_idx, len(positions), positions.device, thickness)
-            if mapped and plan.lattice is not None and plan.lattice.slabs is not None:
-                raise ValueError(
-                    "torch.vmap over positions of slabs cannot see how thick the thickest is: make the plan "
-                    "outside, plan(..., positions=positions), and pass it on"
-                )
-        checks.check_plan(plan.index, len(positions), plan.lattice is not None, cell)
-        n_systems = plan.n_systems
-        if cell is not None:
-            cell = cell.expand(n_systems, 3, 3)
-        if (
-            given
-            and check_values
-            and not mapped
-            and plan.lattice is not None
-            and plan.lattice.slabs is not None
-        ):
-            assert cell is not None
-            checks.check_thickness(plan.lattice.slabs, plan.lattice, positions, cell)
+            plan = self._plan_for(positions, cell, pbc, batch_idx)
+        elif validate and not is_batched(positions):
+            checks.check_thickness(plan, positions, cell)
+        checks.check_plan(plan, len(positions), cell)
 
-        def per_system(name: str, value, *shape: int) -> Tensor | None:
-            if value is None:
-                return None
-            what = f"numbers of shape {[n_systems, *shape]} (or one for all)"
-            tensor = checks.to_tensor(name, value, what, dtype=positions.dtype, device=positions.device)
-            try:
-                tensor = tensor.expand(n_systems, *shape)
-            except RuntimeError:
-                raise ValueError(
-                    f"{name} must have shape {[n_systems, *shape]} (or one for all), got {list(tensor.shape)}"
-                ) from None
-            if check_values:
-                checks.check_finite(name, tensor.reshape(n_systems, -1), "")
-            return tensor
+        def each(name: str, value: Any, *shape: int) -> Tensor | None:
+            return to_systems(name, value, plan.n_systems, shape, positions, validate)
 
-        fields = per_system("external_field", external_field, 3)
-        if fields is not None and check_values and self.compat != "graph_longrange":
-            self._check_field(fields, cell, plan)
-        bounds = per_system("counter_charge", counter_charge, 2)
-        if bounds is not None and not compiling:
-            if bool((bounds[:, 1] <= bounds[:, 0]).any()):
-                raise ValueError(
-                    "counter_charge must be (lower, upper) with lower < upper, in angstrom along the slab "
-                    f"normal, got {bounds.tolist()}"
-                )
-            if any(b != Boundary.SLAB for b in plan.boundaries):
-                raise ValueError(
-                    "counter_charge is for slabs: systems "
-                    f"{[i for i, b in enumerate(plan.boundaries) if b != Boundary.SLAB]} are none"
-                )
+        cell = None if cell is None else cell.expand(plan.n_systems, 3, 3)
+        fields, bounds = each("external_field", external_field, 3), each("counter_charge", counter_charge, 2)
+        if fields is not None and validate and self.compat != "graph_longrange":
+            check_field(fields, cell, plan)
+        if bounds is not None and not torch.compiler.is_compiling():
+            check_counter_charge(bounds, plan.boundaries)
         return Geometry(
             self,
             plan,
             positions,
             cell,
             fields,
-            per_system("external_potential", external_potential),
+            each("external_potential", external_potential),
             None if bounds is None else bounds.double(),
-            check_values,
+            validate,
         )
 
-    @staticmethod
-    def _check_field(fields: Tensor, cell: Tensor | None, plan: CoulombPlan) -> None:
-        host = fields.detach().to("cpu", torch.float64)
-        for i, kind in enumerate(plan.boundaries):
-            if kind not in (Boundary.PERIODIC, Boundary.SLAB) or not bool(host[i].any()):
-                continue
-            along = torch.ones(3, dtype=torch.bool)
-            if kind == Boundary.SLAB:
-                assert plan.lattice is not None
-                local = plan.lattice.systems.tolist().index(i)
-                along[int(plan.lattice.slab_axis[local])] = False
-            assert cell is not None
-            lattice = cell[i].detach().to("cpu", torch.float64)[along]
-            drop = (lattice @ host[i]).abs() / lattice.norm(dim=1)
-            if float(drop.max()) > 4 * torch.finfo(fields.dtype).eps * float(host[i].norm()):
-                raise ValueError(
-                    f"external_field {host[i].tolist()} V/angstrom of system {i} has a component along a "
-                    "periodic direction, where a potential -E.r is not periodic and the energy is not "
-                    "defined: apply it along the open axis only, or use boundary='open'"
-                )
+    def _plan_for(
+        self, positions: Tensor, cell: Tensor | None, pbc: Tensor | Sequence | None, batch_idx: Tensor | None
+    ) -> CoulombPlan:
+        """A plan for these positions."""
+        mapped = is_batched(positions)
+        n_atoms, known = len(positions), None if mapped else positions
+        plan = self.plan(cell, pbc, batch_idx, n_atoms, positions.device, known)
+        if mapped and plan.lattice is not None and plan.lattice.slabs is not None:
+            raise ValueError(
+                "torch.vmap over positions of slabs cannot see how thick the thickest is: make the plan "
+                "outside, plan(..., positions=positions), and pass it on"
+            )
+        return plan

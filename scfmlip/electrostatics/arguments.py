@@ -34,11 +34,7 @@ def to_cells(cell: Tensor | None) -> Tensor | None:
         return None
     checks.check_tensor("cell", cell, "[3, 3] or [n_systems, 3, 3] in angstrom")
     whole = (cell.ndim == 2 and cell.shape[0] % 3 == 0) or (cell.ndim == 3 and cell.shape[1] == 3)
-    if (
-        cell.shape[-1:] != (3,)
-        or not (stacked or (cell.shape[1:2] == (3,) and cell.ndim == 3))
-        or not len(cell)
-    ):
+    if not whole or cell.shape[-1] != 3 or not len(cell):
         raise ValueError(f"cell must have shape [3, 3] or [n_systems, 3, 3], got {list(cell.shape)}")
     return cell.reshape(-1, 3, 3)
 

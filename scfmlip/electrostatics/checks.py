@@ -36,7 +36,7 @@ def to_tensor(name: str, value: object, what: str, **options: Any) -> Tensor:
 
 def is_between(value: object, low: float, high: float) -> bool:
     """Whether a value is a number in the open interval."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and low < value < high
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and low < float(value) < high
 
 
 def check_positions(positions: Tensor, name: str = "positions") -> None:

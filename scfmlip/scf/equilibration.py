@@ -26,7 +26,7 @@ from .preconditioners import atom_widths, make_preconditioner
 from .quadratic import QuadraticProblem
 from .short_range import NeighbourPairs
 from .small import SmallSolver, solves_small
-from .solution import ChargeSolution, ConvergenceError, explain
+from .solution import ChargeSolution, ConvergenceError, Status, explain
 
 Method = Literal["auto", "cg", "dense"]
 PreconditionerName = Literal["auto", "none", "jacobi", "fsai"]
@@ -79,21 +79,26 @@ def _make_solver(
     if options.method == "dense" or (options.method == "auto" and largest <= DENSE_UP_TO):
         matrices = _whole_matrices(problem, interaction.geometry, hardness)
         dense = DenseSolver(problem, apply, dim, dtype, matrices)
-        return lambda source, totals, initial: dense.solve(source, totals)
+        return lambda source, totals, initial: dense.solve(source, totals, options.tolerance)
     precondition = make_preconditioner(options.preconditioner, problem, positions, cell, hardness, widths)
 
-    def solve(source: Tensor, totals: Tensor, initial: Tensor | None) -> LinearResult:
+    def iterate(
+        source: Tensor, totals: Tensor, initial: Tensor | None, tolerance: float, max_iterations: int
+    ) -> LinearResult:
         return conjugate_gradients(
-            problem,
-            apply,
-            source,
-            totals,
-            initial,
-            precondition,
-            options.tolerance,
-            options.max_iterations,
-            dtype,
+            problem, apply, source, totals, initial, precondition, tolerance, max_iterations, dtype
         )
+
+    def solve(source: Tensor, totals: Tensor, initial: Tensor | None) -> LinearResult:
+        result = iterate(source, totals, initial, options.tolerance, options.max_iterations)
+        if not len(source) or bool((hardness > 0).all()):
+            return result
+        # where hardness is not positive a generic direction tells whether this is a minimum
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(source.shape, generator=generator, dtype=source.dtype).to(source.device)
+        other = iterate(probe, torch.zeros_like(totals), None, 1e-3, min(options.max_iterations, 30))
+        saddle = (result.status == Status.CONVERGED) & (other.status == Status.INDEFINITE)
+        return result._replace(status=torch.where(saddle, int(Status.INDEFINITE), result.status))
 
     return solve
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .krylov import Batch, Map, RootResult
+from .convergence import Criterion, Verdict, ended, given_up
+from .krylov import Map, RootResult
 from .solution import Status
 
 
 def anderson(
     update: Map,
     start: Tensor,
-    batch: Batch,
-    scale: Tensor,
-    tolerance: float,
+    criterion: Criterion,
     max_iterations: int,
     mixing: float,
     history: int,
@@ -29,22 +28,21 @@ def anderson(
     Args:
         update: ``[n]`` -> ``[n]``.
         start: ``[n]`` float64.
-        batch: The systems.
-        scale: ``[n_systems]`` what residuals are relative to.
-        tolerance: Of the residual.
+        criterion: When a system has converged.
         max_iterations: Evaluations.
         mixing: Share of the residual that is added to the extrapolated state.
         history: Steps that are remembered.
         known: ``f = update(x) - x`` at the start, and what f becomes at ``start + f``, less that.
     """
+    batch = criterion.batch
     x, best_x = start, start
     states: list[Tensor] = []
     changes: list[Tensor] = []
     old_x = old_f = None
-    best = torch.full_like(scale, torch.inf)
-    status = torch.full_like(scale, int(Status.ITERATIONS), dtype=torch.int64)
+    best = torch.full_like(criterion.own, torch.inf)
+    ends = Verdict(best, best, best < 0, best < 0)
+    status = torch.full_like(best, int(Status.ITERATIONS), dtype=torch.int64)
     iterations = torch.zeros_like(status)
-    residual = best
     evaluations = 0
     if known is not None:
         states, changes = [known[0]], [known[1]]
@@ -56,14 +54,14 @@ def anderson(
             evaluations += 1
         active = status == Status.ITERATIONS
         iterations = iterations + active
-        residual = torch.where(active, batch.norm(f) / scale, residual)
-        finite = torch.isfinite(residual)
-        status = torch.where(active & finite & (residual <= tolerance), int(Status.CONVERGED), status)
-        worse = active & (~finite | (residual > 2 * best)) & torch.isfinite(best)
-        status = torch.where(active & ~finite & ~torch.isfinite(best), int(Status.NOT_FINITE), status)
-        better = active & finite & (residual < best)
+        verdict = criterion.judge(x, f)
+        finite = torch.isfinite(verdict.residual)
+        worse = active & (~finite | (verdict.norm > 2 * best)) & torch.isfinite(best)
+        better = active & (verdict.converged | ~(verdict.norm >= best)) & ~worse
         best_x = torch.where(batch.expand(better), x, best_x)
-        best = torch.where(better, residual, best)
+        best = torch.where(better & finite, verdict.norm, best)
+        ends = Verdict(*(torch.where(better, new, old) for new, old in zip(verdict, ends, strict=True)))
+        status = ended(status, ends)
         active = status == Status.ITERATIONS
         if not bool(active.any()):
             break
@@ -88,13 +86,9 @@ def anderson(
             spread = batch.expand(gamma.T)
             step = step - (spread * (dx + mixing * df)).sum(0)
         old_x, old_f = x, f
-        # back to the best state, with a small step, where things got worse
-        x = torch.where(moving, torch.where(batch.expand(worse), best_x + 0.1 * (best_x - x), x + step), x)
+        x = torch.where(moving, x + step, x)
         if bool(worse.any()):
             x = torch.where(batch.expand(worse), best_x, x)
             old_f = torch.where(batch.expand(worse), 0.0, f)
             old_x = torch.where(batch.expand(worse), best_x, old_x)
-    done = status == Status.CONVERGED
-    x = torch.where(batch.expand(done), x, best_x)
-    residual = torch.where(done, residual, torch.where(torch.isfinite(best), best, residual))
-    return RootResult(x, residual, iterations, status, evaluations)
+    return RootResult(best_x, ends.residual, iterations, given_up(status, ends), evaluations)

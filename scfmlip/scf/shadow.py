@@ -195,7 +195,7 @@ def shadow_equilibration(
         source, totals = given.source.detach().double(), given.totals.detach().double()
         start = auxiliary.detach()
         found = conjugate_gradients(
-            problem, apply, source, totals, start, precondition, 1e-14, iterations, dtype
+            problem, apply, source, totals, start, precondition, 1e-14, iterations, dtype, choose=False
         )
         slope = problem.project(found.gradient)
         step = -preconditioned_projector(problem, precondition, source)(slope)

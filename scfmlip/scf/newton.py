@@ -83,7 +83,7 @@ def newton(
         evaluations += inner.evaluations
         iterations = iterations + torch.where(active, inner.iterations, 0)
         length = torch.ones_like(norm)
-        trial, fresh = x, value
+        trial, fresh, open_ = x, value, active
         for _ in range(6):
             trial = x + batch.expand(length) * inner.x
             trial = torch.where(moving, trial if feasible is None else feasible(trial), x)

@@ -130,6 +130,23 @@ def check_callable(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a function, got {type(value).__name__}")
 
 
+def check_guess(name: str, value: object, shape: Sequence[int]) -> None:
+    """
+    A first guess: numbers of some shape.
+
+    Raises:
+        TypeError: for something that is no tensor of real numbers.
+        ValueError: for another shape, NaN or infinity.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a float32 or float64 tensor, got {got}")
+    if value.shape != tuple(shape):
+        raise ValueError(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(f"{name} holds NaN or infinity: start from numbers, or leave it out")
+
+
 def check_returned(name: str, value: object, shape: Sequence[int], like: Tensor) -> None:
     """
     What the user's function returned.

@@ -70,7 +70,8 @@ class GivenTotals:
         bad = torch.nonzero(self.empty & wanted).flatten().tolist()
         if bad:
             raise ValueError(
-                f"system {bad[0]} has no rows and cannot hold total_charge {totals[bad[0]].tolist()} e"
+                f"system {bad[0]} has no rows and cannot hold total_charge {totals[bad[0]].tolist()} e: give "
+                "it 0, and check batch_idx and n_systems"
             )
         return totals
 

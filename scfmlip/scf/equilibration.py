@@ -22,7 +22,7 @@ from .dense import DenseSolver
 from .eager import runs_eagerly
 from .implicit import partial_gradients
 from .options import check_guess, check_solver
-from .preconditioners import atom_widths, make_preconditioner
+from .preconditioners import atom_widths, check_preconditioner, make_preconditioner
 from .quadratic import Interaction, QuadraticProblem
 from .short_range import NeighbourPairs
 from .small import MAX_ATOMS, SmallSolver, solves_small
@@ -326,6 +326,7 @@ def charge_equilibration(
     if method not in ("auto", "cg", "dense"):
         raise ValueError(f"method must be 'auto', 'cg' or 'dense', got {method!r}")
     check_solver(tolerance, max_iterations, on_failure)
+    check_preconditioner(preconditioner)
     given = read_arguments(
         geometry,
         electronegativity,

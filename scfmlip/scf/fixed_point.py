@@ -30,6 +30,7 @@ from .mixing import anderson
 from .newton import bracket_potential, newton
 from .options import (
     check_callable,
+    check_columns,
     check_numbers,
     check_returned,
     check_solver,
@@ -153,18 +154,16 @@ def fixed_point(
         ValueError: for shapes that do not fit.
         TypeError: for a state that is not float32 or float64, or parameters that are not a sequence.
     """
-    check_callable("update", update)
     check_state(state, parameters)
     check_solver(tolerance, max_iterations, on_failure)
     check_whole("history", history, 1)
-    if approximation is not None:
-        check_callable("approximation", approximation)
+    columns = check_columns(charge_columns)
     if solver not in ("auto", "anderson", "newton"):
         raise ValueError(f"solver must be 'auto', 'anderson' or 'newton', got {solver!r}")
     constrained = total_charge is not None
     if solver == "anderson" and constrained:
         raise ValueError("Anderson's mixing has no constraint: use solver='newton' with total_charge")
-    if not isinstance(mixing, numbers.Real) or not (math.isfinite(mixing) and mixing > 0):
+    if isinstance(mixing, bool) or not isinstance(mixing, numbers.Real) or not 0 < mixing < math.inf:
         raise ValueError(f"mixing must be a positive number, got {mixing!r}")
     batch_idx, n_systems = read_batch(state, batch_idx, n_systems)
     rows, dtype, device = state.shape[0], state.dtype, state.device
@@ -172,7 +171,7 @@ def fixed_point(
     index, first = batch_idx.repeat_interleave(size), state.detach().flatten().double()
     groups, totals, potential, is_state = None, None, None, None
     if constrained:
-        groups = GivenTotals(batch_idx, n_systems, charge_columns, size)
+        groups = GivenTotals(batch_idx, n_systems, columns, size)
         totals = groups.totals(total_charge, state)
     if chemical_potential is not None or constrained:
         guess = 0.0 if chemical_potential is None else chemical_potential
@@ -183,6 +182,11 @@ def fixed_point(
         index = torch.cat((index, systems))
         first = torch.cat((first, potential.detach().flatten().double()))
     batch = Batch(index, n_systems)
+    takes = "(state, *parameters)" if potential is None else "(state, potential, *parameters)"
+    count = len(parameters) + (1 if potential is None else 2)
+    check_callable("update", update, takes, count)
+    if approximation is not None:
+        check_callable("approximation", approximation, takes, count)
 
     def new_state(
         s: Tensor, potential: Tensor | None, *parameters: Tensor, update: Update = update

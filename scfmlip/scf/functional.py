@@ -20,7 +20,15 @@ from .eager import runs_eagerly
 from .implicit import Root, RootOptions, partial_gradients
 from .krylov import Batch, Map
 from .newton_cg import conjugate_gradient_solve, newton_cg
-from .options import check_callable, check_returned, check_solver, check_state, check_whole, read_batch
+from .options import (
+    check_callable,
+    check_columns,
+    check_returned,
+    check_solver,
+    check_state,
+    check_whole,
+    read_batch,
+)
 from .totals import GivenTotals
 
 Functional = Callable[..., Tensor]
@@ -137,20 +145,21 @@ def minimize_functional(
         ValueError: for shapes that do not fit, or options out of range.
         TypeError: for a state that is not float32 or float64, or parameters that are not a sequence.
     """
-    check_callable("functional", functional)
     check_state(state, parameters)
     check_solver(tolerance, max_iterations, on_failure)
     check_whole("krylov", krylov, 1)
     if precondition is not None:
-        check_callable("precondition", precondition)
+        check_callable("precondition", precondition, "(state)", 1)
+    columns = check_columns(charge_columns)
     batch_idx, n_systems = read_batch(state, batch_idx, n_systems)
     dtype, device = state.dtype, state.device
     shape, size = state.shape, math.prod(state.shape[1:])
     batch = Batch(batch_idx.repeat_interleave(size), n_systems)
     groups, totals = None, state.new_zeros(n_systems)
     if total_charge is not None:
-        groups = GivenTotals(batch_idx, n_systems, charge_columns, size)
+        groups = GivenTotals(batch_idx, n_systems, columns, size)
         totals = groups.totals(total_charge, state)
+    check_callable("functional", functional, "(state, *parameters)", 1 + len(parameters))
 
     def energies(s: Tensor, *parameters: Tensor) -> Tensor:
         values = functional(s, *parameters)
@@ -171,12 +180,13 @@ def minimize_functional(
         return (x if groups is None else groups.project(x) + groups.even(totals).to(x.dtype)).view(shape)
 
     def slope_of(values: Tensor, s: Tensor, create: bool) -> Tensor:
-        if not values.requires_grad:
+        if not values.requires_grad and state.numel():
             raise ValueError(
                 "functional must be differentiable in the state: build its energies from the state by torch "
                 "operations, without detach, item, numpy or torch.no_grad"
             )
-        return torch.autograd.grad(values.sum(), s, create_graph=create, materialize_grads=True)[0]
+        total = values.sum() + 0 * s.sum()  # also of no rows
+        return torch.autograd.grad(total, s, create_graph=create)[0]
 
     def gradient(s: Tensor, parameters: Sequence[Tensor], create: bool) -> Tensor:
         with torch.enable_grad():

@@ -22,8 +22,8 @@ def anderson(
     """
     Fixed point of ``update`` by Anderson mixing (J. ACM 12, 547 (1965)), safeguarded.
 
-    A step that makes a system's residual more than twice its smallest so far goes back to the best state and
-    forgets that system's history.
+    A step that makes a system's residual more than twice its smallest so far goes back to the best state,
+    forgets that system's history, and mixes half as much from there on.
 
     Args:
         update: ``[n]`` -> ``[n]``.
@@ -35,7 +35,7 @@ def anderson(
         known: ``f = update(x) - x`` at the start, and what f becomes at ``start + f``, less that.
     """
     batch = criterion.batch
-    x, best_x = start, start
+    x, best_x, best_f = start, start, torch.zeros_like(start)
     states: list[Tensor] = []
     changes: list[Tensor] = []
     old_x = old_f = None
@@ -43,6 +43,7 @@ def anderson(
     ends = Verdict(best, best, best < 0, best < 0)
     status = torch.full_like(best, int(Status.ITERATIONS), dtype=torch.int64)
     iterations = torch.zeros_like(status)
+    share = torch.full_like(best, mixing)
     evaluations = 0
     if known is not None:
         states, changes = [known[0]], [known[1]]
@@ -58,7 +59,7 @@ def anderson(
         finite = torch.isfinite(verdict.residual)
         worse = active & (~finite | (verdict.norm > 2 * best)) & torch.isfinite(best)
         better = active & (verdict.converged | ~(verdict.norm >= best)) & ~worse
-        best_x = torch.where(batch.expand(better), x, best_x)
+        best_x, best_f = (torch.where(batch.expand(better), a, b) for a, b in ((x, best_x), (f, best_f)))
         best = torch.where(better & finite, verdict.norm, best)
         ends = Verdict(*(torch.where(better, new, old) for new, old in zip(verdict, ends, strict=True)))
         status = ended(status, ends)
@@ -74,7 +75,10 @@ def anderson(
             forget = batch.expand(worse)
             states = [torch.where(forget, 0.0, s) for s in states]
             changes = [torch.where(forget, 0.0, c) for c in changes]
-        step = mixing * torch.nan_to_num(f)
+            share = torch.where(worse, 0.5 * share, share)
+            x, f = torch.where(forget, best_x, x), torch.where(forget, best_f, f)
+        part = batch.expand(share)
+        step = part * torch.nan_to_num(f)
         if states:
             df, dx = torch.stack(changes), torch.stack(states)
             gram = torch.stack([batch.dot(df, c.expand_as(df)) for c in changes], -1).movedim(1, 0)
@@ -84,11 +88,7 @@ def anderson(
             right = batch.dot(df, torch.nan_to_num(f).expand_as(df)).T
             gamma = torch.linalg.solve(gram + ridge[:, None, None] * eye, right[..., None])[..., 0]
             spread = batch.expand(gamma.T)
-            step = step - (spread * (dx + mixing * df)).sum(0)
+            step = step - (spread * (dx + part * df)).sum(0)
         old_x, old_f = x, f
         x = torch.where(moving, x + step, x)
-        if bool(worse.any()):
-            x = torch.where(batch.expand(worse), best_x, x)
-            old_f = torch.where(batch.expand(worse), 0.0, f)
-            old_x = torch.where(batch.expand(worse), best_x, old_x)
     return RootResult(best_x, ends.residual, iterations, given_up(status, ends), evaluations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 from collections.abc import Sequence
@@ -95,17 +96,19 @@ def read_batch(state: Tensor, batch_idx: Tensor | None, n_systems: int | None) -
 
 def check_whole(name: str, value: int, least: int) -> None:
     """
-    A whole number that is large enough.
+    A whole number that is large enough, and no larger than tables hold.
 
     Raises:
         TypeError: for something else.
-        ValueError: for one below ``least``.
+        ValueError: for one out of range.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
     if value < least:
         what = "not be negative" if least == 0 else f"be at least {least}"
         raise ValueError(f"{name} must {what}, got {value!r}")
+    if value >= 2**31:
+        raise ValueError(f"{name} must be below 2^31, got {value!r}")
 
 
 def check_numbers(name: str, values: Tensor) -> None:
@@ -119,15 +122,38 @@ def check_numbers(name: str, values: Tensor) -> None:
         raise ValueError(f"{name} holds NaN or infinity: {values.tolist()}")
 
 
-def check_callable(name: str, value: object) -> None:
+def check_callable(name: str, value: object, takes: str, count: int) -> None:
     """
-    A function.
+    A function that takes so many arguments.
 
     Raises:
-        TypeError: for something else.
+        TypeError: for something else; names what it ``takes``.
     """
     if not callable(value):
-        raise TypeError(f"{name} must be a function, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a function of {takes}, got {type(value).__name__}")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # not every function has one
+        return
+    try:
+        signature.bind(*[None] * count)
+    except TypeError as error:
+        raise TypeError(f"{name} must take {takes}, {count} in all here: {error}") from None
+
+
+def check_columns(columns: Sequence[int]) -> list[int]:
+    """
+    Columns of a state as a list.
+
+    Raises:
+        TypeError: for what is not a sequence of whole numbers.
+    """
+    if isinstance(columns, (str, bytes)) or not isinstance(columns, Sequence):
+        raise TypeError(f"charge_columns must be a sequence of whole numbers, got {columns!r}")
+    for column in columns:
+        if isinstance(column, bool) or not isinstance(column, numbers.Integral):
+            raise TypeError(f"charge_columns must be whole numbers, got {column!r}")
+    return [int(c) for c in columns]
 
 
 def check_guess(name: str, value: object, shape: Sequence[int]) -> None:

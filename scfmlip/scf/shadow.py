@@ -25,7 +25,7 @@ from .eager import runs_eagerly
 from .equilibration import PreconditionerName
 from .implicit import partial_gradients
 from .options import check_guess, check_whole
-from .preconditioners import make_preconditioner
+from .preconditioners import check_preconditioner, make_preconditioner
 from .quadratic import QuadraticProblem
 from .short_range import NeighbourPairs
 from .solution import ChargeSolution, Status
@@ -176,6 +176,7 @@ def shadow_equilibration(
         TypeError: for another dtype.
     """
     check_whole("iterations", iterations, 0)
+    check_preconditioner(preconditioner)
     given = read_arguments(
         geometry,
         electronegativity,

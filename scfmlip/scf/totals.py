@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -23,17 +20,10 @@ class GivenTotals:
         size: Numbers of a row.
 
     Raises:
-        TypeError: for columns that are not a sequence of whole numbers.
         ValueError: for columns that do not exist.
     """
 
-    def __init__(self, batch_idx: Tensor, n_systems: int, columns: Sequence[int], size: int) -> None:
-        if isinstance(columns, str) or not isinstance(columns, Sequence):
-            raise TypeError(f"charge_columns must be a sequence of whole numbers, got {columns!r}")
-        for column in columns:
-            if isinstance(column, bool) or not isinstance(column, numbers.Integral):
-                raise TypeError(f"charge_columns must be whole numbers, got {column!r}")
-        columns = [int(c) for c in columns]
+    def __init__(self, batch_idx: Tensor, n_systems: int, columns: list[int], size: int) -> None:
         if size == 0:
             raise ValueError(
                 "total_charge needs a state with numbers in its rows, to hold charges: it has none"

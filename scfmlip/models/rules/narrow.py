@@ -13,10 +13,10 @@ from ...scf.short_range import (
     NeighbourPairs,
     ShortRange,
     neighbour_pairs,
-    pair_cutoff,
     slab_gaps,
     smooth_width,
 )
+from ...scf.splitting import reach
 from ..config import DensityConfig
 from .base import System, make_coulomb
 
@@ -61,7 +61,7 @@ class Narrow:
         steps = math.ceil(width / _STEP)
         gap = self._smallest_gap(system)
         widest = max(self.widths)
-        while pair_cutoff(steps * _STEP, widest, density.tolerance) > gap:
+        while reach(steps * _STEP, widest, density.tolerance) > gap:
             steps -= 1
             if steps * _STEP < widest:
                 return None
@@ -73,7 +73,7 @@ class Narrow:
         geometry = system.prepare(self._operators[steps])
         if any(kind == Boundary.MOLECULE_IN_BOX for kind in geometry.plan.boundaries):
             return None
-        cutoff = pair_cutoff(width, widest, density.tolerance)
+        cutoff = reach(width, widest, density.tolerance)
         return geometry, neighbour_pairs(system.positions, system.cell, system.pbc, system.index, cutoff)
 
     @staticmethod

@@ -72,8 +72,8 @@ def judged(norm: Tensor, scale: Tensor, size: Tensor, tolerance: float, dtype: t
 @dataclass(frozen=True)
 class Criterion:
     """
-    When a fixed point of every system is found: ``|r| <= tolerance * scale``, with r all that
-    ``F(s) - s`` and the totals leave, and the smaller of ``own`` and ``|F(s)|`` for a scale.
+    When a fixed point is found: r is what ``F(s) - s`` and the totals leave, the scale ``|F(s)|``, no more
+    than the problem's own. Totals have to be right to rounding whatever the tolerance.
 
     Attributes:
         batch: The systems.

@@ -134,11 +134,11 @@ def fixed_point(
         charge_columns: Which numbers of a row, flattened, hold charges: one per column of ``total_charge``.
         solver: "anderson" mixes, "newton" solves linear systems by GMRES. "auto" looks whether the map is
             affine, and then takes one linear solve; else Anderson without and Newton with a constraint.
-        tolerance: Norm of ``F(s) - s`` of a system, relative to the smallest of that of ``F(s)`` at the
-            solution, at the first guess, and at no state and potential where the first guess's numbers are
-            above 10 e (root mean square; below 1e-3 e they count as that). As good as the dtype at 0. Where
-            rounding hides more, up to 1e-3 in float32 and 1e-9 in float64 count as converged. Totals are
-            kept to rounding at any tolerance.
+        tolerance: Norm of ``F(s) - s`` of a system relative to that of F at the first guess, what the totals
+            lack there included, but to no more than that of ``F(s)`` itself; and where more than 1e-4 e
+            (root mean square) would pass, to no more than that of F of zeros. Both count as 1 e at least,
+            the first as 1e-3. 0 asks for what the dtype has. Rounding of a large state excuses more, up to
+            1e-3 in float32 and 1e-9 in float64. Totals are kept to rounding at any tolerance.
         max_iterations: Evaluations of Anderson's mixing, Newton steps, and the largest Krylov space.
         mixing: Anderson's share of the residual.
         history: Steps that Anderson's mixing remembers.
@@ -151,8 +151,9 @@ def fixed_point(
 
     Raises:
         ConvergenceError: names the systems, why, and what to do.
-        ValueError: for shapes that do not fit.
-        TypeError: for a state that is not float32 or float64, or parameters that are not a sequence.
+        ValueError: for shapes that do not fit, NaN, options out of range, a charge without rows.
+        TypeError: for arguments of another kind, and an update that does not take ``(state, ...)`` or does
+            not return its dtype.
     """
     check_state(state, parameters)
     check_solver(tolerance, max_iterations, on_failure)

@@ -97,20 +97,24 @@ def read_arguments(
     )
     if constrained and geometry.validate:
         _check_somebody_holds(given, groups)
-    split, small = None, runs_triton(positions) and largest_direct
+    split, largest = None, int(plan.atom_ptr.diff().max()) if n_atoms else 0
     if widths is not None:
         if interaction == "direct":
             raise ValueError("interaction='direct' is the operator's own sum: leave one of it and widths out")
         split = split_widths(geometry, widths, pairs, tolerance)
     elif pairs is not None:
         raise ValueError("pairs are for atoms with widths of their own: pass widths [n_atoms] too")
-    elif interaction != "direct" and dim == 1 and n_atoms:
-        if interaction == "split" or not small or int(plan.atom_ptr.diff().max()) > small:
-            split = split_operator(geometry, None if slots is None else slots[:, 0], tolerance, interaction)
-    elif interaction == "split" and n_atoms:
+    elif interaction == "split" and dim > 1:
         raise ValueError(
             "interaction='split' is for charges: give hardness [n_atoms], or an operator with l_max=0"
         )
+    elif (
+        interaction != "direct"
+        and dim == 1
+        and n_atoms
+        and (interaction == "split" or largest > largest_direct or not runs_triton(positions))
+    ):
+        split = split_operator(geometry, None if slots is None else slots[:, 0], tolerance, interaction)
     if split is not None:
         geometry, widths, pairs = split
         plan, slots = geometry.plan, None

@@ -302,7 +302,7 @@ def fixed_point(
             else:
                 assert near is not None
                 result = anderson(
-                    lambda x: function(x) + x,
+                    function,
                     start,
                     criterion,
                     max_iterations,

@@ -11,7 +11,7 @@ from .solution import Status
 
 
 def anderson(
-    update: Map,
+    function: Map,
     start: Tensor,
     criterion: Criterion,
     max_iterations: int,
@@ -20,19 +20,19 @@ def anderson(
     known: tuple[Tensor, Tensor] | None = None,
 ) -> RootResult:
     """
-    Fixed point of ``update`` by Anderson mixing (J. ACM 12, 547 (1965)), safeguarded.
+    Root of ``function``, F(x) - x, by Anderson mixing of F (J. ACM 12, 547 (1965)), safeguarded.
 
     A step that makes a system's residual more than twice its smallest so far goes back to the best state,
     forgets that system's history, and mixes half as much from there on.
 
     Args:
-        update: ``[n]`` -> ``[n]``.
+        function: ``[n]`` -> ``[n]``.
         start: ``[n]`` float64.
         criterion: When a system has converged.
         max_iterations: Evaluations.
         mixing: Share of the residual that is added to the extrapolated state.
         history: Steps that are remembered.
-        known: ``f = update(x) - x`` at the start, and what f becomes at ``start + f``, less that.
+        known: The function at the start, f, and what it becomes at ``start + f``, less f.
     """
     batch = criterion.batch
     x, best_x, best_f = start, start, torch.zeros_like(start)
@@ -51,7 +51,7 @@ def anderson(
         if known is not None and step_number == 0:
             f = known[0]
         else:
-            f = update(x) - x
+            f = function(x)
             evaluations += 1
         active = status == Status.ITERATIONS
         iterations = iterations + active

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..electrostatics.embedding import ExternalCharges
+from ..scf.eager import leaves_inference_mode
 from .backbone import Backbone
 from .config import Constraint, ModelConfig
 from .response import born_charges, polarizability
@@ -106,6 +107,7 @@ class Model(torch.nn.Module):
                 f"{', '.join(map(repr, kind.constraints))}"
             )
 
+    @leaves_inference_mode
     def evaluate_density(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor | None], RuleOutput]:
         """
         Outputs without derivatives, and the density behind them: for potentials and densities at points.
@@ -133,6 +135,7 @@ class Model(torch.nn.Module):
             raise ValueError(f"the rule {name_of(self.config.rule)!r} has no density at points")
         return out, result
 
+    @leaves_inference_mode
     def forward(
         self,
         batch: dict[str, Tensor],
@@ -147,7 +150,7 @@ class Model(torch.nn.Module):
         initial_density: Tensor | None = None,
     ) -> dict[str, Tensor | None]:
         """
-        Evaluate a batch.
+        Evaluate a batch; the same under ``torch.no_grad`` and ``torch.inference_mode``.
 
         Args:
             batch: From `scfmlip.interfaces.mace.batches.make_batch`, or mace-torch's own loader (whose open
@@ -184,7 +187,8 @@ class Model(torch.nn.Module):
             absent.
 
         Raises:
-            ValueError: for a batch without what the rule needs, or one its boundary cannot hold.
+            ValueError: for a batch without what the rule needs, or one its boundary cannot hold, or weights
+                made in inference mode.
             TypeError: for a batch of another dtype or on another device than the weights.
             ConvergenceError: for a solve that failed; names the systems.
         """
@@ -234,16 +238,16 @@ class Model(torch.nn.Module):
             out, _ = self._energies(strained, system, compute_potential)
             if compute_response:
                 self._add_response(out, leaf, field, system, training)
-        wanted = [leaf] if compute_force else []
-        wanted += [t for t in (outside if compute_force else None, strain) if t is not None]
-        if wanted:
-            energy = out["interaction_energy"]
-            assert energy is not None
-            grads = list(
-                torch.autograd.grad(
-                    energy.sum(), wanted, create_graph=training, retain_graph=training, materialize_grads=True
+            wanted = [leaf] if compute_force else []
+            wanted += [t for t in (outside if compute_force else None, strain) if t is not None]
+            grads: list[Tensor] = []
+            if wanted:
+                energy = out["interaction_energy"]
+                assert energy is not None
+                total = energy.sum()
+                grads += torch.autograd.grad(
+                    total, wanted, create_graph=training, retain_graph=training, materialize_grads=True
                 )
-            )
             if compute_force:
                 out["forces"] = -grads.pop(0)
                 if outside is not None:
@@ -266,6 +270,11 @@ class Model(torch.nn.Module):
             raise TypeError(
                 f"the batch is {positions.dtype} on {positions.device}, the model {weight.dtype} on "
                 f"{weight.device}: make the batch with the model's dtype and device, or move one of them"
+            )
+        if weight.is_inference():
+            raise ValueError(
+                "the model's weights were made under torch.inference_mode, and nothing can be differentiated "
+                "through them: build or load the model outside it, and call it where you like"
             )
 
     def _field(self, batch: dict[str, Tensor], needed: bool) -> Tensor | None:

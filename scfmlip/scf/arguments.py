@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from ..electrostatics import Boundary, Geometry
+from scfmlip_kernels.dispatch import runs_triton
+
+from ..electrostatics import Geometry
 from ..electrostatics.checks import to_tensor
 from .constraints import ChargeGroups, make_groups
+from .options import check_numbers
 from .quadratic import QuadraticProblem
-from .short_range import NeighbourPairs, neighbour_pairs, pair_cutoff
+from .short_range import NeighbourPairs
+from .splitting import Interaction, split_operator, split_widths
 
 
 class Given(NamedTuple):
@@ -20,6 +24,7 @@ class Given(NamedTuple):
 
     Attributes:
         problem: All but positions, cells and hardness.
+        padding: Columns of the operator's rows that hold no state: dipoles that cannot answer.
         electronegativity, hardness: ``[n_atoms, dim]``.
         source: ``[n_atoms, dim]``, the electronegativity with external fields and given potentials.
         widths: ``[n_atoms]`` Gaussian widths, where atoms have their own, else None.
@@ -28,6 +33,7 @@ class Given(NamedTuple):
     """
 
     problem: QuadraticProblem
+    padding: int
     electronegativity: Tensor
     hardness: Tensor
     source: Tensor
@@ -46,16 +52,33 @@ def read_arguments(
     width_index: Tensor | None,
     widths: Tensor | None,
     pairs: NeighbourPairs | None,
+    tolerance: float,
+    interaction: Interaction,
+    largest_direct: int = 0,
 ) -> Given:
     """
-    Arguments as `charge_equilibration`.
+    Arguments as `charge_equilibration`; on a GPU no system of up to ``largest_direct`` atoms is split.
 
     Raises:
         ValueError, TypeError: as that.
     """
-    coulomb, plan, positions = geometry.coulomb, geometry.plan, geometry.positions
+    if not isinstance(geometry, Geometry):
+        raise TypeError(f"geometry must come from Coulomb.prepare, got {type(geometry).__name__}")
+    if interaction not in get_args(Interaction):
+        raise ValueError(f"interaction must be 'auto', 'direct' or 'split', got {interaction!r}")
+    plan, positions = geometry.plan, geometry.positions
     n_atoms = len(positions)
-    slots, dim = _slots(geometry, width_index)
+    slots, dim, padding = _slots(geometry, width_index), (geometry.coulomb.source.l_max + 1) ** 2, 0
+    if dim > 1 and isinstance(hardness, Tensor) and hardness.shape == (n_atoms,):
+        # charges alone answer: one column of each atom's row
+        if isinstance(electronegativity, Tensor) and electronegativity.ndim == 2:
+            raise ValueError(
+                f"hardness {[n_atoms]} is of charges alone, but electronegativity "
+                f"{list(electronegativity.shape)} acts on dipoles too: give hardness {[n_atoms, dim]}, or "
+                f"electronegativity {[n_atoms]}"
+            )
+        own = geometry.coulomb.source.columns()[:1].to(positions.device).expand(n_atoms, dim)
+        slots, padding, dim = (own if slots is None else slots)[:, :1], dim - 1, 1
     chi = _per_atom("electronegativity", electronegativity, n_atoms, dim, positions, fill=0.0)
     stiff = _per_atom("hardness", hardness, n_atoms, dim, positions, fill=None)
     if geometry.validate:
@@ -74,10 +97,28 @@ def read_arguments(
     )
     if constrained and geometry.validate:
         _check_somebody_holds(given, groups)
+    split, largest = None, int(plan.atom_ptr.diff().max()) if n_atoms else 0
     if widths is not None:
-        widths, pairs = _own_widths(geometry, widths, pairs)
+        if interaction == "direct":
+            raise ValueError("interaction='direct' is the operator's own sum: leave one of it and widths out")
+        split = split_widths(geometry, widths, pairs, tolerance)
     elif pairs is not None:
         raise ValueError("pairs are for atoms with widths of their own: pass widths [n_atoms] too")
+    elif interaction == "split" and dim > 1:
+        raise ValueError(
+            "interaction='split' is for charges: give hardness [n_atoms], or an operator with l_max=0"
+        )
+    elif (
+        interaction != "direct"
+        and dim == 1
+        and n_atoms
+        and (interaction == "split" or largest > largest_direct or not runs_triton(positions))
+    ):
+        split = split_operator(geometry, None if slots is None else slots[:, 0], tolerance, interaction)
+    if split is not None:
+        geometry, widths, pairs = split
+        plan, slots = geometry.plan, None
+    coulomb = geometry.coulomb
     problem = QuadraticProblem(coulomb, plan, slots, groups, constrained, geometry.counter_bounds, pairs)
     source = chi
     if geometry.external_field is not None or geometry.external_potential is not None:
@@ -87,7 +128,7 @@ def read_arguments(
         shift = groups.expand(given)
         source = torch.cat(((source[:, 0] - shift)[:, None], source[:, 1:]), 1)
     totals = given if constrained else torch.zeros_like(given)
-    return Given(problem, chi, stiff, source, widths, given, totals)
+    return Given(problem, padding, chi, stiff, source, widths, given, totals)
 
 
 def _check_somebody_holds(totals: Tensor, groups: ChargeGroups) -> None:
@@ -96,22 +137,24 @@ def _check_somebody_holds(totals: Tensor, groups: ChargeGroups) -> None:
     bad = torch.nonzero(empty & (totals.detach() != 0)).flatten().tolist()
     if bad:
         raise ValueError(
-            f"system {bad[0]} has no atoms and cannot hold total_charge {float(totals[bad[0]].detach()):g} e"
+            f"system {bad[0]} has no atoms and cannot hold total_charge {float(totals[bad[0]].detach()):g} "
+            "e: give it 0"
         )
 
 
-def _slots(geometry: Geometry, width_index: Tensor | None) -> tuple[Tensor | None, int]:
-    """Columns of the operator's rows that an atom's state fills, and how many they are."""
+def _slots(geometry: Geometry, width_index: Tensor | None) -> Tensor | None:
+    """``[n_atoms, dim]`` columns of the operator's rows that an atom's state fills; None for all."""
     source = geometry.coulomb.source
-    dim = (source.l_max + 1) ** 2
     if source.n_widths == 1 and width_index is None:
-        return None, dim
+        return None
     if width_index is None:
         raise ValueError(
             f"the operator has {source.n_widths} Gaussian widths: pass width_index [n_atoms], which of them "
             "each atom has"
         )
     n_atoms = len(geometry.positions)
+    if not isinstance(width_index, Tensor):
+        raise TypeError(f"width_index must be an int64 tensor {[n_atoms]}, got {type(width_index).__name__}")
     if width_index.shape != (n_atoms,) or width_index.dtype not in (torch.int64, torch.int32):
         raise ValueError(
             f"width_index must be int64 of shape [{n_atoms}], got {width_index.dtype} "
@@ -120,65 +163,7 @@ def _slots(geometry: Geometry, width_index: Tensor | None) -> tuple[Tensor | Non
     if n_atoms and (int(width_index.min()) < 0 or int(width_index.max()) >= source.n_widths):
         raise ValueError(f"width_index must lie between 0 and {source.n_widths - 1}")
     index = width_index.to(geometry.positions.device, torch.int64)
-    columns = source.columns()
-    return columns.to(index.device)[index], dim
-
-
-def _own_widths(
-    geometry: Geometry, widths: Tensor, pairs: NeighbourPairs | None
-) -> tuple[Tensor, NeighbourPairs]:
-    """Checked widths, and neighbours that reach far enough for them."""
-    coulomb, positions = geometry.coulomb, geometry.positions
-    if coulomb.source.l_max > 0 or coulomb.source.n_widths > 1 or coulomb.compat is not None:
-        raise ValueError(
-            "widths of the atoms' own need an operator of charges with one smooth width: "
-            "Coulomb(l_max=0, sigma=S) without compat"
-        )
-    if any(kind == Boundary.MOLECULE_IN_BOX for kind in geometry.plan.boundaries):
-        raise ValueError(
-            "widths of the atoms' own are not for molecules in a box, whose correction knows one width: use "
-            "boundary='open', or several widths of the operator with width_index"
-        )
-    if geometry.counter_bounds is not None:
-        raise ValueError("counter_charge knows the operator's width only: leave one of it and widths out")
-    if widths.shape != (len(positions),) or widths.dtype != positions.dtype:
-        raise ValueError(
-            f"widths must be {positions.dtype} of shape {[len(positions)]}, got {widths.dtype} "
-            f"{list(widths.shape)}"
-        )
-    if not len(positions):
-        raise ValueError("widths need atoms")
-    if geometry.validate and not bool((widths > 0).all()):
-        raise ValueError("widths must be positive numbers in angstrom")
-    smooth, widest = coulomb.source.widths[0], float(widths.detach().max())
-    need = pair_cutoff(smooth, widest, coulomb.tolerance)
-    plan, axes = geometry.plan, _slab_axes(geometry)
-    if pairs is None:
-        periodic = [
-            [kind != Boundary.OPEN] * 3 if kind != Boundary.SLAB else [a != axis for a in range(3)]
-            for kind, axis in zip(plan.boundaries, axes, strict=True)
-        ]
-        return widths, neighbour_pairs(positions, geometry.cell, periodic, plan.index, need)
-    if pairs.cutoff < 0.999 * need:
-        raise ValueError(
-            f"pairs reach to {pairs.cutoff:g} angstrom, but widths up to {max(smooth, widest):g} angstrom at "
-            f"the operator's tolerance of {coulomb.tolerance:g} eV need {need:.3f}: use a longer list, a "
-            "narrower operator, or a looser tolerance"
-        )
-    if bool((pairs.edge_index[0].diff() < 0).any()):
-        order = torch.argsort(pairs.edge_index[0], stable=True)
-        pairs = NeighbourPairs(pairs.edge_index[:, order], pairs.edge_shift[order], pairs.cutoff)
-    return widths, pairs
-
-
-def _slab_axes(geometry: Geometry) -> list[int]:
-    """Lattice direction along which each system ends; meant for slabs only."""
-    plan = geometry.plan
-    axes = [2] * plan.n_systems
-    if plan.lattice is not None:
-        for system, axis in zip(plan.lattice.systems.tolist(), plan.lattice.slab_axis.tolist(), strict=True):
-            axes[system] = axis
-    return axes
+    return source.columns().to(index.device)[index]
 
 
 def _per_atom(
@@ -199,7 +184,8 @@ def _per_atom(
             return values[:, None]
         if fill is not None:
             return torch.cat((values[:, None], values.new_full((n_atoms, dim - 1), fill)), 1)
-    raise ValueError(f"{name} must have shape {[n_atoms, dim]}, got {list(values.shape)}")
+    alone = f": of charges and dipoles, or {[n_atoms]} of charges alone" if dim > 1 else ""
+    raise ValueError(f"{name} must have shape {[n_atoms, dim]}, got {list(values.shape)}{alone}")
 
 
 def _per_group(name: str, value: Tensor | float | None, n_groups: int, positions: Tensor) -> Tensor:
@@ -208,6 +194,5 @@ def _per_group(name: str, value: Tensor | float | None, n_groups: int, positions
     tensor = to_tensor(name, value, what, dtype=positions.dtype, device=positions.device)
     if tensor.ndim > 1 or (tensor.ndim == 1 and tensor.shape[0] not in (1, n_groups)):
         raise ValueError(f"{name} must be a number or have shape [{n_groups}], got {list(tensor.shape)}")
-    if not bool(torch.isfinite(tensor).all()):
-        raise ValueError(f"{name} holds NaN or infinity: {tensor.tolist()}")
+    check_numbers(name, tensor)
     return tensor.expand(n_groups)

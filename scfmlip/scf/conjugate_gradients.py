@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .convergence import ROUNDING, Verdict, ended, given_up, judged
 from .quadratic import QuadraticProblem
 from .solution import Status
 
@@ -54,9 +55,13 @@ def conjugate_gradients(
     tolerance: float,
     max_iterations: int,
     dtype: torch.dtype,
+    choose: bool = True,
 ) -> LinearResult:
     """
     Minimise ``source.s + 1/2 s.A s`` at given totals.
+
+    Residuals are relative to the projected source, or to the gradient at evenly spread charges where that is
+    larger and known: see `scale_of`.
 
     Args:
         problem: Sizes and constraint.
@@ -68,6 +73,7 @@ def conjugate_gradients(
         tolerance: On the norm of the projected gradient over that of the projected source.
         max_iterations: Of one system.
         dtype: In which ``apply`` computes: sets the smallest tolerance.
+        choose: Start from evenly spread charges where a first guess is worse: its rounding would stay.
     """
     tolerance = max(tolerance, FLOOR[dtype])
 
@@ -75,21 +81,36 @@ def conjugate_gradients(
         return problem.system_sum((a * b).sum(1))
 
     step_back = preconditioned_projector(problem, precondition, source)
-    state = problem.feasible(torch.zeros_like(source) if initial is None else initial.double(), totals)
+
+    def norm_of(values: Tensor) -> Tensor:
+        return dot(values, values).sqrt()
+
+    evenly = problem.feasible(torch.zeros_like(source), totals)
+    state = evenly if initial is None else problem.feasible(initial.double(), totals)
     slope = source + apply(state)
     gradient = problem.project(slope)
-    norm = dot(gradient, gradient).sqrt()
-    scale = dot(*(2 * [problem.project(source)])).sqrt()
-    scale = torch.where(scale > 0, scale, norm)
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    residual = norm / scale
+    own, whole, norm = norm_of(problem.project(source)), norm_of(source), norm_of(gradient)
+    even = norm_of(state - evenly) == 0
+    if choose and initial is not None:
+        # without totals the gradient at no charges is the source itself
+        bad = ~even & ~(norm <= 10 * own)
+        if bool(bad.any()):
+            state = torch.where(problem.system_expand(bad.double())[:, None] > 0, evenly, state)
+            slope = source + apply(state)
+            gradient = problem.project(slope)
+            norm, even = norm_of(gradient), even | bad
+    scale = scale_of(own, whole, torch.where(even, norm, 0.0), ROUNDING[dtype])
+
+    def judge(gradient: Tensor, slope: Tensor) -> Verdict:
+        return judged(norm_of(gradient), scale, whole + norm_of(slope), tolerance, dtype)
+
+    verdict = judge(gradient, slope)
     z = step_back(gradient)
     direction = -z
     rz = dot(gradient, z)
-    status = torch.where(residual <= tolerance, Status.CONVERGED, Status.ITERATIONS)
-    status = torch.where(torch.isfinite(residual), status, Status.NOT_FINITE)
+    status = ended(torch.full_like(own, int(Status.ITERATIONS), dtype=torch.int64), verdict)
     iterations = torch.zeros_like(status)
-    best, since = residual, torch.zeros_like(status)
+    best, since = verdict.residual, torch.zeros_like(status)
     check = 1 if source.device.type == "cpu" else 8  # a look at the masks waits for the GPU
     for step in range(max_iterations):
         active = status == Status.ITERATIONS
@@ -109,29 +130,43 @@ def conjugate_gradients(
         slope = torch.where(moving, slope + per_atom * image, slope)
         gradient = problem.project(slope)
         iterations = iterations + active
-        norm = dot(gradient, gradient).sqrt()
-        residual = torch.where(active, norm / scale, residual)
-        better = residual < best
+        fresh = judge(gradient, slope)
+        verdict = Verdict(*(torch.where(active, new, old) for new, old in zip(fresh, verdict, strict=True)))
+        better = verdict.residual < best
         since = torch.where(better, 0, since + 1)
-        best = torch.where(better, residual, best)
-        status = torch.where(active & (residual <= tolerance), Status.CONVERGED, status)
-        status = torch.where(active & ~torch.isfinite(residual), Status.NOT_FINITE, status)
-        status = torch.where(
-            (status == Status.ITERATIONS) & (since > _PATIENCE) & (best < 1e-3), Status.STAGNATED, status
-        )
+        best = torch.where(better, verdict.residual, best)
+        # rounding is an excuse where nothing gets better any more
+        reached = verdict._replace(converged=verdict.residual <= tolerance)
+        stuck = (since > _PATIENCE) & ((best < 1e-3) | verdict.rounded)
+        status = ended(status, reached._replace(converged=reached.converged | (stuck & verdict.converged)))
+        status = torch.where((status == Status.ITERATIONS) & stuck, int(Status.STAGNATED), status)
         z = step_back(gradient)
-        fresh = dot(gradient, z)
-        beta = torch.where(active & (rz != 0), fresh / torch.where(rz != 0, rz, torch.ones_like(rz)), 0.0)
+        next_rz = dot(gradient, z)
+        beta = torch.where(active & (rz != 0), next_rz / torch.where(rz != 0, rz, torch.ones_like(rz)), 0.0)
         direction = torch.where(moving, problem.system_expand(beta)[:, None] * direction - z, direction)
-        rz = fresh
+        rz = next_rz
     return LinearResult(
         problem.feasible(state, totals),
         chemical_potential(problem, slope),
         iterations,
-        residual,
-        status,
+        verdict.residual,
+        given_up(ended(status, verdict), verdict),
         slope,
     )
+
+
+def scale_of(own: Tensor, whole: Tensor, even: Tensor, rounding: float) -> Tensor:
+    """
+    ``[n_systems]`` what the projected gradient of a quadratic functional is relative to.
+
+    Args:
+        own: ``[n_systems]`` norm of the projected source.
+        whole: ``[n_systems]`` norm of the source: beside it the projected one may be rounding.
+        even: ``[n_systems]`` norm of the projected gradient at evenly spread charges, 0 where it is unknown.
+        rounding: Relative.
+    """
+    scale = torch.maximum(torch.where(own > rounding * whole, own, 0.0), even)
+    return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
 def chemical_potential(problem: QuadraticProblem, gradient: Tensor) -> Tensor:

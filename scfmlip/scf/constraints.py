@@ -62,8 +62,9 @@ def make_groups(
     if fragments is None:
         numbers = torch.arange(n_systems, device=system_of_atom.device)
         return ChargeGroups(system_of_atom, numbers, n_systems, system_ptr)
-    if fragments.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"fragments must hold integers (int64), got {fragments.dtype}")
+    if not isinstance(fragments, Tensor) or fragments.dtype not in (torch.int64, torch.int32):
+        got = fragments.dtype if isinstance(fragments, Tensor) else type(fragments).__name__
+        raise TypeError(f"fragments must be an int64 tensor, got {got}")
     if fragments.shape != system_of_atom.shape:
         raise ValueError(
             f"fragments must have shape {list(system_of_atom.shape)}, got {list(fragments.shape)}"
@@ -72,10 +73,15 @@ def make_groups(
     if len(index) == 0:
         raise ValueError("fragments need atoms")
     n_groups = int(index.max()) + 1
+    if int(index.min()) < 0 or n_groups > len(index):
+        raise ValueError(
+            f"fragments must be numbered from 0 without gaps, got {int(index.min())} to {n_groups - 1} for "
+            f"{len(index)} atoms"
+        )
     low = torch.full((n_groups,), n_systems, device=index.device)
     low = low.scatter_reduce(0, index, system_of_atom, "amin")
     high = torch.full((n_groups,), -1, device=index.device).scatter_reduce(0, index, system_of_atom, "amax")
-    if int(index.min()) < 0 or bool((high < 0).any()):
+    if bool((high < 0).any()):
         missing = torch.nonzero(high < 0).flatten().tolist()[:5]
         raise ValueError(f"fragments must be numbered from 0 without gaps; there is no atom in {missing}")
     if bool((low != high).any()):

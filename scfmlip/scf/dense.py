@@ -11,9 +11,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .conjugate_gradients import LinearResult
+from .conjugate_gradients import LinearResult, scale_of
+from .convergence import ROUNDING
 from .quadratic import QuadraticProblem
 from .solution import Status
+
+# what a factorisation leaves, relative to the potentials whose sum it solves for
+_EXACT = 1e-11
 
 
 class DenseSolver:
@@ -95,7 +99,7 @@ class DenseSolver:
         indicator[self.index[:, 0], self.rows[:, 0], number[groups.index]] = 1.0
         return indicator
 
-    def solve(self, source: Tensor, totals: Tensor) -> LinearResult:
+    def solve(self, source: Tensor, totals: Tensor, tolerance: float) -> LinearResult:
         """Minimise ``source.s + 1/2 s.A s``; arguments as `conjugate_gradients`."""
         problem, groups = self.problem, self.problem.groups
         right = source.new_zeros((problem.n_systems, self.width))
@@ -114,11 +118,23 @@ class DenseSolver:
             packed = multiplier.new_zeros((problem.n_systems, self.indicator.shape[2]))
             packed[groups.system, self.number] = multiplier
             gradient = gradient - self.indicator @ packed[..., None]
-        scale = right.norm(dim=1)
-        residual = gradient.flatten(1).norm(dim=1) / torch.where(scale > 0, scale, torch.ones_like(scale))
-        status = torch.zeros(problem.n_systems, dtype=torch.int64, device=source.device)
-        good = torch.isfinite(state).flatten(1).all(1) & self.finite
+        state, slope = state[self.index, self.rows, 0], slope[self.index, self.rows, 0]
+        projected, whole = (
+            problem.system_sum((v**2).sum(1)).sqrt() for v in (problem.project(source), source)
+        )
+        size = whole + problem.system_sum((slope**2).sum(1)).sqrt()
+        norm, nothing = gradient.flatten(1).norm(dim=1), torch.zeros_like(whole)
+        residual = norm / scale_of(projected, whole, nothing, ROUNDING[torch.float64])
+        exact = (residual <= tolerance) | (norm <= _EXACT * size)
+        status = torch.where(exact, int(Status.CONVERGED), int(Status.STAGNATED))
+        good = torch.isfinite(residual) & self.finite
         status = torch.where(self.definite, status, int(Status.INDEFINITE))
         status = torch.where(good, status, int(Status.NOT_FINITE))
-        state, slope = state[self.index, self.rows, 0], slope[self.index, self.rows, 0]
-        return LinearResult(state, multiplier, torch.zeros_like(status), residual, status, slope)
+        return LinearResult(
+            problem.feasible(state, totals),
+            multiplier,
+            torch.zeros_like(status),
+            residual,
+            status,
+            slope,
+        )

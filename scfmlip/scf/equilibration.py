@@ -21,12 +21,13 @@ from .conjugate_gradients import LinearResult, conjugate_gradients
 from .dense import DenseSolver
 from .eager import runs_eagerly
 from .implicit import partial_gradients
-from .options import check_solver
-from .preconditioners import atom_widths, make_preconditioner
-from .quadratic import QuadraticProblem
+from .options import check_guess, check_solver
+from .preconditioners import atom_widths, check_preconditioner, make_preconditioner
+from .quadratic import Interaction, QuadraticProblem
 from .short_range import NeighbourPairs
-from .small import SmallSolver, solves_small
-from .solution import ChargeSolution, ConvergenceError, explain
+from .small import MAX_ATOMS, SmallSolver, solves_small
+from .solution import ChargeSolution, ConvergenceError, Status, explain
+from .splitting import Interaction as InteractionName
 
 Method = Literal["auto", "cg", "dense"]
 PreconditionerName = Literal["auto", "none", "jacobi", "fsai"]
@@ -77,35 +78,44 @@ def _make_solver(
         return small.solve
     largest = int(problem.plan.atom_ptr.diff().max()) * dim if len(positions) else 0
     if options.method == "dense" or (options.method == "auto" and largest <= DENSE_UP_TO):
-        matrices = _whole_matrices(problem, interaction.geometry, hardness)
+        matrices = _whole_matrices(problem, interaction, hardness)
         dense = DenseSolver(problem, apply, dim, dtype, matrices)
-        return lambda source, totals, initial: dense.solve(source, totals)
+        return lambda source, totals, initial: dense.solve(source, totals, options.tolerance)
     precondition = make_preconditioner(options.preconditioner, problem, positions, cell, hardness, widths)
 
-    def solve(source: Tensor, totals: Tensor, initial: Tensor | None) -> LinearResult:
+    def iterate(
+        source: Tensor, totals: Tensor, initial: Tensor | None, tolerance: float, max_iterations: int
+    ) -> LinearResult:
         return conjugate_gradients(
-            problem,
-            apply,
-            source,
-            totals,
-            initial,
-            precondition,
-            options.tolerance,
-            options.max_iterations,
-            dtype,
+            problem, apply, source, totals, initial, precondition, tolerance, max_iterations, dtype
         )
+
+    def solve(source: Tensor, totals: Tensor, initial: Tensor | None) -> LinearResult:
+        result = iterate(source, totals, initial, options.tolerance, options.max_iterations)
+        if not len(source) or bool((hardness > 0).all()):
+            return result
+        # where hardness is not positive a generic direction tells whether this is a minimum
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(source.shape, generator=generator, dtype=source.dtype).to(source.device)
+        other = iterate(probe, torch.zeros_like(totals), None, 1e-3, min(options.max_iterations, 30))
+        saddle = (result.status == Status.CONVERGED) & (other.status == Status.INDEFINITE)
+        return result._replace(status=torch.where(saddle, int(Status.INDEFINITE), result.status))
 
     return solve
 
 
-def _whole_matrices(problem: QuadraticProblem, geometry: Geometry, hardness: Tensor) -> list[Tensor] | None:
+def _whole_matrices(
+    problem: QuadraticProblem, interaction: Interaction, hardness: Tensor
+) -> list[Tensor] | None:
     """``J + K`` of every system where all are crystals and rows are Cartesian, else None."""
-    plan, kspace, source = problem.plan, geometry.kspace, problem.coulomb.source
-    if problem.pairs is not None or plan.open is not None or plan.corrected or kspace is None:
+    plan, kspace, source = problem.plan, interaction.geometry.kspace, problem.coulomb.source
+    if plan.open is not None or plan.corrected or kspace is None:
         return None
     if source.order != "cartesian" or source.normalization != "multipoles":
         return None
     matrices = kspace.matrices(atom_widths(problem, hardness), hardness.shape[1])
+    if interaction.short is not None:
+        matrices = [wide + rest for wide, rest in zip(matrices, interaction.short.matrices(), strict=True)]
     counts = (plan.atom_ptr.diff() * hardness.shape[1]).tolist()
     stiff = hardness.detach().double().flatten().split(counts)
     return [m + torch.diag(j) for m, j in zip(matrices, stiff, strict=True)]
@@ -260,6 +270,7 @@ def charge_equilibration(
     preconditioner: PreconditionerName = "auto",
     tolerance: float = 1e-6,
     max_iterations: int = 500,
+    interaction: InteractionName = "auto",
     on_failure: Literal["raise", "warn", "ignore"] = "raise",
 ) -> ChargeSolution:
     """
@@ -275,8 +286,8 @@ def charge_equilibration(
         geometry: From `Coulomb.prepare`.
         electronegativity: ``[n_atoms]`` or ``[n_atoms, dim]`` V (and V/angstrom), dim as the operator's
             multipoles of one width. One dimension acts on charges only.
-        hardness: ``[n_atoms]`` or ``[n_atoms, dim]`` V/e (and V/(e angstrom^2)), positive. With one dimension
-            and l_max = 1 the dipoles need their own: give two.
+        hardness: ``[n_atoms]`` or ``[n_atoms, dim]`` V/e (and V/(e angstrom^2)), positive. One dimension is
+            of charges alone: with l_max = 1 atoms are then not polarizable, the dipoles of the state are 0.
         total_charge: e, of all systems, ``[n_systems]``, or ``[n_fragments]``.
         chemical_potential: V, of all systems, ``[n_systems]`` or ``[n_fragments]``: electrodes at constant
             potential instead of a given charge; pass ``total_charge=None``.
@@ -287,13 +298,19 @@ def charge_equilibration(
             then only has to be smooth: charges in a wide Gaussian by the operator, the rest over neighbours
             (`short_range`). Far fewer wave vectors for narrow Gaussians or many atoms (`smooth_width`);
             differentiable too, also where there are no wave vectors.
-        pairs: Neighbours for that; found by matscipy if None.
+        pairs: Neighbours for that; found by matscipy if None, to the smaller of the tolerances of the
+            operator (V at an atom) and of this solve.
         initial: ``[n_atoms, dim]`` first guess, for instance the last step's state; not differentiated.
         method: "dense" factorises one matrix per system, "cg" iterates without one, "auto" takes the faster
             by size, and on a GPU solves systems of up to 1024 atoms in one launch.
         preconditioner: Of "cg": "fsai" (factorised sparse approximate inverse), "jacobi", "none", or "auto".
-        tolerance: Of "cg": norm of the projected gradient relative to that of the electronegativity.
+        tolerance: Of "cg": norm of the projected gradient relative to that of the electronegativity, or to
+            that at evenly spread charges where it is larger and the solve starts there. A first guess worse
+            than that is left. As good as the dtype at 0.
         max_iterations: Of "cg".
+        interaction: "auto" splits the operator's own narrow Gaussians as ``widths`` does, smooth operator
+            and neighbours included, where that is cheaper: charges in crystals and slabs. "direct" never
+            does, "split" always.
         on_failure: What to do when a system does not converge; the others are right in any case, and
             ``status`` says which.
 
@@ -301,14 +318,15 @@ def charge_equilibration(
         The solution.
 
     Raises:
-        ConvergenceError: names the systems, why, and what to do.
-        ValueError: for wrong shapes, NaN, hardness that is not positive, contradictory constraints, a charge
-            without atoms, or ``widths`` in a slab with too little vacuum for the smooth operator.
-        TypeError: for another dtype.
+        ConvergenceError: names the systems, why (no minimum: the hardness is not positive), and what to do.
+        ValueError: for wrong shapes, NaN, contradictory constraints, a charge without atoms, or ``widths`` in
+            a slab with too little vacuum for the smooth operator.
+        TypeError: for another dtype, or something that is no tensor.
     """
     if method not in ("auto", "cg", "dense"):
         raise ValueError(f"method must be 'auto', 'cg' or 'dense', got {method!r}")
     check_solver(tolerance, max_iterations, on_failure)
+    check_preconditioner(preconditioner)
     given = read_arguments(
         geometry,
         electronegativity,
@@ -319,11 +337,15 @@ def charge_equilibration(
         width_index,
         widths,
         pairs,
+        tolerance,
+        interaction,
+        MAX_ATOMS if method == "auto" and preconditioner == "auto" else 0,
     )
-    problem, positions = given.problem, geometry.positions
+    problem, positions, size = given.problem, geometry.positions, given.source.shape[1]
     groups, constrained = problem.groups, problem.constrained
-    if initial is not None and initial.shape != given.source.shape:
-        raise ValueError(f"initial must have shape {list(given.source.shape)}, got {list(initial.shape)}")
+    if initial is not None:
+        check_guess("initial", initial, (len(positions), size + given.padding))
+        initial = initial[:, :size]
     options = _Options(
         method,
         preconditioner,
@@ -352,6 +374,8 @@ def charge_equilibration(
         geometry.external_field,
         geometry.external_potential,
     )
+    if given.padding:
+        state = torch.cat((state, state.new_zeros(len(state), given.padding)), 1)
     return ChargeSolution(
         state,
         multiplier if constrained else given.target,

@@ -11,8 +11,10 @@ what the inverse is.
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -20,12 +22,22 @@ import torch
 from torch import Tensor
 
 from ..electrostatics.checks import to_tensor
+from .convergence import ROUNDING, make_criterion
 from .eager import runs_eagerly
-from .implicit import ROUNDING, Root, RootOptions
+from .implicit import Root, RootOptions
 from .krylov import Batch, gmres
 from .mixing import anderson
 from .newton import bracket_potential, newton
-from .options import check_solver, check_state
+from .options import (
+    check_callable,
+    check_columns,
+    check_numbers,
+    check_returned,
+    check_solver,
+    check_state,
+    check_whole,
+    read_batch,
+)
 from .solution import Status
 from .totals import GivenTotals
 
@@ -45,7 +57,7 @@ class FixedPointSolution:
     Attributes:
         state: As the first guess.
         chemical_potential: V, found or given, of the shape of the totals or as given; None without one.
-        residual: ``[n_systems]`` norm of ``F(s) - s`` relative to that of ``F`` at the first guess.
+        residual: ``[n_systems]`` norm of ``F(s) - s``, relative as `fixed_point` has its tolerance.
         iterations: ``[n_systems]`` int64.
         status: ``[n_systems]`` int64, see `Status`.
         evaluations: How often the map was evaluated, for the whole batch.
@@ -59,6 +71,27 @@ class FixedPointSolution:
     status: Tensor
     evaluations: int
     affine: bool
+
+
+def _potentials(value: Tensor | float, n_systems: int, totals: Tensor | None, like: Tensor) -> Tensor:
+    """Given potentials as they are, or first guesses of the shape of the totals."""
+    what = "a number, or one for each system (V)"
+    potential = to_tensor("chemical_potential", value, what, dtype=like.dtype, device=like.device)
+    check_numbers("chemical_potential", potential)
+    shape = (n_systems,) if totals is None else totals.shape
+    wide = [n_systems, "n_columns"] if totals is None else list(shape)
+    if potential.ndim == 1 and len(shape) == 2 and potential.shape[0] in (1, n_systems):
+        potential = potential[:, None]
+    if totals is None and potential.ndim == 2 and potential.shape[0] in (1, n_systems):
+        return potential.expand(n_systems, -1)
+    if potential.ndim > len(shape) or any(
+        n not in (1, want) for n, want in zip(reversed(potential.shape), reversed(shape), strict=False)
+    ):
+        raise ValueError(
+            f"chemical_potential must be a number or have shape {[n_systems]} or {wide}, got "
+            f"{list(potential.shape)}"
+        )
+    return potential.expand(shape)
 
 
 @runs_eagerly
@@ -101,8 +134,11 @@ def fixed_point(
         charge_columns: Which numbers of a row, flattened, hold charges: one per column of ``total_charge``.
         solver: "anderson" mixes, "newton" solves linear systems by GMRES. "auto" looks whether the map is
             affine, and then takes one linear solve; else Anderson without and Newton with a constraint.
-        tolerance: Norm of ``F(s) - s`` of a system relative to that of ``F`` at the first guess. A state so
-            much larger than that that rounding hides the rest counts as converged.
+        tolerance: Norm of ``F(s) - s`` of a system relative to that of F at the first guess, what the totals
+            lack there included, but to no more than that of ``F(s)`` itself; and where more than 1e-4 e
+            (root mean square) would pass, to no more than that of F of zeros. Both count as 1 e at least,
+            the first as 1e-3. 0 asks for what the dtype has. Rounding of a large state excuses more, up to
+            1e-3 in float32 and 1e-9 in float64. Totals are kept to rounding at any tolerance.
         max_iterations: Evaluations of Anderson's mixing, Newton steps, and the largest Krylov space.
         mixing: Anderson's share of the residual.
         history: Steps that Anderson's mixing remembers.
@@ -115,43 +151,43 @@ def fixed_point(
 
     Raises:
         ConvergenceError: names the systems, why, and what to do.
-        ValueError: for shapes that do not fit.
-        TypeError: for a state that is not float32 or float64, or parameters that are not a sequence.
+        ValueError: for shapes that do not fit, NaN, options out of range, a charge without rows.
+        TypeError: for arguments of another kind, and an update that does not take ``(state, ...)`` or does
+            not return its dtype.
     """
     check_state(state, parameters)
     check_solver(tolerance, max_iterations, on_failure)
+    check_whole("history", history, 1)
+    columns = check_columns(charge_columns)
     if solver not in ("auto", "anderson", "newton"):
         raise ValueError(f"solver must be 'auto', 'anderson' or 'newton', got {solver!r}")
     constrained = total_charge is not None
     if solver == "anderson" and constrained:
         raise ValueError("Anderson's mixing has no constraint: use solver='newton' with total_charge")
+    if isinstance(mixing, bool) or not isinstance(mixing, numbers.Real) or not 0 < mixing < math.inf:
+        raise ValueError(f"mixing must be a positive number, got {mixing!r}")
+    batch_idx, n_systems = read_batch(state, batch_idx, n_systems)
     rows, dtype, device = state.shape[0], state.dtype, state.device
-    if batch_idx is None:
-        batch_idx = torch.zeros(rows, dtype=torch.int64, device=device)
-    if batch_idx.shape != (rows,):
-        raise ValueError(f"batch_idx must have shape [{rows}], got {list(batch_idx.shape)}")
-    if n_systems is None:
-        n_systems = int(batch_idx.max()) + 1 if rows else 0
-    shape, size = state.shape, state.numel() // max(rows, 1)
-    index = batch_idx.repeat_interleave(size)
-    columns, groups, totals, potential = list(charge_columns), None, None, None
-    if chemical_potential is not None or constrained:
-        guess = 0.0 if chemical_potential is None else chemical_potential
-        what = "a number, or one for each system (V)"
-        potential = to_tensor("chemical_potential", guess, what, dtype=dtype, device=device)
+    shape, size = state.shape, math.prod(state.shape[1:])
+    index, first = batch_idx.repeat_interleave(size), state.detach().flatten().double()
+    groups, totals, potential, is_state = None, None, None, None
     if constrained:
         groups = GivenTotals(batch_idx, n_systems, columns, size)
         totals = groups.totals(total_charge, state)
-        index = torch.cat((index, torch.arange(n_systems, device=device).repeat_interleave(len(columns))))
-        assert potential is not None
-        potential = potential.expand(totals.shape)
-    elif potential is not None and potential.ndim == 0:
-        potential = potential.expand(n_systems)
+    if chemical_potential is not None or constrained:
+        guess = 0.0 if chemical_potential is None else chemical_potential
+        potential = _potentials(guess, n_systems, totals, state)
+    if groups is not None and totals is not None and potential is not None:
+        systems = torch.arange(n_systems, device=device).repeat_interleave(len(groups.columns))
+        is_state = torch.cat((torch.ones_like(first), torch.zeros_like(systems, dtype=first.dtype)))
+        index = torch.cat((index, systems))
+        first = torch.cat((first, potential.detach().flatten().double()))
     batch = Batch(index, n_systems)
-    first = state.detach().flatten()
-    if constrained:
-        assert potential is not None
-        first = torch.cat((first, potential.detach().flatten()))
+    takes = "(state, *parameters)" if potential is None else "(state, potential, *parameters)"
+    count = len(parameters) + (1 if potential is None else 2)
+    check_callable("update", update, takes, count)
+    if approximation is not None:
+        check_callable("approximation", approximation, takes, count)
 
     def new_state(
         s: Tensor, potential: Tensor | None, *parameters: Tensor, update: Update = update
@@ -159,11 +195,7 @@ def fixed_point(
         # its own copy: an update that writes into its state would make every state a solution
         s = s.clone()
         new = update(s, *parameters) if potential is None else update(s, potential, *parameters)
-        if new.shape != shape:
-            raise ValueError(
-                f"update (and approximation) must return the shape of the state {list(shape)}, "
-                f"got {list(new.shape)}"
-            )
+        check_returned("update (and approximation)", new, shape, state)
         return new
 
     def residual(x: Tensor, *parameters: Tensor, update: Update = update) -> Tensor:
@@ -174,21 +206,19 @@ def fixed_point(
         wanted, *rest = parameters
         mu = x[rows * size :].view(wanted.shape)
         new = new_state(s, mu, *rest, update=update)
-        return torch.cat(((new - s).flatten(), (wanted - groups.sum(s).view(wanted.shape)).flatten()))
+        return torch.cat(((new - s).flatten(), groups.missing(s, wanted).flatten()))
 
     arguments = tuple(parameters)
     if totals is not None or potential is not None:
         arguments = (totals if totals is not None else potential, *parameters)
-    floor = 2e-6 if dtype == torch.float32 else 1e-13
-    rounding = ROUNDING[dtype]
     found: dict[str, Any] = {}
 
     options = RootOptions(
         "fixed point",
-        max(tolerance, floor),
+        max(tolerance, 2e-6 if dtype == torch.float32 else 1e-13),
         max_iterations,
         on_failure,
-        partial(gmres, rounding=rounding),
+        partial(gmres, rounding=ROUNDING[dtype]),
         lambda: found["result"].inverse,
     )
 
@@ -200,7 +230,7 @@ def fixed_point(
         def missing(mu: Tensor) -> Tensor:
             with torch.no_grad():
                 new = new_state(charges.to(dtype).view(shape), mu.view(wanted.shape).to(dtype), *rest)
-            return (wanted - groups.sum(new).view(wanted.shape)).flatten().double()
+            return groups.missing(new, wanted).flatten().double()
 
         mu, count = bracket_potential(missing, potentials)
         return torch.cat((charges, mu)), count
@@ -212,34 +242,43 @@ def fixed_point(
             with torch.no_grad():
                 return residual(x.to(dtype), *constants, update=update).double()
 
-        start = first.double()
-        value = function(start)
-        scale = batch.norm(value + start)
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        root = partial(
-            newton,
-            batch=batch,
-            scale=scale,
-            tolerance=options.tolerance,
-            krylov=max_iterations,
-            rounding=rounding,
+        def feasible(x: Tensor) -> Tensor:
+            if groups is None:
+                return x
+            charges, potentials = x.split((rows * size, len(x) - rows * size))
+            return torch.cat((groups.feasible(charges, constants[0].double()), potentials))
+
+        start, value = first, function(first)
+        criterion, spent = make_criterion(
+            batch,
+            options.tolerance,
+            dtype,
+            is_state,
+            value + (start if is_state is None else is_state * start),
+            lambda: function(torch.zeros_like(start)),
+            None if groups is None else feasible(torch.zeros_like(start)),
         )
-        result, affine, spent, inverse, near = None, False, 1, None, None
+        spent += 1
+        root = partial(newton, krylov=max_iterations, feasible=feasible)
+        result, affine, inverse, near = None, False, None, None
         if approximation is not None:
             roughly = partial(function, update=approximation)
-            guess = root(roughly, start, max_iterations=1, affine=True, tolerance=1e-2)
-            there, inverse, spent = function(guess.x), guess.inverse, 2
+            rough = replace(criterion, tolerance=1e-2)
+            guess = root(roughly, start, rough, max_iterations=1, affine=True)
+            there, inverse = function(guess.x), guess.inverse
+            spent += 1
             better = batch.expand(batch.norm(there) < batch.norm(value))
             start, value = torch.where(better, guess.x, start), torch.where(better, there, value)
         else:
             # two more evaluations along the first step tell whether the map is affine
             near, far = function(start + value) - value, function(start + 2 * value) - value
             bend = batch.norm(far - 2 * near) / batch.norm(far).clamp(min=1e-300)
-            still = batch.norm(value) / scale <= options.tolerance
-            affine, spent = bool(((bend < _AFFINE[dtype]) | still).all()), 3
+            still = criterion.judge(start, value).converged
+            affine = bool(((bend < _AFFINE[dtype]) | still).all())
+            spent += 2
         if affine and solver != "anderson":
             # linear along one direction only, where charges saturate: then it goes on below
-            result = root(function, start, max_iterations=3, affine=True, value=value, image=near)
+            result = root(function, start, criterion, max_iterations=3, affine=True, value=value, image=near)
             spent += result.evaluations
             affine = bool((result.status != Status.ITERATIONS).all())
         if result is None or not affine:
@@ -247,11 +286,13 @@ def fixed_point(
                 start, count = with_response(start, constants, groups)
                 spent += count
                 if count > 2:  # it has moved
-                    value, spent = function(start), spent + 1
+                    value = function(start)
+                    spent += 1
             if solver == "newton" or constrained or approximation is not None:
                 result = root(
                     function,
                     start,
+                    criterion,
                     max_iterations=max_iterations,
                     affine=False,
                     step=_STEP[dtype],
@@ -261,11 +302,9 @@ def fixed_point(
             else:
                 assert near is not None
                 result = anderson(
-                    lambda x: function(x) + x,
+                    function,
                     start,
-                    batch,
-                    scale,
-                    options.tolerance,
+                    criterion,
                     max_iterations,
                     mixing,
                     history,

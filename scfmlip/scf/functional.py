@@ -8,6 +8,7 @@ energy: Thomas et al., arXiv:2406.10915.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,10 +20,20 @@ from .eager import runs_eagerly
 from .implicit import Root, RootOptions, partial_gradients
 from .krylov import Batch, Map
 from .newton_cg import conjugate_gradient_solve, newton_cg
-from .options import check_solver, check_state
+from .options import (
+    check_callable,
+    check_columns,
+    check_returned,
+    check_solver,
+    check_state,
+    check_whole,
+    read_batch,
+)
 from .totals import GivenTotals
 
 Functional = Callable[..., Tensor]
+# a gradient at evenly spread charges below this, root mean square, V, counts as this large
+_SMALLEST = 0.1
 
 
 @dataclass(frozen=True)
@@ -34,8 +45,8 @@ class FunctionalSolution:
         state: As the first guess.
         energy: ``[n_systems]`` eV.
         chemical_potential: V, dE/dQ, of the shape of the totals; None without a constraint.
-        residual: ``[n_systems]`` norm of the projected gradient, relative to that at the first guess or at a
-            state of evenly spread charges, whichever is larger.
+        residual: ``[n_systems]`` norm of the projected gradient relative to that at evenly spread charges, or
+            to 0.1 V (root mean square) where that is less.
         iterations: ``[n_systems]`` int64 Newton steps.
         status: ``[n_systems]`` int64, see `Status`; INDEFINITE where the functional is not convex there.
         evaluations: Of the functional, for the whole batch.
@@ -136,22 +147,25 @@ def minimize_functional(
     """
     check_state(state, parameters)
     check_solver(tolerance, max_iterations, on_failure)
-    rows, dtype, device = state.shape[0], state.dtype, state.device
-    if batch_idx is None:
-        batch_idx = torch.zeros(rows, dtype=torch.int64, device=device)
-    if batch_idx.shape != (rows,):
-        raise ValueError(f"batch_idx must have shape [{rows}], got {list(batch_idx.shape)}")
-    if n_systems is None:
-        n_systems = int(batch_idx.max()) + 1 if rows else 0
-    shape, size = state.shape, state.numel() // max(rows, 1)
+    check_whole("krylov", krylov, 1)
+    if precondition is not None:
+        check_callable("precondition", precondition, "(state)", 1)
+    columns = check_columns(charge_columns)
+    batch_idx, n_systems = read_batch(state, batch_idx, n_systems)
+    dtype, device = state.dtype, state.device
+    shape, size = state.shape, math.prod(state.shape[1:])
     batch = Batch(batch_idx.repeat_interleave(size), n_systems)
     groups, totals = None, state.new_zeros(n_systems)
     if total_charge is not None:
-        groups = GivenTotals(batch_idx, n_systems, list(charge_columns), size)
+        groups = GivenTotals(batch_idx, n_systems, columns, size)
         totals = groups.totals(total_charge, state)
+    check_callable("functional", functional, "(state, *parameters)", 1 + len(parameters))
 
     def energies(s: Tensor, *parameters: Tensor) -> Tensor:
         values = functional(s, *parameters)
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+            raise TypeError(f"functional must return a tensor of energies, got {got}")
         if values.shape != (n_systems,):
             raise ValueError(
                 f"functional must return energies [{n_systems}], one per system, got {list(values.shape)}"
@@ -165,12 +179,19 @@ def minimize_functional(
         """The state that an unconstrained x stands for."""
         return (x if groups is None else groups.project(x) + groups.even(totals).to(x.dtype)).view(shape)
 
+    def slope_of(values: Tensor, s: Tensor, create: bool) -> Tensor:
+        if not values.requires_grad and state.numel():
+            raise ValueError(
+                "functional must be differentiable in the state: build its energies from the state by torch "
+                "operations, without detach, item, numpy or torch.no_grad"
+            )
+        total = values.sum() + 0 * s.sum()  # also of no rows
+        return torch.autograd.grad(total, s, create_graph=create)[0]
+
     def gradient(s: Tensor, parameters: Sequence[Tensor], create: bool) -> Tensor:
         with torch.enable_grad():
             at = s if s.requires_grad else s.detach().requires_grad_()
-            total = energies(at, *parameters).sum()
-            (slope,) = torch.autograd.grad(total, at, create_graph=create)
-        return slope
+            return slope_of(energies(at, *parameters), at, create)
 
     def residual(x: Tensor, totals: Tensor, *parameters: Tensor) -> Tensor:
         """Symmetric in x: on the constraint the projected gradient, across it x itself."""
@@ -187,11 +208,11 @@ def minimize_functional(
     def solve(arguments: Sequence[Tensor]) -> Tensor:
         totals, *constants = [t.detach() for t in arguments]
 
-        def model(x: Tensor) -> tuple[Tensor, Tensor, Map]:
+        def model(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Map]:
             with torch.enable_grad():
                 s = place(x.to(dtype), totals).detach().requires_grad_()
                 values = energies(s, *constants)
-                (slope,) = torch.autograd.grad(values.sum(), s, create_graph=True)
+                slope = slope_of(values, s, True)
 
             def apply(v: Tensor) -> Tensor:
                 direction = project(v).to(dtype).view(shape)
@@ -202,7 +223,8 @@ def minimize_functional(
                 )
                 return project(product.flatten().double())
 
-            return values.detach().double(), project(slope.detach().flatten().double()), apply
+            whole = slope.detach().flatten().double()
+            return values.detach().double(), project(whole), batch.norm(whole), apply
 
         def value(x: Tensor) -> Tensor:
             with torch.no_grad():
@@ -211,12 +233,14 @@ def minimize_functional(
         def preconditioned(v: Tensor) -> Tensor:
             if precondition is None:
                 return v
-            return project(precondition(project(v).to(dtype).view(shape)).flatten().double())
+            out = precondition(project(v).to(dtype).view(shape))
+            check_returned("precondition", out, shape, state)
+            return project(out.flatten().double())
 
         start = project(state.detach().flatten().double())
-        scale = batch.norm(model(torch.zeros_like(start))[1])
-        scale = torch.maximum(torch.nan_to_num(scale), batch.norm(model(start)[1]))
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        unit = batch.norm(torch.ones_like(start)).clamp(min=1.0)
+        scale = torch.nan_to_num(batch.norm(model(torch.zeros_like(start))[1]), posinf=0.0)
+        scale = torch.maximum(scale, _SMALLEST * unit)
         generator = torch.Generator().manual_seed(0)
         probe = project(torch.randn(len(start), generator=generator, dtype=torch.float64).to(device))
         result, products = newton_cg(
@@ -230,9 +254,9 @@ def minimize_functional(
             krylov,
             preconditioned,
             probe,
-            1e-6 if dtype == torch.float32 else 1e-13,
+            dtype,
         )
-        found.update(result=result, evaluations=result.evaluations + 2, products=products)
+        found.update(result=result, evaluations=result.evaluations + 1, products=products)
         options.report("energy functional", result)
         return result.x.to(dtype)
 

@@ -16,12 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .convergence import EXCUSED, ROUNDING
 from .krylov import Batch, KrylovInverse, Map, RootResult, gmres
 from .solution import ConvergenceError, Status, explain
 
-# relative error of an evaluation of the equations, and the relative residual of an adjoint that it may leave
-ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-14}
-_ROUNDED = {torch.float32: 1e-3, torch.float64: 1e-9}
 LinearSolver = Callable[..., RootResult]
 
 
@@ -150,7 +148,7 @@ def _solve_and_check(apply: Map, right: Tensor, batch: Batch, options: RootOptio
         )
         residual = torch.where(better, fresh, residual)
     # as good as rounding lets it be beside a large x, or not good for anything
-    accepted, rounding = _ROUNDED[dtype], ROUNDING[dtype]
+    accepted, rounding = EXCUSED[dtype], ROUNDING[dtype]
     rounded = (residual * scale <= rounding * batch.norm(result.x)) & (residual <= accepted)
     close = (result.status == Status.ITERATIONS) & (rounded | (residual <= 2 * options.tolerance))
     lost = (result.status == Status.CONVERGED) & (residual > max(accepted, 2 * options.tolerance))

@@ -5,46 +5,45 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .krylov import Batch, Map, RootResult
+from .convergence import Criterion, Verdict, ended, given_up
+from .krylov import Map, RootResult
 from .solution import Status
 
 
 def anderson(
-    update: Map,
+    function: Map,
     start: Tensor,
-    batch: Batch,
-    scale: Tensor,
-    tolerance: float,
+    criterion: Criterion,
     max_iterations: int,
     mixing: float,
     history: int,
     known: tuple[Tensor, Tensor] | None = None,
 ) -> RootResult:
     """
-    Fixed point of ``update`` by Anderson mixing (J. ACM 12, 547 (1965)), safeguarded.
+    Root of ``function``, F(x) - x, by Anderson mixing of F (J. ACM 12, 547 (1965)), safeguarded.
 
-    A step that makes a system's residual more than twice its smallest so far goes back to the best state and
-    forgets that system's history.
+    A step that makes a system's residual more than twice its smallest so far goes back to the best state,
+    forgets that system's history, and mixes half as much from there on.
 
     Args:
-        update: ``[n]`` -> ``[n]``.
+        function: ``[n]`` -> ``[n]``.
         start: ``[n]`` float64.
-        batch: The systems.
-        scale: ``[n_systems]`` what residuals are relative to.
-        tolerance: Of the residual.
+        criterion: When a system has converged.
         max_iterations: Evaluations.
         mixing: Share of the residual that is added to the extrapolated state.
         history: Steps that are remembered.
-        known: ``f = update(x) - x`` at the start, and what f becomes at ``start + f``, less that.
+        known: The function at the start, f, and what it becomes at ``start + f``, less f.
     """
-    x, best_x = start, start
+    batch = criterion.batch
+    x, best_x, best_f = start, start, torch.zeros_like(start)
     states: list[Tensor] = []
     changes: list[Tensor] = []
     old_x = old_f = None
-    best = torch.full_like(scale, torch.inf)
-    status = torch.full_like(scale, int(Status.ITERATIONS), dtype=torch.int64)
+    best = torch.full_like(criterion.own, torch.inf)
+    ends = Verdict(best, best, best < 0, best < 0)
+    status = torch.full_like(best, int(Status.ITERATIONS), dtype=torch.int64)
     iterations = torch.zeros_like(status)
-    residual = best
+    share = torch.full_like(best, mixing)
     evaluations = 0
     if known is not None:
         states, changes = [known[0]], [known[1]]
@@ -52,18 +51,18 @@ def anderson(
         if known is not None and step_number == 0:
             f = known[0]
         else:
-            f = update(x) - x
+            f = function(x)
             evaluations += 1
         active = status == Status.ITERATIONS
         iterations = iterations + active
-        residual = torch.where(active, batch.norm(f) / scale, residual)
-        finite = torch.isfinite(residual)
-        status = torch.where(active & finite & (residual <= tolerance), int(Status.CONVERGED), status)
-        worse = active & (~finite | (residual > 2 * best)) & torch.isfinite(best)
-        status = torch.where(active & ~finite & ~torch.isfinite(best), int(Status.NOT_FINITE), status)
-        better = active & finite & (residual < best)
-        best_x = torch.where(batch.expand(better), x, best_x)
-        best = torch.where(better, residual, best)
+        verdict = criterion.judge(x, f)
+        finite = torch.isfinite(verdict.residual)
+        worse = active & (~finite | (verdict.norm > 2 * best)) & torch.isfinite(best)
+        better = active & (verdict.converged | ~(verdict.norm >= best)) & ~worse
+        best_x, best_f = (torch.where(batch.expand(better), a, b) for a, b in ((x, best_x), (f, best_f)))
+        best = torch.where(better & finite, verdict.norm, best)
+        ends = Verdict(*(torch.where(better, new, old) for new, old in zip(verdict, ends, strict=True)))
+        status = ended(status, ends)
         active = status == Status.ITERATIONS
         if not bool(active.any()):
             break
@@ -76,7 +75,10 @@ def anderson(
             forget = batch.expand(worse)
             states = [torch.where(forget, 0.0, s) for s in states]
             changes = [torch.where(forget, 0.0, c) for c in changes]
-        step = mixing * torch.nan_to_num(f)
+            share = torch.where(worse, 0.5 * share, share)
+            x, f = torch.where(forget, best_x, x), torch.where(forget, best_f, f)
+        part = batch.expand(share)
+        step = part * torch.nan_to_num(f)
         if states:
             df, dx = torch.stack(changes), torch.stack(states)
             gram = torch.stack([batch.dot(df, c.expand_as(df)) for c in changes], -1).movedim(1, 0)
@@ -86,15 +88,7 @@ def anderson(
             right = batch.dot(df, torch.nan_to_num(f).expand_as(df)).T
             gamma = torch.linalg.solve(gram + ridge[:, None, None] * eye, right[..., None])[..., 0]
             spread = batch.expand(gamma.T)
-            step = step - (spread * (dx + mixing * df)).sum(0)
+            step = step - (spread * (dx + part * df)).sum(0)
         old_x, old_f = x, f
-        # back to the best state, with a small step, where things got worse
-        x = torch.where(moving, torch.where(batch.expand(worse), best_x + 0.1 * (best_x - x), x + step), x)
-        if bool(worse.any()):
-            x = torch.where(batch.expand(worse), best_x, x)
-            old_f = torch.where(batch.expand(worse), 0.0, f)
-            old_x = torch.where(batch.expand(worse), best_x, old_x)
-    done = status == Status.CONVERGED
-    x = torch.where(batch.expand(done), x, best_x)
-    residual = torch.where(done, residual, torch.where(torch.isfinite(best), best, residual))
-    return RootResult(x, residual, iterations, status, evaluations)
+        x = torch.where(moving, x + step, x)
+    return RootResult(best_x, ends.residual, iterations, given_up(status, ends), evaluations)

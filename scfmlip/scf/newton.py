@@ -5,24 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .krylov import Batch, KrylovInverse, Map, RootResult, gmres
+from .convergence import Criterion, ended, given_up
+from .krylov import KrylovInverse, Map, RootResult, gmres
 from .solution import Status
 
 
 def newton(
     function: Map,
     start: Tensor,
-    batch: Batch,
-    scale: Tensor,
-    tolerance: float,
+    criterion: Criterion,
     max_iterations: int,
     krylov: int,
     affine: bool,
     step: float = 3e-8,
-    rounding: float = 1e-14,
     value: Tensor | None = None,
     image: Tensor | None = None,
     inverse: KrylovInverse | None = None,
+    feasible: Map | None = None,
 ) -> RootResult:
     """
     Root of ``function`` by Newton's method, each step solved by GMRES from differences of the function.
@@ -35,32 +34,25 @@ def newton(
     Args:
         function: ``[n]`` -> ``[n]``.
         start: ``[n]`` float64.
-        batch: The systems.
-        scale: ``[n_systems]`` what residuals are relative to.
-        tolerance: Of the residual.
+        criterion: When a system has converged.
         max_iterations: Newton steps.
         krylov: Largest Krylov space of a step.
         affine: The function is: differences are exact, and one step is enough.
         step: Of differences otherwise, relative to the state.
-        rounding: Relative error of the function.
         value: The function at the start, f, where it is known.
         image: What it becomes at ``start + f``, less f: an affine function's derivative along f.
         inverse: Of the derivative, roughly.
+        feasible: ``[n]`` -> ``[n]``: what a step has to obey whatever the tolerance.
     """
+    batch, tolerance = criterion.batch, criterion.tolerance
     x = start
     value, evaluations = (function(x), 1) if value is None else (value, 0)
-    residual = batch.norm(value) / scale
-    iterations = torch.zeros_like(residual, dtype=torch.int64)
+    verdict = criterion.judge(x, value)
+    iterations = torch.zeros_like(verdict.norm, dtype=torch.int64)
     status = torch.full_like(iterations, int(Status.ITERATIONS))
     last, newest = None, inverse
-
-    def done(x: Tensor, residual: Tensor) -> Tensor:
-        # or as near as a state this large can be told from a root
-        return (residual <= tolerance) | (residual * scale <= rounding * batch.norm(x))
-
     for _ in range(max_iterations):
-        status = torch.where((status == Status.ITERATIONS) & done(x, residual), int(Status.CONVERGED), status)
-        status = torch.where(torch.isfinite(residual), status, int(Status.NOT_FINITE))
+        status = ended(status, verdict)
         active = status == Status.ITERATIONS
         if not bool(active.any()):
             break
@@ -78,38 +70,36 @@ def newton(
 
         right = torch.where(moving, -value, 0.0)
         seen, image = None if image is None else torch.where(moving, -image, 0.0), None
+        norm = verdict.norm
         if affine:
-            forcing = torch.full_like(residual, 0.3 * tolerance)
+            forcing = (0.3 * tolerance / verdict.residual).clamp(max=0.1)
         else:
-            progress = torch.ones_like(residual) if last is None else residual / last
-            forcing = torch.maximum(0.9 * progress**2, 0.5 * tolerance / residual).clamp(max=0.1)
-        inner = gmres(derivative, right, batch, forcing, krylov, seen, rounding, inverse)
+            progress = torch.ones_like(norm) if last is None else norm / last
+            forcing = torch.maximum(0.9 * progress**2, 0.5 * tolerance / verdict.residual).clamp(max=0.1)
+        inner = gmres(derivative, right, batch, forcing, krylov, seen, criterion.rounding, inverse)
         if last is None and inverse is None:
             inverse = inner.inverse
-        newest, last = inner.inverse, residual
+        newest, last = inner.inverse, norm
         evaluations += inner.evaluations
         iterations = iterations + torch.where(active, inner.iterations, 0)
-        length = torch.ones_like(residual)
-        trial, fresh, norm = x, value, residual
+        length = torch.ones_like(norm)
+        trial, fresh, open_ = x, value, active
         for _ in range(6):
-            trial = torch.where(moving, x + batch.expand(length) * inner.x, x)
+            trial = x + batch.expand(length) * inner.x
+            trial = torch.where(moving, trial if feasible is None else feasible(trial), x)
             fresh = function(trial)
             evaluations += 1
-            norm = batch.norm(fresh) / scale
-            short = (
-                active
-                & (~torch.isfinite(norm) | (norm > (1 - 1e-4 * length) * residual))
-                & (norm > tolerance)
-            )
+            verdict = criterion.judge(trial, fresh)
+            open_ = active & ~verdict.converged
+            short = open_ & ~(verdict.norm <= (1 - 1e-4 * length) * norm)
             if affine or not bool(short.any()):
                 break
             length = torch.where(short, 0.5 * length, length)
         x, value = trial, fresh
-        if bool((active & (norm > tolerance) & ~(norm < 0.5 * residual)).any()):
+        if bool((open_ & ~(verdict.norm < 0.5 * norm)).any()):
             inverse = None
-        residual = torch.where(active, norm, residual)
-    status = torch.where((status == Status.ITERATIONS) & done(x, residual), int(Status.CONVERGED), status)
-    return RootResult(x, residual, iterations, status, evaluations, newest)
+    status = given_up(ended(status, verdict), verdict)
+    return RootResult(x, verdict.residual, iterations, status, evaluations, newest)
 
 
 def bracket_potential(missing: Map, start: Tensor) -> tuple[Tensor, int]:

@@ -13,11 +13,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .convergence import Verdict, ended, judged
 from .krylov import Batch, Map, RootResult
 from .solution import Status
 
-# value [n_systems], gradient [n], and products of the Hessian there with [n]
-Model = Callable[[Tensor], tuple[Tensor, Tensor, Map]]
+# value [n_systems], projected gradient [n], norm of the whole one [n_systems], and products of the Hessian
+# there with [n]
+Model = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Map]]
 
 
 def _quadratic(
@@ -98,13 +100,14 @@ def newton_cg(
     krylov: int,
     precondition: Map,
     probe: Tensor,
-    rounding: float = 1e-13,
+    dtype: torch.dtype,
 ) -> tuple[RootResult, int]:
     """
     Minimise ``value`` from ``start``.
 
     Args:
-        model: ``[n]`` float64 -> values ``[n_systems]``, gradient ``[n]``, products with the Hessian.
+        model: ``[n]`` float64 -> values ``[n_systems]``, projected gradient ``[n]``, norm of the whole one
+            ``[n_systems]``, products with the Hessian.
         value: ``[n]`` -> ``[n_systems]``.
         start: ``[n]`` float64.
         batch: The systems.
@@ -114,38 +117,40 @@ def newton_cg(
         krylov: Most conjugate gradient steps of one.
         precondition: Symmetric positive, near the Hessian's inverse.
         probe: ``[n]`` where curvature is looked for at the end: a generic direction.
-        rounding: Of energies, relative: what they may rise by in a step.
+        dtype: In which the functional is evaluated.
 
     Returns:
         The minima, and the number of products with the Hessian.
     """
+    slack = 1e-6 if dtype == torch.float32 else 1e-13
+
+    def judge(gradient: Tensor, size: Tensor) -> Verdict:
+        return judged(batch.norm(gradient), scale, size, tolerance, dtype)
+
     x = start
-    energy, gradient, apply = model(x)
+    energy, gradient, size, apply = model(x)
     evaluations, products = 1, 0
-    residual = batch.norm(gradient) / scale
-    status = torch.full_like(residual, int(Status.ITERATIONS), dtype=torch.int64)
+    verdict = judge(gradient, size)
+    status = torch.full_like(energy, int(Status.ITERATIONS), dtype=torch.int64)
     iterations = torch.zeros_like(status)
     curved = torch.zeros_like(status, dtype=torch.bool)
     everything = torch.ones_like(curved)
     for _ in range(max_iterations + 1):
-        finite = torch.isfinite(residual) & torch.isfinite(energy)
-        status = torch.where(~finite & (status == Status.ITERATIONS), int(Status.NOT_FINITE), status)
-        status = torch.where(
-            (status == Status.ITERATIONS) & (residual <= tolerance), int(Status.CONVERGED), status
-        )
+        lost = (status == Status.ITERATIONS) & ~torch.isfinite(energy)
+        status = ended(torch.where(lost, int(Status.NOT_FINITE), status), verdict)
         active = status == Status.ITERATIONS
         if not bool(active.any()) or bool((iterations >= max_iterations)[active].all()):
             break
         right = torch.where(batch.expand(active), -gradient, 0.0)
         norm = batch.norm(right)
         # quadratic convergence in the end, rough steps before
-        target = torch.maximum(norm * residual.sqrt().clamp(max=0.1), 0.3 * tolerance * scale)
+        target = torch.maximum(norm * verdict.residual.sqrt().clamp(max=0.1), 0.3 * tolerance * scale)
         step, _, _, negative, count = _quadratic(apply, right, batch, target, krylov, precondition, active)
         products += count
         curved = torch.where(active, negative, curved)
         iterations = iterations + active
         slope = batch.dot(gradient, step)
-        length = torch.ones_like(residual)
+        length = torch.ones_like(norm)
         accepted = ~active
         best_x, trial = x, x
         for _ in range(25):
@@ -153,8 +158,8 @@ def newton_cg(
             at = value(trial)
             evaluations += 1
             # at the end energies differ by rounding only, which lets the step pass
-            slack = rounding * (energy.abs() + 1)
-            good = active & ~accepted & torch.isfinite(at) & (at <= energy + 1e-4 * length * slope + slack)
+            most = energy + 1e-4 * length * slope + slack * (energy.abs() + 1)
+            good = active & ~accepted & torch.isfinite(at) & (at <= most)
             best_x = torch.where(batch.expand(good), trial, best_x)
             accepted = accepted | good
             if bool(accepted.all()):
@@ -162,9 +167,10 @@ def newton_cg(
             length = torch.where(accepted, length, 0.4 * length)
         x = torch.where(batch.expand(active), best_x, x)
         status = torch.where(active & ~accepted, int(Status.STAGNATED), status)
-        energy, gradient, apply = model(x)
+        energy, gradient, size, apply = model(x)
         evaluations += 1
-        residual = torch.where(active, batch.norm(gradient) / scale, residual)
+        fresh = judge(gradient, size)
+        verdict = Verdict(*(torch.where(active, new, old) for new, old in zip(fresh, verdict, strict=True)))
     # at a minimum the curvature is positive everywhere: a generic direction finds where it is not
     converged = status == Status.CONVERGED
     if bool(converged.any()):
@@ -177,4 +183,4 @@ def newton_cg(
         status = torch.where(converged & negative, int(Status.INDEFINITE), status)
     lost = ((status == Status.ITERATIONS) | (status == Status.STAGNATED)) & curved
     status = torch.where(lost, int(Status.INDEFINITE), status)
-    return RootResult(x, residual, iterations, status, evaluations), products
+    return RootResult(x, verdict.residual, iterations, status, evaluations), products

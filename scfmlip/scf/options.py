@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 from collections.abc import Sequence
@@ -24,10 +25,7 @@ def check_solver(tolerance: float, max_iterations: int, on_failure: str) -> None
         raise TypeError(f"tolerance must be a number, got {tolerance!r}")
     if not (math.isfinite(tolerance) and 0 <= tolerance < 1):
         raise ValueError(f"tolerance is relative and must be at least 0 and below 1, got {tolerance!r}")
-    if isinstance(max_iterations, bool) or not isinstance(max_iterations, numbers.Integral):
-        raise TypeError(f"max_iterations must be a whole number, got {max_iterations!r}")
-    if max_iterations < 0:
-        raise ValueError(f"max_iterations must not be negative, got {max_iterations!r}")
+    check_whole("max_iterations", max_iterations, 0)
     if on_failure not in ON_FAILURE:
         raise ValueError(f"on_failure must be one of {', '.join(map(repr, ON_FAILURE))}, got {on_failure!r}")
 
@@ -37,10 +35,158 @@ def check_state(state: Tensor, parameters: Sequence[Tensor]) -> None:
     What `fixed_point` and `minimize_functional` start from.
 
     Raises:
-        TypeError: for a state that is not float32 or float64, or parameters that are not a sequence.
+        TypeError: for a state that is not float32 or float64, or parameters that are not a sequence of
+            tensors.
+        ValueError: for a state that is one number, or holds NaN or infinity.
     """
     if not isinstance(state, Tensor) or state.dtype not in (torch.float32, torch.float64):
         got = state.dtype if isinstance(state, Tensor) else type(state).__name__
         raise TypeError(f"state must be a float32 or float64 tensor, got {got}")
+    if state.ndim == 0:
+        raise ValueError("state must have shape [n_rows, ...], got one number: pass state[None]")
+    if not bool(torch.isfinite(state).all()):
+        bad = int(torch.nonzero(~torch.isfinite(state.detach()).flatten(1 if state.ndim > 1 else 0))[0, 0])
+        raise ValueError(
+            f"state holds NaN or infinity, first in row {bad}: start from numbers, or from zeros"
+        )
     if isinstance(parameters, Tensor):
         raise TypeError("parameters must be a sequence of tensors, got one tensor: pass (tensor,)")
+    if not isinstance(parameters, Sequence):
+        raise TypeError(f"parameters must be a sequence of tensors, got {type(parameters).__name__}")
+    for i, parameter in enumerate(parameters):
+        if not isinstance(parameter, Tensor):
+            raise TypeError(
+                f"parameters[{i}] must be a tensor, got {type(parameter).__name__}: make one of it, or let "
+                "the function capture it (it then counts as constant)"
+            )
+
+
+def read_batch(state: Tensor, batch_idx: Tensor | None, n_systems: int | None) -> tuple[Tensor, int]:
+    """
+    System of each row of the state, int64, and how many systems there are.
+
+    Raises:
+        TypeError: for systems that are not integers.
+        ValueError: for another shape, systems below 0, or more of them than ``n_systems``, or than rows where
+            they are counted.
+    """
+    rows = state.shape[0]
+    if n_systems is not None:
+        check_whole("n_systems", n_systems, 0)
+    if batch_idx is None:
+        batch_idx = torch.zeros(rows, dtype=torch.int64, device=state.device)
+    if not isinstance(batch_idx, Tensor) or batch_idx.dtype not in (torch.int64, torch.int32):
+        got = batch_idx.dtype if isinstance(batch_idx, Tensor) else type(batch_idx).__name__
+        raise TypeError(f"batch_idx must be an int64 tensor, got {got}")
+    if batch_idx.shape != (rows,):
+        raise ValueError(f"batch_idx must have shape [{rows}], got {list(batch_idx.shape)}")
+    index = batch_idx.to(state.device, torch.int64)
+    low, high = (int(index.min()), int(index.max())) if rows else (0, -1)
+    if low < 0:
+        raise ValueError(f"batch_idx must number systems from 0, got {low}")
+    if n_systems is None and high >= rows > 0:
+        raise ValueError(
+            f"batch_idx counts up to {high} in {rows} rows: number the systems from 0, or pass n_systems"
+        )
+    n_systems = high + 1 if n_systems is None else int(n_systems)
+    if high >= n_systems:
+        raise ValueError(f"batch_idx counts up to {high}, but n_systems is {n_systems}")
+    return index, n_systems
+
+
+def check_whole(name: str, value: int, least: int) -> None:
+    """
+    A whole number that is large enough, and no larger than tables hold.
+
+    Raises:
+        TypeError: for something else.
+        ValueError: for one out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        what = "not be negative" if least == 0 else f"be at least {least}"
+        raise ValueError(f"{name} must {what}, got {value!r}")
+    if value >= 2**31:
+        raise ValueError(f"{name} must be below 2^31, got {value!r}")
+
+
+def check_numbers(name: str, values: Tensor) -> None:
+    """
+    Neither NaN nor infinity.
+
+    Raises:
+        ValueError: for these.
+    """
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(f"{name} holds NaN or infinity: {values.tolist()}")
+
+
+def check_callable(name: str, value: object, takes: str, count: int) -> None:
+    """
+    A function that takes so many arguments.
+
+    Raises:
+        TypeError: for something else; names what it ``takes``.
+    """
+    if not callable(value):
+        raise TypeError(f"{name} must be a function of {takes}, got {type(value).__name__}")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # not every function has one
+        return
+    try:
+        signature.bind(*[None] * count)
+    except TypeError as error:
+        raise TypeError(f"{name} must take {takes}, {count} in all here: {error}") from None
+
+
+def check_columns(columns: Sequence[int]) -> list[int]:
+    """
+    Columns of a state as a list.
+
+    Raises:
+        TypeError: for what is not a sequence of whole numbers.
+    """
+    if isinstance(columns, (str, bytes)) or not isinstance(columns, Sequence):
+        raise TypeError(f"charge_columns must be a sequence of whole numbers, got {columns!r}")
+    for column in columns:
+        if isinstance(column, bool) or not isinstance(column, numbers.Integral):
+            raise TypeError(f"charge_columns must be whole numbers, got {column!r}")
+    return [int(c) for c in columns]
+
+
+def check_guess(name: str, value: object, shape: Sequence[int]) -> None:
+    """
+    A first guess: numbers of some shape.
+
+    Raises:
+        TypeError: for something that is no tensor of real numbers.
+        ValueError: for another shape, NaN or infinity.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a float32 or float64 tensor, got {got}")
+    if value.shape != tuple(shape):
+        raise ValueError(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(f"{name} holds NaN or infinity: start from numbers, or leave it out")
+
+
+def check_returned(name: str, value: object, shape: Sequence[int], like: Tensor) -> None:
+    """
+    What the user's function returned.
+
+    Raises:
+        TypeError: for something that is no tensor, or of another dtype or device than ``like``.
+        ValueError: for another shape.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must return a tensor, got {type(value).__name__}")
+    if value.shape != tuple(shape):
+        raise ValueError(f"{name} must return shape {list(shape)}, got {list(value.shape)}")
+    if value.dtype != like.dtype or value.device != like.device:
+        raise TypeError(
+            f"{name} must return {like.dtype} on {like.device} as the state is, got {value.dtype} on "
+            f"{value.device}: convert it, or the state"
+        )

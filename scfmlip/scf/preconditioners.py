@@ -34,6 +34,17 @@ _SHORTEST = 4.0
 _CHUNK_PAIRS = 1 << 21
 
 
+def check_preconditioner(name: object) -> None:
+    """
+    A name that exists.
+
+    Raises:
+        ValueError: for another.
+    """
+    if not isinstance(name, str) or name not in ("auto", "none", "jacobi", "fsai"):
+        raise ValueError(f"preconditioner must be 'auto', 'fsai', 'jacobi' or 'none', got {name!r}")
+
+
 def diagonal(width: Tensor, hardness: Tensor) -> Tensor:
     """``[n_atoms, dim]`` float64: hardness plus the interaction of each Gaussian with itself."""
     charge = COULOMB_CONSTANT / (math.sqrt(math.pi) * width)
@@ -58,16 +69,9 @@ def make_preconditioner(
     hardness: Tensor,
     widths: Tensor | None = None,
 ) -> Callable[[Tensor], Tensor]:
-    """
-    A function that applies an approximate inverse to ``[n_atoms, dim]`` float64.
-
-    Raises:
-        ValueError: for a name that does not exist.
-    """
+    """A function that applies an approximate inverse to ``[n_atoms, dim]`` float64."""
     if name == "none":
         return lambda values: values
-    if name not in ("auto", "jacobi", "fsai"):
-        raise ValueError(f"preconditioner must be 'auto', 'fsai', 'jacobi' or 'none', got {name!r}")
     width = atom_widths(problem, hardness) if widths is None else widths.detach().double()
     inverse = 1 / diagonal(width, hardness).abs().clamp(min=1e-6)
     largest = int(problem.plan.atom_ptr.diff().max()) if len(positions) else 0

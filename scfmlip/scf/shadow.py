@@ -24,7 +24,8 @@ from .conjugate_gradients import conjugate_gradients, preconditioned_projector
 from .eager import runs_eagerly
 from .equilibration import PreconditionerName
 from .implicit import partial_gradients
-from .preconditioners import make_preconditioner
+from .options import check_guess, check_whole
+from .preconditioners import check_preconditioner, make_preconditioner
 from .quadratic import QuadraticProblem
 from .short_range import NeighbourPairs
 from .solution import ChargeSolution, Status
@@ -174,14 +175,24 @@ def shadow_equilibration(
         ValueError: for wrong shapes, NaN, or a negative number of iterations.
         TypeError: for another dtype.
     """
-    if iterations < 0:
-        raise ValueError(f"iterations must not be negative, got {iterations}")
+    check_whole("iterations", iterations, 0)
+    check_preconditioner(preconditioner)
     given = read_arguments(
-        geometry, electronegativity, hardness, total_charge, None, fragments, width_index, widths, pairs
+        geometry,
+        electronegativity,
+        hardness,
+        total_charge,
+        None,
+        fragments,
+        width_index,
+        widths,
+        pairs,
+        geometry.coulomb.tolerance,
+        "auto",
     )
     problem, positions, dtype = given.problem, geometry.positions.detach(), geometry.positions.dtype
-    if auxiliary.shape != given.source.shape:
-        raise ValueError(f"auxiliary must have shape {list(given.source.shape)}, got {list(auxiliary.shape)}")
+    size = given.source.shape[1]
+    check_guess("auxiliary", auxiliary, (len(positions), size + given.padding))
     cell = None if geometry.cell is None else geometry.cell.detach()
     with torch.no_grad():
         stiff = given.hardness.detach()
@@ -193,9 +204,9 @@ def shadow_equilibration(
 
         precondition = make_preconditioner(preconditioner, problem, positions, cell, stiff, own)
         source, totals = given.source.detach().double(), given.totals.detach().double()
-        start = auxiliary.detach()
+        start = auxiliary[:, :size].detach()
         found = conjugate_gradients(
-            problem, apply, source, totals, start, precondition, 1e-14, iterations, dtype
+            problem, apply, source, totals, start, precondition, 1e-14, iterations, dtype, choose=False
         )
         slope = problem.project(found.gradient)
         step = -preconditioned_projector(problem, precondition, source)(slope)
@@ -220,4 +231,6 @@ def shadow_equilibration(
         geometry.external_field,
         geometry.external_potential,
     )
+    if given.padding:
+        state = torch.cat((state, state.new_zeros(len(state), given.padding)), 1)
     return ChargeSolution(state, multiplier, energy, found.iterations, found.residual, status)

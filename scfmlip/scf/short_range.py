@@ -12,6 +12,7 @@ what the pairs add, which a sum over wave vectors without k = 0 does not have. E
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -25,7 +26,9 @@ from ..electrostatics import Boundary, CoulombPlan
 from ..units import COULOMB_CONSTANT
 
 # cost of a wave vector of one atom in neighbours, their list included: about, on 2 cores, float64
-_WAVE_COST = 0.1
+WAVE_COST = 0.1
+# angstrom, about what the cell that a slab is summed in has beside the atoms
+_VACUUM = 20.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def neighbour_pairs(
         empty = torch.zeros((2, 0), dtype=torch.int64, device=positions.device)
         return NeighbourPairs(empty, positions.new_zeros((0, 3)), cutoff)
     edges = torch.from_numpy(np.stack((np.concatenate(firsts), np.concatenate(seconds))).astype(np.int64))
-    shift = torch.from_numpy(np.concatenate(shifts).astype(np.int8))
+    shift = torch.from_numpy(np.concatenate(shifts).astype(np.float64))
     return NeighbourPairs(
         edges.to(positions.device), shift.to(positions.device, positions.dtype), float(cutoff)
     )
@@ -112,6 +115,30 @@ def pair_cutoff(smooth: float, widest: float, tolerance: float) -> float:
     return high
 
 
+def occupied_volumes(positions: Tensor, cell: Tensor, pbc: Tensor, index: Tensor) -> Tensor:
+    """
+    Volumes that atoms and waves fill, for estimates: of a slab whatever the height of its cell.
+
+    Args:
+        positions: ``[n_atoms, 3]`` angstrom.
+        cell: ``[n_systems, 3, 3]`` angstrom.
+        pbc: ``[n_systems, 3]`` booleans.
+        index: ``[n_atoms]`` system of each atom.
+
+    Returns:
+        ``[n_systems]`` angstrom^3; of an isolated system that of its cell, whatever that is.
+    """
+    cell = cell.detach().double()
+    volumes = torch.linalg.det(cell).abs()
+    for i in torch.nonzero(pbc.sum(1) == 2).flatten().tolist():
+        first, second = cell[i][pbc[i]]
+        normal = torch.linalg.cross(first, second)
+        heights = positions[index == i].detach().double() @ normal / normal.norm()
+        if len(heights):
+            volumes[i] = normal.norm() * (heights.max() - heights.min() + _VACUUM)
+    return volumes
+
+
 def smooth_width(n_atoms: int, volume: float, tolerance: float = 1e-6) -> float:
     """
     The width S, angstrom, at which wave vectors and neighbours of an atom cost about the same.
@@ -125,7 +152,7 @@ def smooth_width(n_atoms: int, volume: float, tolerance: float = 1e-6) -> float:
 
     waves = volume * cutoff_for_tolerance(1.0, tolerance, 0) ** 3 / (12 * math.pi**2)  # times S^-3
     pairs = 4 * math.pi / 3 * n_atoms / volume * pair_cutoff(1.0, 1.0, tolerance) ** 3  # times S^3
-    return (_WAVE_COST * waves / pairs) ** (1 / 6)
+    return (WAVE_COST * waves / pairs) ** (1 / 6)
 
 
 class ShortRange:
@@ -183,6 +210,22 @@ class ShortRange:
         factor = self.average[trailing]
         far = self.second_moment[trailing] * segment_expand(factor * total, ptr, index)
         return out - (far + segment_expand(factor * spread, ptr, index)).to(out.dtype)
+
+    def matrices(self) -> list[Tensor]:
+        """One ``[n, n]`` float64 per system; not differentiable."""
+        ptr = self.plan.atom_ptr.tolist()
+        edges = self.edge_ptr[self.plan.ptr].tolist()
+        found = []
+        for i, (begin, end) in enumerate(itertools.pairwise(ptr)):
+            part = slice(edges[i], edges[i + 1])
+            matrix = torch.diag(self.own[begin:end].detach().double())
+            place = (self.first[part] - begin, self.second[part] - begin)
+            matrix.index_put_(place, self.pair[part].detach().double(), accumulate=True)
+            if self.average is not None and self.second_moment is not None:
+                moment = self.second_moment[begin:end].detach()
+                matrix -= self.average[i].detach() * (moment[:, None] + moment)
+            found.append(matrix)
+        return found
 
     def energy(self, charges: Tensor) -> Tensor:
         """``[n_atoms]`` e -> ``[n_systems]`` float64 eV."""

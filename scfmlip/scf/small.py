@@ -16,6 +16,7 @@ from scfmlip_kernels.charge_solve.kernel import MAX_ATOMS
 from scfmlip_kernels.dispatch import runs_triton
 
 from .conjugate_gradients import LinearResult, chemical_potential
+from .convergence import ROUNDING
 from .preconditioners import atom_widths
 from .quadratic import Interaction, QuadraticProblem
 
@@ -85,10 +86,15 @@ class SmallSolver:
     def solve(self, source: Tensor, totals: Tensor, initial: Tensor | None) -> LinearResult:
         """As `conjugate_gradients`."""
         problem = self.problem
-        start = None if initial is None else initial[:, 0].double()
+        # a source that is the same everywhere moves no charge: start from evenly spread charges
+        projected = problem.project(source)
+        own, whole = (problem.system_sum((v**2).sum(1)).sqrt() for v in (projected, source))
+        moves = problem.system_expand((own > ROUNDING[self.matrices.dtype] * whole).double())[:, None]
+        given = torch.where(moves > 0, source, 0.0)
+        start = None if initial is None else (moves * initial.double())[:, 0]
         found = charge_solve(
             self.matrices,
-            source[:, 0],
+            given[:, 0],
             totals if problem.constrained else totals.new_zeros(problem.n_systems),
             problem.plan.atom_ptr,
             start,
@@ -96,7 +102,7 @@ class SmallSolver:
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
         )
-        slope = found.slope[:, None]
+        slope = found.slope[:, None] + (source - given)
         return LinearResult(
             found.state[:, None],
             chemical_potential(problem, slope),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..electrostatics.checks import to_tensor
+from .options import check_numbers
 
 
 class GivenTotals:
@@ -23,35 +24,60 @@ class GivenTotals:
     """
 
     def __init__(self, batch_idx: Tensor, n_systems: int, columns: list[int], size: int) -> None:
+        if size == 0:
+            raise ValueError(
+                "total_charge needs a state with numbers in its rows, to hold charges: it has none"
+            )
         if not columns or any(not 0 <= c < size for c in columns) or len(set(columns)) != len(columns):
             raise ValueError(f"charge_columns must be different numbers from 0 to {size - 1}, got {columns}")
         self.batch_idx, self.n_systems, self.columns, self.size = batch_idx, n_systems, columns, size
-        counts = torch.bincount(batch_idx, minlength=n_systems).clamp(min=1)
-        self.counts = counts[:, None]
+        rows = torch.bincount(batch_idx, minlength=n_systems)
+        self.empty = rows == 0
+        self.counts = rows.clamp(min=1)[:, None]
 
     def totals(self, value: Tensor | float, like: Tensor) -> Tensor:
-        """``[n_systems]`` or ``[n_systems, n_columns]`` from what the user gave."""
+        """
+        ``[n_systems]`` or ``[n_systems, n_columns]`` from what the user gave.
+
+        Raises:
+            TypeError: for something that is no number.
+            ValueError: for another shape, NaN, or a charge where there is nothing to hold it.
+        """
         what = "a number, or one for each system (e)"
         totals = to_tensor("total_charge", value, what, dtype=like.dtype, device=like.device)
         wide = (self.n_systems, len(self.columns))
         if totals.ndim == 2 and totals.shape[1] == len(self.columns) and totals.shape[0] in (1, wide[0]):
-            return totals.expand(wide)
-        if totals.ndim < 2 and len(self.columns) == 1 and totals.numel() in (1, self.n_systems):
-            return totals.expand(self.n_systems)
-        raise ValueError(
-            f"total_charge must be a number or have shape {[self.n_systems]}, or {list(wide)} for "
-            f"charge_columns={self.columns}, got {list(totals.shape)}"
-        )
+            totals = totals.expand(wide)
+        elif totals.ndim < 2 and len(self.columns) == 1 and totals.numel() in (1, self.n_systems):
+            totals = totals.expand(self.n_systems)
+        else:
+            raise ValueError(
+                f"total_charge must be a number or have shape {[self.n_systems]}, or {list(wide)} for "
+                f"charge_columns={self.columns}, got {list(totals.shape)}"
+            )
+        check_numbers("total_charge", totals)
+        wanted = (totals.detach().reshape(wide) != 0).any(1)
+        bad = torch.nonzero(self.empty & wanted).flatten().tolist()
+        if bad:
+            raise ValueError(
+                f"system {bad[0]} has no rows and cannot hold total_charge {totals[bad[0]].tolist()} e: give "
+                "it 0, and check batch_idx and n_systems"
+            )
+        return totals
 
     def sum(self, state: Tensor) -> Tensor:
-        """``[n_rows, ...]`` -> ``[n_systems, n_columns]``."""
-        charges = state.reshape(-1, self.size)[:, self.columns]
+        """``[n_rows, ...]`` -> ``[n_systems, n_columns]`` float64."""
+        charges = state.reshape(-1, self.size)[:, self.columns].double()
         zero = charges.new_zeros((self.n_systems, len(self.columns)))
         return zero.index_add(0, self.batch_idx, charges)
 
+    def missing(self, state: Tensor, totals: Tensor) -> Tensor:
+        """What ``state [n_rows, ...]`` lacks of the totals, of their shape and dtype."""
+        return (totals.double() - self.sum(state).view(totals.shape)).to(totals.dtype)
+
     def mean(self, state: Tensor) -> Tensor:
         """``[n_rows, ...]`` -> ``[n_systems, n_columns]``."""
-        return self.sum(state) / self.counts
+        return (self.sum(state) / self.counts).to(state.dtype)
 
     def _spread(self, values: Tensor) -> Tensor:
         """``[n_systems, n_columns]`` -> ``[n_rows * size]``, 0 in other columns."""
@@ -66,3 +92,7 @@ class GivenTotals:
     def even(self, totals: Tensor) -> Tensor:
         """``[n]``: the totals spread over the rows of each system."""
         return self._spread(totals.reshape(self.n_systems, len(self.columns)) / self.counts)
+
+    def feasible(self, x: Tensor, totals: Tensor) -> Tensor:
+        """``[n]``: the nearest state with these totals."""
+        return self.project(x) + self.even(totals)

@@ -58,6 +58,43 @@ def test_forces_and_stress_are_derivatives(case, where):
         torch.testing.assert_close((out["stress"][0] * strain).sum() * volume, along, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("case", ["short_range", "latent", "qeq", "qeq_narrow", "affine", "mlp", "convex"])
+def test_grad_modes_change_nothing(case):
+    """Energies, forces and stress under `torch.no_grad` and `torch.inference_mode`, batch included."""
+    model = make_model(case)
+    frame, near = slab(), {"rtol": 1e-9, "atol": 1e-12}
+    want = model(batch(model, [frame]), compute_stress=True)
+    inside = batch(model, [frame])
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            got = model(inside, compute_stress=True)
+            inside = batch(model, [frame])
+        for name in ("energy", "forces", "stress"):
+            torch.testing.assert_close(got[name], want[name], **near)
+    # what was made in inference mode serves outside, and has left nothing behind
+    out = model(inside, training=True)
+    torch.testing.assert_close(out["forces"], want["forces"], **near)
+    torch.autograd.grad(out["forces"].square().sum(), list(model.parameters()), allow_unused=True)
+
+
+def test_densities_in_inference_mode():
+    model = make_model("convex")
+    want = model.evaluate_density(batch(model, [water()]))[0]["density_coefficients"]
+    with torch.inference_mode():
+        got = model.evaluate_density(batch(model, [water()]))[0]["density_coefficients"]
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+def test_weights_made_in_inference_mode():
+    model = make_model("short_range")
+    with torch.inference_mode():
+        lost = scfmlip.models.build(model.config)
+    with pytest.raises(
+        ValueError, match=r"weights were made under torch\.inference_mode.*load the model outs"
+    ):
+        lost(batch(model, [water()]))
+
+
 @pytest.mark.parametrize("case", NEED_COUNTER_CHARGE)
 def test_a_slab_at_a_level_needs_a_counter_charge(case):
     model = make_model(case)

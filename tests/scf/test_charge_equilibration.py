@@ -412,3 +412,48 @@ def test_nobody_holds_a_charge():
     assert charges.tolist() == pytest.approx([1.0, -1.0])
     with pytest.raises(ValueError, match=r"system 1 has no atoms and cannot hold total_charge 0\.5 e"):
         charge_equilibration(geometry, chi, hardness, totals + 0.5)
+
+
+@pytest.mark.parametrize("method", ["dense", "cg"])
+@pytest.mark.parametrize("widths", [1, 2])
+def test_hardness_of_charges_alone(widths, method, generator):
+    """With l_max = 1 it means atoms without polarizability: charges as with l_max = 0, no dipoles."""
+    positions, cell, chi, hardness = crystal(6, generator)
+    sigma = (SIGMA, SIGMA + 0.4)[:widths]
+    index = {} if widths == 1 else {"width_index": torch.arange(6) % 2}
+    want, got = (
+        charge_equilibration(
+            Coulomb(l_max=l_max, sigma=sigma, tolerance=1e-10).prepare(positions, cell),
+            chi,
+            hardness,
+            0.5,
+            method=method,
+            tolerance=1e-12,
+            **index,
+        )
+        for l_max in (0, 1)
+    )
+    assert got.state.shape == (6, 4)
+    assert not got.state[:, 1:].any()
+    assert_close(got.charges, want.charges, 1e-8)
+    assert_close(got.energy, want.energy, 1e-8)
+    again = charge_equilibration(
+        Coulomb(l_max=1, sigma=sigma).prepare(positions, cell),
+        chi,
+        hardness,
+        0.5,
+        initial=got.state,
+        method=method,
+        **index,
+    )
+    assert_close(again.charges, got.charges, 1e-5)
+
+
+def test_hardness_of_charges_alone_and_a_source_of_dipoles(generator):
+    positions, cell, chi, hardness = crystal(6, generator)
+    geometry = Coulomb(l_max=1, sigma=SIGMA).prepare(positions, cell)
+    both = torch.cat((chi[:, None], chi[:, None].expand(-1, 3)), 1)
+    with pytest.raises(ValueError, match=r"hardness \[6\] is of charges alone.* give hardness \[6, 4\]"):
+        charge_equilibration(geometry, both, hardness)
+    with pytest.raises(ValueError, match=r"hardness must have shape \[6, 4\], got \[6, 3\].* or \[6\] of ch"):
+        charge_equilibration(geometry, chi, hardness[:, None].expand(-1, 3))

@@ -5,6 +5,7 @@ import torch
 from tolerances import assert_close
 
 from scfmlip.scf import Status
+from scfmlip.scf.convergence import make_criterion
 from scfmlip.scf.implicit import RootOptions, _solve_and_check
 from scfmlip.scf.krylov import Batch, gmres
 from scfmlip.scf.newton import bracket_potential, newton
@@ -104,9 +105,9 @@ def test_newton_reuses_what_it_has_learnt(generator):
         count += 1
         return matrix @ x + 0.1 * torch.tanh(x) + source
 
-    start, ones = torch.zeros_like(source), torch.ones(2, dtype=F64)
-    scale = BATCH.norm(source) * ones
-    result = newton(function, start, BATCH, scale, 1e-10, 30, 40, affine=False)
+    start = torch.zeros_like(source)
+    criterion, _ = make_criterion(BATCH, 1e-10, F64, None, source, lambda: source, None)
+    result = newton(function, start, criterion, 30, 40, affine=False)
     assert bool((result.residual <= 1e-10).all())
     assert result.evaluations == count
     # one Krylov space of at most 42 unknowns, and little more

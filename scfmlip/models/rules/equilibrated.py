@@ -57,6 +57,8 @@ class Equilibrated(ChargeRule):
         self.coulomb = make_coulomb(density, sigma=tuple(unique), self_interaction=True)
         self.register_buffer("width_index", torch.tensor([unique.index(w) for w in widths]))
         self.register_buffer("widths", torch.tensor(widths))
+        # as they are: the buffer is rounded where the model is float32 first
+        self.element_widths = widths
         self.narrow = Narrow(density, widths)
         lone = config.source == "charge"
         # electronegativity, and for dipoles minus the field that acts on them; or s0
@@ -100,9 +102,9 @@ class Equilibrated(ChargeRule):
 
     def forward(self, system: System) -> RuleOutput:
         """The state at the minimum, its energy and chemical potential."""
-        assert isinstance(self.width_index, Tensor) and isinstance(self.widths, Tensor)
+        assert isinstance(self.width_index, Tensor)
         config, species = self.config, system.node_attrs.argmax(1)
-        index, widths = self.width_index[species], self.widths[species].to(system.positions.dtype)
+        index, widths = self.width_index[species], system.positions.new_tensor(self.element_widths)[species]
         split = self.narrow.split(system)
         geometry, pairs = (system.prepare(self.coulomb), None) if split is None else split
         if self.context.constraint == "fermi_level":
@@ -126,6 +128,7 @@ class Equilibrated(ChargeRule):
             width_index=index if pairs is None else None,
             widths=None if pairs is None else widths,
             pairs=pairs,
+            interaction="direct" if pairs is None else "auto",
             initial=system.reference_density,
             tolerance=config.tolerance,
             max_iterations=config.max_iterations,

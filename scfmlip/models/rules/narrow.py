@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ...electrostatics import Boundary, Coulomb, Geometry
@@ -13,9 +12,10 @@ from ...scf.short_range import (
     NeighbourPairs,
     ShortRange,
     neighbour_pairs,
-    pair_cutoff,
+    occupied_volumes,
     smooth_width,
 )
+from ...scf.splitting import reach
 from ..config import DensityConfig
 from .base import System, make_coulomb
 
@@ -23,8 +23,6 @@ from .base import System, make_coulomb
 _WORTH = 1.6
 # smooth widths are multiples of this, angstrom, so that a cell that breathes keeps its operator
 _STEP = 0.05
-# angstrom, about what a slab's cell has beside the atoms
-_VACUUM = 20.0
 
 
 class Narrow:
@@ -52,7 +50,7 @@ class Narrow:
         if density.l_max > 0 or density.kspace_cutoff_factor is not None or system.counter_charge is not None:
             return None
         counts = system.ptr.diff().tolist()
-        volumes = _volumes(system).tolist()
+        volumes = occupied_volumes(system.positions, system.cell, system.pbc, system.index).tolist()
         cells = [
             (n, v) for n, v, p in zip(counts, volumes, system.pbc.any(1).tolist(), strict=True) if p and n
         ]
@@ -68,21 +66,8 @@ class Narrow:
         geometry = system.prepare(self._operators[steps])
         if any(kind == Boundary.MOLECULE_IN_BOX for kind in geometry.plan.boundaries):
             return None
-        cutoff = pair_cutoff(width, widest, density.tolerance)
+        cutoff = reach(width, widest, density.tolerance)
         return geometry, neighbour_pairs(system.positions, system.cell, system.pbc, system.index, cutoff)
-
-
-def _volumes(system: System) -> Tensor:
-    """``[n_systems]`` angstrom^3 that atoms and waves fill: of slabs about, whatever their cell's height."""
-    cell = system.cell.detach().double()
-    volumes = torch.linalg.det(cell).abs()
-    for i in torch.nonzero(system.pbc.sum(1) == 2).flatten().tolist():
-        first, second = cell[i][system.pbc[i]]
-        normal = torch.linalg.cross(first, second)
-        heights = system.positions[system.index == i].detach().double() @ normal / normal.norm()
-        if len(heights):
-            volumes[i] = normal.norm() * (heights.max() - heights.min() + _VACUUM)
-    return volumes
 
 
 def split_energy(geometry: Geometry, pairs: NeighbourPairs, widths: Tensor, charges: Tensor) -> Tensor:

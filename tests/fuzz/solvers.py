@@ -229,11 +229,11 @@ def functionals(rng: np.random.Generator) -> str:
         return "no minimum found"
     s = solution.state.detach().requires_grad_()
     (slope,) = torch.autograd.grad(functional(s).sum(), s)
+    s = s.detach()
     if total is not None:
         off = abs(float(s.double().sum()) - total)
         check(off < 1e-4 * max(1.0, float(s.abs().max())), f"charge off by {off:.2e}")
         slope = slope - slope.mean()
-    s = s.detach()
     size = float(linear.norm() + (matrix @ s[:, 0]).norm() + 4 * quartic * (s**3).norm())
     room = max(3 * tolerance, 1e-4 if dtype == torch.float32 else 1e-9) * max(size, 1.0)
     check(

@@ -10,6 +10,10 @@ CALLS = {
     "coulomb": (coulomb.valid_call, 20, 1000),
     "coulomb, spoilt": (coulomb.hostile_call, 100, 1500),
     "charge equilibration": (solvers.equilibration, 15, 800),
+    "charge equilibration, spoilt": (solvers.spoilt_equilibration, 40, 1000),
+    "fixed points": (solvers.fixed_points, 40, 2000),
+    "fixed points, spoilt": (solvers.spoilt_fixed_points, 60, 1000),
+    "functionals": (solvers.functionals, 20, 800),
 }
 
 

@@ -260,6 +260,8 @@ def _with_les(
             les_arguments={**options, "use_atomwise": False},
             **mace_arguments(config.backbone, config.elements, config.atomic_energies),
         )
+    latent: Any = made.les  # whose constructor takes no such argument
+    getattr(latent, "ewald", latent).norm_factor = options["norm_factor"]
     state = dict(network.state_dict())
     state |= {f"les_readouts.{name}": value for name, value in readout.layers.state_dict().items()}
     made.load_state_dict(state)

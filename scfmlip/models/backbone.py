@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from mace import modules
 from torch import Tensor
 
 from ..interfaces.mace import accelerate
+from .basis import OPTION, adopt_basis
 from .config import BackboneConfig
 
 
@@ -75,6 +76,13 @@ class Backbone(torch.nn.Module):
             modules.ScaleShiftMACE(**mace_arguments(config, elements, atomic_energies, embedding_specs))
         )
 
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """The network takes the basis of its contraction from the weights."""
+        adopt_basis(self.mace, state_dict, f"{prefix}mace.")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def forward(self, batch: dict[str, Tensor]) -> BackboneOutput:
         """
         Energy and features of a batch in mace-torch's layout.
@@ -108,7 +116,7 @@ def mace_arguments(
     Keyword arguments of mace-torch's ``ScaleShiftMACE``; see `Backbone.build`.
 
     Raises:
-        ValueError: for an interaction block that mace-torch does not have.
+        ValueError: for an interaction block that mace-torch does not have, or a basis that is not installed.
     """
     blocks = modules.interaction_classes
     for name in (config.interaction, config.interaction_first):
@@ -116,7 +124,8 @@ def mace_arguments(
             raise ValueError(
                 f"mace-torch has no interaction block {name!r}; it has {', '.join(sorted(blocks))}"
             )
-    options = dict(config.options)
+    # not left to mace-torch, which goes by what is installed
+    options = {OPTION: False, **config.options}
     if options.get("edge_irreps") is not None:
         options["edge_irreps"] = o3.Irreps(options["edge_irreps"])
     energies = np.asarray(atomic_energies, dtype=float)

@@ -27,6 +27,7 @@ def mace_model(
     agnostic: bool = False,
     scaled: bool = True,
     cueq_config=None,
+    use_reduced_cg: bool = True,
 ):
     """A MACE or ScaleShiftMACE in float64."""
     import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
@@ -59,6 +60,7 @@ def mace_model(
             radial_type="bessel",
             use_agnostic_product=agnostic,
             cueq_config=cueq_config,
+            use_reduced_cg=use_reduced_cg,
             **options,
         )
     with torch.no_grad():

@@ -87,8 +87,12 @@ class FastSymmetricContraction(Swapped, SymmetricContraction):
         before = {tensor.dtype for tensor in _u_tensors(self).values()}
         super()._apply(*args, **kwargs)
         if {tensor.dtype for tensor in _u_tensors(self).values()} != before:
-            self._scfmlip_polynomial = symmetric_polynomial(self)
+            self.follow_coefficients()
         return self
+
+    def follow_coefficients(self) -> None:
+        """Make the polynomial of the coefficients that are there now."""
+        self._scfmlip_polynomial = symmetric_polynomial(self)
 
     @property
     def _scfmlip_whole(self) -> FastSymmetricContraction:

@@ -7,9 +7,8 @@ energies by 1e-8 to 1e-6 eV. Here sums over wave vectors and over pairs run with
 and multipoles and features carry the rounded factors, as they do there.
 """
 
-# mace-torch's modules have no types: torch.nn.Module says Tensor | Module for every attribute
-# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
-# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
+# which of its parts a geometry has is told by others of them
+# pyright: reportOptionalMemberAccess=false
 
 from __future__ import annotations
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -116,8 +118,14 @@ def mace_arguments(
     Keyword arguments of mace-torch's ``ScaleShiftMACE``; see `Backbone.build`.
 
     Raises:
-        ValueError: for an interaction block that mace-torch does not have, or a basis that is not installed.
+        ValueError: for an interaction block that mace-torch does not have.
+        ImportError: for a mace-torch before 0.3.16.
     """
+    if "keep_last_layer_irreps" not in inspect.signature(modules.MACE.__init__).parameters:
+        raise ImportError(
+            "scfmlip.models needs mace-torch 0.3.16, whose last layers can keep their vectors; this is "
+            f"{version('mace-torch')}: pip install 'mace-torch>=0.3.16'"
+        )
     blocks = modules.interaction_classes
     for name in (config.interaction, config.interaction_first):
         if name not in blocks:

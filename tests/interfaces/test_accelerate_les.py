@@ -17,6 +17,9 @@ from scfmlip.interfaces.mace import les as door
 from scfmlip.interfaces.mace.latent import latent_energy, les_options
 
 T, F = True, False
+# older ones are told that their stress stays as it is
+pytestmark = pytest.mark.filterwarnings("ignore:.*mace-torch before 0.3.16")
+strained = pytest.mark.skipif(not door._HANDED_OVER, reason="needs mace-torch 0.3.16")
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +93,7 @@ def stress_by_differences(model, atoms):
     return torch.tensor(want)
 
 
+@strained
 def test_stress_is_right_to_finite_differences(model):
     fast = accelerate(model)
     (atoms,) = random_frames([(T, T, T)])
@@ -147,14 +151,15 @@ def test_what_is_not_known_keeps_its_own_sum_and_says_so(place, name, value, rea
     batch = batch_of([atoms], model)
     want = model(dict(batch))["les_energy"]
     with pytest.warns(
-        UserWarning, match=rf"accelerate leaves 1 modules of this MACELES .*: les \(Les\): {reason}"
+        UserWarning, match=rf"accelerate leaves . modules of this MACELES .*: les \(Les\): {reason}"
     ):
         fast = accelerate(model)
     assert is_accelerated(fast)
     assert f"as mace-torch made it: les (Les): {reason}" in str(fast)
     out = fast(dict(batch), compute_stress=True)
     assert_close(out["les_energy"].detach(), want.detach(), 1e-12)
-    assert_close(out["stress"][0].detach(), stress_by_differences(fast, atoms), 1e-6)  # finite differences
+    if door._HANDED_OVER:
+        assert_close(out["stress"][0].detach(), stress_by_differences(fast, atoms), 1e-6)  # differences
     assert sums == []
 
 
@@ -187,9 +192,6 @@ def test_subclasses_say_what_stays(sums):
 
 def test_compiled_it_stays_itself():
     """With mace-torch's own forward, forces of a compiled MACELES lack the latent sum."""
-    from mace.tools.compile import configure_autograd_for_compile
-
-    configure_autograd_for_compile()
     fast = accelerate(les_model())
     batch = batch_of(random_frames([(T, T, T)], n_atoms=4), fast)
     want = fast(dict(batch), compute_stress=True)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from les import Les
 from mace.modules.extensions import MACELES
+from mace.modules.utils import get_symmetric_displacement
 from torch import Tensor
 
 from .latent import LesOptions, latent_energy, les_options
@@ -22,6 +23,9 @@ from .whole import WHOLE_MODELS
 
 # of the model's call in progress, under strain: the batch, whose positions follow it, and the strain
 _STRAIN: ContextVar[tuple[dict[str, Tensor], Tensor] | None] = ContextVar("strain", default=None)
+
+# whether mace-torch takes the strain from a batch
+_HANDED_OVER = "displacement" in inspect.signature(get_symmetric_displacement).parameters
 
 # what of a call goes beyond the energy of charges
 _BEYOND = ("e_ext", "latent_dipoles", "latent_quads", "latent_kappas", "latent_alphas")
@@ -109,6 +113,8 @@ def find_les_swaps(model: Any) -> tuple[Swaps, dict[int, str]]:
             left[id(les)] = options
     elif not isinstance(les, FastLes):
         left[id(les)] = "not the class Les of the package les; the stress lacks its latent sum"
+    if not _HANDED_OVER:
+        left[id(model)] = "mace-torch before 0.3.16 keeps its strain; the stress lacks the latent sum"
     if not whole and type(model) in (MACELES, WHOLE_MODELS[MACELES]):
         swaps[id(model)] = (FastMACELES, {})
     elif not whole:

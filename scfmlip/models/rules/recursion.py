@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from typing import Any
 
 from ...electrostatics import Geometry
@@ -71,17 +70,7 @@ class Recursion(ChargeRule):
 
     @classmethod
     def build_backbone(cls, config: ModelConfig) -> Backbone:
-        """
-        A PolarMACE with random weights.
-
-        Raises:
-            ImportError: for a mace-torch before 0.3.16, which has none.
-        """
-        if PolarMACE is None:
-            raise ImportError(
-                "the rule 'recursion' is mace-torch's PolarMACE, which came with mace-torch 0.3.16; this is "
-                f"{version('mace-torch')}: pip install 'mace-torch>=0.3.16'"
-            )
+        """A PolarMACE with random weights."""
         rule, density = config.rule, config.density
         return Backbone(
             PolarMACE(

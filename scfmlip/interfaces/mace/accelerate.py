@@ -72,7 +72,7 @@ def _find_swaps(
         from .tensor_products import find_swaps
 
         swaps, left = find_swaps(model)
-        if swaps and type(model) in WHOLE_MODELS:
+        if type(model) in WHOLE_MODELS and (swaps or is_accelerated(model)):
             swaps[id(model)] = (WHOLE_MODELS[type(model)], {})
     if electrostatics:
         found: tuple[Swaps, dict[int, str]] = {}, {}
@@ -121,9 +121,10 @@ def accelerate(
     channels at once, and the field-update and electron-energy blocks no longer build outer products of
     channels. Two results differ from mace-torch 0.3.16's, on purpose: stress includes the strain of the wave
     vectors and is right to finite differences, which is not so there (issue 1642), and a system's numbers do
-    not depend on what else is in its batch. Everything else equals the original. MACELES: the latent Ewald
-    sum, its stress included. Every model: convolutions that store neither messages nor weights of edges,
-    symmetric contractions as one polynomial, skip connections by species.
+    not depend on what else is in its batch. Everything else equals the original, in float64 to 1e-9, with the
+    constants that the model holds, rounded or not. MACELES: the latent Ewald sum, its stress included. Every
+    model: convolutions that store neither messages nor weights of edges, symmetric contractions as one
+    polynomial, skip connections by species.
 
     What stays as mace-torch made it is named in one warning and in the model's ``repr``. mace-torch's own
     tools (conversions, preparation for compiling, one head of several) make accelerated models of

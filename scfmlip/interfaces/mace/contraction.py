@@ -22,15 +22,18 @@ def one_hot_index(attributes: Tensor, module: torch.nn.Module) -> Tensor | None:
     """
     Species of each row of one-hot attributes ``[n_atoms, n_species]``; None if a row is something else.
 
-    Looks at the values on a CPU in eager mode only: elsewhere it would synchronise or break the graph, and
-    MACE's attributes are one-hot. Attributes that want a gradient get None too: an index has none. Where it
-    is None, a warning says once that the module runs its original code.
+    Looks at the values in eager mode only, and on a GPU, where looking synchronises, in a module's first call
+    only: MACE's attributes are one-hot. Attributes that want a gradient get None too: an index has none.
+    Where it is None, a warning says once that the module runs its original code.
     """
     if attributes.requires_grad:
         warn_fallback(module, "node_attrs want a gradient, which the species of an atom have none of")
         return None
     top, index = attributes.detach().max(-1)
-    if attributes.device.type == "cpu" and not torch.compiler.is_compiling():
+    on_cpu = attributes.device.type == "cpu"
+    if not torch.compiler.is_compiling() and (on_cpu or not hasattr(module, "_scfmlip_seen")):
+        if not on_cpu:
+            module._scfmlip_seen = True
         total = attributes.detach().abs().sum(-1)
         if not bool(((top == 1) & (total == 1)).all()):
             warn_fallback(module, "node_attrs are not one-hot")

@@ -2,8 +2,9 @@
 Recursion: MACE-POLAR, a fixed number of polarisation steps with Fukui equilibration of charge and spin.
 
 The network is mace-torch's PolarMACE (Batatia et al., arXiv:2602.19411), accelerated, with the reference's
-conventions throughout: its weights load as they are and give its numbers. Potentials of its density, which
-the reference does not give, are exact for the frame's own periodicity.
+conventions throughout: its weights load as they are and give its numbers, also where they depend on more
+than the system: energies of slabs on their place and on the padded cell, of which a warning tells. Potentials
+of its density, which the reference does not give, are exact for the frame's own periodicity.
 """
 
 from __future__ import annotations

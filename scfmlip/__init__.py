@@ -11,7 +11,7 @@ if importlib.util.find_spec("scfmlip_kernels") is None:
         sys.path.append(str(_kernels))
 
 from .electrostatics import Coulomb, GaussianMultipoles, Geometry
-from .interfaces.mace import accelerate, restore
+from .interfaces.mace import accelerate, is_accelerated, restore
 from .scf import ChargeSolution, ConvergenceError, FixedPointSolution, charge_equilibration, fixed_point
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "accelerate",
     "charge_equilibration",
     "fixed_point",
+    "is_accelerated",
     "restore",
 ]
 

@@ -32,7 +32,7 @@ from torch import Tensor
 MultipoleOrder = Literal["cartesian", "e3nn"]
 Normalization = Literal["multipoles", "receiver"]
 BoundaryName = Literal[
-    "auto", "periodic", "slab", "molecule_in_box", "open", "pbc", "mixed_periodic", "realspace"
+    "auto", "periodic", "slab", "molecule_in_box", "open", "pbc", "mixed_periodic", "realspace", "separate"
 ]
 Compat = Literal["graph_longrange", "les"]
 

@@ -8,6 +8,8 @@ import os
 import platform
 from collections.abc import Callable
 
+from packaging.requirements import Requirement
+
 PACKAGES = (
     "scfmlip",
     "torch",
@@ -89,6 +91,16 @@ def find_problems(versions: dict[str, str | None]) -> list[str]:
             f"{say('mace-torch')}: scfmlip knows PolarMACE of 0.3.16 and refuses to accelerate another; "
             "install mace-torch==0.3.16 for that"
         )
+    elif mace and (0, 3, 14) <= mace < (0, 3, 16):
+        problems.append(
+            f"{say('mace-torch')}: it has no PolarMACE. scfmlip.accelerate takes MACE, ScaleShiftMACE and "
+            "MACELES; MACE-POLAR, scfmlip.models, training and `scfmlip demo` need mace-torch==0.3.16"
+        )
+    elif mace and mace < (0, 3, 14):
+        problems.append(
+            f"{say('mace-torch')}: 0.3.14 is the oldest that scfmlip was tried with; install "
+            "mace-torch==0.3.16"
+        )
     if got("torch") and got("torch") < (2, 11):
         problems.append(f"{say('torch')}: scfmlip needs 2.11 or newer")
     if got("triton") and got("triton") < (3, 6):
@@ -108,20 +120,24 @@ def find_problems(versions: dict[str, str | None]) -> list[str]:
 
 
 def _triton_matches_torch(show: Callable[[str], None]) -> list[str]:
-    """Torch's CUDA wheels pin a triton: another one is a frequent cause of compiler errors."""
+    """What torch's wheels require of triton: another one is a frequent cause of compiler errors."""
     try:
-        needs = importlib.metadata.requires("torch") or []
+        needs = [Requirement(text) for text in importlib.metadata.requires("torch") or []]
     except importlib.metadata.PackageNotFoundError:
         return []
-    pinned = [r for r in needs if r.replace(" ", "").startswith(("triton==", "pytorch-triton==", "triton("))]
-    installed = version_of("triton")
-    if not pinned or installed is None:
-        return []
-    show(f"  torch pins {pinned[0].split(';')[0].strip()}")
-    want = pinned[0].split("==")[-1].split(";")[0].strip(" )")
-    if _numbers(want)[:2] != _numbers(installed)[:2]:
-        return [f"triton {installed} with a torch that pins {want}: install triton=={want}"]
-    return []
+    problems = []
+    for need in needs:
+        installed = version_of(need.name)
+        applies = need.marker is None or need.marker.evaluate({"extra": ""})
+        if "triton" not in need.name or not applies or not need.specifier or installed is None:
+            continue
+        show(f"  torch requires {need.name}{need.specifier}")
+        if not need.specifier.contains(installed, prereleases=True):
+            problems.append(
+                f"{need.name} {installed} with a torch that requires {need.name}{need.specifier}: "
+                f"pip install '{need.name}{need.specifier}'"
+            )
+    return problems
 
 
 def run(arguments: argparse.Namespace, show: Callable[[str], None] = print) -> int:

@@ -93,7 +93,8 @@ def resolve_boundaries(
     Args:
         name: "auto" reads ``pbc``: three periodic directions are a crystal, two a slab, none an open
             molecule. Another name holds for every system. With ``compat`` the names mean what
-            graph_longrange's ``pbc_handling`` means, "mixed_periodic" and its "auto" included.
+            graph_longrange's ``pbc_handling`` means, "mixed_periodic" and its "auto" included, which depends
+            on the whole batch; "separate" is "auto" of every system alone.
         pbc: Periodicity of each system.
         compat: None or "graph_longrange".
 
@@ -103,6 +104,9 @@ def resolve_boundaries(
     Raises:
         ValueError: for an unknown name, or periodicity that no boundary condition here has.
     """
+    if name == "separate":
+        each = [resolve_boundaries("auto", [flags], compat) for flags in pbc]
+        return [kinds[0] for kinds, _ in each], [axes[0] for _, axes in each]
     if name in ("auto", "mixed_periodic"):
         if compat == "graph_longrange":
             return _reference_boundaries(name, pbc)
@@ -123,7 +127,7 @@ def resolve_boundaries(
             axes.append(flags.index(False) if sum(flags) == 2 else 2)
         return boundaries, axes
     if name not in _NAMES:
-        raise ValueError(f"boundary must be one of 'auto', {sorted(_NAMES)}, got {name!r}")
+        raise ValueError(f"boundary must be one of 'auto', 'separate', {sorted(_NAMES)}, got {name!r}")
     kind = _NAMES[name]
     axes = []
     for i, flags in enumerate(pbc):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from mace import modules
 from torch import Tensor
 
 from ..interfaces.mace import accelerate
+from .basis import OPTION, adopt_basis
 from .config import BackboneConfig
 
 
@@ -75,6 +78,13 @@ class Backbone(torch.nn.Module):
             modules.ScaleShiftMACE(**mace_arguments(config, elements, atomic_energies, embedding_specs))
         )
 
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """The network takes the basis of its contraction from the weights."""
+        adopt_basis(self.mace, state_dict, f"{prefix}mace.")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def forward(self, batch: dict[str, Tensor]) -> BackboneOutput:
         """
         Energy and features of a batch in mace-torch's layout.
@@ -109,14 +119,21 @@ def mace_arguments(
 
     Raises:
         ValueError: for an interaction block that mace-torch does not have.
+        ImportError: for a mace-torch before 0.3.16.
     """
+    if "keep_last_layer_irreps" not in inspect.signature(modules.MACE.__init__).parameters:
+        raise ImportError(
+            "scfmlip.models needs mace-torch 0.3.16, whose last layers can keep their vectors; this is "
+            f"{version('mace-torch')}: pip install 'mace-torch>=0.3.16'"
+        )
     blocks = modules.interaction_classes
     for name in (config.interaction, config.interaction_first):
         if name not in blocks:
             raise ValueError(
                 f"mace-torch has no interaction block {name!r}; it has {', '.join(sorted(blocks))}"
             )
-    options = dict(config.options)
+    # not left to mace-torch, which goes by what is installed
+    options = {OPTION: False, **config.options}
     if options.get("edge_irreps") is not None:
         options["edge_irreps"] = o3.Irreps(options["edge_irreps"])
     energies = np.asarray(atomic_energies, dtype=float)

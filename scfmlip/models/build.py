@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from mace.tools.torch_tools import default_dtype
 
+from .basis import OPTION, check_basis
 from .config import BackboneConfig, DensityConfig, ModelConfig, atomic_number, from_dict, per_element
 from .model import Model
 from .rules import name_of, rule_config
@@ -59,23 +60,45 @@ def config_to_dict(config: ModelConfig) -> dict[str, Any]:
     return plain
 
 
-def build(config: Mapping[str, Any] | ModelConfig) -> Model:
+def build(
+    config: Mapping[str, Any] | ModelConfig, weights: Mapping[str, torch.Tensor] | None = None
+) -> Model:
     """
-    A point of the design space with random weights.
+    A point of the design space, with random weights or given ones.
+
+    The same configuration makes the same model whatever is installed: the basis of the symmetric contraction,
+    ``backbone.options.use_reduced_cg``, is False unless it says otherwise, and the weights' if there are any.
 
     Args:
         config: See `make_config`.
+        weights: A state dict to load.
 
     Returns:
         The model on the CPU; its backbone is a mace-torch network that runs accelerated.
 
     Raises:
         ValueError, TypeError: for a configuration that cannot be built; says why.
+        RuntimeError: for weights of another model.
     """
     typed = make_config(config)
+    if weights is not None:  # in the basis that is always to be had, until theirs is known
+        typed = with_basis(typed, False)
+    check_basis(typed.backbone.options)
     dtype = {"float32": torch.float32, "float64": torch.float64}[typed.dtype]
     with default_dtype(dtype), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # e3nn's and mace's scripted modules, which are none of the user's business
         warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support")
         torch.manual_seed(typed.seed)
-        return Model(typed)
+        model = Model(with_basis(typed, bool(typed.backbone.options.get(OPTION))))
+    if weights is not None:
+        model.load_state_dict(weights)
+        network: Any = model.backbone.mace
+        model.config = with_basis(typed, network.use_reduced_cg)
+    return model
+
+
+def with_basis(config: ModelConfig, reduced: bool) -> ModelConfig:
+    """The configuration with the basis of the symmetric contraction in it."""
+    backbone = config.backbone
+    options = {**backbone.options, OPTION: reduced}
+    return dataclasses.replace(config, backbone=dataclasses.replace(backbone, options=options))

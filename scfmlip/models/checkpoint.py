@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .build import build, config_to_dict
+from .build import build, config_to_dict, with_basis
 from .model import Model
 
 _FORMAT = "scfmlip-model-1"
@@ -37,7 +38,9 @@ def save(model: Model, path: str | Path) -> None:
     path = Path(path)
     # tensors that share memory are written once each: safetensors refuses views of one storage
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in model.state_dict().items()}
-    header = {"format": _FORMAT, "config": json.dumps(config_to_dict(model.config))}
+    network: Any = model.backbone.mace
+    config = with_basis(model.config, network.use_reduced_cg)
+    header = {"format": _FORMAT, "config": json.dumps(config_to_dict(config))}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part-{os.getpid()}")
     try:
@@ -74,6 +77,4 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Model:
         raise ValueError(
             f"{path} was not written by scfmlip.save (format {header.get('format')!r}, expected {_FORMAT!r})"
         )
-    model = build(json.loads(header["config"]))
-    model.load_state_dict(tensors)
-    return model.to(device)
+    return build(json.loads(header["config"]), tensors).to(device)

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from e3nn import o3
 from mace import modules
-from mace.modules.extensions import MACELES, PolarMACE
 from mace.tools.scripts_utils import extract_config_mace_model
 from mace.tools.torch_tools import default_dtype
 
 from ..interfaces.mace import restore
 from ..interfaces.mace.latent import LesOptions, les_options
+from ..interfaces.mace.whole import MACELES, PolarMACE
 from .backbone import Backbone, mace_arguments
+from .basis import OPTION, adopt_basis
 from .config import BackboneConfig, DensityConfig, ModelConfig
 from .model import Model
 from .rules.latent import Latent, LatentConfig, LesReadout
@@ -26,7 +27,6 @@ from .rules.short_range import ShortRange, ShortRangeConfig
 # arguments of mace-torch's constructors that are passed on where they differ from the default
 _OPTIONS: dict[str, Any] = {
     "radial_type": "bessel",
-    "use_reduced_cg": True,
     "use_so3": False,
     "use_agnostic_product": False,
     "use_last_readout_only": False,
@@ -157,6 +157,7 @@ def from_mace(model: torch.nn.Module) -> Model:
         },
         type(original).__name__,
     )
+    network.use_reduced_cg = rebuilt.config.backbone.options[OPTION]
     rebuilt.backbone = Backbone(network)
     return rebuilt.to(parameter.device)
 
@@ -198,12 +199,15 @@ def _without_les(model: torch.nn.Module) -> torch.nn.Module:
 
 def _rebuild(config: ModelConfig, given: dict[str, torch.Tensor], name: str) -> Model:
     """A model of the configuration with these weights: what cannot be made could not be read from a file."""
-    from .build import build
+    from .build import build, with_basis
 
     try:
-        model = build(config)
+        model = build(with_basis(config, False))
     except Exception as error:
         raise ValueError(f"this {name} cannot be made again from its configuration ({error})") from error
+    network: Any = model.backbone.mace
+    adopt_basis(network, given, "backbone.mace.")
+    model.config = with_basis(config, network.use_reduced_cg)
     state = model.state_dict()
     wrong = [
         key
@@ -258,9 +262,12 @@ def _with_les(
     with default_dtype(weight.dtype), torch.random.fork_rng(devices=[]):
         made = MACELES(
             les_arguments={**options, "use_atomwise": False},
-            **mace_arguments(config.backbone, config.elements, config.atomic_energies),
+            **{**mace_arguments(config.backbone, config.elements, config.atomic_energies), OPTION: False},
         )
+    latent: Any = made.les  # whose constructor takes no such argument
+    getattr(latent, "ewald", latent).norm_factor = options["norm_factor"]
     state = dict(network.state_dict())
     state |= {f"les_readouts.{name}": value for name, value in readout.layers.state_dict().items()}
+    adopt_basis(made, state)
     made.load_state_dict(state)
     return made.to(weight.device).train(network.training)

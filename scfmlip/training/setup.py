@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from mace.tools import set_seeds
 from safetensors.torch import load_file
@@ -38,7 +39,10 @@ log = logging.getLogger("scfmlip.training")
 
 
 def prepare(
-    config: TrainConfig, workers: Processes, model_config: dict[str, Any] | None = None
+    config: TrainConfig,
+    workers: Processes,
+    model_config: dict[str, Any] | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[models.Model, dict[str, GraphDataset], dict[str, Any]]:
     """
     Model and graphs of a training.
@@ -47,6 +51,7 @@ def prepare(
         config: The training.
         workers: The processes; the model goes to their device.
         model_config: The complete dictionary of the model, if an earlier run has worked it out.
+        weights: The model's, of that run.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: name the file, frame, label or option that is wrong.
@@ -81,9 +86,9 @@ def prepare(
     for dataset in graphs.values():
         dataset.check()
     fill_statistics(full, graphs["train"])
-    model = models.build(full)
-    if loaded is not None:
-        model.load_state_dict(loaded.state_dict())
+    if weights is None and loaded is not None:
+        weights = loaded.state_dict()
+    model = models.build(full, weights)
     check_stages(config, model, counts)
     sizes = ", ".join(f"{len(g)} {name}" for name, g in graphs.items())
     labels = ", ".join(f"{name} {n}" for name, n in counts.items() if n)
@@ -157,7 +162,8 @@ def train(
         workers.wait()
         checkpoint = folder / "checkpoint.pt"
         state = load_checkpoint(checkpoint) if checkpoint.is_file() else None
-        model, graphs, full = prepare(config, workers, None if state is None else state["model_config"])
+        earlier = () if state is None else (state["model_config"], state["model"])
+        model, graphs, full = prepare(config, workers, *earlier)
         trainer = Trainer(config, model, graphs, workers, full, quiet)
         if state is not None:
             trainer.resume(state)

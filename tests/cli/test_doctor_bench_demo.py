@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from scfmlip.cli import build_parser, main
+from scfmlip.cli import build_parser, doctor, main
 from scfmlip.cli.doctor import find_problems
 from scfmlip.data import path
 
@@ -22,6 +22,12 @@ def test_doctor_reports(capsys):
         ({"mace-torch": "0.3.16", "graph-longrange": "0.4.4"}, "force_pbc_evaluator"),
         ({"mace-torch": "0.3.16", "graph-longrange": "0.4.0"}, None),
         ({"mace-torch": "0.3.17"}, "refuses to accelerate"),
+        (
+            {"mace-torch": "0.3.15", "graph-longrange": "0.4.0"},
+            "it has no PolarMACE. scfmlip.accelerate takes",
+        ),
+        ({"mace-torch": "0.3.14"}, "it has no PolarMACE"),
+        ({"mace-torch": "0.3.13"}, "0.3.14 is the oldest"),
         ({"torch": "2.6.0+cpu"}, "needs 2.11 or newer"),
         ({"triton": "3.2.0"}, "need 3.6 or newer"),
         ({"cuequivariance": "0.13.0", "cuequivariance-torch": "0.12.1"}, "mismatched releases"),
@@ -45,6 +51,34 @@ def test_doctor_knows_bad_combinations(versions, message):
     else:
         assert len(problems) == 1
         assert message in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("requirement", "installed", "problem"),
+    [
+        ('triton~=3.8.0; platform_system == "Linux" and python_version < "3.99"', "3.9.0", True),
+        ("triton~=3.8.0", "3.8.1", False),
+        ("triton==3.6.0; platform_system != 'Linux'", "3.9.0", False),
+        ("triton (==3.6.0)", "3.9.0", True),
+        ("triton==3.6.0", "3.6.0+git1234", False),
+        ("triton>=3.6,<3.8", "3.8.0", True),
+        ("pytorch-triton==3.6.0", "3.7.0", True),
+        ("triton==3.6.0; extra == 'other'", "3.9.0", False),
+        ("networkx>=2.5.1", "3.9.0", False),
+        ("triton", "3.9.0", False),
+    ],
+)
+def test_doctor_compares_triton_with_what_torch_requires(requirement, installed, problem, monkeypatch):
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: ["filelock", requirement])
+    monkeypatch.setattr(doctor, "version_of", lambda name: installed)
+    lines = []
+    found = doctor._triton_matches_torch(lines.append)
+    assert bool(found) is problem
+    if problem:
+        name = requirement.split("triton")[0] + "triton"
+        assert f"{name} {installed} with a torch that requires {name}" in found[0]
+        assert f"pip install '{name}" in found[0]
+        assert len(lines) == 1
 
 
 def test_bench_checks_agreement_and_prints_a_row(capsys):

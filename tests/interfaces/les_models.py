@@ -13,7 +13,13 @@ except ImportError:
     sys.path.insert(0, str(Path(__file__).parents[1] / "stubs"))
 
 
-def les_model(les_arguments=None, heads=("Default",), num_interactions=2, **options):
+# of the package until April 2026, and since
+NORM_FACTORS = (90.0474, 90.4756)
+
+
+def les_model(
+    les_arguments=None, heads=("Default",), num_interactions=2, norm_factor=NORM_FACTORS[1], **options
+):
     """In PyTorch's default dtype."""
     import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
     from e3nn import o3
@@ -24,7 +30,7 @@ def les_model(les_arguments=None, heads=("Default",), num_interactions=2, **opti
     block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return MACELES(
+        model = MACELES(
             les_arguments={"use_atomwise": False, **(les_arguments or {})},
             r_max=3.0,
             num_bessel=6,
@@ -46,3 +52,5 @@ def les_model(les_arguments=None, heads=("Default",), num_interactions=2, **opti
             heads=list(heads),
             **options,
         )
+    model.les.ewald.norm_factor = norm_factor
+    return model

@@ -1,5 +1,6 @@
 """Small MACE models of every interaction block, with random weights, and batches for them."""
 
+import contextlib
 import copy
 import io
 import warnings
@@ -26,6 +27,7 @@ def mace_model(
     agnostic: bool = False,
     scaled: bool = True,
     cueq_config=None,
+    use_reduced_cg: bool = True,
 ):
     """A MACE or ScaleShiftMACE in float64."""
     import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
@@ -58,6 +60,7 @@ def mace_model(
             radial_type="bessel",
             use_agnostic_product=agnostic,
             cueq_config=cueq_config,
+            use_reduced_cg=use_reduced_cg,
             **options,
         )
     with torch.no_grad():
@@ -109,17 +112,19 @@ def copies(model):
     return copy.deepcopy(model), torch.load(file, weights_only=False)
 
 
-def with_lora(model, first, size):
+def with_lora(model, first, size, told=contextlib.nullcontext):
     """
     The model with mace-torch's low-rank layers, and it accelerated; they share their parameters.
 
-    ``first`` is "lora" or "accelerate", ``size`` that of the layers' weights.
+    ``first`` is "lora" or "accelerate", ``size`` that of the layers' weights, ``told`` a context that
+    expects what `accelerate` says of the layers.
     """
     lora = pytest.importorskip("mace.modules.lora")
     model = copy.deepcopy(model)
     if first == "lora":
         adapted = lora.inject_LoRAs(model, rank=2)
-        fast = accelerate(adapted)
+        with told():
+            fast = accelerate(adapted)
     else:
         fast = lora.inject_LoRAs(copy.deepcopy(accelerate(model)), rank=2)
         adapted = restore(fast)

@@ -11,7 +11,7 @@ pytest.importorskip("mace", reason="needs mace-torch")
 from tolerances import assert_close
 
 from interfaces.mace_models import ELEMENTS, copies, frames, mace_batch, mace_model, with_lora
-from scfmlip import accelerate, restore
+from scfmlip import accelerate, is_accelerated, restore
 from scfmlip.interfaces.mace.accelerate import accelerate_blocks
 
 BLOCKS = (
@@ -148,11 +148,18 @@ def test_state_dict_and_the_way_back():
 
 
 def test_attributes_that_are_not_one_hot():
-    """Mixtures of elements, as alchemical models use, take the original code."""
+    """Mixtures of elements, as alchemical models use, take the original code, and are told so once."""
     model = mace_model()
     batch = mace_batch(frames(), model)
     batch["node_attrs"] = 0.5 * batch["node_attrs"] + 0.5 / len(ELEMENTS)
-    compare(model, accelerate(model), batch, 1e-12)
+    fast = accelerate(model)
+    with pytest.warns(UserWarning, match="runs mace-torch's own code: node_attrs are not one-hot") as told:
+        compare(model, fast, batch, 1e-12)
+    n_products = sum(
+        type(m).__qualname__ in ("FastSkipProduct", "FastSymmetricContraction") for m in fast.modules()
+    )
+    assert len(told) == n_products == 4
+    compare(model, fast, batch, 1e-12)
 
 
 def test_only_what_was_asked_for():
@@ -165,17 +172,16 @@ def test_only_what_was_asked_for():
 def test_derivatives_in_the_attributes():
     """One-hot, yet asked for a derivative in the elements: the index has none, the original code has."""
     model = mace_model()
-    found = []
-    for m in (model, accelerate(model)):
+
+    def derivative(m):
         batch = mace_batch(frames(), model)
         attributes = batch["node_attrs"].requires_grad_()
-        found.append(torch.autograd.grad(run_leaf(m, batch)["energy"].sum(), attributes)[0])
-    assert_close(found[1], found[0], 1e-12)
+        return torch.autograd.grad(m(dict(batch), compute_force=False)["energy"].sum(), attributes)[0]
 
-
-def run_leaf(model, batch):
-    """As `run`, on the batch's own tensors."""
-    return model(dict(batch), compute_force=False)
+    fast = accelerate(model)
+    with pytest.warns(UserWarning, match="node_attrs want a gradient"):
+        got = derivative(fast)
+    assert_close(got, derivative(model), 1e-12)
 
 
 @pytest.mark.parametrize("interaction", [BLOCKS[1], BLOCKS[-1]])
@@ -203,7 +209,7 @@ def test_lora(interaction, first):
 
 
 def test_mace_torchs_tools_see_the_original():
-    """They look at a model's class names and build the next model of what they find."""
+    """They look at a model's class names and build the next model of what they find: accelerated as well."""
     from mace.tools.scripts_utils import extract_config_mace_model, extract_model
 
     model = mace_model()
@@ -214,7 +220,9 @@ def test_mace_torchs_tools_see_the_original():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         built = extract_model(fast)
-    assert not swapped(built)
+        assert not swapped(extract_model(restore(fast)))
+    assert swapped(built) == swapped(fast)
+    assert not {id(p) for p in built.parameters()} & {id(p) for p in fast.parameters()}
     compare(model, built, batch, 1e-12)
     assert extract_config_mace_model(fast)["correlation"] == 2
 
@@ -227,7 +235,7 @@ def test_conversion_to_cuequivariance():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         built = convert_e3nn_cueq.run(accelerate(model), device="cpu")
-    assert not swapped(built)
+    assert {"FastCueqSymmetricContraction", "FastScaleShiftMACE"} <= swapped(built)
     batch = mace_batch(frames(), model)
     assert_close(run(built, batch)["energy"].detach(), run(model, batch)["energy"].detach(), 1e-11)
 
@@ -247,7 +255,11 @@ def test_torchscript_is_refused():
 @pytest.mark.parametrize("interaction", [BLOCKS[1], BLOCKS[-1]])
 def test_compiled_in_one_graph(interaction):
     """As mace-torch compiles its models: prepared, forces inside the graph."""
-    from mace.tools.compile import prepare
+    from mace.tools import compile as mace_compile
+
+    if not hasattr(mace_compile, "configure_autograd_for_compile"):
+        pytest.skip("mace-torch before 0.3.16 does not compile with this torch")
+    prepare = mace_compile.prepare
 
     options = {"interaction": interaction, "hidden": "8x0e", "layers": 2}
     model = prepare(lambda: mace_model.__wrapped__(**options))()
@@ -285,3 +297,135 @@ def test_a_block_that_is_given_its_weights(generator):
 
     for module in (fast, restore(fast)):
         assert_close(derivative(module), derivative(block), 1e-12)
+
+
+def calculator(model, **options):
+    from mace.calculators import MACECalculator
+
+    return MACECalculator(models=[copy.deepcopy(model)], device="cpu", default_dtype="float64", **options)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backend", [{"compile_mode": "default"}, {"enable_cueq": True}], ids=str)
+def test_mace_torchs_calculator_keeps_it_accelerated(backend):
+    """It rebuilds the model, and traces contractions before it compiles."""
+    if "enable_cueq" in backend:
+        pytest.importorskip("cuequivariance_torch")
+    model = mace_model()
+    fast = accelerate(model)
+    inner = calculator(fast, **backend).models[0]
+    assert is_accelerated(inner)
+    inner = getattr(inner, "_orig_mod", inner)
+    assert len(swapped(inner)) == len(swapped(fast))
+    assert not is_accelerated(calculator(model, **backend).models[0])
+    batch = mace_batch(frames(), model)
+    want = run(model, batch, compute_stress=True)
+    for module in (inner, restore(inner)):
+        got = run(module, batch, compute_stress=True)
+        for key in ("energy", "forces", "stress"):
+            assert_close(got[key].detach(), want[key].detach(), 1e-11)
+    assert not is_accelerated(restore(inner))
+
+
+def test_says_whether_it_is_accelerated():
+    model = mace_model()
+    fast = accelerate(model)
+    assert is_accelerated(fast)
+    assert is_accelerated(torch.nn.Sequential(fast))
+    assert not is_accelerated(model)
+    assert not is_accelerated(restore(fast))
+    count = sum(hasattr(type(m), "_scfmlip_original") for m in fast.modules())
+    assert f"accelerated by scfmlip: {count} modules" in str(fast)
+    assert "scfmlip" not in str(model)
+
+
+class OwnBlock(__import__("mace.modules", fromlist=["blocks"]).blocks.RealAgnosticResidualInteractionBlock):
+    """Somebody's own, which may do anything."""
+
+
+def test_what_stays_is_named_once():
+    """Block, class and reason of each, in one warning and in the model's repr; the numbers are right."""
+    from e3nn import o3
+
+    model = copy.deepcopy(mace_model())
+    model.interactions[1].__class__ = OwnBlock
+    radial = model.interactions[0].conv_tp_weights
+    model.interactions[0].conv_tp_weights = torch.nn.Sequential(radial, torch.nn.Identity())
+    model.products[1].symmetric_contractions.__class__ = type(
+        "OwnContraction", (type(model.products[1].symmetric_contractions),), {}
+    )
+    model.interactions[0].skip_tp.__class__ = type("OwnProduct", (o3.FullyConnectedTensorProduct,), {})
+    with pytest.warns(UserWarning, match="accelerate leaves 4 modules of this ScaleShiftMACE") as told:
+        fast = accelerate(model)
+    assert len(told) == 1
+    for line in (
+        "interactions.0 (RealAgnosticResidualInteractionBlock): its radial network, Sequential, does not",
+        "interactions.1 (OwnBlock): not one of mace-torch's interaction blocks",
+        "products.1.symmetric_contractions (OwnContraction): not mace-torch's own class",
+        "interactions.0.skip_tp (OwnProduct): not e3nn's own class",
+    ):
+        assert line in str(told[0].message)
+        assert f"as mace-torch made it: {line}" in str(fast)
+    assert swapped(fast) == {"FastScaleShiftMACE", "FastSkipProduct", "FastSymmetricContraction"}
+    compare(model, fast, mace_batch(frames(), model), 1e-12)
+
+
+@pytest.mark.parametrize("edge", ["8x0e + 4x1o", "8x0e + 0x1o"])
+def test_multiplicities(edge):
+    """That differ, or are zero."""
+    model = mace_model.__wrapped__(edge=edge)
+    fast = accelerate(model)
+    assert "FastConvolution" in swapped(fast)
+    compare(model, fast, mace_batch(frames(), model), 1e-12, compute_stress=True)
+
+
+def test_the_rest_of_a_model_is_accelerated_later():
+    model = mace_model()
+    half = accelerate(model)
+    half._modules["interactions"] = torch.nn.ModuleList(restore(b) for b in half.interactions)
+    assert "FastConvolution" not in swapped(half)
+    whole = accelerate(half)
+    assert swapped(whole) == swapped(accelerate(model))
+    compare(model, whole, mace_batch(frames(), model), 1e-12)
+    assert accelerate(whole) is whole
+
+
+def test_coefficients_follow_the_state_dict_and_the_dtype():
+    """Generalised Clebsch-Gordan coefficients are buffers: another file's, or rounded ones, count."""
+    model = copy.deepcopy(mace_model())
+    fast = accelerate(copy.deepcopy(model))
+    batch = mace_batch(frames(), model)
+    other = {k: 1.1 * v if "U_matrix" in k else v for k, v in model.state_dict().items()}
+    want = run(model, batch)["energy"].detach()
+    for m in (model, fast):
+        m.load_state_dict(other)
+    assert float((run(model, batch)["energy"].detach() - want).abs().max()) > 1e-3
+    compare(model, fast, batch, 1e-12)
+    compare(model.float().double(), fast.float().double(), batch, 1e-10)  # unrounded ones: 2e-8 wrong
+
+
+def test_averaged_weights():
+    """torch-ema's copies go in and out in place."""
+    ema = pytest.importorskip("torch_ema")
+    model = copy.deepcopy(mace_model())
+    fast = accelerate(model)
+    average = ema.ExponentialMovingAverage(fast.parameters(), decay=0.5)
+    with torch.no_grad():
+        for p in fast.parameters():
+            p.mul_(1.1)
+    average.update()
+    batch = mace_batch(frames(), model)
+    with average.average_parameters():
+        compare(model, fast, batch, 1e-12)
+    compare(model, fast, batch, 1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_one_head_of_several_stays_accelerated():
+    from mace.tools.scripts_utils import remove_pt_head
+
+    from interfaces.les_models import les_model
+
+    model = les_model(heads=("pt_head", "own"))
+    assert is_accelerated(remove_pt_head(accelerate(model)))
+    assert not is_accelerated(remove_pt_head(restore(accelerate(model))))

@@ -1,5 +1,6 @@
 """accelerate(PolarMACE) against mace-torch's own, random weights, every boundary, and the way back."""
 
+import contextlib
 import copy
 import io
 import warnings
@@ -10,12 +11,16 @@ import torch
 
 pytest.importorskip("mace", reason="needs mace-torch")
 pytest.importorskip("graph_longrange", reason="needs graph-longrange")
+if not hasattr(pytest.importorskip("mace.modules.extensions"), "PolarMACE"):
+    pytest.skip("needs mace-torch 0.3.16", allow_module_level=True)
 
 from tolerances import RELATIVE, assert_close
 
 from interfaces.mace_models import with_lora
 from interfaces.polar_models import batch_of, polar_model, random_frames, shared_polar_model
-from scfmlip import accelerate, restore
+from scfmlip import accelerate, is_accelerated, restore
+from scfmlip.interfaces.mace import polar_tables
+from scfmlip.interfaces.mace.swapped import Swapped
 
 T, F = True, False
 PERIODIC, SLAB, MOLECULE = (T, T, T), (T, T, F), (F, F, F)
@@ -45,8 +50,9 @@ def outputs(model, batch, **options):
     return model({k: v.clone() for k, v in batch.items()}, **options)
 
 
-def compare(model, batch, tolerance, **options):
-    theirs, ours = outputs(model, batch, **options), outputs(accelerate(model), batch, **options)
+def compare(model, batch, tolerance, compat=None, **options):
+    theirs = outputs(model, batch, **options)
+    ours = outputs(accelerate(model, compat=compat), batch, **options)
     assert theirs.keys() == ours.keys()
     for key, want in theirs.items():
         got = ours[key]
@@ -66,7 +72,122 @@ def test_equals_the_original(l_max, feature_l_max, steps, systems):
         num_recursion_steps=steps,
     )
     batch = batch_of(frames_of(systems), model)
-    compare(model, batch, 1e-9, compute_stress=systems == "periodic")
+    # beside a crystal mace-torch puts a molecule into a box
+    compat = "mace" if systems == "mixed" else None
+    compare(model, batch, 1e-9, compat, compute_stress=systems == "periodic")
+
+
+@pytest.mark.parametrize("compat", [None, "mace"])
+def test_a_system_does_not_depend_on_the_others_of_its_batch(compat):
+    """By default; with compat as in mace-torch a molecule does, and a slab or crystal never."""
+    frames = random_frames([PERIODIC, MOLECULE, SLAB, MOLECULE], n_atoms=4, box=3.5)
+    model = polar_model(hidden_irreps="8x0e", num_interactions=1)
+    fast = accelerate(model, compat=compat)
+    together = outputs(fast, batch_of(frames, model))
+    ends = np.cumsum([len(atoms) for atoms in frames])
+    for i, atoms in enumerate(frames):
+        alone = outputs(fast, batch_of([atoms], model))
+        mine = slice(ends[i] - len(atoms), ends[i])
+        off = [float((alone["energy"][0] - together["energy"][i]).detach().abs())]
+        off += [
+            float((alone[key] - together[key][mine]).detach().abs().max())
+            for key in ("forces", "charges", "spins")
+        ]
+        if compat is None or i in (0, 2):
+            assert max(off) < 1e-11
+        else:
+            assert min(off) > 1e-6
+
+
+def test_unknown_compat():
+    with pytest.raises(ValueError, match="compat must be None or 'mace', got 'graph_longrange'"):
+        accelerate(shared_polar_model(), compat="graph_longrange")
+
+
+def test_compat_is_kept_and_given_later(tmp_path):
+    """By copies, files and mace-torch's tools."""
+    from mace.tools.scripts_utils import extract_model
+
+    frames = random_frames([PERIODIC, MOLECULE], n_atoms=4, box=3.5)
+    model = polar_model(hidden_irreps="8x0e", num_interactions=1)
+    batch = batch_of(frames, model)
+    want = outputs(model, batch)["energy"].detach()
+    fast = accelerate(accelerate(model), compat="mace")
+    torch.save(fast, tmp_path / "m.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        built = extract_model(fast)
+    for m in (fast, copy.deepcopy(fast), torch.load(tmp_path / "m.pt", weights_only=False), built):
+        assert_close(outputs(m, batch)["energy"].detach(), want, 1e-10)
+    assert float((outputs(accelerate(model), batch)["energy"].detach() - want).abs().max()) > 1e-4
+
+
+ROUNDED = [
+    ({}, ("periodic", "slab", "molecule", "box", "mixed")),
+    (
+        {"atomic_multipoles_max_l": 0, "field_feature_max_l": 0, "num_recursion_steps": 1},
+        ("slab", "molecule"),
+    ),
+    ({"atomic_multipoles_max_l": 0, "field_si": True}, ("periodic", "molecule")),
+    (
+        {
+            "field_feature_max_l": 0,
+            "atomic_multipoles_smearing_width": 1.1,
+            "field_feature_widths": [0.9, 1.3, 2.7],
+            "field_si": True,
+            "include_electrostatic_self_interaction": False,
+        },
+        ("periodic", "slab", "molecule"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "cases"), ROUNDED, ids=["l1", "l0", "l01_self", "l10_widths"])
+def test_constants_rounded_when_the_model_was_made(options, cases, monkeypatch):
+    """Built in float32, run in float64: the original's numbers to 1e-9, which its own regression asks."""
+    model = polar_model(dtype=torch.float32, hidden_irreps="8x0e + 8x1o", **options).double()
+    for case in cases:
+        frames = random_frames([MOLECULE], n_atoms=4, box=3.5) if case == "box" else frames_of(case)
+        batch = batch_of(frames, model)
+        more = {"use_pbc_evaluator": True} if case == "box" else {}
+        fast = accelerate(model, compat="mace" if case == "mixed" else None)
+        theirs, ours = outputs(model, batch, **more), outputs(fast, batch, **more)
+        for key in ("energy", "electrostatic_energy", "electron_energy", "forces", "charges", "dipole"):
+            assert float((ours[key] - theirs[key]).detach().abs().max()) < 1e-9, (case, key)
+        with monkeypatch.context() as context:  # the constants made anew
+            context.setattr(polar_tables, "read_tables", lambda model: None)
+            anew = outputs(fast, batch, **more)
+        assert float((anew["energy"] - theirs["energy"]).detach().abs().max()) > 2e-9, case
+
+
+def test_stress_with_rounded_constants():
+    model = accelerate(polar_model(dtype=torch.float32, hidden_irreps="8x0e + 8x1o").double())
+    assert_stress(model)
+
+
+def test_slabs_are_told_what_their_energies_depend_on():
+    """Once for a model and each kind."""
+    fast = accelerate(copy.deepcopy(shared_polar_model()))
+    for pbc, charge, cause in (
+        (
+            SLAB,
+            1.0,
+            "has no terms for the charge of a slab, so that its energy depends, by many eV, on where",
+        ),
+        (SLAB, 0.0, "are not taken from the vacuum, so that the energy of a slab with a dipole depends"),
+        ((T, F, T), 0.0, "knows slabs along z alone and sums this system as a crystal"),
+    ):
+        (atoms,) = random_frames([pbc], n_atoms=4, box=3.5)
+        atoms.info["charge"] = charge
+        batch = batch_of([atoms], fast)
+        with pytest.warns(UserWarning, match=rf"PolarMACE, system 0 with pbc=.*{cause}"):
+            outputs(fast, batch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            outputs(fast, batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        outputs(accelerate(shared_polar_model()), batch_of(random_frames([PERIODIC, MOLECULE]), fast))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +286,10 @@ def test_released_architectures(shape):
 
 
 def test_stress_of_a_crystal_is_right_to_finite_differences():
-    model = accelerate(shared_polar_model())
+    assert_stress(accelerate(shared_polar_model()))
+
+
+def assert_stress(model):
     (atoms,) = random_frames([PERIODIC])
     atoms.info["external_field"] = np.zeros(3)
     stress = model(batch_of([atoms], model), compute_stress=True)["stress"][0]
@@ -218,14 +342,21 @@ def test_restore_gives_the_original_classes_back():
 
 
 def test_mace_torchs_tools_see_the_original():
-    """A conversion builds the next model of the class and the configuration that it finds."""
+    """A conversion builds the next model of the class and the configuration that it finds: accelerated."""
     from mace.tools.scripts_utils import extract_model
 
     model = shared_polar_model()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         built = extract_model(accelerate(model))
-    assert not any(hasattr(type(m), "_scfmlip_original") for m in built.modules())
+        plain = extract_model(model)
+    assert [type(m).__qualname__ for m in built.modules()] == [
+        type(m).__qualname__ for m in accelerate(model).modules()
+    ]
+    assert not is_accelerated(plain)
+    assert f"accelerated by scfmlip: {sum(isinstance(m, Swapped) for m in built.modules())} modules" in str(
+        built
+    )
     batch = batch_of(random_frames([PERIODIC]), model)
     want, got = outputs(model, batch)["energy"], outputs(built, batch)["energy"]
     assert_close(got.detach(), want.detach(), 1e-10)
@@ -233,11 +364,17 @@ def test_mace_torchs_tools_see_the_original():
 
 @pytest.mark.parametrize("first", ["lora", "accelerate"])
 def test_lora(first):
-    """mace-torch's low-rank layers around the linear ones of the field blocks too."""
+    """mace-torch's low-rank layers around the linear ones of the field blocks too, which then say so."""
     model = shared_polar_model()
-    adapted, fast = with_lora(model, first, 0.1)
+
+    def told():
+        return pytest.warns(UserWarning, match="LoRAO3Linear")
+
+    adapted, fast = with_lora(model, first, 0.1, told)
     batch = batch_of(random_frames([PERIODIC]), model)
-    want, got = outputs(adapted, batch), outputs(fast, batch)
+    want = outputs(adapted, batch)
+    with told() if first == "accelerate" else contextlib.nullcontext():
+        got = outputs(fast, batch)
     for key in ("energy", "forces", "charges"):
         assert_close(got[key].detach(), want[key].detach(), 1e-8)
 
@@ -276,3 +413,58 @@ def test_nan_positions_are_named():
     batch["positions"][3, 1] = float("nan")
     with pytest.raises(ValueError, match=r"positions holds NaN or infinity in 1 row.*row 3"):
         model(batch)
+
+
+def test_what_stays_is_named():
+    """Field blocks of other classes, and of a model that is somebody's own."""
+    model = copy.deepcopy(shared_polar_model())
+    block = model.field_dependent_charges_maps[0]
+    block.potential_embedding.__class__ = type("OwnEmbedding", (type(block.potential_embedding),), {})
+    model.layer_feature_mixer.__class__ = type("OwnMixer", (type(model.layer_feature_mixer),), {})
+    with pytest.warns(UserWarning, match="accelerate leaves 2 modules of this PolarMACE") as told:
+        fast = accelerate(model)
+    assert len(told) == 1
+    for line in (
+        "charges_maps.0 (AgnosticEmbeddedOneBodyVariableUpdate): its potential_embedding is a OwnEmbedding",
+        "layer_feature_mixer (OwnMixer): not one of mace-torch's field blocks that are known here",
+    ):
+        assert line in str(told[0].message)
+        assert line in str(fast)
+    batch = batch_of(random_frames([PERIODIC]), model)
+    want, got = outputs(model, batch), outputs(fast, batch)
+    for key in ("energy", "forces", "charges"):
+        assert_close(got[key].detach(), want[key].detach(), 1e-9)
+    model.__class__ = type("OwnPolarMACE", (type(model),), {})
+    with pytest.warns(
+        UserWarning, match=r"the model itself \(OwnPolarMACE\): a subclass of PolarMACE, whose own"
+    ):
+        accelerate(model)
+
+
+def test_electrostatics_or_backbone_alone_and_both_later():
+    model = shared_polar_model()
+    batch = batch_of(random_frames([PERIODIC]), model)
+    want = outputs(model, batch)["energy"].detach()
+    both = [type(m).__qualname__ for m in accelerate(model).modules()]
+    for options in ({"electrostatics": False}, {"tensor_products": False}):
+        half = accelerate(model, **options)
+        assert is_accelerated(half)
+        assert [type(m).__qualname__ for m in half.modules()] != both
+        assert_close(outputs(half, batch)["energy"].detach(), want, 1e-9)
+        assert [type(m).__qualname__ for m in accelerate(half).modules()] == both
+        assert_close(outputs(accelerate(half), batch)["energy"].detach(), want, 1e-9)
+        assert not is_accelerated(restore(half))
+
+
+def test_compiled_it_stays_itself():
+    """As the original it cannot be compiled; unlike it, it says so, and runs beside what can."""
+    fast = accelerate(shared_polar_model())
+    batch = batch_of(random_frames([PERIODIC], n_atoms=4), fast)
+    want = outputs(fast, batch)
+    torch._dynamo.reset()
+    got = outputs(torch.compile(fast, backend="eager"), batch)
+    for key in ("energy", "forces"):
+        assert torch.equal(got[key], want[key])
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="accelerated PolarMACE runs in eager mode only"):
+        outputs(torch.compile(fast, backend="eager", fullgraph=True), batch)

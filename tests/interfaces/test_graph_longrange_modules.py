@@ -1,5 +1,8 @@
 """Our modules with graph-longrange's names against both versions of that package."""
 
+import copy
+import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +12,7 @@ import torch
 
 pytest.importorskip("mace", reason="graph-longrange needs mace-torch")
 
-from electrostatics.systems import random_batch, reciprocal_arguments
+from electrostatics.systems import random_batch, reciprocal_arguments, spread_positions
 from oracles import graph_longrange_044
 from tolerances import assert_close
 
@@ -146,6 +149,164 @@ def test_channels_of_040(n_channels, generator):
     if n_channels > 1:  # the other class has one
         with pytest.raises(ValueError, match="multipoles must have shape"):
             call(GTOElectrostaticFeatures(**FEATURES), arguments, positions, rows.flatten(1), batch_idx, pbc)
+
+
+MODES = {
+    "pbc": [[True] * 3] * 3,
+    "slab": [[True, True, False]] * 3,
+    "molecule_in_box": [[False] * 3] * 3,
+    "mixed_periodic": [[True] * 3, [True, True, False], [False] * 3],
+    "auto": [[True] * 3, [True, True, False], [False] * 3],
+    "realspace": [[False] * 3] * 3,
+}
+
+
+@pytest.mark.parametrize("l_max", [0, 1])
+@pytest.mark.parametrize("mode", MODES)
+def test_atoms_in_any_order_and_a_volume_of_its_own(mode, l_max, generator):
+    """Values and derivatives in positions, multipoles and volume."""
+    oracle = graph_longrange_044()
+    sizes = [5, 4, 6]
+    positions, cells, batch_idx, rows = random_batch(sizes, generator, net_charge=True)
+    if mode == "realspace":
+        positions = torch.cat([spread_positions(n, 8.0, generator) for n in sizes])
+    shuffle = torch.randperm(15, generator=generator)
+    positions, batch_idx = positions[shuffle], batch_idx[shuffle]
+    rows = rows[shuffle][:, : (l_max + 1) ** 2].contiguous()
+    arguments = reciprocal_arguments(oracle, CUTOFF, cells)
+    options = {**ENERGY, "density_max_l": l_max, "pbc_handling": mode}
+    more = {"feature_max_l": 1, "feature_smearing_widths": [1.5, 3.0]}
+    for theirs, ours in (
+        (oracle.energy.GTOElectrostaticEnergy(**options), GTOElectrostaticEnergy(**options)),
+        (
+            oracle.features.GTOElectrostaticFeatures(**options, **more),
+            GTOElectrostaticFeatures(**options, **more),
+        ),
+    ):
+        for factor in (1.0, torch.tensor([1.3, 0.7, 2.0])):
+            found = []
+            for module in (theirs, ours):
+                r, q = positions.clone().requires_grad_(), rows.clone().requires_grad_()
+                v = (arguments["volume"] * factor).requires_grad_()
+                given = {**arguments, "volume": v}
+                out = call(module, given, r, q, batch_idx, torch.tensor(MODES[mode]))
+                weights = torch.cos(torch.arange(out.numel())).view_as(out)
+                gradients = torch.autograd.grad((out * weights).sum(), (r, q, v), allow_unused=True)
+                found.append((out, *gradients))
+            for want, got in zip(*found, strict=True):
+                want, got = (torch.zeros(1) if t is None else t.detach() for t in (want, got))
+                assert_close(got, want, 1e-9)
+
+
+def test_potentials_at_atoms(generator):
+    oracle = graph_longrange_044()
+    positions, cells, batch_idx, rows = random_batch([5, 4], generator)
+    arguments = {**reciprocal_arguments(oracle, CUTOFF, cells), "volume": torch.tensor([700.0, 900.0])}
+    pbc = torch.tensor([[True] * 3, [True, True, False]])
+    shuffle = torch.randperm(9, generator=generator)
+    common = {"node_positions": positions[shuffle], "batch": batch_idx[shuffle], "pbc": pbc, **arguments}
+    found = []
+    options = {**FEATURES, "pbc_handling": "mixed_periodic"}
+    for module in (oracle.features.GTOElectrostaticFeatures(**options), GTOElectrostaticFeatures(**options)):
+        cache = module.precompute_geometry(**common)
+        found.append(module.compute_esps(cache, rows[shuffle], pbc))
+    assert_close(found[1], found[0], 1e-10)
+    common["pbc"] = torch.zeros(2, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match="potentials at atoms are of crystals and slabs"):
+        module.compute_esps(module.precompute_geometry(**common), rows[shuffle], pbc)
+    with pytest.raises(ValueError, match="not from precompute_geometry"):
+        module.forward_dynamic({"mode": "st_pbc"}, rows)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_external_sources_of_044(mode, generator):
+    """That package's own wrappers around our modules, against them around its own."""
+    oracle = graph_longrange_044()
+    energy = importlib.import_module(f"{oracle.__name__}.external_source_energy")
+    features = importlib.import_module(f"{oracle.__name__}.external_source_features")
+    sizes = [4, 3, 4]
+    positions, cells, batch_idx, rows = random_batch(sizes, generator)
+    if mode == "realspace":
+        positions = torch.cat([spread_positions(n, 8.0, generator) for n in sizes])
+    sources = torch.randn(5, 3, generator=generator) * 2 + 4, torch.tensor([0, 0, 1, 2, 2])
+    arguments = reciprocal_arguments(oracle, CUTOFF, cells)
+    common = {"batch": batch_idx, "pbc": torch.tensor(MODES[mode]), **arguments}
+    charges = torch.randn(5, 4, generator=generator)
+    for package, wrapper, make in (
+        ("energy", energy.GTOElectrostaticExternalSourceEnergy.from_energy, ENERGY),
+        ("features", features.GTOElectrostaticExternalSourceFeatures.from_features, FEATURES),
+    ):
+        name = f"GTOElectrostatic{package.capitalize()}"
+        found = []
+        for cls in (getattr(getattr(oracle, package), name), globals()[name]):
+            module = cls(**make, pbc_handling=mode)
+            if cls is globals()[name]:
+                place = f"{oracle.__name__}.{package}"
+                module._original_name = (place, name)  # the package has another name here
+            wrapped = wrapper(copy.deepcopy(module))
+            wrapped.set_pbc_handling(mode)
+            wrapped.set_external_sources(charges, *sources)
+            leaf = positions.clone().requires_grad_()
+            out = wrapped(source_feats=rows, node_positions=leaf, **common)
+            found.append((out, *torch.autograd.grad(out.sin().sum(), leaf)))
+        for want, got in zip(*found, strict=True):
+            assert_close(got.detach(), want.detach(), 1e-9)
+
+
+def test_what_the_originals_hold_is_that_of_an_original():
+    """In the module's dtype, also after a copy; and there is nothing where it has nothing."""
+    features = pytest.importorskip("graph_longrange.features")
+    module = GTOElectrostaticFeatures(**FEATURES)
+    assert not list(module.state_dict())
+    theirs = features.GTOElectrostaticFeatures(**FEATURES)
+    for ours in (module, copy.deepcopy(module)):
+        assert ours.density_basis is ours.density_basis
+        want = theirs.self_interaction_terms.overlap_constants
+        assert_close(ours.self_interaction_terms.overlap_constants, want)
+    assert module.float().density_basis.radial_spline.sigma2.dtype == torch.float32
+    assert GTOElectrostaticEnergy(**ENERGY).float().density_basis.radial_spline.sigma2.dtype == torch.float32
+    assert not hasattr(module, "forward_source_target")
+    with pytest.raises(AttributeError, match="nothing"):
+        module.nothing  # noqa: B018
+
+
+def test_corrections_that_040_leaves_out(generator):
+    """Also where the switch for boxes is passed beside."""
+    kspace = pytest.importorskip("graph_longrange.kspace")
+    energy = pytest.importorskip("graph_longrange.energy")
+    if "include_pbc_corrections" not in inspect.signature(energy.GTOElectrostaticEnergy).parameters:
+        pytest.skip("0.4.0 only")
+
+    class Installed:
+        pass
+
+    Installed.kspace = kspace
+    positions, cells, batch_idx, rows = random_batch([5, 4], generator)
+    arguments = reciprocal_arguments(Installed, CUTOFF, cells)
+    options = {**ENERGY, "include_pbc_corrections": False}
+    for pbc in ([[True, True, False], [False] * 3], [[False] * 3] * 2):
+        for extra in ({}, {"force_pbc_evaluator": False}, {"force_pbc_evaluator": True}):
+            modules = energy.GTOElectrostaticEnergy(**options), GTOElectrostaticEnergy(**options)
+            want, got = (
+                call(m, arguments, positions, rows, batch_idx, torch.tensor(pbc), **extra) for m in modules
+            )
+            assert_close(got, want, 1e-9)
+
+
+def test_a_boundary_that_versions_differ_in_is_told_once(generator):
+    oracle = graph_longrange_044()
+    positions, cells, batch_idx, rows = random_batch([5, 4], generator)
+    arguments = reciprocal_arguments(oracle, CUTOFF, cells)
+    given = arguments, positions, rows, batch_idx, torch.zeros(2, 3, dtype=torch.bool)
+    module = GTOElectrostaticEnergy(**ENERGY)
+    with pytest.warns(UserWarning, match="was given no pbc_handling and sums isolated systems over pairs"):
+        want = call(module, *given)
+    assert_close(call(module, *given), want)
+    module.set_pbc_handling("mixed_periodic")
+    theirs = oracle.energy.GTOElectrostaticEnergy(**ENERGY)
+    assert_close(call(module, *given), call(theirs, *given), 1e-10)
+    # 0.4.0's callers pass their switch
+    assert_close(call(GTOElectrostaticEnergy(**ENERGY), *given, force_pbc_evaluator=False), want)
 
 
 def test_cells_are_read_off_the_wave_vectors(generator):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
-from interfaces.les_models import les_model
+from interfaces.les_models import NORM_FACTORS, les_model
 from interfaces.mace_models import mace_model
 from interfaces.polar_models import batch_of, random_frames, shared_polar_model
 
@@ -103,6 +103,7 @@ def test_polar_both_ways(tmp_path):
 
 LES = [
     {},
+    {"norm_factor": NORM_FACTORS[0]},
     {"les_arguments": {"sigma": 1.3, "dl": 1.7, "remove_self_interaction": False}, "heads": ("a", "b")},
     {"num_interactions": 1},
     {"use_last_readout_only": True},
@@ -132,6 +133,7 @@ def test_maceles_both_ways(options, tmp_path, monkeypatch):
     scfmlip.save(model, tmp_path / "m.safetensors")
     back = scfmlip.models.to_mace(model)
     assert type(back) is type(original)
+    assert back.les.ewald.norm_factor == original.les.ewald.norm_factor
     same(back(copy.copy(given)), want, names[:-2])
     assert set(back.state_dict()) == set(original.state_dict())
     monkeypatch.setitem(sys.modules, "les", None)

@@ -1,5 +1,5 @@
 """Drop-in acceleration of mace-torch models."""
 
-from .accelerate import accelerate, restore
+from .accelerate import accelerate, is_accelerated, restore
 
-__all__ = ["accelerate", "restore"]
+__all__ = ["accelerate", "is_accelerated", "restore"]

@@ -30,8 +30,9 @@ from scfmlip_kernels import ChannelwiseProduct, channelwise_conv, sort_edges, sy
 
 from ..cueq.evaluate import Call, evaluate
 from ..cueq.recognise import ContractionPlan, ConvolutionPlan, LinearPath, LinearPlan, recognise
+from .contraction import one_hot_index
 from .swapped import Swapped
-from .tensor_products import last_radial_layer, one_hot_index
+from .tensor_products import Swaps, last_radial_layer
 
 
 def _convolve(module: Any, x: Tensor, y: Tensor, weight: Tensor, edge_index: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ class FastCueqSkipProduct(Swapped, cuet.FullyConnectedTensorProduct):
 
     def forward(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
         """``x [n_atoms, .]``, one-hot ``y [n_atoms, n_species]`` -> ``[n_atoms, .]``."""
-        index = one_hot_index(y) if weight is None else None
+        index = one_hot_index(y, self) if weight is None else None
         if index is None:
             return cuet.FullyConnectedTensorProduct.forward(self, x, y, weight)
         shapes, plan = self._scfmlip_skip
@@ -142,16 +143,23 @@ def _skip_plan(module: torch.nn.Module) -> tuple[list[tuple[int, int, int]], Lin
     return shapes, LinearPlan(tuple(paths), 0, 1, product.operands[3].size, False, False, False)
 
 
-def find_cueq_swaps(model: torch.nn.Module) -> dict[int, tuple[type, dict]]:
-    """Symmetric contractions and skip connections, by ``id``: new class and attributes to add."""
-    swaps: dict[int, tuple[type, dict]] = {}
+def find_cueq_swaps(model: torch.nn.Module) -> tuple[Swaps, dict[int, str]]:
+    """Symmetric contractions and skip connections, as `tensor_products.find_swaps` gives them."""
+    swaps: Swaps = {}
+    left: dict[int, str] = {}
     for module in model.modules():
-        if type(module) is cuet.SymmetricContraction:
-            plan = _plan(module.f)
+        if isinstance(module, Swapped):
+            continue
+        if isinstance(module, cuet.SymmetricContraction):
+            plan = _plan(module.f) if type(module) is cuet.SymmetricContraction else None
             if isinstance(plan, ContractionPlan) and plan.weights == 0:
                 swaps[id(module)] = (FastCueqSymmetricContraction, {"_scfmlip_plan": plan})
-        elif type(module) is cuet.FullyConnectedTensorProduct:
-            skip = _skip_plan(module)
-            if skip is not None:
+            else:
+                left[id(module)] = "its polynomial is no symmetric contraction that is known here"
+        elif isinstance(module, cuet.FullyConnectedTensorProduct):
+            skip = _skip_plan(module) if type(module) is cuet.FullyConnectedTensorProduct else None
+            if skip is None:
+                left[id(module)] = "not a product of features with species, weights its own"
+            else:
                 swaps[id(module)] = (FastCueqSkipProduct, {"_scfmlip_skip": skip})
-    return swaps
+    return swaps, left

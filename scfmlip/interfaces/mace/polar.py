@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mace.modules.extensions import PolarMACE, _permute_to_e3nn_convention
@@ -28,7 +28,13 @@ from torch import Tensor
 
 from ...electrostatics import Coulomb, Geometry
 from ...electrostatics.embedding import Embedding, ExternalCharges
-from .swapped import Swapped
+from ...types import BoundaryName
+from .polar_blocks import find_block_swaps
+from .polar_slabs import warn_of_slabs
+from .polar_tables import PolarSums
+from .swapped import SwappedModel, not_compiled
+from .tensor_products import Swaps
+from .whole import WHOLE_MODELS
 
 # The versions whose PolarMACE.forward was read and compared.
 KNOWN_VERSIONS = ("0.3.16",)
@@ -44,10 +50,12 @@ def check_polar_version() -> None:
         )
 
 
-class FastPolarMACE(Swapped, PolarMACE):
+class FastPolarMACE(SwappedModel, PolarMACE):
     """`PolarMACE`: same call, outputs and state dict; made by `scfmlip.accelerate`."""
 
     _scfmlip_original = PolarMACE
+    # every system's own: what it is alone, whatever else is in the batch
+    _scfmlip_boundary: BoundaryName = "separate"
 
     def _geometry(
         self,
@@ -60,7 +68,7 @@ class FastPolarMACE(Swapped, PolarMACE):
         coulomb = Coulomb(
             l_max=self.atomic_multipoles_max_l,
             sigma=self.atomic_multipoles_smearing_width,
-            boundary="mixed_periodic" if use_pbc_evaluator else "auto",
+            boundary="mixed_periodic" if use_pbc_evaluator else self._scfmlip_boundary,
             kspace_cutoff=float(self.kspace_cutoff),
             compat="graph_longrange",
             order="e3nn",
@@ -108,6 +116,7 @@ class FastPolarMACE(Swapped, PolarMACE):
         monopoles = charges[:, :, 0] + weights * missing
         return torch.cat((monopoles[..., None], charges[..., 1:]), -1)
 
+    @not_compiled("PolarMACE")
     def forward(
         self,
         data: dict[str, Tensor],
@@ -137,6 +146,7 @@ class FastPolarMACE(Swapped, PolarMACE):
         positions, batch, n_systems = data["positions"], data["batch"], ctx.num_graphs
         atoms, heads = ctx.num_atoms_arange, ctx.node_heads
         dtype = ctx.vectors.dtype
+        warn_of_slabs(self, data)
         fermi_level = data["fermi_level"] if fermi_level is None else fermi_level
         field = data["external_field"] if external_field is None else external_field
 
@@ -181,7 +191,7 @@ class FastPolarMACE(Swapped, PolarMACE):
 
         # the charges' first guess, closed to the total charge and spin
         displacement = ctx.displacement if strained else None
-        geometry = self._geometry(data, displacement, n_systems, use_pbc_evaluator)
+        sums = PolarSums(self, self._geometry(data, displacement, n_systems, use_pbc_evaluator))
         embedding = self._embedding(data, displacement, n_systems)
         charges = charges.view(len(positions), 2, -1)
         excess = data["total_spin"] - 1
@@ -205,12 +215,7 @@ class FastPolarMACE(Swapped, PolarMACE):
             half_external = half_external + 0.5 * (features if from_mul_ir is None else from_mul_ir(features))
         potential_features = positions.new_zeros((len(positions), self.potential_irreps.dim))
         for update in self.field_dependent_charges_maps:
-            features = geometry.features(
-                torch.stack((mul_ir(charges[:, 0]), mul_ir(charges[:, 1])), 1),
-                widths=self.field_feature_widths,
-                l_max=self.field_feature_max_l,
-                self_interaction=self.field_si,
-            )
+            features = sums.features(torch.stack((mul_ir(charges[:, 0]), mul_ir(charges[:, 1])), 1))
             spins = [features[:, 0], features[:, 1]]
             if from_mul_ir is not None:
                 spins = [from_mul_ir(s) for s in spins]
@@ -247,9 +252,7 @@ class FastPolarMACE(Swapped, PolarMACE):
         spin_charge_density = torch.stack((mul_ir(charges[:, 0]), mul_ir(charges[:, 1])), 1)
         density = mul_ir(charges.sum(1))
         spin_density = mul_ir(charges[:, 0] - charges[:, 1])
-        electrostatic_energy = geometry.energy(
-            density, self_interaction=self.include_electrostatic_self_interaction
-        )
+        electrostatic_energy = sums.energy(density)
         if embedding is not None:
             electrostatic_energy = electrostatic_energy + per_system((density * embedding.potential()).sum(1))
         dipole = per_system(positions * density[:, :1])
@@ -308,6 +311,30 @@ class FastPolarMACE(Swapped, PolarMACE):
             "electrostatic_potentials": None,
             "spin_charge_density": spin_charge_density,
         }
+
+
+class FastPolarMACEAsInMace(FastPolarMACE):
+    """The same with ``compat="mace"``, see `scfmlip.accelerate`."""
+
+    _scfmlip_original = PolarMACE
+    _scfmlip_options: ClassVar[dict[str, Any]] = {"compat": "mace"}
+    _scfmlip_boundary: BoundaryName = "auto"
+
+
+def find_polar_swaps(model: torch.nn.Module, compat: str | None) -> tuple[Swaps, dict[int, str]]:
+    """
+    What to replace of a PolarMACE besides its backbone, and what stays, as `tensor_products.find_swaps`.
+
+    Raises:
+        RuntimeError: for a mace-torch version whose PolarMACE was not compared.
+    """
+    check_polar_version()
+    swaps, left = find_block_swaps(model)
+    if type(model) in (PolarMACE, WHOLE_MODELS[PolarMACE]):
+        swaps[id(model)] = (FastPolarMACE if compat is None else FastPolarMACEAsInMace, {})
+    elif not isinstance(model, FastPolarMACE):
+        left[id(model)] = "a subclass of PolarMACE, whose own forward runs, its electrostatics included"
+    return swaps, left
 
 
 def _strained_cell(data: dict[str, Tensor], displacement: Tensor | None) -> Tensor:

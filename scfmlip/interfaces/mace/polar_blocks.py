@@ -13,6 +13,7 @@ features, charges) or of the node features, the two matrices are multiplied in t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
@@ -28,7 +29,8 @@ from mace.modules.field_blocks import (
 from torch import Tensor
 
 from .irreps import add, apply_linear, chain, from_blocks, linear_biases, linear_paths, to_blocks
-from .swapped import Swapped
+from .swapped import Swapped, warn_fallback
+from .tensor_products import Swaps
 
 
 def _paths(product: Any) -> list[tuple[int, int, int, float, Tensor]]:
@@ -71,11 +73,34 @@ def _scaled(product: Any, x: list[Tensor], scalars: Tensor) -> list[Tensor]:
     return [add(t, scalars, (n, ir.dim, mul)) for t, (mul, ir) in zip(terms, product.irreps_out, strict=True)]
 
 
-def _plain(block: Any, *linears: Any) -> bool:
-    """Whether a block is in e3nn's layout and these are e3nn's linears (not cuEquivariance's, nor LoRA's)."""
+def _linear_reason(block: Any, linears: dict[str, Any]) -> str | None:
+    """Why a block is not in e3nn's layout, or these are not e3nn's linears but LoRA's or others'; or None."""
     if block.cueq_config is not None and block.cueq_config.enabled:
-        return False
-    return all(isinstance(linear, o3.Linear) for linear in linears)
+        return "it is in cuEquivariance's layout, where only its products are ours"
+    for name, linear in linears.items():
+        if not isinstance(linear, o3.Linear):
+            return f"its {name} is a {type(linear).__name__}, not e3nn's Linear"
+    return None
+
+
+def _update_reason(block: Any) -> str | None:
+    embedding = block.potential_embedding
+    if type(embedding) is not AgnosticChargeBiasedLinearPotentialEmbedding:
+        return f"its potential_embedding is a {type(embedding).__name__}"
+    linears = ("potential_linear", "node_feats_linear", "charge_embedding")
+    found = {name: getattr(embedding, name) for name in linears}
+    return _linear_reason(block, {**found, "readout.linear_1": block.readout.linear_1})
+
+
+def _readout_reason(block: Any) -> str | None:
+    return _linear_reason(block, {name: getattr(block, name) for name in ("linear_up_q", "linear_up_v")})
+
+
+def _mixer_reason(block: Any) -> str | None:
+    for linear in block.linears:
+        if not type(linear).__module__.startswith("e3nn."):
+            return f"its linears are {type(linear).__module__.split('.')[0]}'s {type(linear).__name__}"
+    return None
 
 
 class FastSparseUvuTensorProduct(Swapped, SparseUvuTensorProduct):
@@ -110,14 +135,9 @@ class FastFieldUpdate(Swapped, AgnosticEmbeddedOneBodyVariableUpdate):
         local_charges: Tensor,
     ) -> Tensor:
         """``[n, charges + 2]``: changes of the spin charges, and two Fukui weights."""
-        embedding = self.potential_embedding
-        if type(embedding) is not AgnosticChargeBiasedLinearPotentialEmbedding or not _plain(
-            self,
-            embedding.potential_linear,
-            embedding.node_feats_linear,
-            embedding.charge_embedding,
-            self.readout.linear_1,
-        ):
+        embedding, reason = self.potential_embedding, _update_reason(self)
+        if reason is not None:
+            warn_fallback(self, reason)
             return super().forward(
                 node_attrs,
                 node_feats,
@@ -168,7 +188,9 @@ class FastFieldReadout(Swapped, OneBodyMLPFieldReadout):
         charges_induced: Tensor,
     ) -> Tensor:
         """``[n]`` electron energy of each atom."""
-        if not _plain(self, self.linear_up_q, self.linear_up_v):
+        reason = _readout_reason(self)
+        if reason is not None:
+            warn_fallback(self, reason)
             return super().forward(
                 node_attrs,
                 node_feats,
@@ -199,7 +221,9 @@ class FastFeatureMixer(Swapped, MultiLayerFeatureMixer):
 
     def forward(self, all_node_feats: Tensor) -> Tensor:
         """``[n_layers, n, irreps.dim]`` to ``[n, irreps.dim]``."""
-        if not all(type(linear).__module__.startswith("e3nn.") for linear in self.linears):
+        reason = _mixer_reason(self)
+        if reason is not None:
+            warn_fallback(self, reason)
             return super().forward(all_node_feats)
         total: list[Tensor] = []
         for linear, feats in zip(self.linears, all_node_feats, strict=True):
@@ -208,7 +232,31 @@ class FastFeatureMixer(Swapped, MultiLayerFeatureMixer):
         return from_blocks(total)
 
 
-def block_swaps() -> dict[type, type]:
-    """Original class to ours."""
-    ours = (FastSparseUvuTensorProduct, FastFieldUpdate, FastFieldReadout, FastFeatureMixer)
-    return {cls._scfmlip_original: cls for cls in ours}
+# original class: ours, and why one of it keeps its own code
+_BLOCKS: dict[type, tuple[type, Callable[[Any], str | None]]] = {
+    SparseUvuTensorProduct: (FastSparseUvuTensorProduct, lambda block: None),
+    AgnosticEmbeddedOneBodyVariableUpdate: (FastFieldUpdate, _update_reason),
+    OneBodyMLPFieldReadout: (FastFieldReadout, _readout_reason),
+    MultiLayerFeatureMixer: (FastFeatureMixer, _mixer_reason),
+}
+
+
+def find_block_swaps(model: Any) -> tuple[Swaps, dict[int, str]]:
+    """What to replace of a PolarMACE's field blocks, and what stays, as `tensor_products.find_swaps`."""
+    swaps: Swaps = {}
+    left: dict[int, str] = {}
+    for module in model.modules():
+        if type(module) in _BLOCKS:
+            fast, why = _BLOCKS[type(module)]
+            reason = why(module)
+            swaps[id(module)] = (fast, {} if reason is None else {"_scfmlip_told": reason})
+            if reason is not None:
+                left[id(module)] = reason
+    for block in (
+        *model.field_dependent_charges_maps,
+        model.local_electron_energy,
+        model.layer_feature_mixer,
+    ):
+        if id(block) not in swaps and not isinstance(block, Swapped):
+            left[id(block)] = "not one of mace-torch's field blocks that are known here"
+    return swaps, left

@@ -26,16 +26,10 @@ from mace.modules.symmetric_contraction import SymmetricContraction
 from mace.modules.wrapper_ops import CUET_AVAILABLE
 from torch import Tensor
 
-from scfmlip_kernels import (
-    ChannelwiseProduct,
-    SymmetricPolynomial,
-    channelwise_conv,
-    indexed_linear,
-    sort_edges,
-    symmetric_contraction,
-)
+from scfmlip_kernels import ChannelwiseProduct, channelwise_conv, indexed_linear, sort_edges
 
 from ...nn.descriptors import channelwise_product
+from .contraction import FastSymmetricContraction, one_hot_index, symmetric_polynomial
 from .swapped import Swapped
 
 try:
@@ -44,6 +38,9 @@ try:
     LORA_LAYERS: tuple[type, ...] = (LoRADenseLinear, LoRAFCLayer)
 except ImportError:  # an older mace-torch
     LORA_LAYERS = ()
+
+# by id of a module: its new class and the attributes it gets
+Swaps = dict[int, tuple[type, dict]]
 
 INTERACTIONS = (
     "RealAgnosticInteractionBlock",
@@ -136,56 +133,6 @@ def _has_linear_end(radial: torch.nn.Module) -> bool:
     return False
 
 
-def one_hot_index(attributes: Tensor) -> Tensor | None:
-    """
-    Species of each row of one-hot attributes ``[n_atoms, n_species]``; None if a row is something else.
-
-    Looks at the values on a CPU in eager mode only: elsewhere it would synchronise or break the graph, and
-    MACE's attributes are one-hot. Attributes that want a gradient get None too: an index has none.
-    """
-    if attributes.requires_grad:
-        return None
-    top, index = attributes.detach().max(-1)
-    if attributes.device.type == "cpu" and not torch.compiler.is_compiling():
-        total = attributes.detach().abs().sum(-1)
-        if not bool(((top == 1) & (total == 1)).all()):
-            return None
-    return index
-
-
-def symmetric_polynomial(module: SymmetricContraction) -> SymmetricPolynomial:
-    """The polynomial of all its contractions; weights in the order of `FastSymmetricContraction`."""
-    blocks_, first = [], 0
-    for contraction in module.contractions:
-        dim = 1
-        for degree in _degrees(contraction):
-            u = contraction.U_tensors(degree).detach().to("cpu", torch.float64)
-            u = u if u.ndim == degree + 2 else u[None]
-            blocks_.append((first, u))
-            dim = u.shape[0]
-        first += dim
-    return SymmetricPolynomial.from_dense(blocks_)
-
-
-def _degrees(contraction: torch.nn.Module) -> list[int]:
-    return list(range(contraction.correlation, 0, -1))
-
-
-class FastSymmetricContraction(Swapped, SymmetricContraction):
-    """The contraction of all degrees and outputs as one polynomial, species gathered inside."""
-
-    _scfmlip_original = SymmetricContraction
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """``x [n_atoms, n_channels, n_inputs]``, one-hot ``y [n_atoms, n_species]`` -> ``[n_atoms, .]``."""
-        index = one_hot_index(y)
-        if index is None:
-            return SymmetricContraction.forward(self, x, y)
-        weights = torch.cat([w for c in self.contractions for w in (c.weights_max, *c.weights)], 1)
-        out = symmetric_contraction(x, weights, index, self._scfmlip_polynomial)
-        return torch.cat([part.flatten(1) for part in out.split(self._scfmlip_dims, -1)], -1)
-
-
 class SkipPath(NamedTuple):
     """
     One path of a product of features with species.
@@ -216,7 +163,7 @@ class FastSkipProduct(Swapped, o3.FullyConnectedTensorProduct):
 
     def forward(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
         """``x [n_atoms, .]``, one-hot ``y [n_atoms, n_species]`` -> ``[n_atoms, .]``."""
-        index = one_hot_index(y) if weight is None else None
+        index = one_hot_index(y, self) if weight is None else None
         if index is None:
             return o3.FullyConnectedTensorProduct.forward(self, x, y, weight)
         paths, sizes = self._scfmlip_skip
@@ -249,15 +196,17 @@ def _skip_paths(product: torch.nn.Module) -> tuple[tuple[SkipPath, ...], tuple[i
     return tuple(paths), tuple(mul * ir.dim for mul, ir in product.irreps_out)
 
 
-def _is_species_product(product: torch.nn.Module) -> bool:
-    """Whether a fully connected product is with scalars only, weights its own."""
-    return bool(
-        type(product) is o3.FullyConnectedTensorProduct
-        and product.internal_weights
-        and len(product.irreps_in2) == 1
-        and product.irreps_in2[0].ir == o3.Irrep("0e")
-        and all(ins.connection_mode == "uvw" and ins.has_weight for ins in product.instructions)
-    )
+def _skip_reason(product: Any) -> str | None:
+    """Why a fully connected product is not one of features with species, weights its own; None if it is."""
+    if type(product) is not o3.FullyConnectedTensorProduct:
+        return "not e3nn's own class"
+    if not product.internal_weights:
+        return "its weights are not its own"
+    if len(product.irreps_in2) != 1 or product.irreps_in2[0].ir != o3.Irrep("0e"):
+        return f"its second factor {product.irreps_in2} is not of scalars"
+    if not all(ins.connection_mode == "uvw" and ins.has_weight for ins in product.instructions):
+        return "its paths are not fully connected"
+    return None
 
 
 def _fast_interaction(original: type) -> type:
@@ -287,41 +236,73 @@ globals().update(
 )  # pickle finds them by name
 
 
-def find_swaps(model: torch.nn.Module) -> dict[int, tuple[type, dict]]:
+def find_swaps(model: torch.nn.Module) -> tuple[Swaps, dict[int, str]]:
     """
-    What to replace in a model.
+    What to replace in a model, and what stays although it does such work.
 
     Returns:
-        By ``id`` of a module: its new class and the attributes to add.
+        By ``id`` of a module: its new class and the attributes to add; and why it stays as it is.
     """
-    swaps: dict[int, tuple[type, dict]] = {}
+    swaps: Swaps = {}
+    left: dict[int, str] = {}
     for module in model.modules():
-        if type(module) in FAST_INTERACTIONS:
-            swaps.update(_interaction_swaps(module))
-        elif type(module) is SymmetricContraction:
-            extra = {
-                "_scfmlip_polynomial": symmetric_polynomial(module),
-                "_scfmlip_dims": tuple(ir.dim for _, ir in module.irreps_out),
-            }
-            swaps[id(module)] = (FastSymmetricContraction, extra)
-        elif _is_species_product(module):
-            swaps[id(module)] = (FastSkipProduct, {"_scfmlip_skip": _skip_paths(module)})
+        if isinstance(module, Swapped):
+            continue
+        if isinstance(module, blocks.InteractionBlock):
+            found = _interaction_swaps(module)
+            if isinstance(found, str):
+                left[id(module)] = found
+            else:
+                swaps.update(found)
+        elif isinstance(module, SymmetricContraction):
+            if type(module) is SymmetricContraction:
+                extra = {
+                    "_scfmlip_polynomial": symmetric_polynomial(module),
+                    "_scfmlip_dims": tuple(ir.dim for _, ir in module.irreps_out),
+                }
+                swaps[id(module)] = (FastSymmetricContraction, extra)
+            else:
+                left[id(module)] = "not mace-torch's own class"
+        elif isinstance(module, o3.FullyConnectedTensorProduct):
+            reason = _skip_reason(module)
+            if reason is None:
+                swaps[id(module)] = (FastSkipProduct, {"_scfmlip_skip": _skip_paths(module)})
+            else:
+                left[id(module)] = reason
     if CUET_AVAILABLE:
         from .cueq import find_cueq_swaps
 
-        swaps.update(find_cueq_swaps(model))
-    return swaps
+        for mine, theirs in zip((swaps, left), find_cueq_swaps(model), strict=True):
+            mine.update(theirs)  # type: ignore[arg-type]
+    for module in model.modules():
+        if isinstance(module, blocks.EquivariantProductBasisBlock):
+            product: Any = module.symmetric_contractions
+            if id(product) not in swaps and id(product) not in left and not _is_ours(product):
+                left[id(product)] = "a contraction of another library"
+    return swaps, left
 
 
-def _interaction_swaps(module: torch.nn.Module) -> dict[int, tuple[type, dict]]:
-    """The block, its convolution and its radial network; nothing where the convolution is not known."""
+def _is_ours(module: torch.nn.Module) -> bool:
+    """Whether it is swapped, or a graph that mace-torch traced around a swapped one."""
+    return any(isinstance(m, Swapped) for m in module.modules())
+
+
+def _interaction_swaps(module: Any) -> Swaps | str:
+    """The block, its convolution and its radial network; why not, where one of them is not known."""
+    if isinstance(module.conv_tp, Swapped):
+        return {}
+    if type(module) not in FAST_INTERACTIONS:
+        return "not one of mace-torch's interaction blocks that are known here"
     radial, convolution = module.conv_tp_weights, _fast_convolution(module.conv_tp)
     given = type(radial) is torch.nn.Identity
-    if convolution is None or not (given or _has_linear_end(radial)):
-        return {}
+    if convolution is None:
+        kind = f"{type(module.conv_tp).__module__.split('.')[0]}'s {type(module.conv_tp).__name__}"
+        return f"its conv_tp, {kind}, is no convolution channel by channel that is known here"
+    if not (given or _has_linear_end(radial)):
+        return f"its radial network, {type(radial).__name__}, does not end in a matrix product"
     fast, product = convolution
     kept = {"_scfmlip_product": product, "_scfmlip_radial": (None if given else radial,)}
-    swaps: dict[int, tuple[type, dict]] = {id(module.conv_tp): (fast, kept)}
+    swaps: Swaps = {id(module.conv_tp): (fast, kept)}
     if not given:
         ends = {FullyConnectedNet: FastFullyConnectedNet, RadialMLP: FastRadialMLP}
         swaps[id(radial)] = (ends[type(radial)], {})

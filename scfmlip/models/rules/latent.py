@@ -17,7 +17,7 @@ from e3nn import o3
 from mace.modules.blocks import LinearReadoutBlock, NonLinearReadoutBlock
 from torch import Tensor
 
-from ...interfaces.mace.latent import CHARGE_SCALE, LesOptions, latent_coulomb
+from ...interfaces.mace.latent import LesOptions, charge_scale, latent_coulomb
 from ..config import BackboneConfig, check_positive
 from ..readouts import MultipoleReadout
 from . import register
@@ -37,10 +37,12 @@ class LatentConfig:
         compat: "les" is MACELES: its readouts, the wave vectors up to 2 pi / dl, the constant of the package
             `les`, and slabs in cells that mace-torch pads along open directions and that then count as
             periodic: their energies depend on the padding, as MACELES's do. One channel of charges; of the
-            density's options sigma alone counts. The charges it reports, 0.998 of the latent ones, are
-            those whose Coulomb energy is the model's.
+            density's options sigma alone counts. The charges it reports are those whose Coulomb energy is
+            the model's: 0.998 of the latent ones with the older norm_factor.
         dl: Resolution in reciprocal space, angstrom; with compat="les".
         remove_self_interaction: Whether self terms are left out; with compat="les".
+        norm_factor: The package's 1 / 2 eps0, eV angstrom / e^2: 90.0474 until April 2026, 90.4756 since;
+            with compat="les".
     """
 
     channels: int = 1
@@ -49,11 +51,15 @@ class LatentConfig:
     compat: Literal["les"] | None = None
     dl: float = 2.0
     remove_self_interaction: bool = True
+    norm_factor: float = 90.0474
 
     def __post_init__(self) -> None:
-        check_positive("rule", self, "dl", *(() if self.sigma is None else ("sigma",)))
-        if self.compat is None and (self.dl != 2.0 or not self.remove_self_interaction):
-            raise ValueError("rule.dl and rule.remove_self_interaction are for compat='les'")
+        check_positive("rule", self, "dl", "norm_factor", *(() if self.sigma is None else ("sigma",)))
+        les_only = self.dl, self.remove_self_interaction, self.norm_factor
+        if self.compat is None and les_only != (2.0, True, 90.0474):
+            raise ValueError(
+                "rule.dl, rule.remove_self_interaction and rule.norm_factor are for compat='les'"
+            )
         if self.compat == "les" and self.channels != 1:
             raise ValueError(f"compat='les' has one channel, got rule.channels = {self.channels!r}")
 
@@ -101,7 +107,8 @@ class Latent(ChargeRule):
         if config.compat == "les":
             if density.l_max != 0:
                 raise ValueError("compat='les' has charges only: set density.l_max = 0")
-            self.coulomb = latent_coulomb(**self.les_options())
+            options = self.les_options()
+            self.coulomb = latent_coulomb(options["sigma"], options["dl"], options["remove_self_interaction"])
             self.readout = LesReadout(context.feature_irreps, context.backbone)
             return
         width = density.sigma if config.sigma is None else config.sigma / 2**0.5
@@ -122,6 +129,7 @@ class Latent(ChargeRule):
             "sigma": sigma,
             "dl": config.dl,
             "remove_self_interaction": config.remove_self_interaction,
+            "norm_factor": config.norm_factor,
         }
 
     @classmethod
@@ -134,7 +142,7 @@ class Latent(ChargeRule):
         if isinstance(self.readout, LesReadout):
             head = system.batch.get("head", torch.zeros_like(system.ptr[1:]))
             charges = self.readout(system.features, head[system.index])
-            rows = CHARGE_SCALE * charges[:, None, None]
+            rows = charge_scale(self.config.norm_factor) * charges[:, None, None]
             system = dataclasses.replace(system, pbc=system.pbc.any(1, keepdim=True).expand(-1, 3))
         else:
             rows = self.readout(system.features, system.node_attrs)

@@ -47,7 +47,7 @@ class ManyBody(torch.nn.Module):
             radial_MLP=list(backbone.radial_MLP),
         )
         product = modules.EquivariantProductBasisBlock(
-            messages, hidden, 2, use_sc=False, num_elements=elements
+            messages, hidden, 2, use_sc=False, num_elements=elements, use_reduced_cg=False
         )
         # weights of the edges know nothing of the state: computed once, not in every step
         self.radial_network = interaction.get_submodule("conv_tp_weights")

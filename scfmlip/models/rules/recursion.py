@@ -2,8 +2,9 @@
 Recursion: MACE-POLAR, a fixed number of polarisation steps with Fukui equilibration of charge and spin.
 
 The network is mace-torch's PolarMACE (Batatia et al., arXiv:2602.19411), accelerated, with the reference's
-conventions throughout: its weights load as they are and give its numbers. Potentials of its density, which
-the reference does not give, are exact for the frame's own periodicity.
+conventions throughout: its weights load as they are and give its numbers, also where they depend on more
+than the system: energies of slabs on their place and on the padded cell, of which a warning tells. Potentials
+of its density, which the reference does not give, are exact for the frame's own periodicity.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...electrostatics import Geometry
+from ...interfaces.mace.whole import PolarMACE
 from ..backbone import Backbone, mace_arguments
 from ..config import ModelConfig
 from . import register
@@ -70,8 +72,6 @@ class Recursion(ChargeRule):
     @classmethod
     def build_backbone(cls, config: ModelConfig) -> Backbone:
         """A PolarMACE with random weights."""
-        from mace.modules.extensions import PolarMACE
-
         rule, density = config.rule, config.density
         return Backbone(
             PolarMACE(

@@ -1,0 +1,116 @@
+"""MACE's symmetric contraction on our operator, and the species of atoms that products are asked with."""
+
+# mace-torch's modules have no types: torch.nn.Module says Tensor | Module for every attribute
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mace.modules.symmetric_contraction import SymmetricContraction
+from torch import Tensor
+
+from scfmlip_kernels import SymmetricPolynomial, symmetric_contraction
+
+from .swapped import Swapped, warn_fallback
+
+
+def one_hot_index(attributes: Tensor, module: torch.nn.Module) -> Tensor | None:
+    """
+    Species of each row of one-hot attributes ``[n_atoms, n_species]``; None if a row is something else.
+
+    Looks at the values in eager mode only, and on a GPU, where looking synchronises, in a module's first call
+    only: MACE's attributes are one-hot. Attributes that want a gradient get None too: an index has none.
+    Where it is None, a warning says once that the module runs its original code.
+    """
+    if attributes.requires_grad:
+        warn_fallback(module, "node_attrs want a gradient, which the species of an atom have none of")
+        return None
+    top, index = attributes.detach().max(-1)
+    on_cpu = attributes.device.type == "cpu"
+    if not torch.compiler.is_compiling() and (on_cpu or not hasattr(module, "_scfmlip_seen")):
+        if not on_cpu:
+            module._scfmlip_seen = True
+        total = attributes.detach().abs().sum(-1)
+        if not bool(((top == 1) & (total == 1)).all()):
+            warn_fallback(module, "node_attrs are not one-hot")
+            return None
+    return index
+
+
+def _u_tensors(module: SymmetricContraction) -> dict[str, Tensor]:
+    """Its generalised Clebsch-Gordan coefficients, by the name they have in its state dict."""
+    return {name: buffer for name, buffer in module.named_buffers() if "U_matrix_" in name}
+
+
+def symmetric_polynomial(
+    module: SymmetricContraction, tensors: Mapping[str, Tensor] | None = None
+) -> SymmetricPolynomial:
+    """
+    The polynomial of all its contractions; weights in the order of `FastSymmetricContraction`.
+
+    ``tensors`` are its generalised Clebsch-Gordan coefficients, by name; its own if None.
+    """
+    found = _u_tensors(module) if tensors is None else tensors
+    blocks_, first = [], 0
+    for i, contraction in enumerate(module.contractions):
+        dim = 1
+        for degree in _degrees(contraction):
+            u = found[f"contractions.{i}.U_matrix_{degree}"].detach().to("cpu", torch.float64)
+            u = u if u.ndim == degree + 2 else u[None]
+            blocks_.append((first, u))
+            dim = u.shape[0]
+        first += dim
+    return SymmetricPolynomial.from_dense(blocks_)
+
+
+def _degrees(contraction: torch.nn.Module) -> list[int]:
+    return list(range(contraction.correlation, 0, -1))
+
+
+class FastSymmetricContraction(Swapped, SymmetricContraction):
+    """The contraction of all degrees and outputs as one polynomial, species gathered inside."""
+
+    _scfmlip_original = SymmetricContraction
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """The polynomial follows the coefficients where a file's differ, as of another version's basis."""
+        mine = _u_tensors(self)
+        given = {name: state_dict.get(prefix + name, tensor).to(tensor) for name, tensor in mine.items()}
+        same = all(given[name].shape == tensor.shape for name, tensor in mine.items())
+        if same and not all(torch.equal(given[name], tensor) for name, tensor in mine.items()):
+            self._scfmlip_polynomial = symmetric_polynomial(self, given)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> FastSymmetricContraction:
+        """The polynomial follows the coefficients, which another dtype rounds."""
+        before = {tensor.dtype for tensor in _u_tensors(self).values()}
+        super()._apply(*args, **kwargs)
+        if {tensor.dtype for tensor in _u_tensors(self).values()} != before:
+            self.follow_coefficients()
+        return self
+
+    def follow_coefficients(self) -> None:
+        """Make the polynomial of the coefficients that are there now."""
+        self._scfmlip_polynomial = symmetric_polynomial(self)
+
+    @property
+    def _scfmlip_whole(self) -> FastSymmetricContraction:
+        """Itself, by a name that a traced graph can call."""
+        return self
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """``x [n_atoms, n_channels, n_inputs]``, one-hot ``y [n_atoms, n_species]`` -> ``[n_atoms, .]``."""
+        if isinstance(x, torch.fx.Proxy):
+            # mace-torch traces contractions before it compiles a model: this one stays whole
+            traced: Any = x.tracer.create_proxy("call_module", "_scfmlip_whole", (x, y), {})
+            return traced
+        index = one_hot_index(y, self)
+        if index is None:
+            return SymmetricContraction.forward(self, x, y)
+        weights = torch.cat([w for c in self.contractions for w in (c.weights_max, *c.weights)], 1)
+        out = symmetric_contraction(x, weights, index, self._scfmlip_polynomial)
+        return torch.cat([part.flatten(1) for part in out.split(self._scfmlip_dims, -1)], -1)

@@ -1,0 +1,77 @@
+"""
+In which basis the symmetric contraction of a network is, and how it takes that of a file.
+
+mace-torch makes the invariants of a contraction in one of two bases: the full one of its papers, whose
+elements are not independent, or the smaller one of cuequivariance, where that package is installed and
+``use_reduced_cg`` is on. Weights belong to the basis. Its coefficients are buffers, so that a file holds
+both: a network of either kind takes on the basis of the weights that it loads, whatever is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mace.modules.symmetric_contraction import Contraction
+from mace.modules.wrapper_ops import CUET_AVAILABLE
+from torch import Tensor
+
+from ..interfaces.mace.contraction import FastSymmetricContraction
+
+# mace-torch's option
+OPTION = "use_reduced_cg"
+
+
+def check_basis(options: Mapping[str, Any]) -> None:
+    """
+    Refuse a network that is to be made in the reduced basis where that is not to be had.
+
+    Raises:
+        ValueError: where mace-torch would silently make another.
+    """
+    if options.get(OPTION) and not CUET_AVAILABLE:
+        raise ValueError(
+            f"backbone.options.{OPTION} asks for the contraction's basis of cuequivariance, which is not "
+            "installed: pip install 'scfmlip[cueq]', or leave the option out (mace's own basis; files in "
+            "either load without it)"
+        )
+
+
+def _contractions(network: torch.nn.Module) -> dict[str, Any]:
+    return {name: m for name, m in network.named_modules() if isinstance(m, Contraction)}
+
+
+def adopt_basis(network: Any, state: Mapping[str, Tensor], prefix: str = "") -> None:
+    """
+    Give the contractions of a network the shapes of a state dict, and its name of the basis.
+
+    Parameters stay the same objects, for optimisers that hold them. What does not fit otherwise is left
+    for `load_state_dict` to refuse.
+
+    Args:
+        network: A mace-torch network, plain or accelerated.
+        state: Weights and buffers that are loaded next.
+        prefix: Of the network's names there.
+    """
+    another = False
+    for name, contraction in _contractions(network).items():
+        start = f"{prefix}{name}." if name else prefix
+        for key, mine in contraction.named_buffers():
+            given = state.get(start + key)
+            if not key.startswith("U_matrix_") or given is None or mine.shape[:-1] != given.shape[:-1]:
+                continue
+            given = given.to(mine)
+            # beyond what rounding to float32 makes of the same basis
+            if mine.shape != given.shape or float((mine - given).abs().max()) > 1e-5:
+                another = True
+                setattr(contraction, key, given.clone())
+        for key, weights in contraction.named_parameters():
+            given = state.get(start + key)
+            if given is not None and weights.shape[::2] == given.shape[::2] and weights.shape != given.shape:
+                weights.data = weights.new_zeros(given.shape)
+    if another:
+        network.use_reduced_cg = not network.use_reduced_cg
+        for module in network.modules():
+            if isinstance(module, FastSymmetricContraction):
+                module.follow_coefficients()

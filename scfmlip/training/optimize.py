@@ -45,6 +45,8 @@ class Schedule:
     """
     The learning rate of one stage: a linear rise over the first steps, then torch's scheduler once an epoch.
 
+    Epochs that begin and end within the rise do not count: a cosine takes those that are left.
+
     Args:
         optimizer: Whose rates are set.
         options: See `ScheduleConfig`.
@@ -88,7 +90,11 @@ class Schedule:
 
     def after_epoch(self, loss: float) -> None:
         """Called after each epoch with the validation loss."""
-        if self.main is None or self.done < self.steps:
+        if self.main is None:
+            return
+        if self.done < self.steps:
+            if isinstance(self.main, lr_scheduler.CosineAnnealingLR):
+                self.main.T_max -= 1
             return
         if isinstance(self.main, lr_scheduler.ReduceLROnPlateau):
             self.main.step(loss)

@@ -26,7 +26,7 @@ def model_file(tmp_path_factory):
 
 def evaluate(frames, model_file, folder, *options):
     write(folder / "in.xyz", frames, format="extxyz")
-    arguments = ["evaluate", str(folder / "in.xyz"), "--model", str(model_file), "--quiet"]
+    arguments = ["evaluate", str(folder / "in.xyz"), "--model", str(model_file), "--quiet", "--trust-pickle"]
     status = main([*arguments, "-o", str(folder / "out.xyz"), *options])
     return status, (read(folder / "out.xyz", ":") if (folder / "out.xyz").exists() else None)
 
@@ -41,7 +41,7 @@ def test_equals_the_calculator_whatever_the_batch(model_file, tmp_path):
         assert len(out) == len(frames)
         for atoms, got in zip(frames, out, strict=True):
             want = atoms.copy()
-            want.calc = Calculator(model_file)
+            want.calc = Calculator(model_file, trust_pickle=True)
             assert got.info["scfmlip_energy"] == pytest.approx(want.get_potential_energy(), rel=1e-7)
             np.testing.assert_allclose(got.arrays["scfmlip_forces"], want.get_forces(), atol=1e-6)
             np.testing.assert_allclose(got.arrays["scfmlip_charges"], want.get_charges(), atol=1e-7)
@@ -64,7 +64,7 @@ def test_a_bad_frame_is_named_and_nothing_is_written(model_file, tmp_path, capsy
     frames = random_frames([(T, T, T)] * 3, n_atoms=4)
     del frames[1].info["charge"]
     status, out = evaluate(frames, model_file, tmp_path)
-    assert (status, out) == (1, None)
+    assert (status, out) == (2, None)
     message = capsys.readouterr().err
     assert "frame 1 of" in message
     assert "lacks atoms.info['charge']" in message
@@ -80,12 +80,12 @@ def test_a_bad_frame_is_named_and_nothing_is_written(model_file, tmp_path, capsy
 def test_refusals(model_file, tmp_path, capsys):
     frames = random_frames([(T, T, T)], n_atoms=4)
     assert evaluate(frames, model_file, tmp_path)[0] == 0
-    assert evaluate(frames, model_file, tmp_path)[0] == 1
+    assert evaluate(frames, model_file, tmp_path)[0] == 2
     assert "exists: choose another name or pass --overwrite" in capsys.readouterr().err
     for arguments, message in (
         (["none.xyz", "--model", str(model_file)], "there is no file none.xyz"),
         ([str(tmp_path / "in.xyz"), "--model", "none.model"], "there is no model file none.model"),
         ([str(tmp_path / "in.xyz"), "--model", str(model_file), "--batch-size", "0"], "at least 1"),
     ):
-        assert main(["evaluate", *arguments, "-o", str(tmp_path / "new.xyz")]) == 1
+        assert main(["evaluate", *arguments, "-o", str(tmp_path / "new.xyz")]) == 2
         assert message in capsys.readouterr().err

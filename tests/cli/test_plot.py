@@ -58,9 +58,9 @@ def test_draws_every_kind(file, quantity, kind, tmp_path):
 
 def test_says_which_arrays_there_are(tmp_path, capsys):
     write(tmp_path / "a.xyz", Atoms("H"), format="extxyz")
-    assert main(["plot", str(tmp_path / "a.xyz"), "-o", str(tmp_path / "p.png")]) == 1
+    assert main(["plot", str(tmp_path / "a.xyz"), "-o", str(tmp_path / "p.png")]) == 2
     assert "pass --charges with one of ['numbers', 'positions']" in capsys.readouterr().err
-    assert main(["plot", "none.xyz", "-o", "p.png"]) == 1
+    assert main(["plot", "none.xyz", "-o", "p.png"]) == 2
     assert "there is no file" in capsys.readouterr().err
     atoms = read(path("al_water.xyz"), 0)
     assert read_rows(atoms, "REF_mulliken", None).shape == (len(atoms), 1)

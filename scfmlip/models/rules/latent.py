@@ -18,7 +18,7 @@ from mace.modules.blocks import LinearReadoutBlock, NonLinearReadoutBlock
 from torch import Tensor
 
 from ...interfaces.mace.latent import CHARGE_SCALE, LesOptions, latent_coulomb
-from ..config import BackboneConfig, check_positive
+from ..config import LARGEST, BackboneConfig, check_numbers, check_positive
 from ..readouts import MultipoleReadout
 from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
@@ -51,7 +51,9 @@ class LatentConfig:
     remove_self_interaction: bool = True
 
     def __post_init__(self) -> None:
-        check_positive("rule", self, "dl", *(() if self.sigma is None else ("sigma",)))
+        check_positive("rule", self, "dl", "sigma")
+        check_numbers("rule", self, "channels", least=1, most=LARGEST)
+        check_numbers("rule", self, "hidden", least=0, most=LARGEST)
         if self.compat is None and (self.dl != 2.0 or not self.remove_self_interaction):
             raise ValueError("rule.dl and rule.remove_self_interaction are for compat='les'")
         if self.compat == "les" and self.channels != 1:

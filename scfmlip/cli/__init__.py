@@ -89,11 +89,11 @@ def describe(error: BaseException) -> str:
     """One line about an error."""
     text = str(error)
     if isinstance(error, KeyboardInterrupt):
-        text = f"interrupted. {text}"
+        text = f"interrupted. {text}" if text else "interrupted"
     elif isinstance(error, Terminated):
         text = "terminated"
     elif isinstance(error, MemoryError):
-        text = f"out of memory. {text}"
+        text = f"out of memory. {text}" if text else "out of memory"
     elif isinstance(error, OSError) and error.strerror:
         text = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
     elif not text or not isinstance(error, (*_WRONG_INPUT, RuntimeError, ImportError, OSError)):

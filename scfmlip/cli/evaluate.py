@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -100,19 +101,13 @@ def _store(atoms: Atoms, result: dict[str, Any], prefix: str) -> Atoms:
     A copy of the frame that carries the result.
 
     Raises:
-        ValueError: for a result that is not finite, or an array that extended XYZ cannot hold.
+        ValueError: for a result that is not finite.
     """
     out = atoms.copy()
     if atoms.calc is not None:  # labels of the input file
         for name, value in atoms.calc.results.items():
             target = out.arrays if getattr(value, "shape", ())[:1] == (len(atoms),) else out.info
             target.setdefault(f"input_{name}", value)
-    for name, value in out.arrays.items():
-        if value.dtype.kind == "U" and any(len(str(text).split()) != 1 for text in value.flat):
-            raise ValueError(
-                f"its array {name!r} holds texts that are empty or have spaces, which extended XYZ cannot: "
-                f"del atoms.arrays[{name!r}]"
-            )
     for names, target in ((_PER_FRAME, out.info), (_PER_ATOM, out.arrays)):
         for name in names:
             if name in result:
@@ -160,23 +155,31 @@ def _each_or_why(
     return [found for one in group for found in _each_or_why(calc, [one], prefix)]
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _check(arguments: argparse.Namespace) -> bool:
     """
-    Refuse what cannot be before anything is read.
+    Refuse what cannot be before much is read.
+
+    Returns:
+        Whether the output takes the input's place.
 
     Raises:
         FileExistsError, ValueError: names the option.
     """
-    from ase.io.formats import extension2format
+    from ase.io.formats import extension2format, filetype
 
     from ..files import check_new
 
-    output = arguments.output
+    source, output = arguments.input, arguments.output
     check_new(output, arguments.overwrite)
     other = extension2format.get(output.suffix[1:])
     if other is not None and other.name != "extxyz":
         raise ValueError(
             f"{output} is written as extended XYZ, not as {other.name}: let its name end in .xyz"
+        )
+    within = source.is_file() and output.is_file() and source.samefile(output)
+    if within and (arguments.index != ":" or filetype(str(source)) != "extxyz"):
+        raise ValueError(
+            f"{output} is the input, of which more than results would be lost: choose another name"
         )
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
@@ -186,11 +189,49 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--{option} must be a number, got {value}")
     if not re.fullmatch(r"[\w.+-]*", arguments.prefix):
         raise ValueError(f"--prefix must be of letters, digits and . + - _, got {arguments.prefix!r}")
+    return within
+
+
+class _Output:
+    """
+    Frames on their way to a file, each on disk before the next batch is evaluated.
+
+    Args:
+        part: The new file.
+    """
+
+    def __init__(self, part: Path) -> None:
+        self.part, self.count, self.size = part, 0, 0
+        self.dropped: set[str] = set()
+
+    def add(self, name: str, atoms: Atoms, prefix: str) -> None:
+        """
+        Write a frame.
+
+        Raises:
+            ValueError: if extended XYZ cannot hold its results.
+        """
+        from ase.io.formats import open_with_compression
+
+        from .structures import frame_text
+
+        content, dropped = frame_text(atoms, [prefix + key for key in (*_PER_FRAME, *_PER_ATOM)])
+        for key in dropped:
+            if key not in self.dropped:
+                text = f"left out, from {name} on: {key!r}, which extended XYZ cannot hold"
+                print(text, file=sys.stderr)
+        self.dropped.update(dropped)
+        try:
+            with open_with_compression(str(self.part), "a") as file:
+                file.write(content)
+        except BaseException:
+            os.truncate(self.part, self.size)  # no half of a frame
+            raise
+        self.size, self.count = self.part.stat().st_size, self.count + 1
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The command."""
-    from ase.io import write
     from tqdm import tqdm
 
     from ..devices import pick_device
@@ -199,7 +240,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..interfaces.mace.batches import check_frame
     from .structures import read_frames
 
-    _check(arguments)
+    within = _check(arguments)
     frames, bad = read_frames(arguments.input, arguments.index, arguments.skip_bad)
     calc = Calculator(
         arguments.model,
@@ -232,31 +273,34 @@ def run(arguments: argparse.Namespace) -> int:
             usable.append((name, atoms))
         except ValueError as error:
             refuse(name, error)
-    count, size, part = 0, 0, None
+    output = None
     try:
         with (
             replacing(arguments.output, keep=True) as part,
             tqdm(total=len(usable), unit="frame", disable=arguments.quiet) as bar,
         ):
+            output = _Output(part)
             for group in _batches(usable, arguments.batch_size):
-                found = _each_or_why(calc, group, arguments.prefix)
-                # what is done is on disk before anything else happens
-                done = [x for x in found if not isinstance(x, Exception)]
-                if done:
-                    write(part, done, format="extxyz", append=True)
-                    size = part.stat().st_size
-                count += len(done)
-                for (name, _), error in zip(group, found, strict=True):
-                    if isinstance(error, Exception):
+                for (name, _), found in zip(group, _each_or_why(calc, group, arguments.prefix), strict=True):
+                    try:
+                        if isinstance(found, Exception):
+                            raise found
+                        output.add(name, found, arguments.prefix)
+                    except OSError:
+                        raise
+                    except Exception as error:  # whatever models trip over
                         refuse(name, error)
                 bar.update(len(group))
-            if not count:
+            if not output.count:
                 raise RuntimeError(f"no frame of {arguments.input} could be evaluated: nothing was written")
+            if within and (bad or output.dropped):
+                old = arguments.output.with_name(f"before-{part.name.removeprefix('partial-')}")
+                shutil.copy2(arguments.output, old)
+                print(f"what is left out of {arguments.output} is in {old}, the file as it was")
     except BaseException:
-        if part is not None and part.exists():
-            os.truncate(part, size)  # no half of a frame
-            text = f"{arguments.output} was not written; {count} finished frames are in {part}"
+        if output is not None and output.part.exists():
+            text = f"{arguments.output} was not written; {output.count} finished frames are in {output.part}"
             print(text, file=sys.stderr)
         raise
-    print(f"wrote {count} frames to {arguments.output}" + (f", {len(bad)} skipped" if bad else ""))
+    print(f"wrote {output.count} frames to {arguments.output}" + (f", {len(bad)} skipped" if bad else ""))
     return 1 if bad else 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 _UNITS = {"potential": "V", "density": "e/Å³", "field": "V/Å"}
 _POINTS_AT_ONCE = 100_000
 _MOST_POINTS = 100_000
+_MOST_IN_PLANE = 4_000_000
 _DENSITY_KEYS = ("scfmlip_charges", "charges", "REF_hirshfeld", "initial_charges")
 
 
@@ -143,6 +146,11 @@ def planar_averages(
     # a grid of this spacing averages exactly: what it aliases has died out as exp(-24)
     counts = [max(2, int(np.ceil(np.linalg.norm(edges[i]) / (0.9 * sigma)))) for i in others]
     a, b = (np.arange(n) / n for n in counts)
+    if math.prod(counts) > _MOST_IN_PLANE:
+        raise ValueError(
+            f"planes of {' by '.join(map(str, counts))} points resolve Gaussians of {sigma:g} angstrom, "
+            f"{_MOST_IN_PLANE} are too many: take wider ones (--sigma)"
+        )
     plane = a[:, None, None] * edges[others[0]] + b[None, :, None] * edges[others[1]]
     plane = plane.reshape(-1, 3)
     starts = origin + ((np.arange(n_points) + 0.5) / n_points)[:, None] * edges[axis]
@@ -174,6 +182,9 @@ def draw_slice(
     u, v = (i for i in range(3) if i != axis)
     low, high = corners.min(0), corners.max(0)
     step = 0.2
+    count = math.prod(((high - low) / step)[[u, v]])
+    if not count <= _MOST_IN_PLANE:
+        raise ValueError(f"a slice of {count:.0f} points, one every {step} angstrom, is too large")
     x = np.arange(low[u], high[u], step)
     y = np.arange(low[v], high[v], step)
     points = np.empty((len(y), len(x), 3))
@@ -190,11 +201,15 @@ def run(arguments: argparse.Namespace) -> int:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    files = [path.resolve() for path in (arguments.input, arguments.output, arguments.data) if path]
+    files = [os.path.realpath(path) for path in (arguments.input, arguments.output, arguments.data) if path]
     if len(set(files)) < len(files):
         raise ValueError("input, output and --data must be different files")
     if not 1 <= arguments.points <= _MOST_POINTS:
         raise ValueError(f"--points must be 1 to {_MOST_POINTS}, got {arguments.points}")
+    if not (math.isfinite(arguments.sigma) and arguments.sigma > 0):
+        raise ValueError(f"--sigma must be a positive number, got {arguments.sigma}")
+    if arguments.through and not np.isfinite(arguments.through).all():
+        raise ValueError(f"--through must be three numbers, got {arguments.through}")
     for path in (arguments.output, arguments.data):
         if path is not None:
             check_writable(path)

@@ -1,12 +1,12 @@
-"""Structures from files, as far as they can be read."""
+"""Structures from files, as far as they can be read, and to extended XYZ, as far as it can hold them."""
 
 from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -31,7 +31,8 @@ def read_frames(
         ValueError: when it cannot be read, or has no such frame; says why.
     """
     from ase.io import read
-    from ase.io.formats import string2index
+    from ase.io.formats import filetype
+    from ase.utils import string2index
 
     if file.is_dir():
         raise ValueError(f"{file} is a folder: give a file of structures")
@@ -47,11 +48,13 @@ def read_frames(
     try:
         found = read(file, index, do_not_split_by_at_sign=True)
         frames = found if isinstance(found, list) else [found]
+        if isinstance(wanted, slice) and filetype(str(file)) == "extxyz":
+            _check_whole(file)
     except (IndexError, StopIteration):
         frames = []
-    except OSError:
-        raise
     except Exception as error:  # ASE's readers raise whatever they trip over
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         each = list(_each(file)) if skip else []
         chosen = each[wanted] if isinstance(wanted, slice) else each[wanted : wanted + 1 or None]
         if not any(not isinstance(frame, str) for frame in chosen):
@@ -60,19 +63,35 @@ def read_frames(
         bad = [f"frame {i} of {where}: {text}" for i, text in enumerate(chosen) if isinstance(text, str)]
         named = [(f"frame {i} of {where}", x) for i, x in enumerate(chosen) if not isinstance(x, str)]
         return named, bad
-    if file.suffix in (".xyz", ".extxyz") and not _ends_a_line(file):
-        print(
-            f"warning: {file} ends within a line: if it is cut off, its last number is wrong", file=sys.stderr
-        )
     if not frames:
         raise ValueError(f"{file} holds no frames" if index == ":" else f"{file} has no frame {index}")
     return [(f"frame {i} of {where}", atoms) for i, atoms in enumerate(frames)], bad
 
 
-def _ends_a_line(file: Path) -> bool:
-    with open(file, "rb") as content:
-        content.seek(-1, io.SEEK_END)
-        return content.read() in (b"\n", b"\r")
+def _check_whole(file: Path) -> None:
+    """
+    Look at the ends of an extended XYZ file: where ASE stops, and whether the last line is whole.
+
+    Raises:
+        ValueError: for frames behind an empty line, which ASE does not see.
+    """
+    from ase.io.formats import open_with_compression
+
+    number = 0
+    with open_with_compression(str(file), "r") as content:
+        while line := content.readline():
+            if not line.strip():
+                if content.read().strip():
+                    raise ValueError(f"an empty line stands before frame {number}")
+                return
+            if line.lstrip().startswith("VEC"):
+                continue
+            number += 1
+            for _ in range(int(line) + 1):
+                line = content.readline()
+            if not line.endswith("\n"):
+                text = f"warning: {file} ends within a line: if it is cut off, its last number is wrong"
+                print(text, file=sys.stderr)
 
 
 def _each(file: Path) -> Iterator[Atoms | str]:
@@ -93,9 +112,59 @@ def _each(file: Path) -> Iterator[Atoms | str]:
                 return
             text = line + "".join(next(lines, "") for _ in range(count + 1))
             try:
-                yield read(io.StringIO(text), 0, format="extxyz")
+                yield cast("Atoms", read(io.StringIO(text), 0, format="extxyz"))
             except Exception as error:  # as above
                 yield " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def frame_text(atoms: Atoms, wanted: Iterable[str]) -> tuple[str, list[str]]:
+    """
+    A frame as extended XYZ from which it can be read again.
+
+    Empty texts, some backslashes and spaces in columns make ASE's reader lose what stands behind them.
+
+    Args:
+        atoms: The frame; what the format cannot hold is taken from it.
+        wanted: Names of ``atoms.info`` and ``atoms.arrays`` that must not be lost.
+
+    Returns:
+        The text, and the names of what was left out.
+
+    Raises:
+        ValueError: if it cannot be written all the same.
+    """
+    text = _survives(atoms)
+    dropped: list[str] = []
+    if text is None:
+        fixed = {"numbers", "positions", *wanted}
+        for store in ("info", "arrays"):
+            for key in [k for k in getattr(atoms, store) if k not in fixed]:
+                alone = type(atoms)(atoms.numbers, atoms.positions)
+                getattr(alone, store)[key] = getattr(atoms, store)[key]
+                alone.info["after"] = 1.0
+                if _survives(alone) is None:
+                    del getattr(atoms, store)[key]
+                    dropped.append(key)
+        text = _survives(atoms)
+    if text is None:
+        raise ValueError("extended XYZ cannot hold it")
+    return text, dropped
+
+
+def _survives(atoms: Atoms) -> str | None:
+    """A frame's text if every name in it is there after reading, else None."""
+    from ase.io import read, write
+
+    content = io.StringIO()
+    try:
+        write(content, atoms, format="extxyz")
+        text = content.getvalue()
+        back = cast("list[Atoms]", read(io.StringIO(text), ":", format="extxyz"))
+    except Exception:  # as above
+        return None
+    results = back[0].calc.results if len(back) == 1 and back[0].calc is not None else {}
+    found = {*back[0].info, *back[0].arrays, *results} if len(back) == 1 else set()
+    return text if {*atoms.info, *atoms.arrays} <= found and "\r" not in text else None
 
 
 def read_frame(file: Path, index: int) -> Atoms:

@@ -121,9 +121,12 @@ class BackboneConfig:
         check_irreps("backbone.MLP_irreps", self.MLP_irreps, 0)
         if not self.heads or len(set(self.heads)) < len(self.heads) or not all(self.heads):
             raise ValueError(f"backbone.heads must be different names, one at least, got {list(self.heads)}")
-        scales = self.per_head(self.scale)
-        self.per_head(self.shift)
-        if not all(scales):
+        for name in ("scale", "shift"):
+            try:
+                self.per_head(getattr(self, name))
+            except ValueError as error:
+                raise ValueError(f"backbone.{name}: {error}") from None
+        if not all(self.per_head(self.scale)):
             raise ValueError(f"backbone.scale must not be 0, which silences the network, got {self.scale!r}")
         taken = [key for key in self.options if key in _TAKEN or key in vars(self)]
         if taken:
@@ -168,7 +171,9 @@ class DensityConfig:
     def __post_init__(self) -> None:
         if self.l_max not in (0, 1):
             raise ValueError(f"density.l_max must be 0 or 1, got {self.l_max!r}")
-        check_positive("density", self, "sigma", "tolerance", "kspace_cutoff_factor")
+        check_positive("density", self, "sigma")
+        check_numbers("density", self, "tolerance", above=0, below=1)
+        check_numbers("density", self, "kspace_cutoff_factor", above=0, most=100)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,7 +356,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                     return _convert(option, value, where)
                 except (TypeError, ValueError):
                     continue
-        raise TypeError(f"{where} must be {hint}, got {value!r}")
+        raise TypeError(f"{where} must be {_name(hint)}, got {value!r}")
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)  # type: ignore[arg-type]
     if origin is tuple:
@@ -369,4 +374,17 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             pass
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    raise TypeError(f"{where} must be {getattr(hint, '__name__', hint)}, got {value!r}")
+    raise TypeError(f"{where} must be {_name(hint)}, got {value!r}")
+
+
+def _name(hint: Any) -> str:
+    """What an annotation asks for, in words."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {list(arguments)}"
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_name(option) for option in arguments)
+    if hint is type(None):
+        return "null"
+    kind = {tuple: "a list", dict: "a mapping", Mapping: "a mapping"}.get(origin or hint)
+    return kind or getattr(hint, "__name__", str(hint))

@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 from .. import models
+from ..interfaces.mace.batches import collate
 from ..models.config import check_numbers
+from ..scf import ConvergenceError
 from .config import TrainConfig
-from .data import Frames
+from .data import Frames, GraphDataset
 from .frames import PROPERTIES, available_keys, find, iterate
-from .losses import TERMS
+from .losses import PENALTIES, TERMS
+from .optimize import frozen, outputs_for
 
 log = logging.getLogger("scfmlip.training")
 
@@ -77,3 +81,27 @@ def check_counted(sets: Mapping[str, Frames], config: TrainConfig) -> None:
                 )
             if missing:
                 log.warning("no validation frame holds labels of %s (stages[%d].loss)", ", ".join(missing), i)
+
+
+def check_predictions(config: TrainConfig, model: models.Model, dataset: GraphDataset) -> None:
+    """
+    Whether the model runs on a frame, and predicts all that the loss counts.
+
+    Raises:
+        ValueError: names the term; or whatever the model says of the frame.
+    """
+    batch = collate([dataset[0, True]])
+    with frozen(model), torch.random.fork_rng():
+        for i, stage in enumerate(config.stages):
+            try:
+                out = model(batch, scf=stage.scf, **outputs_for(stage.loss))
+            except ConvergenceError:  # training may mend that
+                continue
+            except ValueError as error:
+                raise ValueError(f"{dataset.frames.names[0]}: {error}") from error
+            for name, weight in stage.loss.items():
+                output = PENALTIES[name] if name in PENALTIES else TERMS[name].output
+                if weight and out.get(output) is None:
+                    raise ValueError(
+                        f"stages[{i}].loss.{name} is {weight:g}, but this model predicts no {output}"
+                    )

@@ -202,9 +202,15 @@ class TrainConfig:
             raise ValueError("stages: a training needs at least one stage")
         if bool(self.model) == bool(self.start_from):
             raise ValueError("give either model (a new model) or start_from (a saved one)")
-        backbone = self.model.get("backbone") or {}
-        if not isinstance(backbone, Mapping):
-            raise TypeError(f"model.backbone must be a mapping of options, got {backbone!r}")
+        kinds = {
+            "backbone": (Mapping, "a mapping of options"),
+            "elements": (list, "a list"),
+            "dtype": (str, "a name"),
+        }
+        for name, (kind, text) in kinds.items():
+            given = self.model.get(name)
+            if given is not None and not isinstance(given, kind):
+                raise TypeError(f"model.{name} must be {text}, got {given!r}")
         if not self.output:
             raise ValueError("output must be the name of a folder, got ''")
         check_numbers("", self, "batch_size", "checkpoint_interval", "patience", least=1)

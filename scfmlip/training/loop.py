@@ -7,8 +7,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from .checkpoints import FILES, generators, restore_generators, save_checkpoint
 from .config import TrainConfig, config_to_dict
 from .data import EpochBatches, GraphDataset, make_loader
 from .losses import TERMS, Errors, loss
-from .optimize import Schedule, make_objective, make_optimizer, outputs_for
+from .optimize import Schedule, frozen, make_objective, make_optimizer, wanted
 from .processes import Processes
 from .report import write_history
 
@@ -372,27 +372,6 @@ class Trainer:
             f"batch {number} of epoch {self.progress.epoch} ({self._where(batch)}): {what}. {self._kept()} "
             "Lower lr, set clip, use dtype: float64, or look at those frames"
         )
-
-
-def wanted(batch: Mapping[str, Tensor], weights: Mapping[str, float] | None = None) -> dict[str, bool]:
-    """What to compute beside the energy: whatever the batch has labels of or the loss counts."""
-    labels = {
-        name: 1.0 for name in ("forces", "stress", "potential") if bool((batch[f"{name}_weight"] > 0).any())
-    }
-    return outputs_for({**(weights or {}), **labels})
-
-
-@contextmanager
-def frozen(model: torch.nn.Module) -> Iterator[None]:
-    """No derivatives with respect to the weights: forces need those of positions only."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    for p in trained:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in trained:
-            p.requires_grad_(True)
 
 
 def check_same(old: dict[str, Any], new: dict[str, Any], progress: Mapping[str, Any]) -> None:

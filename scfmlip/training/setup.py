@@ -19,7 +19,7 @@ from .. import models
 from ..files import locked, write_text
 from ..models.rules import name_of, rule_class
 from .checkpoints import FILES, digests, load_checkpoint
-from .checks import check_counted, check_stages
+from .checks import check_counted, check_predictions, check_stages
 from .config import TrainConfig, config_from_dict, config_to_dict
 from .data import (
     DTYPES,
@@ -31,8 +31,9 @@ from .data import (
     make_loader,
     read_sets,
 )
-from .loop import Trainer, frozen, wanted
+from .loop import Trainer
 from .losses import labelled_pairs
+from .optimize import frozen, wanted
 from .processes import Processes, processes
 from .report import plot_history, plot_parity, write_json
 
@@ -89,6 +90,7 @@ def prepare(
     if loaded is not None:
         model.load_state_dict(loaded.state_dict())
     check_stages(config, model, counts)
+    check_predictions(config, model, graphs["train"])
     sizes = ", ".join(f"{len(g)} {name}" for name, g in graphs.items())
     labels = ", ".join(f"{name} {n}" for name, n in counts.items() if n)
     if workers.first:

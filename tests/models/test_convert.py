@@ -149,7 +149,8 @@ def test_maceles_files(tmp_path):
     """Converted on the command line, and run in ASE in every boundary, mace's padded cells included."""
     torch.set_default_dtype(torch.float64)
     torch.save(les_model(), tmp_path / "a.model")
-    assert main(["convert", "--trust-pickle", str(tmp_path / "a.model"), str(tmp_path / "b.safetensors")]) == 0
+    command = ["convert", "--trust-pickle", str(tmp_path / "a.model"), str(tmp_path / "b.safetensors")]
+    assert main(command) == 0
     assert main(["convert", str(tmp_path / "b.safetensors"), str(tmp_path / "c.model")]) == 0
     for atoms in les_frames():
         found = []
@@ -209,7 +210,8 @@ def test_fields_act_on_the_charges_of_maceles():
 def test_convert_command(tmp_path, capsys):
     original = mace_model()
     torch.save(original, tmp_path / "a.model")
-    assert main(["convert", "--trust-pickle", str(tmp_path / "a.model"), str(tmp_path / "b.safetensors")]) == 0
+    command = ["convert", "--trust-pickle", str(tmp_path / "a.model"), str(tmp_path / "b.safetensors")]
+    assert main(command) == 0
     assert main(["convert", str(tmp_path / "b.safetensors"), str(tmp_path / "c.model")]) == 0
     (tmp_path / "d.safetensors").write_text("nothing")
     assert main(["convert", str(tmp_path / "d.safetensors"), str(tmp_path / "e.model")]) == 2

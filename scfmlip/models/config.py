@@ -350,12 +350,14 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        for option in arguments:
-            if option is not type(None):
-                try:
-                    return _convert(option, value, where)
-                except (TypeError, ValueError):
-                    continue
+        options = [option for option in arguments if option is not type(None)]
+        if len(options) == 1:
+            return _convert(options[0], value, where)
+        for option in options:
+            try:
+                return _convert(option, value, where)
+            except (TypeError, ValueError):
+                continue
         raise TypeError(f"{where} must be {_name(hint)}, got {value!r}")
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)  # type: ignore[arg-type]

@@ -99,6 +99,8 @@ class Trainer:
         self.best: dict[str, Tensor] | None = None
         # told every row of the history, if somebody wants to know
         self.watch: Callable[[dict[str, Any]], None] | None = None
+        # called when the first epoch is on disk
+        self.begun: Callable[[], None] = lambda: None
         self.objective = make_objective(model, config, workers.world)
         self.ema = self._new_average()
         self._enter_stage(None)
@@ -200,6 +202,7 @@ class Trainer:
             for name in FILES[1:]:
                 if name != best.name or not better:
                     (self.folder / name).unlink(missing_ok=True)
+            self.begun()
         write_history(self.folder / "log.csv", progress.history)
 
     def _train_epoch(self) -> dict[str, float]:

@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,11 +143,11 @@ def train(
         model, graphs, full = prepare(config, workers, None if state is None else state["model_config"])
         data = digests([*config.data.train, *config.data.valid, *config.data.test])
         trainer = Trainer(config, model, graphs, workers, full, quiet, data)
+        trainer.begun = partial(_write_options, folder, config, workers)
         if state is not None:
             trainer.resume(state)
             trainer.say(f"going on after {trainer.progress.epoch} epochs of {trainer.checkpoint}")
-        if workers.first:
-            _write_options(folder, config)
+            trainer.begun()
         with _wandb(config, workers, full) as trainer.watch:
             progress = trainer.run()
         workers.wait()
@@ -212,8 +213,10 @@ def _find_state(folder: Path) -> dict[str, Any] | None:
 _HEAD = "# the options of this training, as scfmlip read them\n"
 
 
-def _write_options(folder: Path, config: TrainConfig) -> None:
+def _write_options(folder: Path, config: TrainConfig, workers: Processes) -> None:
     """``config.yaml``, beside it where a user's own file has that name."""
+    if not workers.first:
+        return
     path = folder / "config.yaml"
     if path.exists() and not path.read_text(errors="replace").startswith(_HEAD):
         path = folder / "options.yaml"

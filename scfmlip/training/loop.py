@@ -347,6 +347,16 @@ class Trainer:
             self.ema.load_state_dict(state["ema"])
         restore_generators(state["generators"])
 
+    def close(self) -> None:
+        """
+        Let go of what exchanges gradients, before the processes part.
+
+        Else its destructor may wait, holding Python's lock, for a thread of theirs that waits for that lock.
+        """
+        for name in ("logger", "reducer"):
+            if hasattr(self.objective, name):
+                setattr(self.objective, name, None)
+
     def say(self, text: str) -> None:
         """One line to the log, from the first process."""
         if self.workers.first:

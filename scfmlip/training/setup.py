@@ -136,13 +136,14 @@ def train(
     if not isinstance(config, TrainConfig):
         config = config_from_dict(config)
     folder = Path(config.output)
-    with processes(config.device) as workers, _alone(folder, workers):
+    with processes(config.device) as workers, _alone(folder, workers), ExitStack() as ending:
         set_seeds(config.seed)
         random.seed(config.seed)
         state = None if fresh else _find_state(folder)
         model, graphs, full = prepare(config, workers, None if state is None else state["model_config"])
         data = digests([*config.data.train, *config.data.valid, *config.data.test])
         trainer = Trainer(config, model, graphs, workers, full, quiet, data)
+        ending.callback(trainer.close)
         trainer.begun = partial(_write_options, folder, config, workers)
         if state is not None:
             trainer.resume(state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import threading
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from types import SimpleNamespace
@@ -354,7 +354,7 @@ def make_loader(
 
 def _be_quiet(_: int) -> None:
     """In a worker: say nothing about a parent that goes away while a thread hands it tensors."""
-    threading.excepthook = lambda _: None
+    sys.excepthook = lambda *_: None
 
 
 def complete_model(config: TrainConfig, sets: dict[str, Frames]) -> dict[str, Any]:

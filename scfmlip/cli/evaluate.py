@@ -165,9 +165,10 @@ def _check(arguments: argparse.Namespace) -> bool:
     Raises:
         FileExistsError, ValueError: names the option.
     """
-    from ase.io.formats import extension2format, filetype
+    from ase.io.formats import extension2format
 
     from ..files import check_new
+    from .structures import is_extxyz
 
     source, output = arguments.input, arguments.output
     check_new(output, arguments.overwrite)
@@ -177,7 +178,7 @@ def _check(arguments: argparse.Namespace) -> bool:
             f"{output} is written as extended XYZ, not as {other.name}: let its name end in .xyz"
         )
     within = source.is_file() and output.is_file() and source.samefile(output)
-    if within and (arguments.index != ":" or filetype(str(source)) != "extxyz"):
+    if within and (arguments.index != ":" or not is_extxyz(source)):
         raise ValueError(
             f"{output} is the input, of which more than results would be lost: choose another name"
         )

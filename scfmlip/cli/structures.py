@@ -31,7 +31,6 @@ def read_frames(
         ValueError: when it cannot be read, or has no such frame; says why.
     """
     from ase.io import read
-    from ase.io.formats import filetype
     from ase.utils import string2index
 
     if file.is_dir():
@@ -48,7 +47,7 @@ def read_frames(
     try:
         found = read(file, index, do_not_split_by_at_sign=True)
         frames = found if isinstance(found, list) else [found]
-        if isinstance(wanted, slice) and filetype(str(file)) == "extxyz":
+        if isinstance(wanted, slice) and is_extxyz(file):
             _check_whole(file)
     except (IndexError, StopIteration):
         frames = []
@@ -66,6 +65,16 @@ def read_frames(
     if not frames:
         raise ValueError(f"{file} holds no frames" if index == ":" else f"{file} has no frame {index}")
     return [(f"frame {i} of {where}", atoms) for i, atoms in enumerate(frames)], bad
+
+
+def is_extxyz(file: Path) -> bool:
+    """Whether ASE takes a file for extended XYZ."""
+    from ase.io.formats import UnknownFileTypeError, filetype
+
+    try:
+        return filetype(str(file)) == "extxyz"
+    except UnknownFileTypeError:
+        return False
 
 
 def _check_whole(file: Path) -> None:
@@ -97,9 +106,9 @@ def _check_whole(file: Path) -> None:
 def _each(file: Path) -> Iterator[Atoms | str]:
     """Every frame of an extended XYZ file, or what is wrong with it."""
     from ase.io import read
-    from ase.io.formats import filetype, open_with_compression
+    from ase.io.formats import open_with_compression
 
-    if filetype(str(file)) != "extxyz":
+    if not is_extxyz(file):
         return
     with open_with_compression(str(file), "r") as lines:
         for line in lines:

@@ -116,7 +116,6 @@ class BackboneConfig:
         check_numbers("backbone", self, "max_ell", least=0, most=11)  # e3nn has no more
         check_numbers("backbone", self, "correlation", least=1, most=6)
         check_numbers("backbone", self, "num_bessel", "radial_MLP", least=1, most=LARGEST)
-        check_numbers("backbone", self, "scale", "shift")
         check_irreps("backbone.hidden_irreps", self.hidden_irreps, self.max_ell)
         check_irreps("backbone.MLP_irreps", self.MLP_irreps, 0)
         if not self.heads or len(set(self.heads)) < len(self.heads) or not all(self.heads):

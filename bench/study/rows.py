@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from scfmlip.training.checkpoints import write_text
+from scfmlip.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 KEYS = ("set", "rule", "seed", "quantity")

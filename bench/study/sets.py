@@ -12,7 +12,7 @@ import numpy as np
 from ase import Atoms
 from ase.io import read, write
 
-from scfmlip.training.checkpoints import write_text
+from scfmlip.files import write_text
 
 ROOT = Path(__file__).parents[2]
 OURS = Path(__file__).parent / "data"

@@ -3,8 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+# what the user gave is wrong; anything else is a failure
+_WRONG_INPUT = (
+    ValueError,
+    TypeError,
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+_LONGEST = 1500
+
+
+class Terminated(SystemExit):
+    """SIGTERM or SIGHUP came: what is in the making is cleared away as after Ctrl-C."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -12,11 +34,17 @@ def build_parser() -> argparse.ArgumentParser:
     from . import bench, convert, demo, doctor, evaluate, plot, train
 
     parser = argparse.ArgumentParser(
-        prog="scfmlip", description="Self-consistent electrostatics for interatomic potentials."
+        prog="scfmlip",
+        description="Self-consistent electrostatics for interatomic potentials.",
+        epilog="Exit status: 0, 1 after a failure, 2 for a wrong command or input, 130 after Ctrl-C.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (evaluate, train, convert, plot, bench, demo, doctor):
         module.add_command(commands)
+    text = "show the traceback of an error"
+    parser.add_argument("--debug", action="store_true", help=text)
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=text)
     return parser
 
 
@@ -28,11 +56,74 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; ``sys.argv`` if None.
 
     Returns:
-        Exit status: 0, or 1 with one line on standard error that says what was wrong.
+        Exit status: 0, or with one line on standard error that says what was wrong 1 (a failure), 2 (a wrong
+        command or input), 130 (Ctrl-C), 143 (SIGTERM).
     """
-    arguments = build_parser().parse_args(argv)
+    command, debug = "scfmlip", False
     try:
-        return arguments.run(arguments)
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError, ImportError, RuntimeError) as error:
-        print(f"scfmlip {arguments.command}: {error}", file=sys.stderr)
+        with _stops_on_signals(), warnings.catch_warnings():
+            # e3nn's and mace-torch's constants and scripted modules: no concern of the user
+            warnings.filterwarnings("ignore", message=".*TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD.*")
+            warnings.filterwarnings("ignore", message="The TorchScript type system")
+            arguments = build_parser().parse_args(argv)
+            command, debug = f"scfmlip {arguments.command}", arguments.debug
+            status = arguments.run(arguments)
+            sys.stdout.flush()
+            return status
+    except BrokenPipeError:
+        # whoever read the output has left; nothing more can be said there, not even when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"{command}: {describe(error)}", file=sys.stderr)
+        if isinstance(error, Terminated):
+            return int(str(error.code))
+        if isinstance(error, KeyboardInterrupt):
+            return 130
+        return 2 if isinstance(error, _WRONG_INPUT) else 1
+
+
+def describe(error: BaseException) -> str:
+    """One line about an error."""
+    text = str(error)
+    if isinstance(error, KeyboardInterrupt):
+        text = f"interrupted. {text}" if text else "interrupted"
+    elif isinstance(error, Terminated):
+        text = "terminated"
+    elif isinstance(error, MemoryError):
+        text = f"out of memory. {text}" if text else "out of memory"
+    elif isinstance(error, OSError) and error.strerror:
+        text = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
+    elif not text or not isinstance(error, (*_WRONG_INPUT, RuntimeError, ImportError, OSError)):
+        text = f"{type(error).__name__}: {text} (--debug shows where)"
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+
+
+@contextmanager
+def _stops_on_signals() -> Iterator[None]:
+    """
+    Turn SIGTERM and SIGHUP into `Terminated`.
+
+    Not in torchrun's processes, which wait for each other where Python does not listen: they just end.
+    """
+    kept = {}
+    if threading.current_thread() is threading.main_thread() and os.environ.get("WORLD_SIZE", "1") == "1":
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            # nohup has SIGHUP ignored
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                kept[number] = signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, _: object) -> None:
+    # once is enough: what is cleared away then is not to be interrupted
+    signal.signal(number, signal.SIG_IGN)
+    raise Terminated(128 + number)

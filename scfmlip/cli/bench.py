@@ -135,6 +135,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     import torch
 
+    from ..devices import pick_device
+
+    if min(*arguments.atoms, arguments.repeats) < 1:
+        raise ValueError("--atoms and --repeats must be at least 1")
+    pick_device(arguments.device)
     peer = all(importlib.util.find_spec(name) for name in ("mace", "graph_longrange"))
     dtype = getattr(torch, arguments.dtype)
     where = (

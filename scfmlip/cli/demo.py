@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import replacing, write_text
+
 if TYPE_CHECKING:
     import torch
     from ase import Atoms
@@ -44,7 +46,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 def structure(case: str) -> Atoms:
     """The frame of a case, with charge and spin."""
     from ..data import path
-    from .plot import read_frame
+    from .structures import read_frame
 
     _, file, index, repeat, _ = next(c for c in CASES if c[0] == case)
     atoms = read_frame(path(file), index)
@@ -243,7 +245,8 @@ def draw(output: Path) -> list[Path]:
     import matplotlib.pyplot as plt
 
     from ..data import path
-    from .plot import draw_slice, planar_averages, read_frame
+    from .plot import draw_slice, planar_averages
+    from .structures import read_frame
 
     files = []
     sigma = 0.6
@@ -266,7 +269,8 @@ def draw(output: Path) -> list[Path]:
         axes[1].set(xlabel="x (Å)", ylabel="z (Å)", aspect="equal")
         fig.suptitle(f"{name}: DFT Hirshfeld charges, Gaussians of {sigma} Å", fontsize=10)
         files.append(output / f"{name}_potential.png")
-        fig.savefig(files[-1], dpi=140)
+        with replacing(files[-1]) as part:
+            fig.savefig(part, dpi=140)
         plt.close(fig)
     return files
 
@@ -292,7 +296,7 @@ def run(arguments: argparse.Namespace) -> int:
                 theirs, ours = value
                 ratio = theirs / max(ours, 1e-3)
                 print(f"  {key:22s} {theirs:10.3f} -> {ours:10.3f}   {ratio:6.1f}x", flush=True)
-    (arguments.output / "table.json").write_text(json.dumps(table, indent=1) + "\n")
+    write_text(arguments.output / "table.json", json.dumps(table, indent=1) + "\n")
     print()
     from .physics import physics
 

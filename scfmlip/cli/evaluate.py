@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
+import re
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from . import describe
+
 if TYPE_CHECKING:
     from ase import Atoms
+
+    from ..interfaces.ase import Calculator
 
 _PER_FRAME = (
     "energy",
@@ -36,7 +46,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         description="Evaluate a model (mace-torch's MACE, PolarMACE, MACELES, accelerated, or a point of the "
         "design space) on every frame of a file. Results go to extended XYZ under a prefix, beside whatever "
         "the input held: energy, forces, stress (crystals), and for models with charges: charges, "
-        "atomic_dipoles, dipole, spins, potential (V at each atom, of all others).",
+        "atomic_dipoles, dipole, spins, potential (V at each atom, of all others). The output appears when "
+        "all is done and may be the input; what a failure leaves is in partial-*-OUTPUT beside it.",
     )
     parser.add_argument("input", type=Path, help="structures, any format ASE reads")
     parser.add_argument(
@@ -44,6 +55,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         type=Path,
         required=True,
         help="*.safetensors of scfmlip.save, or the file mace wrote (a pickle)",
+    )
+    parser.add_argument(
+        "--trust-pickle", action="store_true", help="read a model's pickle, which runs the code it holds"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="extended XYZ to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
@@ -55,106 +69,239 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--charge", type=float, help="total charge of frames without info['charge']")
     parser.add_argument("--spin", type=float, help="multiplicity of frames without info['spin']")
     parser.add_argument("--prefix", default="scfmlip_", help="of the names of results (default scfmlip_)")
-    parser.add_argument("--skip-bad", action="store_true", help="report frames that fail and go on")
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="name frames that cannot be read or evaluated and go on; exit status 1",
+    )
     parser.add_argument("--no-accelerate", action="store_true", help="run mace-torch's own code")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run)
 
 
-def _batches(frames: list[Atoms], size: int) -> Iterator[list[int]]:
+def _batches(frames: Sequence[tuple[str, Atoms]], size: int) -> Iterator[list[tuple[str, Atoms]]]:
     """
     Consecutive frames of one periodicity.
 
     MACE-POLAR evaluates a molecule differently when a crystal shares its batch: results must not depend on
     what else is in the file.
     """
-    batch: list[int] = []
-    for i, atoms in enumerate(frames):
-        if batch and (len(batch) == size or (atoms.pbc != frames[batch[0]].pbc).any()):
+    batch: list[tuple[str, Atoms]] = []
+    for name, atoms in frames:
+        if batch and (len(batch) == size or (atoms.pbc != batch[0][1].pbc).any()):
             yield batch
             batch = []
-        batch.append(i)
+        batch.append((name, atoms))
     if batch:
         yield batch
 
 
 def _store(atoms: Atoms, result: dict[str, Any], prefix: str) -> Atoms:
-    """A copy of the frame that carries the result."""
+    """
+    A copy of the frame that carries the result.
+
+    Raises:
+        ValueError: for a result that is not finite.
+    """
     out = atoms.copy()
     if atoms.calc is not None:  # labels of the input file
         for name, value in atoms.calc.results.items():
             target = out.arrays if getattr(value, "shape", ())[:1] == (len(atoms),) else out.info
             target.setdefault(f"input_{name}", value)
-    for name in _PER_FRAME:
-        if name in result:
-            out.info[prefix + name] = result[name]
-    for name in _PER_ATOM:
-        if name in result:
-            out.arrays[prefix + name] = result[name]
+    for names, target in ((_PER_FRAME, out.info), (_PER_ATOM, out.arrays)):
+        for name in names:
+            if name in result:
+                if not np.isfinite(result[name]).all():
+                    raise ValueError(f"the model's {name} is NaN or infinite: do atoms overlap?")
+                target[prefix + name] = result[name]
     rows = result.get("density_coefficients")
     if rows is not None and rows.shape[1] == 4:
         out.arrays[prefix + "atomic_dipoles"] = rows[:, [3, 1, 2]]
     return out
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """The command."""
+def _compute(calc: Calculator, group: Sequence[tuple[str, Atoms]], prefix: str) -> list[Atoms]:
+    """Results of one batch."""
     import torch
-    from ase.io import read, write
-    from tqdm import tqdm
 
-    from ..interfaces.ase import Calculator
-    from ..interfaces.mace.batches import check_frame, make_batch, split_outputs
+    from ..interfaces.mace.batches import make_batch, split_outputs
     from ..interfaces.mace.potentials import add_potential
 
-    if arguments.output.exists() and not arguments.overwrite:
-        raise FileExistsError(f"{arguments.output} exists: choose another name or pass --overwrite")
+    names, frames = zip(*group, strict=True)
+    batch = make_batch(calc.model, frames, calc.device, calc.dtype, calc.head, names)
+    options = {"compute_stress": bool(frames[0].pbc.all())}
+    if calc.ours:
+        options["compute_potential"] = calc.model.rule.has_geometry
+    out = calc.model(batch, **options)
+    done = []
+    for atoms, result in zip(frames, split_outputs(out, frames), strict=True):
+        if not calc.ours:
+            add_potential(calc.model, atoms, result)
+        done.append(_store(atoms, result, prefix))
+    if calc.device.type == "cuda":
+        torch.cuda.synchronize()
+    return done
+
+
+def _each_or_why(
+    calc: Calculator, group: Sequence[tuple[str, Atoms]], prefix: str
+) -> list[Atoms | Exception]:
+    """The same, frame by frame where the batch fails, so that one does not cost the others."""
+    try:
+        return [*_compute(calc, group, prefix)]
+    except Exception as error:  # whatever models trip over
+        if len(group) == 1:
+            return [error]
+    return [found for one in group for found in _each_or_why(calc, [one], prefix)]
+
+
+def _check(arguments: argparse.Namespace) -> bool:
+    """
+    Refuse what cannot be before much is read.
+
+    Returns:
+        Whether the output takes the input's place.
+
+    Raises:
+        FileExistsError, ValueError: names the option.
+    """
+    from ase.io.formats import extension2format
+
+    from ..files import check_new
+    from .structures import is_extxyz
+
+    source, output = arguments.input, arguments.output
+    check_new(output, arguments.overwrite)
+    other = extension2format.get(output.suffix[1:])
+    if other is not None and other.name != "extxyz":
+        raise ValueError(
+            f"{output} is written as extended XYZ, not as {other.name}: let its name end in .xyz"
+        )
+    within = source.is_file() and output.is_file() and source.samefile(output)
+    if within and (arguments.index != ":" or not is_extxyz(source)):
+        raise ValueError(
+            f"{output} is the input, of which more than results would be lost: choose another name"
+        )
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
-    if not arguments.input.is_file():
-        raise FileNotFoundError(f"there is no file {arguments.input}")
-    frames = read(arguments.input, arguments.index)
-    frames = frames if isinstance(frames, list) else [frames]
+    for option in ("charge", "spin"):
+        value = getattr(arguments, option)
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"--{option} must be a number, got {value}")
+    if not re.fullmatch(r"[\w.+-]*", arguments.prefix):
+        raise ValueError(f"--prefix must be of letters, digits and . + - _, got {arguments.prefix!r}")
+    return within
+
+
+class _Output:
+    """
+    Frames on their way to a file, each on disk before the next batch is evaluated.
+
+    Args:
+        part: The new file.
+    """
+
+    def __init__(self, part: Path) -> None:
+        self.part, self.count, self.size = part, 0, 0
+        self.dropped: set[str] = set()
+
+    def add(self, name: str, atoms: Atoms, prefix: str) -> None:
+        """
+        Write a frame.
+
+        Raises:
+            ValueError: if extended XYZ cannot hold its results.
+        """
+        from ase.io.formats import open_with_compression
+
+        from .structures import frame_text
+
+        content, dropped = frame_text(atoms, [prefix + key for key in (*_PER_FRAME, *_PER_ATOM)])
+        for key in dropped:
+            if key not in self.dropped:
+                text = f"left out, from {name} on: {key!r}, which extended XYZ cannot hold"
+                print(text, file=sys.stderr)
+        self.dropped.update(dropped)
+        try:
+            with open_with_compression(str(self.part), "a") as file:
+                file.write(content)
+        except BaseException:
+            os.truncate(self.part, self.size)  # no half of a frame
+            raise
+        self.size, self.count = self.part.stat().st_size, self.count + 1
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command."""
+    from tqdm import tqdm
+
+    from ..devices import pick_device
+    from ..files import replacing
+    from ..interfaces.ase import Calculator
+    from ..interfaces.mace.batches import check_frame
+    from .structures import read_frames
+
+    within = _check(arguments)
+    frames, bad = read_frames(arguments.input, arguments.index, arguments.skip_bad)
     calc = Calculator(
         arguments.model,
-        device=arguments.device,
+        device=pick_device(arguments.device),
         dtype=arguments.dtype,
         accelerate=not arguments.no_accelerate,
         head=arguments.head,
+        trust_pickle=arguments.trust_pickle,
     )
-    usable, bad = [], 0
-    for i, atoms in enumerate(frames):
+    for text in bad:
+        print(f"skipped: {text}", file=sys.stderr)
+
+    def refuse(name: str, error: Exception) -> None:
+        """A bad frame: say so and go on, or stop."""
+        text = describe(error)
+        text = text if text.startswith(name) else f"{name}: {text}"
+        if not arguments.skip_bad:
+            kind = ValueError if isinstance(error, ValueError) else RuntimeError
+            raise kind(f"{text} (--skip-bad leaves such frames out)") from error
+        bad.append(text)
+        print(f"skipped: {text}", file=sys.stderr)
+
+    usable = []
+    for name, atoms in frames:
         for key, value in (("charge", arguments.charge), ("spin", arguments.spin)):
             if value is not None:
                 atoms.info.setdefault(key, value)
         try:
-            check_frame(calc.model, atoms, f"frame {i} of {arguments.input}")
-            usable.append(atoms)
+            check_frame(calc.model, atoms, name)
+            usable.append((name, atoms))
         except ValueError as error:
-            if not arguments.skip_bad:
-                raise ValueError(f"{error} (--skip-bad leaves such frames out)") from None
-            bad += 1
-            print(f"skipped: {error}", file=sys.stderr)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.unlink(missing_ok=True)
-    with tqdm(total=len(usable), unit="frame", disable=arguments.quiet) as bar:
-        for numbers in _batches(usable, arguments.batch_size):
-            group = [usable[i] for i in numbers]
-            batch = make_batch(calc.model, group, calc.device, calc.dtype, calc.head)
-            options = {"compute_stress": bool(group[0].pbc.all())}
-            if calc.ours:
-                options["compute_potential"] = calc.model.rule.has_geometry
-            out = calc.model(batch, **options)
-            done = []
-            for atoms, result in zip(group, split_outputs(out, group), strict=True):
-                if not calc.ours:
-                    add_potential(calc.model, atoms, result)
-                done.append(_store(atoms, result, arguments.prefix))
-            # what is done is on disk before the next batch starts
-            write(arguments.output, done, format="extxyz", append=True)
-            bar.update(len(group))
-            del batch, out
-            if calc.device.type == "cuda":
-                torch.cuda.synchronize()
-    print(f"wrote {len(usable)} frames to {arguments.output}" + (f", {bad} skipped" if bad else ""))
+            refuse(name, error)
+    output = None
+    try:
+        with (
+            replacing(arguments.output, keep=True) as part,
+            tqdm(total=len(usable), unit="frame", disable=arguments.quiet) as bar,
+        ):
+            output = _Output(part)
+            for group in _batches(usable, arguments.batch_size):
+                for (name, _), found in zip(group, _each_or_why(calc, group, arguments.prefix), strict=True):
+                    try:
+                        if isinstance(found, Exception):
+                            raise found
+                        output.add(name, found, arguments.prefix)
+                    except OSError:
+                        raise
+                    except Exception as error:  # whatever models trip over
+                        refuse(name, error)
+                bar.update(len(group))
+            if not output.count:
+                raise RuntimeError(f"no frame of {arguments.input} could be evaluated: nothing was written")
+            if within and (bad or output.dropped):
+                old = arguments.output.with_name(f"before-{part.name.removeprefix('partial-')}")
+                shutil.copy2(arguments.output, old)
+                print(f"what is left out of {arguments.output} is in {old}, the file as it was")
+    except BaseException:
+        if output is not None and output.part.exists():
+            text = f"{arguments.output} was not written; {output.count} finished frames are in {output.part}"
+            print(text, file=sys.stderr)
+        raise
+    print(f"wrote {output.count} frames to {arguments.output}" + (f", {len(bad)} skipped" if bad else ""))
     return 1 if bad else 0

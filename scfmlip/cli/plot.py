@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from ..files import check_writable, replacing
+from .structures import read_frame
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -16,6 +21,8 @@ if TYPE_CHECKING:
 
 _UNITS = {"potential": "V", "density": "e/Å³", "field": "V/Å"}
 _POINTS_AT_ONCE = 100_000
+_MOST_POINTS = 100_000
+_MOST_IN_PLANE = 4_000_000
 _DENSITY_KEYS = ("scfmlip_charges", "charges", "REF_hirshfeld", "initial_charges")
 
 
@@ -26,7 +33,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         help="draw density or potential: planar average, line or slice",
         description="Draw the charge density, the electrostatic potential or the field of Gaussian charges "
         "(and dipoles) of one frame, with the frame's own periodicity: averaged over planes along an axis, "
-        "along a line through a point, or on a slice. A field is its component along the axis.",
+        "along a line through a point, or on a slice. A field is its component along the axis. The frame's "
+        "counter_charge and external_field count, its external_charges do not.",
     )
     parser.add_argument("input", type=Path, help="structure, any format ASE reads")
     parser.add_argument("-o", "--output", type=Path, required=True, help="PNG to write")
@@ -49,33 +57,12 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
-def read_frame(file: Path, index: int) -> Atoms:
-    """
-    One frame of a file.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when it has no such frame.
-    """
-    from ase import Atoms
-    from ase.io import read
-
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file}")
-    try:
-        frame = read(file, index)
-    except (IndexError, StopIteration):
-        raise ValueError(f"{file} has no frame {index}") from None
-    assert isinstance(frame, Atoms)
-    return frame
-
-
 def read_rows(atoms: Atoms, charges: str | None, dipoles: str | None) -> np.ndarray:
     """
     ``[n_atoms, 1 | 4]`` rows ``[q, d_x, d_y, d_z]`` from a frame's arrays.
 
     Raises:
-        ValueError: when there is no such array; lists what there is.
+        ValueError: when there is no such array, or it does not hold one number of each atom.
     """
     results = atoms.calc.results if atoms.calc is not None else {}
     arrays = {**atoms.arrays, **{k: v for k, v in results.items() if np.shape(v)[:1] == (len(atoms),)}}
@@ -84,25 +71,33 @@ def read_rows(atoms: Atoms, charges: str | None, dipoles: str | None) -> np.ndar
         raise ValueError(
             f"the frame has no array {key!r}" + f" of charges: pass --charges with one of {sorted(arrays)}"
         )
-    rows = np.asarray(arrays[key], dtype=float).reshape(len(atoms), -1)[:, :1]
-    if dipoles is not None:
-        if dipoles not in arrays or np.shape(arrays[dipoles]) != (len(atoms), 3):
-            raise ValueError(f"the frame has no array {dipoles!r} [n_atoms, 3]: it has {sorted(arrays)}")
-        rows = np.concatenate([rows, np.asarray(arrays[dipoles], dtype=float)], 1)
-    return rows
+    if dipoles is not None and (dipoles not in arrays or np.shape(arrays[dipoles]) != (len(atoms), 3)):
+        raise ValueError(f"the frame has no array {dipoles!r} [n_atoms, 3]: it has {sorted(arrays)}")
+    try:
+        rows = np.asarray(arrays[key], dtype=float).reshape(len(atoms), 1)
+        return rows if dipoles is None else np.concatenate([rows, arrays[dipoles].astype(float)], 1)
+    except ValueError:
+        shape = list(np.shape(arrays[key]))
+        raise ValueError(
+            f"array {key!r} {shape} must hold one number of each of {len(atoms)} atoms"
+        ) from None
 
 
 def values_at(atoms: Atoms, rows: np.ndarray, sigma: float, points: np.ndarray) -> PointValues:
-    """Density, potential and field of a frame's charges at points ``[n, 3]``."""
+    """Density, potential and field of a frame's charges, and of what acts on them, at points ``[n, 3]``."""
     import torch
 
     from ..electrostatics import Coulomb
 
     coulomb = Coulomb(l_max=0 if rows.shape[1] == 1 else 1, sigma=sigma)
+    # mace's sign: the energy gains field . dipole
+    field = -np.asarray(atoms.info.get("external_field", np.zeros(3)), dtype=float)
     geometry = coulomb.prepare(
         torch.as_tensor(atoms.positions, dtype=torch.float64),
         torch.as_tensor(np.asarray(atoms.cell), dtype=torch.float64) if atoms.pbc.any() else None,
         torch.as_tensor(np.asarray(atoms.pbc)),
+        external_field=torch.as_tensor(field) if field.any() else None,
+        counter_charge=atoms.info.get("counter_charge"),
     )
     return geometry.at(torch.as_tensor(points, dtype=torch.float64), torch.as_tensor(rows))
 
@@ -151,6 +146,11 @@ def planar_averages(
     # a grid of this spacing averages exactly: what it aliases has died out as exp(-24)
     counts = [max(2, int(np.ceil(np.linalg.norm(edges[i]) / (0.9 * sigma)))) for i in others]
     a, b = (np.arange(n) / n for n in counts)
+    if math.prod(counts) > _MOST_IN_PLANE:
+        raise ValueError(
+            f"planes of {' by '.join(map(str, counts))} points resolve Gaussians of {sigma:g} angstrom, "
+            f"{_MOST_IN_PLANE} are too many: take wider ones (--sigma)"
+        )
     plane = a[:, None, None] * edges[others[0]] + b[None, :, None] * edges[others[1]]
     plane = plane.reshape(-1, 3)
     starts = origin + ((np.arange(n_points) + 0.5) / n_points)[:, None] * edges[axis]
@@ -182,12 +182,16 @@ def draw_slice(
     u, v = (i for i in range(3) if i != axis)
     low, high = corners.min(0), corners.max(0)
     step = 0.2
+    count = math.prod(((high - low) / step)[[u, v]])
+    if not count <= _MOST_IN_PLANE:
+        raise ValueError(f"a slice of {count:.0f} points, one every {step} angstrom, is too large")
     x = np.arange(low[u], high[u], step)
     y = np.arange(low[v], high[v], step)
     points = np.empty((len(y), len(x), 3))
     points[..., u], points[..., v], points[..., axis] = x, y[:, None], through[axis]
-    values = values_at(atoms, rows, sigma, points.reshape(-1, 3))
-    return x, y, _pick(values, quantity, np.eye(3)[axis]).reshape(len(y), len(x))
+    parts = np.array_split(points.reshape(-1, 3), -(-points.size // (3 * _POINTS_AT_ONCE)))
+    picked = [_pick(values_at(atoms, rows, sigma, part), quantity, np.eye(3)[axis]) for part in parts]
+    return x, y, np.concatenate(picked).reshape(len(y), len(x))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -197,7 +201,21 @@ def run(arguments: argparse.Namespace) -> int:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    files = [os.path.realpath(path) for path in (arguments.input, arguments.output, arguments.data) if path]
+    if len(set(files)) < len(files):
+        raise ValueError("input, output and --data must be different files")
+    if not 1 <= arguments.points <= _MOST_POINTS:
+        raise ValueError(f"--points must be 1 to {_MOST_POINTS}, got {arguments.points}")
+    if not (math.isfinite(arguments.sigma) and arguments.sigma > 0):
+        raise ValueError(f"--sigma must be a positive number, got {arguments.sigma}")
+    if arguments.through and not np.isfinite(arguments.through).all():
+        raise ValueError(f"--through must be three numbers, got {arguments.through}")
+    for path in (arguments.output, arguments.data):
+        if path is not None:
+            check_writable(path)
     atoms = read_frame(arguments.input, arguments.index)
+    if not len(atoms):
+        raise ValueError(f"frame {arguments.index} of {arguments.input} has no atoms")
     rows = read_rows(atoms, arguments.charges, arguments.dipoles)
     axis = "xyz".index(arguments.axis)
     through = np.array(arguments.through if arguments.through else atoms.positions.mean(0))
@@ -234,10 +252,11 @@ def run(arguments: argparse.Namespace) -> int:
         table, names = np.column_stack([positions, values]), f"{arguments.axis},{arguments.quantity}"
     title = "planar average" if arguments.kind == "planar" else arguments.kind
     ax.set_title(f"{arguments.input.name}, frame {arguments.index}: {title}", fontsize=9)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(arguments.output, dpi=150)
+    with replacing(arguments.output) as part:
+        fig.savefig(part, dpi=150, format=arguments.output.suffix[1:] or "png")
     plt.close(fig)
     if arguments.data is not None:
-        np.savetxt(arguments.data, table, delimiter=",", header=names, comments="")
+        with replacing(arguments.data) as part:
+            np.savetxt(part, table, delimiter=",", header=names, comments="")
     print(f"wrote {arguments.output}" + (f" and {arguments.data}" if arguments.data else ""))
     return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import warnings
 from pathlib import Path
 
 
@@ -15,13 +14,14 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "train",
         help="train a model from a YAML file",
         description="Train a model of scfmlip.models on extended XYZ or HDF5. The same command in the same "
-        "folder goes on after the last completed epoch, exactly as if it had not stopped. Several processes: "
+        "folder goes on after the last completed epoch, exactly as if it had not stopped; the options that "
+        "were used are in its config.yaml (options.yaml beside a file of yours). Several processes: "
         "torchrun --nproc-per-node 2 -m scfmlip train config.yaml.",
     )
     parser.add_argument("config", type=Path, help="the options: data, model, stages, ... (YAML)")
     parser.add_argument("-o", "--output", help="folder to write to, instead of the file's")
     parser.add_argument("--device", help="auto, cpu or cuda, instead of the file's")
-    parser.add_argument("--fresh", action="store_true", help="start over, whatever the folder holds")
+    parser.add_argument("--fresh", action="store_true", help="start over: what the folder holds is replaced")
     parser.add_argument("--check", action="store_true", help="read options and data, build the model, stop")
     parser.add_argument("--quiet", action="store_true", help="warnings and the result only")
     parser.add_argument("--verbose", action="store_true", help="also say which batches did not converge")
@@ -30,7 +30,6 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command."""
-    warnings.filterwarnings("ignore", message=".*TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD.*")
     from ..training import LABELS, TERMS, load_config, prepare, train
     from ..training.processes import Processes, pick_device
 
@@ -40,14 +39,15 @@ def run(arguments: argparse.Namespace) -> int:
     level = logging.WARNING if arguments.quiet else logging.DEBUG if arguments.verbose else logging.INFO
     logging.basicConfig(format="%(message)s")
     logging.getLogger("scfmlip").setLevel(level)
-    # e3nn compiles its modules; what torch says about that is no concern of whoever trains
-    warnings.filterwarnings("ignore", message="The TorchScript type system")
-    warnings.filterwarnings("ignore", message=".*TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD.*")
     if arguments.check:
         prepare(config, Processes(0, 1, pick_device(config.device)))
         print(f"{arguments.config} is fine")
         return 0
-    summary = train(config, fresh=arguments.fresh, quiet=arguments.quiet)
+    try:
+        summary = train(config, fresh=arguments.fresh, quiet=arguments.quiet)
+    except KeyboardInterrupt:
+        text = "The same command goes on after the last epoch that was completed"
+        raise KeyboardInterrupt(text) from None
     if summary["first"]:
         print(f"{summary['epochs']} epochs, best {summary['best_epoch']}; {config.output} holds the model:")
         for name in ("train", "valid", "test"):

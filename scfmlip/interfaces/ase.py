@@ -13,40 +13,11 @@ from ase.calculators.calculator import Calculator as AseCalculator
 from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 
 from ..scf import StateExtrapolator
+from .loading import load_model
 from .mace.accelerate import accelerate as accelerate_model
 from .mace.batches import make_batch, required_info, split_outputs
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
-
-def load_model(model: torch.nn.Module | str | Path, device: torch.device) -> torch.nn.Module:
-    """
-    A model, from memory, from `scfmlip.save` (``*.safetensors``) or from the file mace-torch wrote.
-
-    The latter is a pickle and runs code when loaded: only open those you trust.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        TypeError: for a file that holds something else (a state dict, a scripted model).
-    """
-    if isinstance(model, torch.nn.Module):
-        return model
-    path = Path(model)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no model file {path}")
-    if path.suffix == ".safetensors":
-        from ..models import load
-
-        return load(path, device)
-    import mace.modules  # noqa: F401  (registers what the pickle names)
-
-    loaded = torch.load(path, map_location=device, weights_only=False)
-    if not isinstance(loaded, torch.nn.Module) or not hasattr(loaded, "atomic_numbers"):
-        raise TypeError(
-            f"{path} holds a {type(loaded).__name__}, not a mace-torch model: pass the file that "
-            "mace_run_train wrote as *.model"
-        )
-    return loaded
 
 
 # what of atoms.info changes the energy
@@ -74,7 +45,8 @@ class Calculator(AseCalculator):
     recomputes, like a change of positions. Self-consistent models start from the densities of the last steps.
 
     Args:
-        model: The model, or its file: ``*.safetensors`` of `scfmlip.save`, or the one mace wrote.
+        model: The model, or its file: ``*.safetensors`` of `scfmlip.save`, or the one mace wrote (a pickle,
+            see ``trust_pickle``).
         device: "cpu", "cuda", ...
         dtype: "float32", "float64", or None to keep the model's.
         accelerate: Run `scfmlip.accelerate` on it.
@@ -85,6 +57,8 @@ class Calculator(AseCalculator):
             charge; ``info["fermi_level"]`` of the atoms comes first.
         extrapolation: Order of the polynomial through the last densities that a self-consistent model
             starts from; None starts afresh at every step.
+        trust_pickle: Read the file mace wrote, a pickle, which runs whatever code its author put there; see
+            `scfmlip convert` for a file that does not.
 
     Properties: energy, free_energy, energies (eV), forces, stress (eV/angstrom^3, Voigt), and for models
     with charges: charges (e), dipole (e angstrom; of a periodic system it depends on where it is cut),
@@ -96,7 +70,8 @@ class Calculator(AseCalculator):
 
     Raises:
         FileNotFoundError, TypeError: for a model that is none.
-        ValueError: at calculation, for atoms the model cannot evaluate; names the cause.
+        ValueError: for a pickle without ``trust_pickle``; at calculation, for atoms the model cannot
+            evaluate; names the cause.
     """
 
     def __init__(
@@ -110,13 +85,14 @@ class Calculator(AseCalculator):
         spin: float | None = None,
         fermi_level: float | None = None,
         extrapolation: int | None = 2,
+        trust_pickle: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if dtype is not None and dtype not in _DTYPES:
             raise ValueError(f"dtype must be 'float32', 'float64' or None, got {dtype!r}")
         self.device = torch.device(device)
-        loaded = load_model(model, self.device)
+        loaded = load_model(model, self.device, trust_pickle)
         if loaded is model:
             # the caller's model keeps its dtype, device and requires_grad
             loaded = copy.deepcopy(loaded)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -34,8 +34,12 @@ def make_config(values: Mapping[str, Any] | ModelConfig) -> ModelConfig:
         raise TypeError(f"a model's configuration must be a mapping, got {type(values).__name__}")
     values = dict(values)
     for name in ("elements", "rule"):
-        if name not in values:
+        if values.get(name) is None:
             raise ValueError(f"the model's configuration lacks {name!r}")
+    for name in ("elements", "atomic_energies"):
+        given = values.get(name)
+        if isinstance(given, str) or not (given is None or isinstance(given, Iterable)):
+            raise TypeError(f"{name} must be a list, got {given!r}")
     elements = [atomic_number(e) for e in values["elements"]]
     if len(set(elements)) != len(elements) or not elements:
         raise ValueError(f"elements must be different and at least one, got {values['elements']}")

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
-import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from e3nn import o3
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
+from torch import Tensor
 
-from .build import build, config_to_dict, with_basis
+from ..files import write_whole
+from .basis import adopt_basis
+from .build import build, config_to_dict, make_config, with_basis
+from .config import LARGEST, BackboneConfig, ModelConfig
 from .model import Model
 
 _FORMAT = "scfmlip-model-1"
+_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+_NETWORK = "backbone.mace."
 
 
 def save(model: Model, path: str | Path) -> None:
@@ -29,30 +38,32 @@ def save(model: Model, path: str | Path) -> None:
 
     Raises:
         TypeError: for something that is not such a model.
+        ValueError: for weights that are not finite, or neither float32 nor float64.
     """
     if not isinstance(model, Model):
         raise TypeError(
             f"save takes a scfmlip model, got {type(model).__name__}: mace-torch models become one by "
             "scfmlip.models.from_mace"
         )
-    path = Path(path)
     # tensors that share memory are written once each: safetensors refuses views of one storage
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in model.state_dict().items()}
+    _check_finite(tensors, "this model")
+    # the model may have been moved to another dtype since it was built
+    dtype = next(model.parameters()).dtype
+    if dtype not in _DTYPES:
+        raise ValueError(f"save takes models of float32 or float64, this one is {dtype}")
     network: Any = model.backbone.mace
-    config = with_basis(model.config, network.use_reduced_cg)
+    config = with_basis(dataclasses.replace(model.config, dtype=_DTYPES[dtype]), network.use_reduced_cg)
     header = {"format": _FORMAT, "config": json.dumps(config_to_dict(config))}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part-{os.getpid()}")
-    try:
-        save_file(tensors, part, metadata=header)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    content = to_bytes(tensors, metadata=header)
+    write_whole(Path(path), lambda file: file.write(content))
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> Model:
     """
     The model of a file `save` wrote.
+
+    Nothing in the file is run, and nothing is built before the configuration fits the weights.
 
     Args:
         path: The file.
@@ -60,7 +71,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Model:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: for a file that holds something else.
+        ValueError: for a file that holds something else, or whose configuration and weights do not fit.
     """
     path = Path(path)
     if not path.is_file():
@@ -69,12 +80,128 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Model:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError:
+        raise
     except Exception as error:
         raise ValueError(
-            f"{path} is not a safetensors file ({error}); mace's pickles become one by `scfmlip convert`"
+            f"{path} is not a safetensors file, or damaged ({error}); mace's pickles become one by "
+            "`scfmlip convert`"
         ) from error
     if header.get("format") != _FORMAT:
         raise ValueError(
             f"{path} was not written by scfmlip.save (format {header.get('format')!r}, expected {_FORMAT!r})"
         )
-    return build(json.loads(header["config"]), tensors).to(device)
+    try:
+        config = make_config(json.loads(header["config"]))
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"the configuration in {path} cannot be: {error}") from error
+    _check_finite(tensors, str(path))
+    _check_fit(config, tensors, path)
+    # files of earlier versions may state the dtype that the model was built in, not that of its weights
+    dtypes = {_DTYPES[t.dtype] for t in tensors.values() if t.is_floating_point()}
+    try:
+        config = dataclasses.replace(config, dtype=dtypes.pop()) if len(dtypes) == 1 else config
+        model = build(with_basis(config, False))
+    except ImportError:
+        raise
+    except Exception as error:  # mace-torch raises whatever it trips over
+        raise ValueError(f"the configuration in {path} cannot be built: {error}") from error
+    network: Any = model.backbone.mace
+    adopt_basis(network, tensors, _NETWORK)
+    state = model.state_dict()
+    wrong = [
+        n for n in {*state, *tensors} if n not in state or n not in tensors or _differ(state[n], tensors[n])
+    ]
+    if wrong:
+        name = min(wrong)
+        raise ValueError(
+            f"{path}: {len(wrong)} weights are not what its configuration asks for, among them {name}: "
+            f"{_describe(tensors.get(name))} instead of {_describe(state.get(name))}"
+        )
+    model.load_state_dict(tensors)
+    model.config = with_basis(config, network.use_reduced_cg)
+    return model.to(device)
+
+
+def _differ(built: Tensor, given: Tensor) -> bool:
+    return built.shape != given.shape or built.is_floating_point() != given.is_floating_point()
+
+
+def _describe(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights that hold NaN or infinity."""
+    bad = [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+    if bad:
+        raise ValueError(
+            f"{where} has weights that are NaN or infinite, in {len(bad)} tensors, among them {min(bad)}"
+        )
+
+
+def _check_fit(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """
+    Refuse a configuration that is not of these weights, before a network of its size is built.
+
+    Raises:
+        ValueError: names the option.
+    """
+    stated = {
+        "atomic_numbers": ("elements", config.elements),
+        "num_interactions": ("backbone.num_interactions", config.backbone.num_interactions),
+        "r_max": ("backbone.r_max", config.backbone.r_max),
+    }
+    for name, (option, value) in stated.items():
+        held = tensors.get(_NETWORK + name)
+        wanted = torch.as_tensor(value, dtype=torch.float64)
+        if held is None or held.shape != wanted.shape or not torch.allclose(held.double(), wanted, rtol=1e-6):
+            found = "no such weight" if held is None else held.tolist()
+            raise ValueError(f"{path} is no whole model: its {option} is {value}, its weights say {found}")
+    dtypes = {t.dtype for t in tensors.values() if t.is_floating_point()}
+    if not dtypes <= set(_DTYPES):
+        raise ValueError(
+            f"{path} holds weights of {', '.join(map(str, dtypes))}: float32 or float64 are known"
+        )
+    least, held = (
+        _fewest_weights(config.backbone, len(config.elements)),
+        sum(t.numel() for t in tensors.values()),
+    )
+    feedback = getattr(config.rule, "feedback", None)
+    if feedback is not None:
+        second = {"num_interactions": feedback.num_interactions, "hidden_irreps": feedback.hidden_irreps}
+        second = dataclasses.replace(config.backbone, options={}, **second)
+        least += _fewest_weights(second, len(config.elements))
+    if least > held:
+        raise ValueError(
+            f"{path} is no whole model: its configuration asks for {least} weights at least, it has {held}"
+        )
+    # options that are passed on as they are
+    for option, number in _sizes({"options": config.backbone.options, **vars(config.rule)}):
+        if number > LARGEST:
+            raise ValueError(
+                f"{path} is no whole model: its {option} is {number}, at most {LARGEST} are known"
+            )
+
+
+def _fewest_weights(backbone: BackboneConfig, n_elements: int) -> int:
+    """Weights that a network of these options has at least; not much fewer than it has."""
+    hidden = o3.Irreps(backbone.hidden_irreps)
+    edge = o3.Irreps(backbone.options.get("edge_irreps") or hidden)
+    scalars = hidden.count(o3.Irrep(0, 1))
+    widths = [backbone.num_bessel, *backbone.radial_MLP, edge.count(o3.Irrep(0, 1))]
+    radial = sum(a * b for a, b in itertools.pairwise(widths))
+    mixing = sum(mul**2 for mul, _ in hidden)
+    layers = backbone.num_interactions
+    # radial networks, linear maps behind products, the embedding of elements, readouts
+    return layers * radial + (layers - 1) * mixing + scalars**2 + scalars * (n_elements + layers)
+
+
+def _sizes(options: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, int]]:
+    """Every whole number in the mappings among options, with its name."""
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _sizes(value, f"{where}{key}.")
+        elif where:
+            several = value if isinstance(value, (list, tuple)) else (value,)
+            yield from ((f"{where}{key}", v) for v in several if isinstance(v, int))

@@ -7,7 +7,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from ..types import BoundaryName
@@ -15,6 +15,20 @@ from ..types import BoundaryName
 Config = TypeVar("Config")
 Constraint = Literal["none", "charge", "charge_spin", "fermi_level"]
 DTypeName = Literal["float32", "float64"]
+
+# more features, layers' widths or channels than any network has
+LARGEST = 16384
+# arguments of mace-torch's constructor that other options give
+_TAKEN = {
+    "num_elements",
+    "atomic_numbers",
+    "atomic_energies",
+    "interaction_cls",
+    "interaction_cls_first",
+    "gate",
+    "atomic_inter_scale",
+    "atomic_inter_shift",
+}
 
 
 def atomic_number(element: int | str) -> int:
@@ -42,6 +56,9 @@ def per_element(name: str, values: float | Mapping[Any, float], elements: Sequen
     """
     from ase.data import chemical_symbols
 
+    for value in values.values() if isinstance(values, Mapping) else (values,):
+        if not math.isfinite(_number(value)):
+            raise ValueError(f"{name} must be finite numbers, got {value!r}")
     if not isinstance(values, Mapping):
         return [float(values)] * len(elements)
     found = {atomic_number(key): float(value) for key, value in values.items()}
@@ -93,9 +110,27 @@ class BackboneConfig:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_positive("backbone", self, "r_max", "num_interactions", "num_bessel", "avg_num_neighbors")
-        if not all(math.isfinite(v) for v in (*self.per_head(self.scale), *self.per_head(self.shift))):
-            raise ValueError(f"backbone.scale and shift must be finite, got {self.scale!r}, {self.shift!r}")
+        check_numbers("backbone", self, "r_max", above=0, most=100)
+        check_numbers("backbone", self, "avg_num_neighbors", above=0, most=1e6)
+        check_numbers("backbone", self, "num_interactions", "num_polynomial_cutoff", least=1, most=100)
+        check_numbers("backbone", self, "max_ell", least=0, most=11)  # e3nn has no more
+        check_numbers("backbone", self, "correlation", least=1, most=6)
+        check_numbers("backbone", self, "num_bessel", "radial_MLP", least=1, most=LARGEST)
+        check_numbers("backbone", self, "scale", "shift")
+        check_irreps("backbone.hidden_irreps", self.hidden_irreps, self.max_ell)
+        check_irreps("backbone.MLP_irreps", self.MLP_irreps, 0)
+        if not self.heads or len(set(self.heads)) < len(self.heads) or not all(self.heads):
+            raise ValueError(f"backbone.heads must be different names, one at least, got {list(self.heads)}")
+        for name in ("scale", "shift"):
+            try:
+                self.per_head(getattr(self, name))
+            except ValueError as error:
+                raise ValueError(f"backbone.{name}: {error}") from None
+        if not all(self.per_head(self.scale)):
+            raise ValueError(f"backbone.scale must not be 0, which silences the network, got {self.scale!r}")
+        taken = [key for key in self.options if key in _TAKEN or key in vars(self)]
+        if taken:
+            raise ValueError(f"backbone.options must not hold {', '.join(taken)}: other options give them")
 
     def per_head(self, value: float | tuple[float, ...]) -> list[float]:
         """
@@ -136,7 +171,9 @@ class DensityConfig:
     def __post_init__(self) -> None:
         if self.l_max not in (0, 1):
             raise ValueError(f"density.l_max must be 0 or 1, got {self.l_max!r}")
-        check_positive("density", self, "sigma", "tolerance")
+        check_positive("density", self, "sigma")
+        check_numbers("density", self, "tolerance", above=0, below=1)
+        check_numbers("density", self, "kspace_cutoff_factor", above=0, most=100)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,18 +201,105 @@ class ModelConfig:
     seed: int = 0
     dtype: DTypeName = "float32"
 
+    def __post_init__(self) -> None:
+        check_numbers("model", self, "atomic_energies")
+        check_numbers("model", self, "seed", least=0, below=2**32)
 
-def check_positive(where: str, config: Any, *names: str) -> None:
-    """Refuse options, numbers or mappings from element to number, that are not above 0."""
+
+def check_numbers(
+    where: str,
+    config: Any,
+    *names: str,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+) -> None:
+    """
+    Refuse options that are not finite numbers within bounds.
+
+    Args:
+        where: What the options belong to, for the message.
+        config: That has them: numbers, lists of numbers or mappings to numbers; None is no number to check.
+        names: Of the options.
+        above: What they must exceed; None for no bound.
+        least: The smallest they may be.
+        below: What they must not reach.
+        most: The largest they may be.
+
+    Raises:
+        ValueError: names the option, what it is and what it may be.
+    """
+    bounds = [("above", above), ("of at least", least), ("below", below), ("of at most", most)]
+    parts = [f"{word} {bound:g}" for word, bound in bounds if bound is not None]
+    kind = "a number"
+    if above == 0:
+        kind, parts = "a positive number", parts[1:]
     for name in names:
         given = getattr(config, name)
-        for value in given.values() if isinstance(given, Mapping) else (given,):
-            try:
-                good = math.isfinite(float(value)) and float(value) > 0  # YAML reads 1e3 as text
-            except (TypeError, ValueError):
-                good = False
-            if not good:
-                raise ValueError(f"{where}.{name} must be a positive number, got {given!r}")
+        if given is None:
+            continue
+        for value in _flat(given):
+            number = _number(value)
+            if (
+                not math.isfinite(number)
+                or (above is not None and number <= above)
+                or (least is not None and number < least)
+                or (below is not None and number >= below)
+                or (most is not None and number > most)
+            ):
+                path = f"{where}.{name}" if where else name
+                text = " ".join([kind, " and ".join(parts)]).strip()
+                raise ValueError(f"{path} must be {text}, got {given!r}")
+
+
+def _flat(given: Any) -> Iterator[Any]:
+    """What mappings and lists hold, however deep, or the value itself."""
+    if isinstance(given, Mapping):
+        given = list(given.values())
+    if not isinstance(given, (list, tuple)):
+        yield given
+        return
+    for value in given:
+        yield from _flat(value)
+
+
+def _number(value: Any) -> float:
+    """As a float; NaN for what is none."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)  # YAML reads 1e3 as text
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def check_positive(where: str, config: Any, *names: str) -> None:
+    """Refuse options that are not above 0, see `check_numbers`."""
+    check_numbers(where, config, *names, above=0)
+
+
+def check_irreps(where: str, text: str, l_max: int) -> None:
+    """
+    Refuse features that mace-torch's layers cannot have.
+
+    Raises:
+        ValueError: for what is no irreps, or not scalars first and then one block for each l up to ``l_max``,
+            of the parity of spherical harmonics and of one multiplicity.
+    """
+    import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
+    from e3nn import o3
+
+    wanted = "scalars" if l_max == 0 else f"scalars and, of l = 1 to {l_max}, as many of each"
+    usual = "16x0e" if l_max == 0 else "64x0e+64x1o"
+    try:
+        blocks = list(o3.Irreps(text))
+    except Exception:  # e3nn raises what it trips over
+        blocks = []
+    counts = {mul for mul, _ in blocks}
+    order = [ir.l for _, ir in blocks]
+    good = bool(blocks) and order[0] == 0 and order == sorted(set(order)) and order[-1] <= l_max
+    good = good and len(counts) == 1 and all(ir.p == (-1) ** ir.l for _, ir in blocks)
+    if not good or not 0 < min(counts) <= LARGEST:
+        raise ValueError(f"{where} must be irreps of {wanted}, such as {usual!r}, got {text!r}")
 
 
 def from_dict(cls: type[Config], values: Any, where: str) -> Config:
@@ -226,13 +350,15 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        for option in arguments:
-            if option is not type(None):
-                try:
-                    return _convert(option, value, where)
-                except (TypeError, ValueError):
-                    continue
-        raise TypeError(f"{where} must be {hint}, got {value!r}")
+        options = [option for option in arguments if option is not type(None)]
+        if len(options) == 1:
+            return _convert(options[0], value, where)
+        for option in options:
+            try:
+                return _convert(option, value, where)
+            except (TypeError, ValueError):
+                continue
+        raise TypeError(f"{where} must be {_name(hint)}, got {value!r}")
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)  # type: ignore[arg-type]
     if origin is tuple:
@@ -246,8 +372,21 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             return float(value)  # YAML reads 1e-6 as text
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    raise TypeError(f"{where} must be {getattr(hint, '__name__', hint)}, got {value!r}")
+    raise TypeError(f"{where} must be {_name(hint)}, got {value!r}")
+
+
+def _name(hint: Any) -> str:
+    """What an annotation asks for, in words."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {list(arguments)}"
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_name(option) for option in arguments)
+    if hint is type(None):
+        return "null"
+    kind = {tuple: "a list", dict: "a mapping", Mapping: "a mapping"}.get(origin or hint)
+    return kind or getattr(hint, "__name__", str(hint))

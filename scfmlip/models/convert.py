@@ -166,7 +166,8 @@ def _latent_rule(model: torch.nn.Module) -> LatentConfig:
     """What a MACELES adds to its network."""
     les: Any = model.les
     # versions of MACELES with dipoles, quadrupoles or induced charges say so by such switches
-    extras = [k for k, v in vars(model).items() if k.startswith("use_") and k not in _OPTIONS and v]
+    known = {*_OPTIONS, OPTION}
+    extras = [k for k, v in vars(model).items() if k.startswith("use_") and k not in known and v]
     if extras:
         raise ValueError(f"this MACELES has {', '.join(extras)}: from_mace takes models of charges alone")
     dropped = [

@@ -1,37 +1,56 @@
-"""Files that are whole or not there, and the state a training goes on from."""
+"""The state a training goes on from."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
-import os
 import random
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-FORMAT = 1
+from ..files import write_text, write_whole
+
+__all__ = [
+    "FILES",
+    "digests",
+    "generators",
+    "load_checkpoint",
+    "restore_generators",
+    "save_checkpoint",
+    "write_text",
+    "write_whole",
+]
+
+FORMAT = 2
+
+# what a training writes beside its options
+FILES = ("checkpoint.pt", "best.safetensors", "log.csv", "errors.json", "loss.png", "parity.png")
+_KEYS = (
+    "config",
+    "model_config",
+    "model",
+    "best",
+    "optimizer",
+    "schedule",
+    "ema",
+    "generators",
+    "progress",
+    "data",
+)
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that a kill at any time leaves the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """`write_whole` of a text."""
-    write_whole(path, lambda file: file.write(text.encode()))
+def digests(paths: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of what files hold, by path."""
+    found = {}
+    for path in paths:
+        with open(path, "rb") as file:
+            found[path] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def generators() -> dict[str, Any]:
@@ -60,7 +79,10 @@ def restore_generators(state: dict[str, Any]) -> None:
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a training's state; plain types and tensors only."""
-    write_whole(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+    # torch hides what the disk says: it writes to memory
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    write_whole(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -72,10 +94,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
     except Exception as error:  # torch raises whatever the damaged file makes it trip over
         raise ValueError(
-            f"{path} is no checkpoint: {type(error).__name__}. Start afresh with --fresh"
+            f"{path} is no checkpoint, or damaged ({type(error).__name__}): --fresh starts over"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"{path} was written by another version of scfmlip: start afresh with --fresh")
+        raise ValueError(f"{path} was written by another version of scfmlip: --fresh starts over")
+    missing = [key for key in _KEYS if key not in state]
+    if missing:
+        raise ValueError(f"{path} is no whole checkpoint, it lacks {', '.join(missing)}: --fresh starts over")
     return state

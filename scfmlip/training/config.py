@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
-from ..models.config import from_dict
+from ..models.config import check_numbers, from_dict
 from .losses import PENALTIES, TERMS, LossKind
+from .plain import read_yaml
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +64,8 @@ class DataConfig:
     cache: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("valid_fraction", "test_fraction"):
-            value = getattr(self, name)
-            if not 0 <= value < 1:
-                raise ValueError(f"data.{name} must be at least 0 and below 1, got {value}")
+        check_numbers("data", self, "valid_fraction", "test_fraction", least=0, below=1)
+        check_numbers("data", self, "split_seed", "num_workers", least=0)
         if self.valid_fraction + self.test_fraction >= 1:
             raise ValueError("data.valid_fraction and data.test_fraction leave no frame to train on")
 
@@ -93,21 +92,14 @@ class StageConfig:
     reset_optimizer: bool = False
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs of a stage must be at least 1, got {self.epochs}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"lr of a stage must be a positive number, got {self.lr}")
+        check_numbers("", self, "epochs", least=1)
+        check_numbers("", self, "lr", above=0)
         for name, value in self.loss.items():
             if name not in TERMS and name not in PENALTIES:
                 names = ", ".join([*TERMS, *PENALTIES])
                 raise ValueError(f"there is no loss term {name!r}; there are {names}")
-            try:
-                number = float(value)
-            except (TypeError, ValueError):
-                number = math.nan
-            if isinstance(value, bool) or not (math.isfinite(number) and number >= 0):
-                raise ValueError(f"the weight of loss term {name!r} must be a number >= 0, got {value!r}")
-            self.loss[name] = number
+            check_numbers("loss", SimpleNamespace(**{name: value}), name, least=0)
+            self.loss[name] = float(value)
         if not any(self.loss.values()):
             raise ValueError("a stage needs a loss term with a weight above 0")
 
@@ -131,8 +123,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise ValueError(f"optimizer.betas must be two numbers in [0, 1), got {list(self.betas)}")
-        if self.weight_decay < 0:
-            raise ValueError(f"optimizer.weight_decay must not be negative, got {self.weight_decay}")
+        check_numbers("optimizer", self, "weight_decay", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +132,9 @@ class ScheduleConfig:
     How the learning rate moves within a stage, once an epoch.
 
     Attributes:
-        name: "constant", "exponential" (times ``factor`` each epoch), "plateau" (times ``factor`` after
-            ``patience`` epochs without a better validation loss) or "cosine" (to ``min_lr`` at the end).
+        name: "constant", "exponential" (times ``factor`` each epoch), "plateau" (times ``factor`` once
+            more than ``patience`` epochs in a row brought no validation loss lower by 1e-4 of it) or "cosine"
+            (to ``min_lr`` at the end).
         factor, patience, min_lr: See there.
         warmup_steps: Optimizer steps of the first stage over which the rate rises linearly from nearly 0.
     """
@@ -154,10 +146,8 @@ class ScheduleConfig:
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.factor < 1:
-            raise ValueError(f"schedule.factor must lie between 0 and 1, got {self.factor}")
-        if self.patience < 0 or self.warmup_steps < 0 or self.min_lr < 0:
-            raise ValueError("schedule.patience, warmup_steps and min_lr must not be negative")
+        check_numbers("schedule", self, "factor", above=0, below=1)
+        check_numbers("schedule", self, "patience", "warmup_steps", "min_lr", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +173,7 @@ class TrainConfig:
         ema_decay: Of the averaged weights that are validated and saved; None for none.
         clip: Largest norm of the gradient; None for any.
         patience: Epochs of a stage without a better validation loss after which it ends; None for never.
-        checkpoint_interval: Epochs between checkpoints; the last epoch of a stage always gets one.
+        checkpoint_interval: Epochs between checkpoints; the first and the last of a stage get one always.
         wandb: Arguments of ``wandb.init``; None for no such log.
     """
 
@@ -212,15 +202,31 @@ class TrainConfig:
             raise ValueError("stages: a training needs at least one stage")
         if bool(self.model) == bool(self.start_from):
             raise ValueError("give either model (a new model) or start_from (a saved one)")
-        for name in ("batch_size", "checkpoint_interval"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}")
-        if self.clip is not None and self.clip <= 0:
-            raise ValueError(f"clip must be a positive number, got {self.clip}")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience must be at least 1, got {self.patience}")
+        kinds = {
+            "backbone": (Mapping, "a mapping of options"),
+            "elements": (list, "a list"),
+            "dtype": (str, "a name"),
+        }
+        for name, (kind, text) in kinds.items():
+            given = self.model.get(name)
+            if given is not None and not isinstance(given, kind):
+                raise TypeError(f"model.{name} must be {text}, got {given!r}")
+        if not self.output:
+            raise ValueError("output must be the name of a folder, got ''")
+        check_numbers("", self, "batch_size", "checkpoint_interval", "patience", least=1)
+        check_numbers("", self, "valid_batch_size", least=0)
+        check_numbers("", self, "seed", least=0, below=2**32)
+        check_numbers("", self, "ema_decay", above=0, below=1)
+        check_numbers("", self, "clip", "huber_delta", above=0)
+        low = min(stage.lr for stage in self.stages)
+        if self.schedule.min_lr > low:
+            text = f"at most the lr of every stage, {low:g}, got {self.schedule.min_lr:g}"
+            raise ValueError(f"schedule.min_lr must be {text}")
+        mine = Path(self.output) / "best.safetensors"
+        if self.start_from and Path(self.start_from).resolve() == mine.resolve():
+            raise ValueError(
+                f"start_from is {mine}, which this training writes: choose another output folder"
+            )
 
 
 def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
@@ -238,8 +244,16 @@ def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
         values["data"] = {**data, **lists}
     stages = values.get("stages")
     if isinstance(stages, (list, tuple)):
-        values["stages"] = [from_dict(StageConfig, stage, f"stages[{i}]") for i, stage in enumerate(stages)]
+        values["stages"] = [_stage(stage, f"stages[{i}]") for i, stage in enumerate(stages)]
     return from_dict(TrainConfig, values, "the training")
+
+
+def _stage(values: Any, where: str) -> StageConfig:
+    try:
+        return from_dict(StageConfig, values, where)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith(where) else f"{where}: {text}") from None
 
 
 def load_config(path: str | Path) -> TrainConfig:
@@ -248,17 +262,15 @@ def load_config(path: str | Path) -> TrainConfig:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError, TypeError: as `config_from_dict`, or if the file is no YAML.
+        ValueError, TypeError: as `config_from_dict`, or if the file is no YAML, or names an option twice.
     """
-    import yaml
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from None
+        values = read_yaml(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
     if not isinstance(values, Mapping):
         raise ValueError(f"{path} holds no options: it must be a mapping with data, model and stages")
     return config_from_dict(values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from types import SimpleNamespace
@@ -338,7 +339,9 @@ def make_loader(
     dataset: GraphDataset, batches: EpochBatches, num_workers: int = 0
 ) -> DataLoader[dict[str, Tensor]]:
     """Batches as the dictionaries models take, on the CPU."""
-    workers = {"num_workers": num_workers, "persistent_workers": True} if num_workers else {}
+    workers = {}
+    if num_workers:
+        workers = {"num_workers": num_workers, "persistent_workers": True, "worker_init_fn": _be_quiet}
     return DataLoader(
         cast(Dataset[Any], dataset),
         batch_sampler=batches,
@@ -347,6 +350,11 @@ def make_loader(
         generator=torch.Generator().manual_seed(0),
         **workers,
     )
+
+
+def _be_quiet(_: int) -> None:
+    """In a worker: say nothing about a parent that goes away while a thread hands it tensors."""
+    sys.excepthook = lambda *_: None
 
 
 def complete_model(config: TrainConfig, sets: dict[str, Frames]) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from ..models import Model, save
 from ..scf import ConvergenceError
-from .checkpoints import generators, restore_generators, save_checkpoint
+from .checkpoints import FILES, generators, restore_generators, save_checkpoint
 from .config import TrainConfig, config_to_dict
 from .data import EpochBatches, GraphDataset, make_loader
 from .losses import TERMS, Errors, loss
-from .optimize import Schedule, make_objective, make_optimizer, outputs_for
+from .optimize import Schedule, frozen, make_objective, make_optimizer, wanted
 from .processes import Processes
 from .report import write_history
 
@@ -72,6 +72,7 @@ class Trainer:
         workers: The processes.
         model_config: Plain dictionary of the model, kept in checkpoints.
         quiet: No progress bar.
+        data: Digests of the files of frames, kept in checkpoints.
     """
 
     def __init__(
@@ -82,9 +83,10 @@ class Trainer:
         workers: Processes,
         model_config: dict[str, Any],
         quiet: bool = False,
+        data: Mapping[str, str] | None = None,
     ) -> None:
         self.config, self.model, self.workers, self.quiet = config, model, workers, quiet
-        self.model_config = model_config
+        self.model_config, self.data = model_config, dict(data or {})
         self.folder = Path(config.output)
         self.sets = sets
         self.batches = EpochBatches(
@@ -93,11 +95,22 @@ class Trainer:
         self.train_loader = make_loader(sets["train"], self.batches, config.data.num_workers)
         self.progress = Progress()
         self.saved = 0
+        # the (averaged) weights of the best epoch
+        self.best: dict[str, Tensor] | None = None
         # told every row of the history, if somebody wants to know
         self.watch: Callable[[dict[str, Any]], None] | None = None
+        # called when the first epoch is on disk
+        self.begun: Callable[[], None] = lambda: None
         self.objective = make_objective(model, config, workers.world)
         self.ema = self._new_average()
         self._enter_stage(None)
+        steps = config.stages[0].epochs * len(self.batches)
+        if config.schedule.warmup_steps >= steps and workers.first:
+            log.warning(
+                "schedule.warmup_steps is %d, but the first stage has %d steps: it never reaches its lr",
+                config.schedule.warmup_steps,
+                steps,
+            )
 
     @property
     def checkpoint(self) -> Path:
@@ -157,22 +170,40 @@ class Trainer:
         progress.history.append(row)
         progress.epoch += 1
         progress.stage_epoch += 1
-        if row["valid_loss"] < progress.best:
+        better = row["valid_loss"] < progress.best
+        if better:
             progress.best, progress.best_epoch, progress.bad_epochs = row["valid_loss"], row["epoch"], 0
-            if self.workers.first:
-                with self._average():
-                    save(self.model, self.folder / "best.safetensors")
+            with self._average():
+                self.best = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
         else:
             progress.bad_epochs += 1
-        due = progress.epoch % self.config.checkpoint_interval == 0
-        if self.workers.first and (due or progress.stage_epoch == stage.epochs):
-            save_checkpoint(self.checkpoint, self.state())
-            self.saved = progress.epoch
         if self.workers.first:
-            write_history(self.folder / "log.csv", progress.history)
+            try:
+                self._write(better)
+            except OSError as error:
+                what = f"epoch {row['epoch']} cannot be written: {error.strerror or error}"
+                raise TrainingError(f"{what}. {self._kept()}") from error
         if self.watch is not None:
             self.watch(row)
         self.say(_line(row))
+
+    def _write(self, better: bool) -> None:
+        """The files of an epoch; the checkpoint, which holds the best weights too, first."""
+        progress, best = self.progress, self.folder / "best.safetensors"
+        due = progress.epoch % self.config.checkpoint_interval == 0 or progress.epoch == 1
+        if due or progress.stage_epoch == self.config.stages[progress.stage].epochs:
+            save_checkpoint(self.checkpoint, self.state())
+            self.saved = progress.epoch
+        if better:
+            with self._average():
+                save(self.model, best)
+        if progress.epoch == 1:
+            # of a training before, which this one takes the place of now
+            for name in FILES[1:]:
+                if name != best.name or not better:
+                    (self.folder / name).unlink(missing_ok=True)
+            self.begun()
+        write_history(self.folder / "log.csv", progress.history)
 
     def _train_epoch(self) -> dict[str, float]:
         """Every training frame once."""
@@ -276,7 +307,9 @@ class Trainer:
         return {
             "config": config_to_dict(self.config),
             "model_config": self.model_config,
+            "data": self.data,
             "model": self.model.state_dict(),
+            "best": self.best,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
@@ -293,8 +326,19 @@ class Trainer:
             ValueError: if the configuration asks for another training.
         """
         check_same(state["config"], config_to_dict(self.config), state["progress"])
+        changed = [path for path, digest in state["data"].items() if self.data.get(path) != digest]
+        if changed:
+            raise ValueError(
+                f"{', '.join(changed)} changed since the checkpoint was written: put back what it was, use "
+                "another output folder, or --fresh to start over in this one"
+            )
         self.progress = Progress(**state["progress"])
         self.saved = self.progress.epoch
+        self.best = state["best"]
+        if self.best is not None and self.workers.first:
+            # whatever became of the file
+            self.model.load_state_dict(self.best)
+            save(self.model, self.folder / "best.safetensors")
         self.model.load_state_dict(state["model"])
         self._enter_stage(None)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -302,6 +346,16 @@ class Trainer:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         restore_generators(state["generators"])
+
+    def close(self) -> None:
+        """
+        Let go of what exchanges gradients, before the processes part.
+
+        Else its destructor may wait, holding Python's lock, for a thread of theirs that waits for that lock.
+        """
+        for name in ("logger", "reducer"):
+            if hasattr(self.objective, name):
+                setattr(self.objective, name, None)
 
     def say(self, text: str) -> None:
         """One line to the log, from the first process."""
@@ -321,7 +375,7 @@ class Trainer:
         return ", ".join(shown) + (f" and {len(numbers) - 4} more" if len(numbers) > 4 else "")
 
     def _kept(self) -> str:
-        if not self.checkpoint.is_file():
+        if not self.saved:
             return "There is no checkpoint yet."
         best = self.folder / "best.safetensors"
         return f"{self.checkpoint} keeps {self.saved} epochs, {best} the best model."
@@ -333,43 +387,24 @@ class Trainer:
         )
 
 
-def wanted(batch: Mapping[str, Tensor], weights: Mapping[str, float] | None = None) -> dict[str, bool]:
-    """What to compute beside the energy: whatever the batch has labels of or the loss counts."""
-    labels = {
-        name: 1.0 for name in ("forces", "stress", "potential") if bool((batch[f"{name}_weight"] > 0).any())
-    }
-    return outputs_for({**(weights or {}), **labels})
-
-
-@contextmanager
-def frozen(model: torch.nn.Module) -> Iterator[None]:
-    """No derivatives with respect to the weights: forces need those of positions only."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    for p in trained:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in trained:
-            p.requires_grad_(True)
-
-
 def check_same(old: dict[str, Any], new: dict[str, Any], progress: Mapping[str, Any]) -> None:
     """
     Whether a configuration continues the training of another one.
 
-    The current stage may have become longer, later ones may be anything.
+    The current stage may have become longer, but for one whose rate falls to its end (cosine); later ones may
+    be anything.
 
     Raises:
         ValueError: names the options that differ.
     """
+    cosine = old["schedule"]["name"] == "cosine"
 
     def kept(config: dict[str, Any]) -> dict[str, Any]:
         flat = {k: v for k, v in config.items() if k not in (*_FREE, "data", "stages", "model")}
         flat |= {f"data.{k}": v for k, v in config["data"].items() if k not in _FREE_DATA}
         flat |= {f"model.{k}": v for k, v in config["model"].items()}
         for i, stage in enumerate(config["stages"][: progress["stage"] + 1]):
-            longer = i == progress["stage"] and stage["epochs"] >= progress["stage_epoch"]
+            longer = i == progress["stage"] and stage["epochs"] >= progress["stage_epoch"] and not cosine
             flat |= {f"stages[{i}].{k}": v for k, v in stage.items() if not (longer and k == "epochs")}
         # tuples and lists are one thing in a file
         return json.loads(json.dumps(flat))

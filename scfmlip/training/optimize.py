@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -44,6 +45,8 @@ def make_optimizer(model: torch.nn.Module, options: OptimizerConfig, lr: float) 
 class Schedule:
     """
     The learning rate of one stage: a linear rise over the first steps, then torch's scheduler once an epoch.
+
+    Epochs that begin and end within the rise do not count: a cosine takes those that are left.
 
     Args:
         optimizer: Whose rates are set.
@@ -88,7 +91,11 @@ class Schedule:
 
     def after_epoch(self, loss: float) -> None:
         """Called after each epoch with the validation loss."""
-        if self.main is None or self.done < self.steps:
+        if self.main is None:
+            return
+        if self.done < self.steps:
+            if isinstance(self.main, lr_scheduler.CosineAnnealingLR):
+                self.main.T_max -= 1
             return
         if isinstance(self.main, lr_scheduler.ReduceLROnPlateau):
             self.main.step(loss)
@@ -153,6 +160,27 @@ def outputs_for(weights: Mapping[str, float]) -> dict[str, bool]:
         "compute_potential": weights.get("potential", 0) > 0,
         "compute_stability": weights.get("scf_stability", 0) > 0,
     }
+
+
+def wanted(batch: Mapping[str, Tensor], weights: Mapping[str, float] | None = None) -> dict[str, bool]:
+    """What to compute beside the energy: whatever the batch has labels of or the loss counts."""
+    labels = {
+        name: 1.0 for name in ("forces", "stress", "potential") if bool((batch[f"{name}_weight"] > 0).any())
+    }
+    return outputs_for({**(weights or {}), **labels})
+
+
+@contextmanager
+def frozen(model: torch.nn.Module) -> Iterator[None]:
+    """No derivatives with respect to the weights: forces need those of positions only."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for p in trained:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
 
 
 def make_objective(model: torch.nn.Module, config: TrainConfig, world: int) -> torch.nn.Module:

@@ -11,6 +11,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from ..devices import pick_device
+
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
@@ -44,26 +46,6 @@ class Processes:
         """Until every process is here."""
         if self.world > 1:
             torch.distributed.barrier()
-
-
-def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """
-    A device by name.
-
-    Raises:
-        ValueError: for a name that is no device, or one this machine does not have.
-    """
-    if name == "auto":
-        name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
-    elif name == "cuda":
-        name = f"cuda:{local_rank}"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch finds no CUDA device here: use cpu or auto")
-    return device
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .checkpoints import write_text, write_whole
+from ..files import write_text, write_whole
 from .losses import LABELS, TERMS
 
 # name of a label: (predictions, references), flat

@@ -6,7 +6,8 @@ import json
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import numpy as np
 import torch
 import yaml
 from mace.tools import set_seeds
-from safetensors.torch import load_file
 
 from .. import models
+from ..files import locked, write_text
 from ..models.rules import name_of, rule_class
-from .checkpoints import load_checkpoint, write_text
+from .checkpoints import FILES, digests, load_checkpoint
+from .checks import check_counted, check_predictions, check_stages
 from .config import TrainConfig, config_from_dict, config_to_dict
 from .data import (
     DTYPES,
@@ -30,8 +32,9 @@ from .data import (
     make_loader,
     read_sets,
 )
-from .loop import Trainer, frozen, wanted
+from .loop import Trainer
 from .losses import labelled_pairs
+from .optimize import frozen, wanted
 from .processes import Processes, processes
 from .report import plot_history, plot_parity, write_json
 
@@ -58,14 +61,16 @@ def prepare(
     """
     sets = read_sets(config.data)
     counts = check_labels(sets, config)
-    if config.start_from is not None:
+    check_counted(sets, config)
+    loaded, full = None, {}
+    if config.start_from is None:
+        # when resuming too: it takes isolated atoms out of the training set
+        full = complete_model(config, sets)
+    elif model_config is None:
         loaded = models.load(config.start_from)
         full = models.config_to_dict(loaded.config)
         if config.dtype not in (None, full["dtype"]):
             full["dtype"] = config.dtype
-    else:
-        loaded = None
-        full = complete_model(config, sets)
     full = full if model_config is None else model_config
     typed = models.make_config(full)
     graphs = {
@@ -90,6 +95,7 @@ def prepare(
         weights = loaded.state_dict()
     model = models.build(full, weights)
     check_stages(config, model, counts)
+    check_predictions(config, model, graphs["train"])
     sizes = ", ".join(f"{len(g)} {name}" for name, g in graphs.items())
     labels = ", ".join(f"{name} {n}" for name, n in counts.items() if n)
     if workers.first:
@@ -104,42 +110,22 @@ def prepare(
     return model.to(workers.device), graphs, models.config_to_dict(model.config)
 
 
-def check_stages(config: TrainConfig, model: models.Model, counts: Mapping[str, int]) -> None:
-    """
-    Whether the model can be trained so.
-
-    Raises:
-        ValueError: for a direct stage of a rule without one, or without a reference density.
-    """
-    for i, stage in enumerate(config.stages):
-        if stage.scf != "direct":
-            continue
-        if not model.rule.supports_direct:
-            raise ValueError(
-                f"stages[{i}].scf is direct, but the rule has no state to step from: use scf: converged"
-            )
-        if not (counts["density_coefficients"] or counts["charges"]):
-            raise ValueError(
-                f"stages[{i}].scf is direct: it needs a reference density, data.multipoles_key or "
-                "data.charges_key"
-            )
-
-
 def train(
     config: TrainConfig | Mapping[str, Any], fresh: bool = False, quiet: bool = False
 ) -> dict[str, Any]:
     """
     Train a model, or go on with a training that was interrupted.
 
-    In ``config.output`` appear ``config.yaml``, ``log.csv`` (a row per epoch), ``checkpoint.pt``,
-    ``best.safetensors`` (`scfmlip.load`; averaged weights of the lowest validation loss of the last stage),
-    ``errors.json``, ``loss.png`` and ``parity.png``. A run with the same options in the same folder goes on
-    after the last epoch that was completed, bit for bit as if it had never stopped (on one processor type
-    and number of processes; CUDA's atomic sums differ from run to run).
+    In ``config.output`` appear ``config.yaml`` (``options.yaml`` where that is a file of yours), ``log.csv``
+    (a row per epoch), ``checkpoint.pt``, ``best.safetensors`` (`scfmlip.load`; averaged weights of the lowest
+    validation loss of the last stage), ``errors.json``, ``loss.png`` and ``parity.png``. A run with the same
+    options and data in the same folder goes on after the last epoch that was completed, bit for bit as if it
+    had never stopped (on one processor type and number of processes; CUDA's atomic sums differ from run to
+    run). One training at a time holds a folder.
 
     Args:
         config: The options, or their plain dictionary.
-        fresh: Start over, whatever the folder holds.
+        fresh: Start over: what the folder holds of a training before is replaced after the first epoch.
         quiet: No progress bar.
 
     Returns:
@@ -148,37 +134,36 @@ def train(
 
     Raises:
         FileNotFoundError, ValueError, TypeError: for options or data that do not fit; nothing was trained.
+        BlockingIOError: if another training holds the folder.
         TrainingError: for a training that cannot go on.
     """
     if not isinstance(config, TrainConfig):
         config = config_from_dict(config)
     folder = Path(config.output)
-    with processes(config.device) as workers:
+    with processes(config.device) as workers, _alone(folder, workers), ExitStack() as ending:
         set_seeds(config.seed)
         random.seed(config.seed)
-        if fresh and workers.first:
-            for name in ("checkpoint.pt", "best.safetensors", "log.csv", "errors.json"):
-                (folder / name).unlink(missing_ok=True)
-        workers.wait()
-        checkpoint = folder / "checkpoint.pt"
-        state = load_checkpoint(checkpoint) if checkpoint.is_file() else None
+        state = None if fresh else _find_state(folder)
         earlier = () if state is None else (state["model_config"], state["model"])
         model, graphs, full = prepare(config, workers, *earlier)
-        trainer = Trainer(config, model, graphs, workers, full, quiet)
+        data = digests([*config.data.train, *config.data.valid, *config.data.test])
+        trainer = Trainer(config, model, graphs, workers, full, quiet, data)
+        ending.callback(trainer.close)
+        trainer.begun = partial(_write_options, folder, config, workers)
         if state is not None:
             trainer.resume(state)
-            trainer.say(f"going on after {trainer.progress.epoch} epochs of {checkpoint}")
-        if workers.first:
-            write_text(
-                folder / "config.yaml", yaml.safe_dump(_plain(config_to_dict(config)), sort_keys=False)
-            )
+            trainer.say(f"going on after {trainer.progress.epoch} epochs of {trainer.checkpoint}")
+            trainer.begun()
         with _wandb(config, workers, full) as trainer.watch:
             progress = trainer.run()
         workers.wait()
-        best = folder / "best.safetensors"
-        if best.is_file():
-            model.load_state_dict(load_file(best))
+        if trainer.best is None:
+            log.warning("no epoch had a finite validation loss: there is no best model")
+        else:
+            model.load_state_dict(trainer.best)
             trainer.ema = None
+            if workers.first:
+                models.save(model, folder / "best.safetensors")
         last = config.stages[-1]
         summary: dict[str, Any] = {
             "epochs": progress.epoch,
@@ -195,6 +180,53 @@ def train(
             )
         workers.wait()
         return summary | {"first": workers.first}
+
+
+@contextmanager
+def _alone(folder: Path, workers: Processes) -> Iterator[None]:
+    """Hold the folder for these processes, against others."""
+    with ExitStack() as stack:
+        problem: OSError | None = None
+        if workers.first:
+            try:
+                stack.enter_context(locked(folder, "trains a model", FILES))
+            except OSError as error:
+                problem = error
+        if float(workers.sum(torch.tensor([float(problem is not None)]))):
+            raise problem or OSError(f"the first process cannot write to {folder}")
+        yield
+
+
+def _find_state(folder: Path) -> dict[str, Any] | None:
+    """
+    The state of a training to go on with.
+
+    Raises:
+        ValueError: for a damaged checkpoint, or results without one, which a new training would replace.
+    """
+    checkpoint, *others = (folder / name for name in FILES)
+    if checkpoint.exists():
+        return load_checkpoint(checkpoint)
+    found = [path.name for path in others if path.exists()]
+    if found:
+        raise ValueError(
+            f"{folder} holds {', '.join(found)}, but no {checkpoint.name} to go on from: choose another "
+            "output folder, or --fresh to replace them"
+        )
+    return None
+
+
+_HEAD = "# the options of this training, as scfmlip read them\n"
+
+
+def _write_options(folder: Path, config: TrainConfig, workers: Processes) -> None:
+    """``config.yaml``, beside it where a user's own file has that name."""
+    if not workers.first:
+        return
+    path = folder / "config.yaml"
+    if path.exists() and not path.read_text(errors="replace").startswith(_HEAD):
+        path = folder / "options.yaml"
+    write_text(path, _HEAD + yaml.safe_dump(_plain(config_to_dict(config)), sort_keys=False))
 
 
 def parity(

@@ -6,10 +6,15 @@ import torch
 
 pytest.importorskip("mace", reason="needs mace-torch")
 
+import ase.io.formats
+from ase.build import molecule
 from ase.io import read, write
+from interfaces.mace_models import mace_model
 from interfaces.polar_models import random_frames, shared_polar_model
 
+import scfmlip.models
 from scfmlip.ase import Calculator
+from scfmlip.cli import evaluate as commands
 from scfmlip.cli import main
 from scfmlip.data import path
 
@@ -26,7 +31,7 @@ def model_file(tmp_path_factory):
 
 def evaluate(frames, model_file, folder, *options):
     write(folder / "in.xyz", frames, format="extxyz")
-    arguments = ["evaluate", str(folder / "in.xyz"), "--model", str(model_file), "--quiet"]
+    arguments = ["evaluate", str(folder / "in.xyz"), "--model", str(model_file), "--quiet", "--trust-pickle"]
     status = main([*arguments, "-o", str(folder / "out.xyz"), *options])
     return status, (read(folder / "out.xyz", ":") if (folder / "out.xyz").exists() else None)
 
@@ -41,7 +46,7 @@ def test_equals_the_calculator_whatever_the_batch(model_file, tmp_path):
         assert len(out) == len(frames)
         for atoms, got in zip(frames, out, strict=True):
             want = atoms.copy()
-            want.calc = Calculator(model_file)
+            want.calc = Calculator(model_file, trust_pickle=True)
             assert got.info["scfmlip_energy"] == pytest.approx(want.get_potential_energy(), rel=1e-7)
             np.testing.assert_allclose(got.arrays["scfmlip_forces"], want.get_forces(), atol=1e-6)
             np.testing.assert_allclose(got.arrays["scfmlip_charges"], want.get_charges(), atol=1e-7)
@@ -64,7 +69,7 @@ def test_a_bad_frame_is_named_and_nothing_is_written(model_file, tmp_path, capsy
     frames = random_frames([(T, T, T)] * 3, n_atoms=4)
     del frames[1].info["charge"]
     status, out = evaluate(frames, model_file, tmp_path)
-    assert (status, out) == (1, None)
+    assert (status, out) == (2, None)
     message = capsys.readouterr().err
     assert "frame 1 of" in message
     assert "lacks atoms.info['charge']" in message
@@ -80,12 +85,210 @@ def test_a_bad_frame_is_named_and_nothing_is_written(model_file, tmp_path, capsy
 def test_refusals(model_file, tmp_path, capsys):
     frames = random_frames([(T, T, T)], n_atoms=4)
     assert evaluate(frames, model_file, tmp_path)[0] == 0
-    assert evaluate(frames, model_file, tmp_path)[0] == 1
+    assert evaluate(frames, model_file, tmp_path)[0] == 2
     assert "exists: choose another name or pass --overwrite" in capsys.readouterr().err
     for arguments, message in (
         (["none.xyz", "--model", str(model_file)], "there is no file none.xyz"),
         ([str(tmp_path / "in.xyz"), "--model", "none.model"], "there is no model file none.model"),
         ([str(tmp_path / "in.xyz"), "--model", str(model_file), "--batch-size", "0"], "at least 1"),
     ):
-        assert main(["evaluate", *arguments, "-o", str(tmp_path / "new.xyz")]) == 1
+        assert main(["evaluate", *arguments, "-o", str(tmp_path / "new.xyz")]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def local_file(tmp_path_factory):
+    """A model of ours, which raises where atoms overlap; mace's says NaN."""
+    file = tmp_path_factory.mktemp("local") / "local.safetensors"
+    backbone = {"r_max": 3.0, "hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "radial_MLP": [4]}
+    config = {"elements": ["H", "O"], "rule": "local", "density": {"l_max": 0, "sigma": 1.0}}
+    scfmlip.save(scfmlip.models.build({**config, "backbone": backbone}), file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def mace_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("mace") / "mace.model"
+    torch.save(mace_model(), file)
+    return file
+
+
+def waters(count=8, overlapping=()):
+    """Labelled molecules; in some two atoms lie on each other."""
+    frames = []
+    for i in range(count):
+        atoms = molecule("H2O")
+        atoms.rattle(0.03, seed=i)
+        atoms.info.update(number=i, REF_energy=-float(i))
+        if i in overlapping:
+            atoms.positions[2] = atoms.positions[1]
+        frames.append(atoms)
+    return frames
+
+
+def numbers(file):
+    return [int(atoms.info["number"]) for atoms in read(file, ":")]
+
+
+@pytest.mark.parametrize("kind", ["ours", "mace"])
+def test_one_bad_frame_costs_no_other(kind, local_file, mace_file, tmp_path, capsys):
+    """It stands in the middle of a batch, and fails only when the model runs."""
+    model = local_file if kind == "ours" else mace_file
+    status, out = evaluate(waters(overlapping=[5]), model, tmp_path)
+    printed = capsys.readouterr().err
+    assert out is None
+    assert status in (1, 2)
+    assert "frame 5 of" in printed
+    assert ("multipoles" if kind == "ours" else "energy is NaN") in printed
+    (part,) = tmp_path.glob("partial-*")
+    assert part.name in printed
+    assert numbers(part) == [0, 1, 2, 3, 4]
+    status, out = evaluate(waters(overlapping=[5]), model, tmp_path, "--skip-bad")
+    assert status == 1
+    assert numbers(tmp_path / "out.xyz") == [0, 1, 2, 3, 4, 6, 7]
+    printed = capsys.readouterr()
+    assert "skipped: frame 5 of" in printed.err
+    assert "wrote 7 frames" in printed.out
+    assert "1 skipped" in printed.out
+    # those of its batch have the results they have alone
+    (tmp_path / "alone").mkdir()
+    _, alone = evaluate(waters(), model, tmp_path / "alone", "--batch-size", "1")
+    for got in out:
+        want = alone[int(got.info["number"])]
+        assert got.info["scfmlip_energy"] == pytest.approx(want.info["scfmlip_energy"], rel=1e-6)
+        np.testing.assert_allclose(got.arrays["scfmlip_forces"], want.arrays["scfmlip_forces"], rtol=1e-5)
+
+
+def test_if_every_frame_is_bad_nothing_is_written(local_file, tmp_path, capsys):
+    (tmp_path / "out.xyz").write_text("results of yesterday")
+    frames = waters(2, overlapping=[0, 1])
+    write(tmp_path / "in.xyz", frames)
+    command = ["evaluate", str(tmp_path / "in.xyz"), "--model", str(local_file), "--quiet", "--skip-bad"]
+    assert main([*command, "-o", str(tmp_path / "out.xyz"), "--overwrite"]) == 1
+    assert "no frame of" in capsys.readouterr().err
+    assert (tmp_path / "out.xyz").read_text() == "results of yesterday"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.xyz", "out.xyz"]
+
+
+def in_place(folder, model, *options):
+    file = folder / "x.xyz"
+    arguments = ["evaluate", str(file), "-o", str(file), "--model", str(model), "--overwrite", "--quiet"]
+    return main([*arguments, *options])
+
+
+def test_the_output_may_be_the_input(local_file, tmp_path, monkeypatch, capsys):
+    write(tmp_path / "x.xyz", waters(overlapping=[5]), format="extxyz")
+    before = (tmp_path / "x.xyz").read_bytes()
+    # a bad frame, and a kill after the first batch
+    assert in_place(tmp_path, local_file) == 2
+    assert (tmp_path / "x.xyz").read_bytes() == before
+    original, calls = commands._compute, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    for part in tmp_path.glob("partial-*"):
+        part.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "_compute", interrupted)
+        assert in_place(tmp_path, local_file) == 130
+    assert (tmp_path / "x.xyz").read_bytes() == before
+    (part,) = tmp_path.glob("partial-*")
+    assert numbers(part) == [0, 1, 2, 3]
+    assert f"4 finished frames are in {part}" in capsys.readouterr().err
+    # part of the file would take the place of the whole
+    assert in_place(tmp_path, local_file, "--index", ":2") == 2
+    assert (tmp_path / "x.xyz").read_bytes() == before
+    # the labels of the frame that is left out are still somewhere
+    assert in_place(tmp_path, local_file, "--skip-bad") == 1
+    assert numbers(tmp_path / "x.xyz") == [0, 1, 2, 3, 4, 6, 7]
+    assert [a.info["REF_energy"] for a in read(tmp_path / "x.xyz", ":")] == [0, -1, -2, -3, -4, -6, -7]
+    (old,) = tmp_path.glob("before-*-x.xyz")
+    assert old.read_bytes() == before
+
+
+def test_a_full_disk_leaves_whole_frames(local_file, tmp_path, monkeypatch, capsys):
+    write(tmp_path / "x.xyz", waters(), format="extxyz")
+    before = (tmp_path / "x.xyz").read_bytes()
+    opened = ase.io.formats.open_with_compression
+
+    def full(name, mode="r"):
+        file = opened(name, mode)
+        if mode == "a" and file.tell() > 1500:
+            with file:
+                file.write("3\nhalf a fra")
+            raise OSError(28, "No space left on device", name)
+        return file
+
+    monkeypatch.setattr(ase.io.formats, "open_with_compression", full)
+    assert in_place(tmp_path, local_file) == 1
+    monkeypatch.undo()
+    assert (tmp_path / "x.xyz").read_bytes() == before
+    (part,) = tmp_path.glob("partial-*")
+    assert numbers(part) == list(range(len(numbers(part))))
+    assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_frames_that_cannot_be_read(local_file, tmp_path, capsys):
+    write(tmp_path / "whole.xyz", waters(), format="extxyz")
+    lines = (tmp_path / "whole.xyz").read_text().splitlines(keepends=True)
+    lines[5 * 3 + 3] = "H    x    0.0    0.0\n"
+    file = tmp_path / "in.xyz"
+    file.write_text("".join(lines[:-1]))
+    command = ["evaluate", str(file), "--model", str(local_file), "-o", str(tmp_path / "out.xyz"), "--quiet"]
+    assert main(command) == 2
+    assert "cannot be read, is it cut off or damaged?" in capsys.readouterr().err
+    assert main([*command, "--skip-bad"]) == 1
+    printed = capsys.readouterr().err
+    assert "skipped: frame 3 of" in printed
+    assert "skipped: frame 7 of" in printed
+    assert numbers(tmp_path / "out.xyz") == [0, 1, 2, 4, 5, 6]
+
+
+def test_the_ends_of_a_file_are_looked_at(local_file, tmp_path, capsys):
+    """ASE stops at an empty line, and takes half of a number for a number."""
+    write(tmp_path / "whole.xyz", waters(), format="extxyz")
+    whole, file = (tmp_path / "whole.xyz").read_text(), tmp_path / "in.xyz"
+    lines = whole.splitlines(keepends=True)
+    file.write_text("".join([*lines[:10], "\n", *lines[10:], "\n"]))
+    assert len(read(file, ":")) == 2
+    command = ["evaluate", str(file), "--model", str(local_file), "-o", str(tmp_path / "out.xyz"), "--quiet"]
+    assert main(command) == 2
+    assert "an empty line stands before frame 2" in capsys.readouterr().err
+    assert main([*command, "--skip-bad"]) == 0
+    assert numbers(tmp_path / "out.xyz") == list(range(8))
+    file.write_text(whole[:-3])
+    assert main([*command, "--overwrite"]) == 0
+    assert "ends within a line" in capsys.readouterr().err
+
+
+def test_what_extended_xyz_cannot_hold_costs_no_result(local_file, tmp_path, capsys):
+    """ASE writes an empty text so that its reader swallows the name behind it."""
+    atoms = waters(1)[0]
+    lost = {"empty": "", "backslash": "a\\", "two lines": "a\nb", "none": np.zeros(0)}
+    atoms.info = {**lost, **atoms.info}
+    write(tmp_path / "in.traj", atoms)
+    out = tmp_path / "out.xyz"
+    assert main(["evaluate", str(tmp_path / "in.traj"), "--model", str(local_file), "-o", str(out)]) == 0
+    printed = capsys.readouterr().err
+    for name in lost:
+        assert f"left out, from frame 0 of {tmp_path / 'in.traj'} on: {name!r}" in printed
+    assert {"number", "REF_energy", "scfmlip_energy", "scfmlip_dipole"} <= set(read(out).info)
+
+
+def test_frames_are_named_as_ase_names_them(local_file, tmp_path, capsys):
+    write(tmp_path / "in.xyz", waters(overlapping=[5]), format="extxyz")
+    command = ["evaluate", str(tmp_path / "in.xyz"), "--model", str(local_file), "--quiet", "--skip-bad"]
+    assert main([*command, "-o", str(tmp_path / "out.xyz"), "--index", "4:"]) == 1
+    assert f"frame 1 of {tmp_path / 'in.xyz'}@4:" in capsys.readouterr().err
+
+
+def test_compressed_output(local_file, tmp_path):
+    write(tmp_path / "in.xyz", waters(), format="extxyz")
+    command = ["evaluate", str(tmp_path / "in.xyz"), "--model", str(local_file), "--quiet"]
+    assert main([*command, "-o", str(tmp_path / "out.xyz.gz")]) == 0
+    assert (tmp_path / "out.xyz.gz").read_bytes()[:2] == b"\x1f\x8b"
+    assert numbers(tmp_path / "out.xyz.gz") == list(range(8))

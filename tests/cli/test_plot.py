@@ -58,11 +58,82 @@ def test_draws_every_kind(file, quantity, kind, tmp_path):
 
 def test_says_which_arrays_there_are(tmp_path, capsys):
     write(tmp_path / "a.xyz", Atoms("H"), format="extxyz")
-    assert main(["plot", str(tmp_path / "a.xyz"), "-o", str(tmp_path / "p.png")]) == 1
+    assert main(["plot", str(tmp_path / "a.xyz"), "-o", str(tmp_path / "p.png")]) == 2
     assert "pass --charges with one of ['numbers', 'positions']" in capsys.readouterr().err
-    assert main(["plot", "none.xyz", "-o", "p.png"]) == 1
+    assert main(["plot", "none.xyz", "-o", "p.png"]) == 2
     assert "there is no file" in capsys.readouterr().err
     atoms = read(path("al_water.xyz"), 0)
     assert read_rows(atoms, "REF_mulliken", None).shape == (len(atoms), 1)
     with pytest.raises(ValueError, match="no array 'dip'"):
         read_rows(atoms, "REF_mulliken", "dip")
+
+
+def sheet(charge=0.05, n=6):
+    """A charged sheet at z = 10 angstrom, and its area."""
+    positions = [(i, j, 10.0) for i in range(n) for j in range(n)]
+    atoms = Atoms("H" * n * n, positions=positions, cell=[n, n, 30.0], pbc=[True, True, False])
+    atoms.arrays["charges"] = np.full(n * n, charge / (n * n))
+    return atoms, float(n * n)
+
+
+def drawn(atoms, folder, quantity, *options):
+    """Positions and values of the command's curve."""
+    write(folder / "in.xyz", atoms, format="extxyz")
+    command = ["plot", str(folder / "in.xyz"), "-o", str(folder / "p.png"), "--data", str(folder / "p.csv")]
+    assert main([*command, "--quantity", quantity, "--sigma", "0.8", "--points", "120", *options]) == 0
+    return np.loadtxt(folder / "p.csv", delimiter=",", skiprows=1).T
+
+
+def test_the_counter_charge_is_drawn(tmp_path):
+    """Between a charged sheet and its counter-charge the field is sigma / eps0, outside it is none."""
+    charge = 0.05
+    atoms, area = sheet(charge)
+    z, alone = drawn(atoms, tmp_path, "field")
+    assert np.interp(14.0, z, alone) == pytest.approx(FIELD_CONSTANT * charge / area / 2, rel=1e-6)
+    atoms.info["counter_charge"] = (18.0, 20.0)
+    z, field = drawn(atoms, tmp_path, "field")
+    assert np.interp(14.0, z, field) == pytest.approx(FIELD_CONSTANT * charge / area, rel=1e-6)
+    assert np.interp([2.0, 4.0, 24.0], z, field) == pytest.approx([0.0] * 3, abs=1e-7)
+    z, potential = drawn(atoms, tmp_path, "potential")
+    step = np.interp(24.0, z, potential) - np.interp(2.0, z, potential)
+    # to the middle of the counter-charge
+    assert step == pytest.approx(-FIELD_CONSTANT * charge / area * 9.0, rel=1e-4)
+    z, density = drawn(atoms, tmp_path, "density")
+    assert density.sum() == pytest.approx(0.0, abs=1e-3 * np.abs(density).sum())
+
+
+def test_an_external_field_is_drawn(tmp_path):
+    """Of mace's sign: the energy gains field . dipole, a charge feels minus the field."""
+    atoms, _ = sheet()
+    atoms.arrays["charges"] *= 0.0
+    atoms.info["external_field"] = np.array([0.0, 0.0, 0.02])
+    z, field = drawn(atoms, tmp_path, "field")
+    assert field == pytest.approx(np.full_like(z, -0.02), abs=1e-9)
+    z, potential = drawn(atoms, tmp_path, "potential")
+    assert np.polyfit(z, potential, 1)[0] == pytest.approx(0.02, rel=1e-9)
+
+
+def test_only_charges_are_drawn(tmp_path, capsys):
+    """The first column of any array was taken for them."""
+    atoms, _ = sheet()
+    with pytest.raises(ValueError, match=r"'positions' \[36, 3\] must hold one number of each of 36 atoms"):
+        read_rows(atoms, "positions", None)
+    atoms.arrays["names"] = np.array(["a"] * len(atoms))
+    with pytest.raises(ValueError, match="'names'"):
+        read_rows(atoms, "names", None)
+    write(tmp_path / "in.xyz", atoms, format="extxyz")
+    before = (tmp_path / "in.xyz").read_bytes()
+    for options in (["--data", str(tmp_path / "in.xyz")], ["--data", str(tmp_path / "p.png")]):
+        assert main(["plot", str(tmp_path / "in.xyz"), "-o", str(tmp_path / "p.png"), *options]) == 2
+        assert "must be different files" in capsys.readouterr().err
+    assert (tmp_path / "in.xyz").read_bytes() == before
+
+
+def test_pictures_appear_whole(tmp_path, monkeypatch):
+    atoms, _ = sheet()
+    (tmp_path / "p.png").write_bytes(b"yesterday's")
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    write(tmp_path / "in.xyz", atoms, format="extxyz")
+    assert main(["plot", str(tmp_path / "in.xyz"), "-o", str(tmp_path / "p.png"), "--points", "5"]) == 1
+    assert (tmp_path / "p.png").read_bytes() == b"yesterday's"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.xyz", "p.png"]

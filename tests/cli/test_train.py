@@ -53,7 +53,7 @@ def test_train(tmp_path, capsys):
     ],
 )
 def test_mistakes_take_one_line(tmp_path, capsys, change, message):
-    assert main(["train", write(tmp_path, **change), "--quiet"]) == 1
+    assert main(["train", write(tmp_path, **change), "--quiet"]) == 2
     printed = capsys.readouterr().err.strip().splitlines()
     assert message in printed[-1]
     assert printed[-1].startswith("scfmlip train: ")

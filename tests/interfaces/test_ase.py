@@ -110,7 +110,7 @@ def test_left_handed_lattice_vectors(atoms, model):
 def test_loads_what_mace_saved(atoms, model, tmp_path):
     torch.save(model, tmp_path / "polar.model")
     want = atoms.get_potential_energy()
-    atoms.calc = Calculator(tmp_path / "polar.model")
+    atoms.calc = Calculator(tmp_path / "polar.model", trust_pickle=True)
     assert atoms.get_potential_energy() == pytest.approx(want, rel=1e-12)
     torch.save({"a": 1}, tmp_path / "dict.model")
     with pytest.raises(TypeError, match="holds a dict, not a mace-torch model"):

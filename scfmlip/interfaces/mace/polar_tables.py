@@ -172,7 +172,7 @@ class PolarSums:
             field = waves.field(_scaled(mine, tables.source), tables.receivers.widths, rank, False)
             lattice = tables.receivers.of(basis.project(field))
             if geometry.kspace.correction is not None:
-                field = geometry.kspace.correction.field(mine, widths, rank, False)
+                field = geometry.kspace.correction.field(mine, widths, rank)
                 lattice = lattice + tables.correction.of(basis.project(field))
             if not model.field_si:
                 mine = geometry.plan.lattice.take(rows)

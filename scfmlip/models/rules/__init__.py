@@ -61,7 +61,7 @@ def rule_config(values: Any) -> Any:
         if any(isinstance(values, rule.Config) for rule in _RULES.values()):
             return values
         raise TypeError(f"rule must be a name or a mapping with a name, got {values!r}")
-    if "name" not in values:
+    if not isinstance(values.get("name"), str):
         raise ValueError(f"rule lacks its name: one of {', '.join(rule_names())}")
     options = {key: value for key, value in values.items() if key != "name"}
     return from_dict(rule_class(values["name"]).Config, options, f"rule {values['name']!r}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backbone import Backbone
+from ..config import LARGEST, check_numbers
 from .base import RuleContext, System
 
 
@@ -27,6 +28,13 @@ class FeedbackConfig:
     num_interactions: int = 1
     hidden_irreps: str = "32x0e"
 
+    def __post_init__(self) -> None:
+        check_numbers("rule.feedback", self, "n_categories", least=1, most=LARGEST)
+        check_numbers("rule.feedback", self, "num_interactions", least=1, most=100)
+        check_numbers("rule.feedback", self, "range")
+        if len(self.range) != 2 or not self.range[1] > self.range[0]:
+            raise ValueError(f"rule.feedback.range must be (lower, upper), got {self.range!r}")
+
 
 class Feedback(torch.nn.Module):
     """Short-range energy of a network that sees the charges."""
@@ -34,8 +42,6 @@ class Feedback(torch.nn.Module):
     def __init__(self, config: FeedbackConfig, context: RuleContext) -> None:
         super().__init__()
         low, high = config.range
-        if not high > low:
-            raise ValueError(f"rule.feedback.range must rise, got {config.range}")
         self.width = (high - low) / config.n_categories
         self.register_buffer("centres", torch.linspace(low, high, config.n_categories))
         self.network = Backbone.build(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config import per_element
+from ..config import check_numbers, per_element
 from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
 
@@ -23,6 +23,9 @@ class FixedConfig:
     """
 
     charges: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        check_numbers("rule", self, "charges")
 
 
 class FormalCharges(torch.nn.Module):

@@ -18,7 +18,7 @@ from mace.modules.blocks import LinearReadoutBlock, NonLinearReadoutBlock
 from torch import Tensor
 
 from ...interfaces.mace.latent import LesOptions, charge_scale, latent_coulomb
-from ..config import BackboneConfig, check_positive
+from ..config import LARGEST, BackboneConfig, check_numbers, check_positive
 from ..readouts import MultipoleReadout
 from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
@@ -54,7 +54,9 @@ class LatentConfig:
     norm_factor: float = 90.0474
 
     def __post_init__(self) -> None:
-        check_positive("rule", self, "dl", "norm_factor", *(() if self.sigma is None else ("sigma",)))
+        check_positive("rule", self, "dl", "norm_factor", "sigma")
+        check_numbers("rule", self, "channels", least=1, most=LARGEST)
+        check_numbers("rule", self, "hidden", least=0, most=LARGEST)
         les_only = self.dl, self.remove_self_interaction, self.norm_factor
         if self.compat is None and les_only != (2.0, True, 90.0474):
             raise ValueError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..config import LARGEST, check_numbers
 from ..readouts import MultipoleReadout
 from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
@@ -22,6 +23,9 @@ class LocalConfig:
     """
 
     hidden: int = 16
+
+    def __post_init__(self) -> None:
+        check_numbers("rule", self, "hidden", least=0, most=LARGEST)
 
 
 @register("local")

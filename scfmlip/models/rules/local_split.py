@@ -16,6 +16,7 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
+from ..config import LARGEST, check_numbers
 from ..readouts import FeatureMix, MultipoleReadout
 from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
@@ -36,6 +37,10 @@ class LocalSplitConfig:
     charges: Mapping[str, float]
     channels: int = 16
     hidden: int = 32
+
+    def __post_init__(self) -> None:
+        check_numbers("rule", self, "charges")
+        check_numbers("rule", self, "channels", "hidden", least=1, most=LARGEST)
 
 
 class BondFlow(torch.nn.Module):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ..config import check_positive
+from ..config import LARGEST, check_numbers, check_positive
 from .feedback import FeedbackConfig
 
 
@@ -55,6 +55,10 @@ class EquilibratedConfig:
 
     def __post_init__(self) -> None:
         check_positive("rule", self, "hardness", "dipole_hardness", "tolerance", "max_iterations")
+        check_numbers("rule", self, "hidden", least=int(self.local_hardness), most=LARGEST)
+        check_numbers("rule", self, "screening", least=0)
+        if self.sigma != "covalent":
+            check_positive("rule", self, "sigma")
         check_source(self.source)
         if self.screening is not None:
             if self.energy != "coulomb":
@@ -92,6 +96,8 @@ class FunctionalConfig:
 
     def __post_init__(self) -> None:
         check_positive("rule", self, "hardness", "dipole_hardness", "tolerance", "max_iterations")
+        check_numbers("rule", self, "channels", "hidden", least=1, most=LARGEST)
+        check_numbers("rule", self, "kinks")
         check_source(self.source)
 
 
@@ -129,7 +135,11 @@ class FixedPointConfig:
     max_iterations: int = 100
 
     def __post_init__(self) -> None:
-        check_positive("rule", self, "channels", "response_scale", "tolerance", "max_iterations")
+        check_positive("rule", self, "response_scale", "tolerance", "max_iterations")
+        check_numbers("rule", self, "channels", "hidden", least=1, most=LARGEST)
+        check_positive("rule", self, "field_feature_widths", "field_feature_norms")
+        if not self.field_feature_widths:
+            raise ValueError("rule.field_feature_widths needs a width at least")
         if self.energy == "variational" and self.response != "passive":
             raise ValueError("rule.energy='variational' needs rule.response='passive'")
         if self.field_feature_max_l not in (0, 1):

@@ -16,7 +16,7 @@ from typing import Any
 from ...electrostatics import Geometry
 from ...interfaces.mace.whole import PolarMACE
 from ..backbone import Backbone, mace_arguments
-from ..config import ModelConfig
+from ..config import ModelConfig, check_numbers, check_positive
 from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
 
@@ -51,6 +51,19 @@ class RecursionConfig:
     field_readout_config: Mapping[str, Any] = field(
         default_factory=lambda: {"type": "OneBodyMLPFieldReadout"}
     )
+
+    def __post_init__(self) -> None:
+        check_numbers("rule", self, "num_recursion_steps", least=1, most=100)
+        check_numbers("rule", self, "field_norm_factor")
+        check_positive("rule", self, "field_feature_widths", "field_feature_norms")
+        if self.field_feature_max_l not in (0, 1):
+            raise ValueError(f"rule.field_feature_max_l must be 0 or 1, got {self.field_feature_max_l!r}")
+        count = len(self.field_feature_widths) * (self.field_feature_max_l + 1)
+        if not count or len(self.field_feature_norms) != count:
+            raise ValueError(
+                f"rule.field_feature_norms needs {count} numbers, one for each l and width, got "
+                f"{list(self.field_feature_norms)}"
+            )
 
 
 @register("recursion")

@@ -1,0 +1,107 @@
+"""Whether a model can be trained so on these frames: what options and data say together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from .. import models
+from ..interfaces.mace.batches import collate
+from ..models.config import check_numbers
+from ..scf import ConvergenceError
+from .config import TrainConfig
+from .data import Frames, GraphDataset
+from .frames import PROPERTIES, available_keys, find, iterate
+from .losses import PENALTIES, TERMS
+from .optimize import frozen, outputs_for
+
+log = logging.getLogger("scfmlip.training")
+
+
+def check_stages(config: TrainConfig, model: models.Model, counts: Mapping[str, int]) -> None:
+    """
+    Whether the model can be trained so.
+
+    Raises:
+        ValueError: for a direct stage of a rule without one, or without a reference density.
+    """
+    for i, stage in enumerate(config.stages):
+        if stage.scf != "direct":
+            continue
+        if not model.rule.supports_direct:
+            raise ValueError(
+                f"stages[{i}].scf is direct, but the rule has no state to step from: use scf: converged"
+            )
+        if not (counts["density_coefficients"] or counts["charges"]):
+            raise ValueError(
+                f"stages[{i}].scf is direct: it needs a reference density, data.multipoles_key or "
+                "data.charges_key"
+            )
+
+
+def check_counted(sets: Mapping[str, Frames], config: TrainConfig) -> None:
+    """
+    Whether frames count, and validation frames hold labels: a loss that is 0 for ever is no training.
+
+    Raises:
+        ValueError: for a weight that is no number or negative, frames that all have weight 0, or validation
+            frames without any label that the loss of a stage counts.
+    """
+    for name in ("train", "valid"):
+        frames, labels, total = sets[name], {"total_charge"}, 0.0  # a missing one means a neutral system
+        for which, atoms in zip(frames.names, iterate(frames.frames), strict=True):
+            weights = {
+                key: np.asarray(value).tolist()
+                for key, value in atoms.info.items()
+                if key.startswith("config_") and key.endswith("weight")
+            }
+            check_numbers(f"{which}: the weight", SimpleNamespace(**weights), *weights, least=0)
+            total += float(np.sum(weights.get("config_weight", 1.0)))
+            labels |= {
+                p
+                for p, (key, at) in PROPERTIES.items()
+                if find(atoms, getattr(config.data, key), at) is not None
+            }
+        if len(frames) and total == 0:
+            raise ValueError(f"config_weight of every frame of data.{name} is 0: none counts")
+        if "charges" in labels:
+            labels.add("density_coefficients")
+        for i, stage in enumerate(config.stages if name == "valid" and len(frames) else ()):
+            terms = {t for t, weight in stage.loss.items() if weight and t in TERMS}
+            missing = sorted(t for t in terms if TERMS[t].label not in labels)
+            if terms and len(missing) == len(terms):
+                keys = ", ".join(repr(getattr(config.data, TERMS[t].option)) for t in missing)
+                raise ValueError(
+                    f"no validation frame holds {keys}, which the loss of stages[{i}] counts: it would be 0 "
+                    f"for ever; {available_keys(iterate(frames.frames))}"
+                )
+            if missing:
+                log.warning("no validation frame holds labels of %s (stages[%d].loss)", ", ".join(missing), i)
+
+
+def check_predictions(config: TrainConfig, model: models.Model, dataset: GraphDataset) -> None:
+    """
+    Whether the model runs on a frame, and predicts all that the loss counts.
+
+    Raises:
+        ValueError: names the term; or whatever the model says of the frame.
+    """
+    batch = collate([dataset[0, True]])
+    with frozen(model), torch.random.fork_rng():
+        for i, stage in enumerate(config.stages):
+            try:
+                out = model(batch, scf=stage.scf, **outputs_for(stage.loss))
+            except ConvergenceError:  # training may mend that
+                continue
+            except ValueError as error:
+                raise ValueError(f"{dataset.frames.names[0]}: {error}") from error
+            for name, weight in stage.loss.items():
+                output = PENALTIES[name] if name in PENALTIES else TERMS[name].output
+                if weight and out.get(output) is None:
+                    raise ValueError(
+                        f"stages[{i}].loss.{name} is {weight:g}, but this model predicts no {output}"
+                    )

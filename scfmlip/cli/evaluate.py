@@ -51,7 +51,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "float64"), help="default: the model's")
     parser.add_argument("--batch-size", type=int, default=4, help="frames per batch (default 4)")
-    parser.add_argument("--head", help="head of a multi-head model")
+    parser.add_argument("--head", help="head of a multi-head model, for all frames")
     parser.add_argument("--charge", type=float, help="total charge of frames without info['charge']")
     parser.add_argument("--spin", type=float, help="multiplicity of frames without info['spin']")
     parser.add_argument("--prefix", default="scfmlip_", help="of the names of results (default scfmlip_)")
@@ -62,15 +62,12 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _batches(frames: list[Atoms], size: int) -> Iterator[list[int]]:
-    """
-    Consecutive frames of one periodicity.
+    """Consecutive frames of one kind: results must not depend on what else is in the file."""
+    from ..interfaces.mace.batches import batch_kind
 
-    MACE-POLAR evaluates a molecule differently when a crystal shares its batch: results must not depend on
-    what else is in the file.
-    """
     batch: list[int] = []
     for i, atoms in enumerate(frames):
-        if batch and (len(batch) == size or (atoms.pbc != frames[batch[0]].pbc).any()):
+        if batch and (len(batch) == size or batch_kind(atoms) != batch_kind(frames[batch[0]])):
             yield batch
             batch = []
         batch.append(i)
@@ -100,21 +97,21 @@ def _store(atoms: Atoms, result: dict[str, Any], prefix: str) -> Atoms:
 def run(arguments: argparse.Namespace) -> int:
     """The command."""
     import torch
-    from ase.io import read, write
+    from ase.io import write
     from tqdm import tqdm
 
     from ..interfaces.ase import Calculator
     from ..interfaces.mace.batches import check_frame, make_batch, split_outputs
+    from ..interfaces.mace.building import running
+    from ..interfaces.mace.files import read_structures
+    from ..interfaces.mace.inputs import set_default
     from ..interfaces.mace.potentials import add_potential
 
     if arguments.output.exists() and not arguments.overwrite:
         raise FileExistsError(f"{arguments.output} exists: choose another name or pass --overwrite")
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
-    if not arguments.input.is_file():
-        raise FileNotFoundError(f"there is no file {arguments.input}")
-    frames = read(arguments.input, arguments.index)
-    frames = frames if isinstance(frames, list) else [frames]
+    frames = read_structures(arguments.input, arguments.index)
     calc = Calculator(
         arguments.model,
         device=arguments.device,
@@ -124,10 +121,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     usable, bad = [], 0
     for i, atoms in enumerate(frames):
-        for key, value in (("charge", arguments.charge), ("spin", arguments.spin)):
-            if value is not None:
-                atoms.info.setdefault(key, value)
         try:
+            set_default(atoms, "total_charge", arguments.charge)
+            set_default(atoms, "total_spin", arguments.spin)
             check_frame(calc.model, atoms, f"frame {i} of {arguments.input}")
             usable.append(atoms)
         except ValueError as error:
@@ -144,7 +140,8 @@ def run(arguments: argparse.Namespace) -> int:
             options = {"compute_stress": bool(group[0].pbc.all())}
             if calc.ours:
                 options["compute_potential"] = calc.model.rule.has_geometry
-            out = calc.model(batch, **options)
+            with running(calc.model):
+                out = calc.model(batch, **options)
             done = []
             for atoms, result in zip(group, split_outputs(out, group), strict=True):
                 if not calc.ours:

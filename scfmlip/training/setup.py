@@ -17,22 +17,22 @@ from safetensors.torch import load_file
 
 from .. import models
 from ..models.rules import name_of, rule_class
+from ..models.systems import required_inputs
 from .checkpoints import load_checkpoint, write_text
 from .config import TrainConfig, config_from_dict, config_to_dict
 from .data import (
     DTYPES,
     EpochBatches,
     GraphDataset,
-    check_labels,
-    complete_model,
-    fill_statistics,
     make_loader,
     read_sets,
 )
+from .labels import check_labels, describe, describe_missing
 from .loop import Trainer, frozen, wanted
 from .losses import labelled_pairs
 from .processes import Processes, processes
 from .report import plot_history, plot_parity, write_json
+from .statistics import complete_model, fill_statistics
 
 log = logging.getLogger("scfmlip.training")
 
@@ -74,22 +74,30 @@ def prepare(
             (typed.density.l_max + 1) ** 2,
             typed.backbone.heads,
             rule_class(name_of(typed.rule)).pads_cell(typed.rule),
+            required_inputs(typed),
+            typed.backbone.options.get("embedding_specs"),
         )
         for name, frames in sets.items()
         if len(frames)
     }
-    for dataset in graphs.values():
-        dataset.check()
+    taken = [line for dataset in graphs.values() for line in describe_missing(dataset, dataset.check())]
     fill_statistics(full, graphs["train"])
     model = models.build(full)
     if loaded is not None:
         model.load_state_dict(loaded.state_dict())
     check_stages(config, model, counts)
     sizes = ", ".join(f"{len(g)} {name}" for name, g in graphs.items())
-    labels = ", ".join(f"{name} {n}" for name, n in counts.items() if n)
     if workers.first:
-        log.info("frames: %s; labels of all training frames: %s", sizes, labels)
-        log.info("atomic energies (eV): %s", dict(zip(typed.elements, typed.atomic_energies, strict=True)))
+        log.info("frames: %s", sizes)
+        # every density answers to a field
+        inputs = [*required_inputs(typed), "head"]
+        inputs += [] if name_of(typed.rule) == "short_range" else ["external_field"]
+        for line in describe(sets["train"].frames, counts, config, inputs):
+            log.info(line)
+        for line in taken:
+            log.warning(line)
+        for head, energies in typed.energies_by_head.items():
+            log.info("atomic energies of %s (eV): %s", head, dict(zip(typed.elements, energies, strict=True)))
         log.info(
             "neighbours %.2f, RMS force %.4g eV/A, %d weights",
             full["backbone"]["avg_num_neighbors"],

@@ -28,7 +28,9 @@ from torch import Tensor
 
 from ...electrostatics import Coulomb, Geometry
 from ...electrostatics.embedding import Embedding, ExternalCharges
+from .graphs import stress_of
 from .swapped import Swapped
+from .turned import Turned, prepare_upright
 
 # The versions whose PolarMACE.forward was read and compared.
 KNOWN_VERSIONS = ("0.3.16",)
@@ -55,7 +57,7 @@ class FastPolarMACE(Swapped, PolarMACE):
         displacement: Tensor | None,
         n_systems: int,
         use_pbc_evaluator: bool,
-    ) -> Geometry:
+    ) -> Geometry | Turned:
         """The Coulomb operator at the (strained) positions and cell."""
         coulomb = Coulomb(
             l_max=self.atomic_multipoles_max_l,
@@ -66,7 +68,9 @@ class FastPolarMACE(Swapped, PolarMACE):
             order="e3nn",
         )
         positions, cell = data["positions"], _strained_cell(data, displacement)
-        return coulomb.prepare(positions, cell, data["pbc"].view(n_systems, 3), data["batch"])
+        pbc = data["pbc"].view(n_systems, 3)
+        prepare = prepare_upright if "slab_axis" in data else Coulomb.prepare
+        return prepare(coulomb, positions, cell, pbc, data["batch"])
 
     def _embedding(
         self, data: dict[str, Tensor], displacement: Tensor | None, n_systems: int
@@ -271,6 +275,8 @@ class FastPolarMACE(Swapped, PolarMACE):
             compute_hessian=compute_hessian,
             compute_edge_forces=compute_edge_forces or compute_atomic_stresses,
         )
+        if compute_stress and "volume_share" in data:
+            stress = stress_of(virials, data)
         atomic_virials = atomic_stresses = None
         if compute_atomic_stresses and edge_forces is not None:
             atomic_virials, atomic_stresses = get_atomic_virials_stresses(
@@ -281,6 +287,8 @@ class FastPolarMACE(Swapped, PolarMACE):
                 batch=batch,
                 cell=ctx.cell,
             )
+            if "volume_share" in data:
+                atomic_stresses = stress_of(atomic_virials, data, batch)
         return {
             "energy": total_energy,
             "node_energy": node_e0.double() + node_inter_es.double(),

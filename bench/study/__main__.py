@@ -44,6 +44,7 @@ def stamp(which: str, rule: str, seed: int, **more: Any) -> dict[str, Any]:
 def train_and_test(which: Set, rule: Rule, seed: int, work: Path, foreign: Path, epochs: int | None) -> None:
     """One training and everything measured with its model."""
     from scfmlip.models import load
+    from scfmlip.models.systems import required_inputs
     from scfmlip.training import TERMS, config_from_dict, parity, train
     from scfmlip.training.data import DTYPES, Frames, GraphDataset
 
@@ -76,6 +77,7 @@ def train_and_test(which: Set, rule: Rule, seed: int, work: Path, foreign: Path,
             DTYPES[typed.dtype],
             (typed.density.l_max + 1) ** 2,
             pad_cell=model.pads_cell,
+            needed=required_inputs(typed),
         )
         for label, (predicted, reference) in parity(model, graphs, which.batch_size).items():
             error = predicted - reference
@@ -97,7 +99,7 @@ def measure_cost(which: Set, rules: list[Rule], foreign: Path, work: Path, repea
 
     The least of ``repeats`` rounds, in which all rules take turns: another program's load meets every rule.
     """
-    from scfmlip.interfaces.mace.batches import collate
+    from scfmlip.interfaces.mace.graphs import collate
     from scfmlip.training import config_from_dict, prepare
     from scfmlip.training.optimize import Objective
     from scfmlip.training.processes import Processes

@@ -11,7 +11,7 @@ import torch
 from ase import Atoms
 
 from scfmlip import Coulomb, units
-from scfmlip.interfaces.mace.batches import collate, make_graph
+from scfmlip.interfaces.mace.graphs import collate, make_graph
 from scfmlip.models import Model
 from scfmlip.scf import ConvergenceError
 
@@ -34,10 +34,7 @@ def evaluate(
         plain.info["external_field"] = np.array([0.0, 0.0, -field_z])
         plain.info |= {k: v for k, v in atoms.info.items() if k in ("external_charges", "external_positions")}
         numbers = [int(z) for z in model.atomic_numbers]
-        keys = {k: k for k in ("total_charge", "total_spin", "external_field")}
-        graphs.append(
-            make_graph(plain, numbers, float(model.r_max), dtype, info_keys=keys, pad_cell=model.pads_cell)
-        )
+        graphs.append(make_graph(plain, numbers, float(model.r_max), dtype, pad_cell=model.pads_cell))
     out = model(collate(graphs), **options)
     return {k: v.double().numpy() for k, v in out.items() if isinstance(v, torch.Tensor)}
 
@@ -45,7 +42,8 @@ def evaluate(
 def total_energy(model: Model, atoms: Atoms) -> float:
     """Energy, eV; atomic energies are added in float64, since float32 would leave 2 meV of 20 000 eV."""
     config = model.config
-    own = dict(zip(config.elements, config.atomic_energies, strict=True))
+    (energies,) = config.energies_by_head.values()
+    own = dict(zip(config.elements, energies, strict=True))
     interaction = evaluate(model, [atoms], compute_force=False)["interaction_energy"][0]
     return float(interaction) + sum(own[int(z)] for z in atoms.numbers)
 

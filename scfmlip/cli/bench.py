@@ -82,9 +82,9 @@ def theirs(positions, cell, rows) -> tuple[torch.Tensor, torch.Tensor]:
     from graph_longrange.features import GTOElectrostaticFeatures
     from graph_longrange.kspace import compute_k_vectors_flat
 
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(positions.dtype)
-    try:
+    from ..interfaces.mace.building import default_dtype
+
+    with default_dtype(positions.dtype):
         device = positions.device
         module = GTOElectrostaticFeatures(1, _SIGMA, 1, list(_WIDTHS), False, _CUTOFF).to(device)
         coulomb = GTOElectrostaticEnergy(1, _SIGMA, _CUTOFF).to(device)
@@ -115,8 +115,6 @@ def theirs(positions, cell, rows) -> tuple[torch.Tensor, torch.Tensor]:
             features,
             lambda r, p: coulomb(source_feats=p, node_positions=r, **common),
         )
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _timed(call: Callable[[], object], device: str) -> float:

@@ -65,7 +65,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "float64"), help="default: the model's")
     parser.add_argument("--batch-size", type=int, default=4, help="frames per batch (default 4)")
-    parser.add_argument("--head", help="head of a multi-head model")
+    parser.add_argument("--head", help="head of a multi-head model, for all frames")
     parser.add_argument("--charge", type=float, help="total charge of frames without info['charge']")
     parser.add_argument("--spin", type=float, help="multiplicity of frames without info['spin']")
     parser.add_argument("--prefix", default="scfmlip_", help="of the names of results (default scfmlip_)")
@@ -80,15 +80,12 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _batches(frames: Sequence[tuple[str, Atoms]], size: int) -> Iterator[list[tuple[str, Atoms]]]:
-    """
-    Consecutive frames of one periodicity.
+    """Consecutive frames of one kind: results must not depend on what else is in the file."""
+    from ..interfaces.mace.batches import batch_kind
 
-    MACE-POLAR evaluates a molecule differently when a crystal shares its batch: results must not depend on
-    what else is in the file.
-    """
     batch: list[tuple[str, Atoms]] = []
     for name, atoms in frames:
-        if batch and (len(batch) == size or (atoms.pbc != batch[0][1].pbc).any()):
+        if batch and (len(batch) == size or batch_kind(atoms) != batch_kind(batch[0][1])):
             yield batch
             batch = []
         batch.append((name, atoms))
@@ -125,6 +122,7 @@ def _compute(calc: Calculator, group: Sequence[tuple[str, Atoms]], prefix: str) 
     import torch
 
     from ..interfaces.mace.batches import make_batch, split_outputs
+    from ..interfaces.mace.building import running
     from ..interfaces.mace.potentials import add_potential
 
     names, frames = zip(*group, strict=True)
@@ -132,7 +130,8 @@ def _compute(calc: Calculator, group: Sequence[tuple[str, Atoms]], prefix: str) 
     options = {"compute_stress": bool(frames[0].pbc.all())}
     if calc.ours:
         options["compute_potential"] = calc.model.rule.has_geometry
-    out = calc.model(batch, **options)
+    with running(calc.model):
+        out = calc.model(batch, **options)
     done = []
     for atoms, result in zip(frames, split_outputs(out, frames), strict=True):
         if not calc.ours:
@@ -239,6 +238,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..files import replacing
     from ..interfaces.ase import Calculator
     from ..interfaces.mace.batches import check_frame
+    from ..interfaces.mace.inputs import set_default
     from .structures import read_frames
 
     within = _check(arguments)
@@ -266,10 +266,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     usable = []
     for name, atoms in frames:
-        for key, value in (("charge", arguments.charge), ("spin", arguments.spin)):
-            if value is not None:
-                atoms.info.setdefault(key, value)
         try:
+            set_default(atoms, "total_charge", arguments.charge)
+            set_default(atoms, "total_spin", arguments.spin)
             check_frame(calc.model, atoms, name)
             usable.append((name, atoms))
         except ValueError as error:

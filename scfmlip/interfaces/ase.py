@@ -15,21 +15,15 @@ from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ..scf import StateExtrapolator
 from .loading import load_model
 from .mace.accelerate import accelerate as accelerate_model
-from .mace.batches import make_batch, required_info, split_outputs
+from .mace.batches import embedding_specs, make_batch, required_info, split_outputs
+from .mace.building import running
+from .mace.inputs import INPUTS, changes_energy, number, resolve_head, set_default
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-# what of atoms.info changes the energy
-_INFO = (
-    "charge",
-    "spin",
-    "external_field",
-    "fermi_level",
-    "counter_charge",
-    "external_charges",
-    "external_positions",
-)
+def _equal(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    return old.keys() == new.keys() and all(np.array_equal(old[k], new[k]) for k in old)
 
 
 class Calculator(AseCalculator):
@@ -37,12 +31,14 @@ class Calculator(AseCalculator):
     ASE calculator of a mace-torch model (MACE, ScaleShiftMACE, PolarMACE, MACELES) or of `scfmlip.models`.
 
     Charge, spin and field come from ``atoms.info``: ``charge`` (e), ``spin`` (multiplicity 2S+1),
-    ``external_field`` (3 numbers, V/angstrom, mace's sign: energy + field.dipole), and for models of ours
-    ``fermi_level`` (eV), ``counter_charge`` (see `scfmlip.Coulomb`) and charges outside the model:
+    ``external_field`` (3 numbers, V/angstrom, mace's sign: energy + field.dipole), ``head``, and for models
+    of ours ``fermi_level`` (eV), ``counter_charge`` (see `scfmlip.Coulomb`) and charges outside the model:
     ``external_charges`` (``[n]`` e) at ``external_positions`` (``[n, 3]`` angstrom), Gaussians that the
     density feels; their energy with it counts, that among themselves does not. A model whose energy depends
-    on charge and spin refuses atoms without them, unless they are given here. A change of any of them
-    recomputes, like a change of positions. Self-consistent models start from the densities of the last steps.
+    on charge and spin refuses atoms without them, unless they are given here; initial charges and magnetic
+    moments are no totals. mace_run_train's names (``total_charge``, ...) are understood. A change of any of
+    them, in place too, recomputes, like a change of positions. Self-consistent models start from the
+    densities of the last steps.
 
     Args:
         model: The model, or its file: ``*.safetensors`` of `scfmlip.save`, or the one mace wrote (a pickle,
@@ -50,7 +46,8 @@ class Calculator(AseCalculator):
         device: "cpu", "cuda", ...
         dtype: "float32", "float64", or None to keep the model's.
         accelerate: Run `scfmlip.accelerate` on it.
-        head: Of a multi-head model; the last one if None.
+        head: Of a multi-head model, for all atoms; if None the one ``info["head"]`` names, else the only one
+            or that called "default".
         charge: Total charge of atoms whose info has none, e.
         spin: Multiplicity of atoms whose info has none.
         fermi_level: Constant potential: run a model of ours at this level of the electrons, eV, whatever its
@@ -70,8 +67,8 @@ class Calculator(AseCalculator):
 
     Raises:
         FileNotFoundError, TypeError: for a model that is none.
-        ValueError: for a pickle without ``trust_pickle``; at calculation, for atoms the model cannot
-            evaluate; names the cause.
+        ValueError: for a pickle without ``trust_pickle``, a head the model does not have, or a charge that
+            is no number; at calculation, for atoms the model cannot evaluate; names the cause.
     """
 
     def __init__(
@@ -102,10 +99,14 @@ class Calculator(AseCalculator):
         for parameter in loaded.parameters():
             parameter.requires_grad_(False)
         self.head = head
-        self.given = {"charge": charge, "spin": spin, "fermi_level": fermi_level}
+        if head is not None:
+            resolve_head(list(getattr(loaded, "heads", None) or ["Default"]), head)
+        given = {"total_charge": charge, "total_spin": spin, "fermi_level": fermi_level}
+        self.given = {k: number(v, INPUTS[k].names[0]) for k, v in given.items() if v is not None}
         self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
         self.ours = hasattr(loaded, "evaluate_density")
         self._states = None
+        self._told: dict[str, Any] = {}
         self.model: Any
         if self.ours:
             self._adopt(loaded, fermi_level, extrapolation)
@@ -158,14 +159,15 @@ class Calculator(AseCalculator):
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What changed since the last calculation; "info" when charge, spin or field did."""
         changes = super().check_state(atoms, tol=tol)
-        if not changes and self.atoms is not None:
-            for key in _INFO:
-                old, new = self.atoms.info.get(key), atoms.info.get(key)
-                if (old is None) != (new is None) or (
-                    old is not None and not np.array_equal(np.asarray(old), np.asarray(new))
-                ):
-                    return ["info"]
+        if not changes and self.atoms is not None and not _equal(self._told, self._reads(atoms)):
+            return ["info"]
         return changes
+
+    def _reads(self, atoms: Atoms) -> dict[str, Any]:
+        """Copies of what else of the atoms changes the energy."""
+        embedded = {spec.get("key", name) for name, spec in embedding_specs(self.model).items()}
+        read = {k: v for k, v in atoms.info.items() if changes_energy(k) or k in embedded}
+        return copy.deepcopy(read | {k: v for k, v in atoms.arrays.items() if k in embedded})
 
     def calculate(
         self,
@@ -176,10 +178,10 @@ class Calculator(AseCalculator):
         """Fill ``self.results``."""
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
+        self._told = self._reads(self.atoms)
         frame = self.atoms.copy()
-        for key, value in self.given.items():
-            if key not in frame.info and value is not None:
-                frame.info[key] = value
+        for which, value in self.given.items():
+            set_default(frame, which, value)
         wanted = properties or ["energy"]
         stress = "stress" in wanted
         if stress and frame.cell.rank < 3:
@@ -193,7 +195,8 @@ class Calculator(AseCalculator):
                 if "numbers" in system_changes:
                     self._states.states = []
                 options["initial_density"] = self._states.guess()
-        out = self.model(batch, **options)
+        with running(self.model):
+            out = self.model(batch, **options)
         if self._states is not None:
             self._states.add(out["density_coefficients"])
         self.results = split_outputs(out, [frame])[0]

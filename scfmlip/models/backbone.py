@@ -59,7 +59,7 @@ class Backbone(torch.nn.Module):
         cls,
         config: BackboneConfig,
         elements: Sequence[int],
-        atomic_energies: Sequence[float],
+        atomic_energies: Sequence[Any],
         embedding_specs: dict[str, Any] | None = None,
     ) -> Backbone:
         """
@@ -68,7 +68,7 @@ class Backbone(torch.nn.Module):
         Args:
             config: Options.
             elements: Atomic numbers.
-            atomic_energies: eV of each element, the same for every head.
+            atomic_energies: eV of each element, or a row of them for every head.
             embedding_specs: mace-torch's description of further inputs.
 
         Raises:
@@ -111,7 +111,7 @@ class Backbone(torch.nn.Module):
 def mace_arguments(
     config: BackboneConfig,
     elements: Sequence[int],
-    atomic_energies: Sequence[float],
+    atomic_energies: Sequence[Any],
     embedding_specs: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """
@@ -136,8 +136,9 @@ def mace_arguments(
     options = {OPTION: False, **config.options}
     if options.get("edge_irreps") is not None:
         options["edge_irreps"] = o3.Irreps(options["edge_irreps"])
-    energies = np.asarray(atomic_energies, dtype=float)
     n_heads = len(config.heads)
+    energies = np.asarray(atomic_energies, dtype=float)
+    energies = np.tile(energies, (n_heads, 1)) if n_heads > 1 and energies.ndim == 1 else energies
     scale, shift = config.per_head(config.scale), config.per_head(config.shift)
     return {
         "r_max": config.r_max,
@@ -151,7 +152,7 @@ def mace_arguments(
         "hidden_irreps": o3.Irreps(config.hidden_irreps),
         "MLP_irreps": o3.Irreps(config.MLP_irreps),
         "gate": torch.nn.functional.silu,
-        "atomic_energies": np.tile(energies, (n_heads, 1)) if n_heads > 1 else energies,
+        "atomic_energies": energies,
         "avg_num_neighbors": config.avg_num_neighbors,
         "atomic_numbers": list(elements),
         "correlation": config.correlation,

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from mace.tools.torch_tools import default_dtype
 
+from ..interfaces.mace.building import default_dtype
 from .basis import OPTION, check_basis
-from .config import BackboneConfig, DensityConfig, ModelConfig, atomic_number, from_dict, per_element
+from .config import BackboneConfig, DensityConfig, ModelConfig, atomic_number, energies_per_head, from_dict
 from .model import Model
 from .rules import name_of, rule_config
 
@@ -22,8 +22,9 @@ def make_config(values: Mapping[str, Any] | ModelConfig) -> ModelConfig:
 
     Args:
         values: ``elements`` (symbols or numbers), ``atomic_energies`` (eV by element, or a list in the order
-            of ``elements``; zero if left out), ``rule`` (a name, or a mapping with ``name`` and its options),
-            and optionally ``backbone``, ``density``, ``constraint``, ``seed``, ``dtype``.
+            of ``elements``; by head where heads differ; zero if left out), ``rule`` (a name, or a mapping
+            with ``name`` and its options), and optionally ``backbone``, ``density``, ``constraint``,
+            ``seed``, ``dtype``.
 
     Raises:
         ValueError, TypeError: for anything unknown or wrong; names it.
@@ -43,16 +44,10 @@ def make_config(values: Mapping[str, Any] | ModelConfig) -> ModelConfig:
     elements = [atomic_number(e) for e in values["elements"]]
     if len(set(elements)) != len(elements) or not elements:
         raise ValueError(f"elements must be different and at least one, got {values['elements']}")
-    energies = values.get("atomic_energies")
-    if energies is None:
-        energies = [0.0] * len(elements)
-    elif isinstance(energies, Mapping):
-        energies = per_element("atomic_energies", energies, elements)
-    elif len(energies) != len(elements):
-        raise ValueError(f"atomic_energies needs {len(elements)} numbers, got {len(energies)}")
-    values["rule"] = rule_config(values["rule"])
-    values["elements"], values["atomic_energies"] = elements, energies
+    values["rule"], values["elements"] = rule_config(values["rule"]), elements
     values["backbone"] = from_dict(BackboneConfig, values.get("backbone", {}), "backbone")
+    heads = values["backbone"].heads
+    values["atomic_energies"] = energies_per_head(values.get("atomic_energies"), elements, heads)
     values["density"] = from_dict(DensityConfig, values.get("density", {}), "density")
     return from_dict(ModelConfig, values, "model")
 

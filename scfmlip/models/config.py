@@ -10,6 +10,8 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 from ..types import BoundaryName
 
 Config = TypeVar("Config")
@@ -66,6 +68,45 @@ def per_element(name: str, values: float | Mapping[Any, float], elements: Sequen
     if missing:
         raise ValueError(f"{name} has no value for {', '.join(missing)}; it has {dict(values)}")
     return [found[z] for z in elements]
+
+
+def energies_per_head(
+    values: Any, elements: Sequence[int], heads: Sequence[str]
+) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:
+    """
+    Atomic energies, eV: one row for all heads, or a row for each.
+
+    Args:
+        values: A list in the order of ``elements`` or a mapping from them; or a mapping from every head to
+            such, or a list of them in the order of ``heads``; zero if None.
+        elements: Atomic numbers.
+        heads: Names of the heads.
+
+    Raises:
+        ValueError: names the heads or elements without a value, or what does not fit.
+    """
+    if values is None:
+        return (0.0,) * len(elements)
+    rows = list(values.values()) if isinstance(values, Mapping) else list(values)
+    if not any(isinstance(row, Mapping | Sequence) and not isinstance(row, str) for row in rows):
+        if isinstance(values, Mapping):
+            return tuple(per_element("atomic_energies", values, elements))
+        if len(rows) != len(elements):
+            raise ValueError(f"atomic_energies needs {len(elements)} numbers, got {len(rows)}")
+        return tuple(rows)
+    if isinstance(values, Mapping):
+        unknown = [head for head in values if head not in heads]
+        missing = [head for head in heads if head not in values]
+        if unknown or missing:
+            raise ValueError(
+                f"atomic_energies by head needs {', '.join(map(repr, heads))} (backbone.heads), got "
+                f"{', '.join(map(repr, values))}"
+            )
+        rows = [values[head] for head in heads]
+    elif len(rows) != len(heads):
+        raise ValueError(f"atomic_energies by head needs {len(heads)} rows, got {len(rows)}")
+    found: list[Any] = [energies_per_head(row, elements, heads) for row in rows]
+    return found[0] if all(row == found[0] for row in found) else tuple(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +224,7 @@ class ModelConfig:
 
     Attributes:
         elements: Atomic numbers, in the order of the one-hot encoding.
-        atomic_energies: eV of each of ``elements``; with several heads, the same for all.
+        atomic_energies: eV of each of ``elements``; a row of them for every head where heads differ.
         rule: Configuration of the charge rule; its class says which.
         backbone, density: See there.
         constraint: What the state obeys: "none", the total "charge" of each system, "charge_spin" for its
@@ -193,7 +234,7 @@ class ModelConfig:
     """
 
     elements: tuple[int, ...]
-    atomic_energies: tuple[float, ...]
+    atomic_energies: tuple[float, ...] | tuple[tuple[float, ...], ...]
     rule: Any
     backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
     density: DensityConfig = dataclasses.field(default_factory=DensityConfig)
@@ -204,6 +245,13 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_numbers("model", self, "atomic_energies")
         check_numbers("model", self, "seed", least=0, below=2**32)
+
+    @property
+    def energies_by_head(self) -> dict[str, tuple[float, ...]]:
+        """Atomic energies, eV of each of ``elements``, for every head."""
+        heads = self.backbone.heads
+        rows = np.broadcast_to(np.array(self.atomic_energies, dtype=float), (len(heads), len(self.elements)))
+        return {head: tuple(row.tolist()) for head, row in zip(heads, rows, strict=True)}
 
 
 def check_numbers(

@@ -11,14 +11,14 @@ import torch
 from e3nn import o3
 from mace import modules
 from mace.tools.scripts_utils import extract_config_mace_model
-from mace.tools.torch_tools import default_dtype
 
 from ..interfaces.mace import restore
+from ..interfaces.mace.building import default_dtype
 from ..interfaces.mace.latent import LesOptions, les_options
 from ..interfaces.mace.whole import MACELES, PolarMACE
 from .backbone import Backbone, mace_arguments
 from .basis import OPTION, adopt_basis
-from .config import BackboneConfig, DensityConfig, ModelConfig
+from .config import BackboneConfig, DensityConfig, ModelConfig, energies_per_head
 from .model import Model
 from .rules.latent import Latent, LatentConfig, LesReadout
 from .rules.recursion import Recursion, RecursionConfig
@@ -83,7 +83,8 @@ def from_mace(model: torch.nn.Module) -> Model:
         network.__class__ = modules.ScaleShiftMACE
         network.scale_shift = modules.ScaleShiftBlock(scale=1.0, shift=0.0).to(next(network.parameters()))
     found = extract_config_mace_model(network)
-    if len(found["heads"]) == 1:  # mace_run_train has [1, n_elements]
+    heads = tuple(found["heads"])
+    if len(heads) == 1:  # mace_run_train has [1, n_elements]
         block: Any = network.atomic_energies_fn
         block.atomic_energies = block.atomic_energies.reshape(-1)
     if found["gate"] not in (None, torch.nn.functional.silu):
@@ -111,7 +112,7 @@ def from_mace(model: torch.nn.Module) -> Model:
         distance_transform=found["distance_transform"]
         if found["distance_transform"] in ("Agnesi", "Soft")
         else "None",
-        heads=tuple(found["heads"]),
+        heads=heads,
         options={
             name: _plain(found[name])
             for name, usual in _OPTIONS.items()
@@ -141,7 +142,9 @@ def from_mace(model: torch.nn.Module) -> Model:
         )
     config = ModelConfig(
         elements=tuple(int(z) for z in found["atomic_numbers"]),
-        atomic_energies=tuple(float(e) for e in np.atleast_2d(found["atomic_energies"])[0]),
+        atomic_energies=energies_per_head(
+            np.atleast_2d(found["atomic_energies"]).tolist(), [int(z) for z in found["atomic_numbers"]], heads
+        ),
         rule=rule,
         backbone=backbone,
         density=density,

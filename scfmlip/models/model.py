@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from ..electrostatics.embedding import ExternalCharges
+from ..interfaces.mace.graphs import stress_of
+from ..interfaces.mace.inputs import INPUTS
 from ..scf.eager import leaves_inference_mode
 from .backbone import Backbone
 from .config import Constraint, ModelConfig
 from .response import born_charges, polarizability
 from .rules import ChargeRule, RuleContext, RuleOutput, System, name_of, rule_class
-from .systems import REQUIRED, Scf, make_system
+from .systems import Scf, make_system, required_inputs
 
 # mace-torch's rows of multipoles have the order (y, z, x)
 _MACE_ORDER = (0, 2, 3, 1)
@@ -75,8 +77,12 @@ class Model(torch.nn.Module):
     @property
     def required_info(self) -> tuple[str, ...]:
         """Keys of ``atoms.info`` that a frame needs: "charge", "spin", "fermi_level"."""
-        names = {"total_charge": "charge", "total_spin": "spin", "fermi_level": "fermi_level"}
-        return tuple(names[key] for key in REQUIRED[self.config.constraint])
+        return tuple(INPUTS[key].names[0] for key in required_inputs(self.config) if key in INPUTS)
+
+    @property
+    def embedding_specs(self) -> dict[str, Any]:
+        """mace-torch's description of what its network embeds, by name."""
+        return dict(self.config.backbone.options.get("embedding_specs") or {})
 
     @property
     def has_charges(self) -> bool:
@@ -165,7 +171,8 @@ class Model(torch.nn.Module):
             training: Keep the graph of forces and stress for a loss.
             compute_force: Whether forces are wanted.
             compute_virials: Whether virials are.
-            compute_stress: Whether the stress is, of periodic systems.
+            compute_stress: Whether the stress is: of the volume of the batch's cell, times its
+                ``volume_share [n_systems]`` if given; zero without a volume.
             compute_potential: Also ``electrostatic_potential``.
             compute_response: Also ``born_charges`` and ``polarizability``, see `scfmlip.models.response`.
             compute_stability: Also ``scf_amplification [n_systems]``, the square by which the update of a
@@ -254,12 +261,7 @@ class Model(torch.nn.Module):
                     out["external_forces"] = -grads.pop(0)
             if grads:
                 out["virials"] = -grads[0]
-                volume = torch.linalg.det(batch["cell"].view(-1, 3, 3)).abs()
-                safe = torch.where(volume > 0, volume, torch.ones_like(volume))
-                periodic = (volume > 0)[:, None, None]
-                out["stress"] = torch.where(
-                    periodic, grads[0] / safe[:, None, None], torch.zeros_like(grads[0])
-                )
+                out["stress"] = stress_of(-grads[0], batch)
         if not training:
             out = {k: v.detach() if isinstance(v, Tensor) else v for k, v in out.items()}
         return out
@@ -270,6 +272,12 @@ class Model(torch.nn.Module):
             raise TypeError(
                 f"the batch is {positions.dtype} on {positions.device}, the model {weight.dtype} on "
                 f"{weight.device}: make the batch with the model's dtype and device, or move one of them"
+            )
+        if not len(positions):
+            raise ValueError("the batch has no atoms: leave out frames without any")
+        if batch["pbc"].dtype != torch.bool:
+            raise TypeError(
+                f"pbc of a batch is bool, T or F along each lattice vector; got {batch['pbc'].dtype}"
             )
         if weight.is_inference():
             raise ValueError(

@@ -21,6 +21,12 @@ REQUIRED = {
 }
 
 
+def required_inputs(config: ModelConfig) -> tuple[str, ...]:
+    """Keys of a batch that a model's energy depends on: by its constraint, or embedded by its network."""
+    embedded = config.backbone.options.get("embedding_specs") or {}
+    return tuple(dict.fromkeys((*REQUIRED[config.constraint], *embedded)))
+
+
 def make_system(
     batch: dict[str, Tensor],
     cell: Tensor,

@@ -15,7 +15,7 @@ from ..models.config import check_numbers
 from ..scf import ConvergenceError
 from .config import TrainConfig
 from .data import Frames, GraphDataset
-from .frames import PROPERTIES, available_keys, find, iterate
+from .frames import PROPERTIES, available_keys, counts, iterate
 from .losses import PENALTIES, TERMS
 from .optimize import frozen, outputs_for
 
@@ -62,9 +62,7 @@ def check_counted(sets: Mapping[str, Frames], config: TrainConfig) -> None:
             check_numbers(f"{which}: the weight", SimpleNamespace(**weights), *weights, least=0)
             total += float(np.sum(weights.get("config_weight", 1.0)))
             labels |= {
-                p
-                for p, (key, at) in PROPERTIES.items()
-                if find(atoms, getattr(config.data, key), at) is not None
+                name for name in PROPERTIES if name != "total_spin" and counts(atoms, config.data, name)
             }
         if len(frames) and total == 0:
             raise ValueError(f"config_weight of every frame of data.{name} is 0: none counts")

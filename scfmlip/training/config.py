@@ -19,24 +19,28 @@ class DataConfig:
     Where frames come from and under which keys they hold their labels.
 
     Each key is looked for in ``atoms.info`` or ``atoms.arrays``, then among the results that ASE read
-    (``energy``, ``forces``, ``stress``, ``charges``, ``dipole``). Paths are relative to the working folder.
+    (``energy``, ``forces``, ``stress``, ``charges``, ``dipole``). Total charge, multiplicity, field and head
+    are inputs, which are found under all their usual names (``charge``, ``total_charge``, ``spin``, ...)
+    unless another key is named here. Paths are relative to the working folder.
 
     Attributes:
         train, valid, test: Files that ASE reads (extended XYZ, ...) or HDF5 as mace_prepare_data writes.
-        valid_fraction, test_fraction: Parts of the training frames set apart where no files are named.
+        valid_fraction, test_fraction: Parts of the training frames set apart where no files are named; single
+            atoms with ``config_type=IsolatedAtom`` stay.
         split_seed: Of that random split.
         energy_key: eV.
         forces_key: eV/angstrom.
-        stress_key: eV/angstrom^3, ASE's sign.
+        stress_key: eV/angstrom^3, ASE's sign; of frames that are periodic in three directions.
         charges_key: Atomic charges, e.
         multipoles_key: Density coefficients, rows [q, d_y, d_z, d_x].
         dipole_key: e angstrom.
         potential_key: Potential at the atoms, V.
         fermi_key: Fermi level, V: label under a charge constraint, input under a Fermi-level constraint.
-        total_charge_key, total_spin_key: e and multiplicity, inputs of the model; 0 and 1 if missing.
+        total_charge_key, total_spin_key: e and multiplicity 2S+1; 0 and 1 where they are missing, which is
+            said if the model asks for them.
         field_key: External field, V/angstrom, three components or one along z.
         field_convention: "mace": energy gains + field.dipole; "physical": it gains - field.dipole.
-        head_key: Name of the model's head.
+        head_key: Name of the model's head, needed where it has several.
         num_workers: Processes that prepare batches.
         cache: Keep every graph in memory.
     """
@@ -158,8 +162,8 @@ class TrainConfig:
     Attributes:
         data, stages, optimizer, schedule: See there.
         model: The dictionary of `scfmlip.models.build`. Left out, or "average" | "isolated":
-            ``elements`` (those of the training frames), ``atomic_energies`` (least squares over the
-            training frames, the default, or single atoms with ``config_type=IsolatedAtom``),
+            ``elements`` (those of the training frames), ``atomic_energies`` (of each head: least squares over
+            its training frames, the default, or its single atoms with ``config_type=IsolatedAtom``),
             ``backbone.avg_num_neighbors`` and ``backbone.scale`` (RMS force) come from the training frames.
         start_from: A file of `scfmlip.save` to go on from, instead of ``model``.
         output: Folder of everything that is written.

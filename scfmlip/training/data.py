@@ -5,25 +5,22 @@ from __future__ import annotations
 import copy
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import torch
 from ase import Atoms
-from ase.data import chemical_symbols
-from mace import modules
 from mace.data import AtomicData
-from mace.tools.torch_tools import default_dtype
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..interfaces.mace.batches import check_frame, collate, make_graph
-from ..models.config import atomic_number
-from .config import DataConfig, TrainConfig
-from .frames import PROPERTIES, available_keys, find, iterate, labelled, read_frames
+from ..interfaces.mace.batches import check_structure
+from ..interfaces.mace.graphs import collate, make_graph
+from ..interfaces.mace.inputs import INPUTS, check_spin, read_embedded, resolve_head
+from .config import DataConfig
+from .frames import PROPERTIES, is_isolated, iterate, labelled, read_frames
 from .losses import TERMS
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -81,101 +78,25 @@ def read_sets(config: DataConfig) -> dict[str, Frames]:
         sets[name] = Frames(_Joined([f for _, f in parts]) if parts else [], names)
     if not len(sets["train"]):
         raise ValueError("data.train names no files")
-    total = len(sets["train"])
-    order = np.random.default_rng(config.split_seed).permutation(total).tolist()
     whole = sets["train"]
+    order = np.random.default_rng(config.split_seed).permutation(len(whole)).tolist()
+    # reference atoms are there to be trained with, or for their energies
+    atoms = {i for i, frame in enumerate(iterate(whole.frames)) if is_isolated(frame)}
+    order = [i for i in order if i not in atoms]
+    total = len(order)
     for name, fraction in (("valid", config.valid_fraction), ("test", config.test_fraction)):
         if fraction and not getattr(config, name):
             count = max(1, round(fraction * total))
             chosen, order = sorted(order[:count]), order[count:]
             sets[name] = whole.part(chosen)
     if not order:
-        raise ValueError(f"{total} frames are too few for the validation and test fractions asked for")
+        raise ValueError(
+            f"{total} frames are too few for the validation and test fractions asked for"
+            + (f" (beside {len(atoms)} of isolated atoms)" if atoms else "")
+        )
     if len(order) < total:
-        sets["train"] = whole.part(sorted(order))
+        sets["train"] = whole.part(sorted([*order, *atoms]))
     return sets
-
-
-def check_labels(sets: Mapping[str, Frames], config: TrainConfig) -> dict[str, int]:
-    """
-    How many training frames have each label.
-
-    Raises:
-        ValueError: if a term of the loss, or a key the user named, is in no training frame.
-    """
-    keys, defaults = config.data, DataConfig(train=("",))
-    counts = {
-        name: sum(find(atoms, getattr(keys, option), where) is not None for atoms in iterate(frames))
-        for frames in [sets["train"].frames]
-        for name, (option, where) in PROPERTIES.items()
-    }
-    needed = {
-        TERMS[t].label: f"loss term {t!r}"
-        for stage in config.stages
-        for t, w in stage.loss.items()
-        if w and t in TERMS
-    }
-    # a missing total charge means a neutral system
-    needed.pop("total_charge", None)
-    for name, (option, _) in PROPERTIES.items():
-        if getattr(keys, option) != getattr(defaults, option):
-            needed.setdefault(name, "the configuration")
-    for name, who in needed.items():
-        if not counts[name]:
-            option = PROPERTIES[name][0]
-            raise ValueError(
-                f"no training frame holds {getattr(keys, option)!r} (data.{option}), which {who} asks for; "
-                f"{available_keys(iterate(sets['train'].frames))}"
-            )
-    return counts
-
-
-def average_energies(frames: Sequence[Atoms], elements: Sequence[int], key: str) -> dict[str, float]:
-    """
-    Energy of each element, eV: least squares of the frames' energies, the shortest of equal solutions.
-
-    Raises:
-        ValueError: if no frame has an energy.
-    """
-    rows, energies = [], []
-    for atoms in iterate(frames):
-        energy = find(atoms, key, "info")
-        if energy is not None:
-            rows.append([np.count_nonzero(atoms.numbers == z) for z in elements])
-            energies.append(float(energy))
-    if not rows:
-        raise ValueError(
-            f"atomic_energies: average needs energies, but no training frame holds {key!r} "
-            f"(data.energy_key); {available_keys(iterate(frames))}"
-        )
-    solution = np.linalg.lstsq(np.array(rows, dtype=float), np.array(energies), rcond=None)[0]
-    return {chemical_symbols[z]: float(e) for z, e in zip(elements, solution, strict=True)}
-
-
-def isolated_energies(frames: Sequence[Atoms], elements: Sequence[int], key: str) -> dict[str, float]:
-    """
-    Energy of each element, eV, from single atoms with ``config_type=IsolatedAtom``.
-
-    Raises:
-        ValueError: names the elements without one.
-    """
-    found: dict[str, float] = {}
-    for atoms in iterate(frames):
-        energy = find(atoms, key, "info")
-        if is_isolated(atoms) and energy is not None:
-            found[atoms.get_chemical_symbols()[0]] = float(energy)
-    missing = [chemical_symbols[z] for z in elements if chemical_symbols[z] not in found]
-    if missing:
-        raise ValueError(
-            "atomic_energies: isolated needs a frame of one atom with config_type=IsolatedAtom and "
-            f"{key!r} of every element; there is none of {', '.join(missing)}"
-        )
-    return {chemical_symbols[z]: found[chemical_symbols[z]] for z in elements}
-
-
-def is_isolated(atoms: Atoms) -> bool:
-    """Whether a frame is a reference atom."""
-    return len(atoms) == 1 and atoms.info.get("config_type") == "IsolatedAtom"
 
 
 class GraphDataset(Dataset[AtomicData]):
@@ -189,12 +110,15 @@ class GraphDataset(Dataset[AtomicData]):
         frames: Frames and their names.
         keys: Under which they hold their labels.
         elements: Atomic numbers of the model.
-        energies: eV of each of them.
+        energies: eV of each of them, or of each for every head.
         r_max: Cutoff, angstrom.
         dtype: Of the graphs.
         width: Columns of the density, 1 or 4.
         heads: Of the model.
         pad_cell: Whether its open directions are mace's, very long ones, instead of the frames' own.
+        needed: Inputs that the model's energy depends on, by the batch's names; a total charge of 0 and a
+            multiplicity of 1 stand in for those that are missing.
+        embedded: mace-torch's description of what else its network embeds.
     """
 
     def __init__(
@@ -202,36 +126,79 @@ class GraphDataset(Dataset[AtomicData]):
         frames: Frames,
         keys: DataConfig,
         elements: Sequence[int],
-        energies: Sequence[float],
+        energies: Sequence[Any],
         r_max: float,
         dtype: torch.dtype,
         width: int,
         heads: Sequence[str] = ("Default",),
         pad_cell: bool = False,
+        needed: Collection[str] = (),
+        embedded: Mapping[str, Any] | None = None,
     ) -> None:
         self.frames, self.keys, self.dtype, self.width = frames, keys, dtype, width
-        self.elements, self.energies = list(elements), np.asarray(energies, dtype=np.float64)
-        self.r_max, self.heads, self.pad_cell = r_max, tuple(heads), pad_cell
+        self.elements, self.heads, self.needed = list(elements), tuple(heads), tuple(needed)
+        rows = np.atleast_2d(np.asarray(energies, dtype=np.float64))
+        self.energies = np.broadcast_to(rows, (len(self.heads), len(self.elements)))
+        self.r_max, self.pad_cell, self.embedded = r_max, pad_cell, dict(embedded or {})
         self._graphs: dict[int, AtomicData] = {}
 
     def __len__(self) -> int:
         return len(self.frames)
 
-    def check(self) -> None:
+    def check(self) -> dict[str, list[int]]:
         """
         Look at every frame before the training starts.
+
+        Returns:
+            Frames without an input that the model needs, by its name.
 
         Raises:
             ValueError: names the first frame that cannot be used, and why.
         """
-        known = cast(torch.nn.Module, SimpleNamespace(atomic_numbers=self.elements))
+        missing: dict[str, list[int]] = {}
+        countered = 0
         for i, name in enumerate(self.frames.names):
             atoms = self.frames.frames[i]
-            check_frame(known, atoms, name)
-            try:
-                labelled(atoms, self.keys)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
+            check_structure(atoms, self.elements, name)
+            frame = self._labelled(i)
+            self._head(frame, name)
+            read_embedded(atoms, self.embedded, name)
+            for which in self.needed:
+                if which not in frame.info and which in INPUTS:
+                    missing.setdefault(which, []).append(i)
+            initial = float(atoms.get_initial_charges().sum())
+            if i in missing.get("total_charge", ()) and round(initial):
+                raise ValueError(
+                    f"{name} has no total charge, but initial charges that sum to {initial:g}, which are not "
+                    "read: set atoms.info['charge']"
+                )
+            if "fermi_level" in missing:
+                raise ValueError(
+                    f"{name} lacks atoms.info[{self.keys.fermi_key!r}] (data.fermi_key): this model's energy "
+                    "depends on the electrons' Fermi level"
+                )
+            if "total_spin" in self.needed:
+                charge, spin = frame.info.get("total_charge", 0.0), frame.info.get("total_spin", 1.0)
+                check_spin(atoms, charge, spin, name)
+            countered += "counter_charge" in frame.info
+            if countered not in (0, i + 1):
+                raise ValueError(
+                    f"{self.frames.names[0]} and {name}: one has a counter_charge, the other has none; "
+                    "frames that are trained together all have it or none"
+                )
+        return missing
+
+    def _labelled(self, number: int) -> Atoms:
+        try:
+            return labelled(self.frames.frames[number], self.keys, "total_spin" in self.needed)
+        except ValueError as error:
+            raise ValueError(f"{self.frames.names[number]}: {error}") from None
+
+    def _head(self, frame: Atoms, name: str) -> str:
+        try:
+            return resolve_head(self.heads, None, frame.info)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
 
     def __getitem__(self, index: tuple[int, bool]) -> AtomicData:
         number, counts = index
@@ -252,28 +219,28 @@ class GraphDataset(Dataset[AtomicData]):
         return sum(len(self.frames.frames[i]) for i in range(len(self)))
 
     def _make(self, number: int) -> AtomicData:
-        frame = labelled(self.frames.frames[number], self.keys)
-        head = frame.info.get("head")
-        if head is not None and head not in self.heads:
-            raise ValueError(
-                f"{self.frames.names[number]} belongs to head {head!r}; the model has {list(self.heads)}"
-            )
+        frame, name = self._labelled(number), self.frames.names[number]
+        head = self._head(frame, name)
         if "energy" in frame.info:
-            counts = np.array([np.count_nonzero(frame.numbers == z) for z in self.elements])
-            frame.info["energy"] -= float(counts @ self.energies)
-        stores = {"info": frame.info, "arrays": frame.arrays}
-        present = {n for n, (_, where) in PROPERTIES.items() if n in stores[where]}
-        graph = make_graph(
-            frame,
-            self.elements,
-            self.r_max,
-            self.dtype,
-            heads=self.heads,
-            head=head,
-            info_keys={n: n for n in present - {"head"} if PROPERTIES[n][1] == "info"},
-            arrays_keys={n: n for n in present - {"potential"} if PROPERTIES[n][1] == "arrays"},
-            pad_cell=self.pad_cell,
-        )
+            composition = np.array([np.count_nonzero(frame.numbers == z) for z in self.elements])
+            frame.info["energy"] -= float(composition @ self.energies[self.heads.index(head)])
+        values = {**frame.info, **frame.arrays}
+        inputs = {which: values[which] for which in INPUTS if which in values and which != "head"}
+        inputs |= read_embedded(self.frames.frames[number], self.embedded, name)
+        try:
+            graph = make_graph(
+                frame,
+                self.elements,
+                self.r_max,
+                self.dtype,
+                heads=self.heads,
+                head=head,
+                inputs=inputs,
+                labels={which: values[which] for which in PROPERTIES if which in values},
+                pad_cell=self.pad_cell,
+            )
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
 
         def tensor(value: Any) -> Tensor:
             return torch.tensor(value, dtype=self.dtype)
@@ -288,20 +255,22 @@ class GraphDataset(Dataset[AtomicData]):
             rows[:, 0] = frame.arrays.get("charges", 0.0)
         if rows.shape[1] < self.width:
             raise ValueError(
-                f"{self.frames.names[number]}: {self.keys.multipoles_key!r} holds charges only, but the "
-                "model's density has dipoles (density.l_max = 1)"
+                f"{name}: {self.keys.multipoles_key!r} holds charges only, but the model's density has "
+                "dipoles (density.l_max = 1)"
             )
         graph.density_coefficients = tensor(rows[:, : self.width])
-        for name in {term.label for term in TERMS.values()}:
-            if name not in present:
-                weight = torch.zeros_like(getattr(graph, f"{name}_weight", tensor(0.0)))
-            elif name in ("energy", "forces", "stress", "dipole", "charges"):
-                continue  # mace has set it
-            else:
-                weight = tensor(float(frame.info.get(f"config_{name}_weight", 1.0)))
-            ours[f"{name}_weight"] = weight
-        for name, value in ours.items():
-            graph[name] = value
+        for label in {term.label for term in TERMS.values()} - {
+            "energy",
+            "forces",
+            "stress",
+            "dipole",
+            "charges",
+        }:
+            # of the others make_graph has set the weight
+            weight = frame.info.get(f"config_{label}_weight", 1.0) if label in values else 0.0
+            ours[f"{label}_weight"] = tensor(float(weight))
+        for key, value in ours.items():
+            graph[key] = value
         return graph
 
 
@@ -355,55 +324,3 @@ def make_loader(
 def _be_quiet(_: int) -> None:
     """In a worker: say nothing about a parent that goes away while a thread hands it tensors."""
     sys.excepthook = lambda *_: None
-
-
-def complete_model(config: TrainConfig, sets: dict[str, Frames]) -> dict[str, Any]:
-    """
-    The model's dictionary with everything filled in that the training frames decide.
-
-    Reference atoms leave the training set when they give the atomic energies.
-    """
-    model = {**config.model, "backbone": dict(config.model.get("backbone") or {})}
-    train = sets["train"]
-    if config.dtype is not None:
-        if model.get("dtype", config.dtype) != config.dtype:
-            raise ValueError(f"dtype is {config.dtype}, but model.dtype is {model['dtype']}: give one")
-        model["dtype"] = config.dtype
-    model.setdefault("dtype", "float32")
-    if model["dtype"] not in DTYPES:
-        raise ValueError(f"dtype must be one of {list(DTYPES)}, got {model['dtype']!r}")
-    model.setdefault("seed", config.seed)
-    elements = model.get("elements") or sorted({int(z) for a in iterate(train.frames) for z in a.numbers})
-    model["elements"] = [atomic_number(e) for e in elements]
-    energies = model.get("atomic_energies", "average")
-    if energies == "average":
-        energies = average_energies(train.frames, model["elements"], config.data.energy_key)
-    elif energies == "isolated":
-        energies = isolated_energies(train.frames, model["elements"], config.data.energy_key)
-        keep = [i for i in range(len(train)) if not is_isolated(train.frames[i])]
-        if not keep:
-            raise ValueError("the training frames are reference atoms only")
-        sets["train"] = train.part(keep)
-    elif isinstance(energies, str):
-        raise ValueError(
-            f"model.atomic_energies must be 'average', 'isolated' or eV by element, got {energies!r}"
-        )
-    model["atomic_energies"] = energies
-    return model
-
-
-def fill_statistics(model: dict[str, Any], dataset: GraphDataset) -> None:
-    """Mean number of neighbours and RMS force (eV/angstrom), where the model's dictionary lacks them."""
-    backbone = model["backbone"]
-    with default_dtype(torch.float64):
-        if "avg_num_neighbors" not in backbone:
-            graphs = (dataset[i, True] for i in range(len(dataset)))
-            backbone["avg_num_neighbors"] = float(modules.compute_avg_num_neighbors(cast(Any, graphs)))
-        if "scale" not in backbone:
-            squares = [
-                dataset[i, True].forces.double().square().flatten()
-                for i in range(len(dataset))
-                if float(dataset[i, True].forces_weight) > 0
-            ]
-            rms = float(torch.cat(squares).mean().sqrt()) if squares else 0.0
-            backbone["scale"] = rms if rms > 1e-6 else 1.0

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from ..interfaces.mace.files import FileError, read_structures
+from ..interfaces.mace.inputs import EXTERNAL, INPUTS, read_input
 from .config import DataConfig
 
+_DEFAULTS = DataConfig(train=("",))
 # mace's name of each property: (option that names its key, "info" or "arrays")
 PROPERTIES = {
     "energy": ("energy_key", "info"),
@@ -60,22 +63,33 @@ class Hdf5Frames(Sequence[Atoms]):
 
     def __getitem__(self, index: int) -> Atoms:  # type: ignore[override]
         self._file = self._file or self._open()
-        group = self._file[self.names[index]]
+        try:
+            return self._read(self.names[index])
+        except KeyError as error:
+            raise FileError(f"{self.path} lacks a part of {self.names[index]}: {error}") from error
+
+    def _read(self, name: str) -> Atoms:
+        group = self._file[name]
         cell, pbc = _value(group["cell"]), _value(group["pbc"])
+        if pbc is not None and not np.isin(pbc, (0, 1)).all():
+            raise ValueError(f"{self.path} has pbc={np.asarray(pbc).tolist()} in {name}: T or F only")
         atoms = Atoms(
             group["atomic_numbers"][()],
             group["positions"][()],
             cell=cell,
             pbc=False if pbc is None else pbc,
         )
-        for name, stored in group["properties"].items():
+        for label, stored in group["properties"].items():
             value = _value(stored)
             if value is None:
                 continue
-            option, where = PROPERTIES.get(name, (None, "info"))
-            getattr(atoms, where)[name if option is None else getattr(self.keys, option)] = value
-        for name, stored in group.get("property_weights", {}).items():
-            atoms.info[f"config_{name}_weight"] = _value(stored)
+            option, where = PROPERTIES.get(label, (None, "info"))
+            getattr(atoms, where)[label if option is None else getattr(self.keys, option)] = value
+        for label, stored in group.get("property_weights", {}).items():
+            atoms.info[f"config_{label}_weight"] = _value(stored)
+        head = _value(group["head"]) if "head" in group else None
+        if head not in (None, "Default"):  # mace writes that for none
+            atoms.info.setdefault(self.keys.head_key, head)
         if "weight" in group:
             atoms.info["config_weight"] = _value(group["weight"])
         if "config_type" in group:
@@ -105,59 +119,89 @@ def read_frames(path: str | Path, keys: DataConfig, what: str = "data.train") ->
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it holds no frames.
+        FileError: if it cannot be read, or holds no frames.
     """
     path = Path(path)
+    if path.suffix not in (".h5", ".hdf5"):
+        return read_structures(path, what=what)
     if not path.is_file():
         raise FileNotFoundError(f"{what}: there is no file {path}")
-    if path.suffix in (".h5", ".hdf5"):
-        frames: Sequence[Atoms] = Hdf5Frames(path, keys)
-    else:
-        from ase.io import read
-
-        try:
-            frames = read(path, ":")  # type: ignore[assignment]
-        except Exception as error:  # ASE's readers raise whatever they trip over
-            raise ValueError(f"{what}: {path} cannot be read: {type(error).__name__}: {error}") from error
+    try:
+        frames = Hdf5Frames(path, keys)
+    except (OSError, ValueError, TypeError) as error:  # no HDF5, or not mace's groups
+        raise FileError(
+            f"{what}: {path} cannot be read as what mace_prepare_data writes: {type(error).__name__}: {error}"
+        ) from error
     if not len(frames):
-        raise ValueError(f"{what}: {path} holds no frames")
+        raise FileError(f"{what}: {path} holds no frames")
     return frames
 
 
-def find(atoms: Atoms, key: str, where: str) -> Any:
-    """A frame's value under ``key`` in info or arrays, else among ASE's results; None if it has none."""
+def find(atoms: Atoms, keys: DataConfig, name: str) -> Any:
+    """
+    A frame's value of one of `PROPERTIES`, or None.
+
+    It is under its key in info or arrays, else among ASE's results. Inputs of the model are found under all
+    their usual names, unless the user named another key.
+
+    Raises:
+        ValueError: for an input that is no number, or two that contradict each other.
+    """
+    option, where = PROPERTIES[name]
+    key = getattr(keys, option)
+    if name in INPUTS:
+        # a label of that name comes before an input without REF_
+        named = key != getattr(_DEFAULTS, option) or (
+            INPUTS[name].labelled and atoms.info.get(key) is not None
+        )
+        return read_input(atoms.info, name, key if named else None)
     store = atoms.info if where == "info" else atoms.arrays
     if key in store:
         return store[key]
     return None if atoms.calc is None else atoms.calc.results.get(key)
 
 
-def labelled(atoms: Atoms, keys: DataConfig) -> Atoms:
+def counts(atoms: Atoms, keys: DataConfig, name: str) -> bool:
+    """Whether a frame has a property, and one that a model can be compared with: see `labelled`."""
+    defined = name != "stress" or bool(atoms.pbc.all() and atoms.cell.rank == 3)
+    return defined and find(atoms, keys, name) is not None
+
+
+def labelled(atoms: Atoms, keys: DataConfig, spin: bool = True) -> Atoms:
     """
-    The frame with its labels under mace's names, in mace's conventions.
+    The frame with its labels under mace's names, in mace's conventions; its multiplicity if ``spin``.
 
     Fields become mace's (energy + field.dipole). The dipole of a periodic direction is no observable: its
-    component counts only if ``config_dipole_weight`` says so; a stress needs three periodic directions.
+    component counts only if ``config_dipole_weight`` says so; a stress needs three periodic directions, since
+    codes differ in the volume of a slab.
 
     Raises:
-        ValueError: for a label of the wrong shape or one that is not finite.
+        ValueError: for a label of the wrong shape or one that is not finite, for inputs as `find`, and for
+            weights that are no numbers >= 0.
     """
     frame = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     for key, value in atoms.info.items():
-        if key.startswith("config_"):
+        if key.startswith("config_") and value is not None:
+            frame.info[key] = value
+            if key.endswith("weight"):
+                _check_weight(key, value)
+        elif key in ("counter_charge", *EXTERNAL):
             frame.info[key] = value
     for name, (option, where) in PROPERTIES.items():
-        value = find(atoms, getattr(keys, option), where)
-        if value is None:
+        if (name == "total_spin" and not spin) or not counts(atoms, keys, name):
             continue
+        value = find(atoms, keys, name)
         if name == "head":
-            frame.info[name] = str(value)
+            frame.info[name] = value
             continue
-        value = np.asarray(value, dtype=np.float64)
-        if name == "external_field":
-            if value.size == 1:
-                value = np.array([0.0, 0.0, float(value.reshape(()))])
-            value = -value if keys.field_convention == "physical" else value
+        try:
+            value = np.asarray(value, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{getattr(keys, option)!r} (data.{option}) must be numbers, got {value!r}"
+            ) from None
+        if name == "external_field" and keys.field_convention == "physical":
+            value = -value
         shape = _SHAPES[name](len(atoms))
         if value.shape not in shape:
             raise ValueError(
@@ -173,9 +217,18 @@ def labelled(atoms: Atoms, keys: DataConfig) -> Atoms:
     if "dipole" in frame.info and "config_dipole_weight" not in frame.info:
         periodic = np.asarray(atoms.cell)[np.asarray(atoms.pbc)]
         frame.info["config_dipole_weight"] = (np.abs(periodic).sum(0) < 1e-8).astype(float)
-    if "stress" in frame.info and not (atoms.pbc.all() and atoms.cell.rank == 3):
-        del frame.info["stress"]
     return frame
+
+
+def _check_weight(key: str, value: Any) -> None:
+    try:
+        good = bool(
+            (np.asarray(value, dtype=float) >= 0).all() and np.isfinite(np.asarray(value, dtype=float)).all()
+        )
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(f"{key!r} must be a number >= 0, got {value!r}")
 
 
 _SHAPES = {
@@ -210,3 +263,8 @@ def available_keys(frames: Iterable[Atoms]) -> str:
 def iterate(frames: Sequence[Atoms]) -> Iterator[Atoms]:
     """Every frame, one in memory at a time."""
     return (frames[i] for i in range(len(frames)))
+
+
+def is_isolated(atoms: Atoms) -> bool:
+    """Whether a frame is a reference atom."""
+    return len(atoms) == 1 and atoms.info.get("config_type") == "IsolatedAtom"

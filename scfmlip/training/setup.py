@@ -19,6 +19,7 @@ from mace.tools import set_seeds
 from .. import models
 from ..files import locked, write_text
 from ..models.rules import name_of, rule_class
+from ..models.systems import required_inputs
 from .checkpoints import FILES, digests, load_checkpoint
 from .checks import check_counted, check_predictions, check_stages
 from .config import TrainConfig, config_from_dict, config_to_dict
@@ -26,17 +27,16 @@ from .data import (
     DTYPES,
     EpochBatches,
     GraphDataset,
-    check_labels,
-    complete_model,
-    fill_statistics,
     make_loader,
     read_sets,
 )
+from .labels import check_labels, describe, describe_missing
 from .loop import Trainer
 from .losses import labelled_pairs
 from .optimize import frozen, wanted
 from .processes import Processes, processes
 from .report import plot_history, plot_parity, write_json
+from .statistics import complete_model, fill_statistics
 
 log = logging.getLogger("scfmlip.training")
 
@@ -84,12 +84,13 @@ def prepare(
             (typed.density.l_max + 1) ** 2,
             typed.backbone.heads,
             rule_class(name_of(typed.rule)).pads_cell(typed.rule),
+            required_inputs(typed),
+            typed.backbone.options.get("embedding_specs"),
         )
         for name, frames in sets.items()
         if len(frames)
     }
-    for dataset in graphs.values():
-        dataset.check()
+    taken = [line for dataset in graphs.values() for line in describe_missing(dataset, dataset.check())]
     fill_statistics(full, graphs["train"])
     if weights is None and loaded is not None:
         weights = loaded.state_dict()
@@ -97,10 +98,17 @@ def prepare(
     check_stages(config, model, counts)
     check_predictions(config, model, graphs["train"])
     sizes = ", ".join(f"{len(g)} {name}" for name, g in graphs.items())
-    labels = ", ".join(f"{name} {n}" for name, n in counts.items() if n)
     if workers.first:
-        log.info("frames: %s; labels of all training frames: %s", sizes, labels)
-        log.info("atomic energies (eV): %s", dict(zip(typed.elements, typed.atomic_energies, strict=True)))
+        log.info("frames: %s", sizes)
+        # every density answers to a field
+        inputs = [*required_inputs(typed), "head"]
+        inputs += [] if name_of(typed.rule) == "short_range" else ["external_field"]
+        for line in describe(sets["train"].frames, counts, config, inputs):
+            log.info(line)
+        for line in taken:
+            log.warning(line)
+        for head, energies in typed.energies_by_head.items():
+            log.info("atomic energies of %s (eV): %s", head, dict(zip(typed.elements, energies, strict=True)))
         log.info(
             "neighbours %.2f, RMS force %.4g eV/A, %d weights",
             full["backbone"]["avg_num_neighbors"],

@@ -143,7 +143,8 @@ def random_frames(pbc: list[tuple[bool, bool, bool]], seed: int = 1, n_atoms: in
                 positions.append(r)
         atoms = Atoms(numbers=rng.choice([1, 6, 8], n), positions=positions, cell=cell, pbc=flags)
         atoms.info["charge"] = float(i - 1)
-        atoms.info["spin"] = 1.0 + i % 2
+        # what so many electrons can have
+        atoms.info["spin"] = 1.0 + (int(atoms.numbers.sum()) - (i - 1)) % 2 + 2 * (i % 2)
         atoms.info["external_field"] = 0.05 * rng.standard_normal(3)
         frames.append(atoms)
     return frames

@@ -9,6 +9,7 @@ pytest.importorskip("ase", reason="needs ASE")
 
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
+from models.cases import make_model, water
 
 import scfmlip
 from interfaces.polar_models import batch_of, random_frames, shared_polar_model
@@ -16,6 +17,11 @@ from scfmlip.ase import Calculator
 
 T, F = True, False
 OPTIONS = {"hidden_irreps": "8x0e + 8x1o"}
+
+
+def molecule_spin(atoms, charge):
+    """The lowest multiplicity of its electrons."""
+    return 1 + (int(atoms.numbers.sum()) - charge) % 2
 
 
 @pytest.fixture
@@ -74,10 +80,52 @@ def test_charge_spin_and_field_recompute(atoms):
     atoms.info["external_field"] = np.array([0.0, 0.0, 0.1])
     third = atoms.get_potential_energy()
     assert third != second
-    atoms.info["spin"] = 3.0
+    atoms.info["spin"] += 2.0
     assert atoms.get_potential_energy() != third
     atoms.info["comment"] = "does not matter"
     assert atoms.calc.calculation_required(atoms, ["energy"]) is False
+
+
+@pytest.mark.parametrize(
+    "key", ["external_field", "external_positions", "external_charges", "charge", "other"]
+)
+def test_changes_in_place_recompute(model, key):
+    """ASE's copy of the atoms shares the arrays of their info."""
+    frame = water()
+    frame.info |= {
+        "external_field": np.array([0.0, 0.0, 0.05]),
+        "external_charges": np.array([0.5]),
+        "external_positions": np.array([[0.0, 0.0, 6.0]]),
+        "charge": np.array(0.0),
+        "other": np.array([1.0]),
+    }
+    ours = make_model("qeq")
+    frame.calc = Calculator(ours, extrapolation=None)
+    first = frame.get_potential_energy()
+    frame.info[key] += 0.25
+    second = frame.get_potential_energy()
+    fresh = frame.copy()
+    fresh.calc = Calculator(ours, extrapolation=None)
+    assert second == pytest.approx(fresh.get_potential_energy(), rel=1e-10)
+    assert (abs(second - first) < 1e-12) == (key == "other")
+    assert frame.calc.calculation_required(frame, ["energy"]) is False
+    if key == "charge":  # under another name
+        del frame.info["charge"]
+        frame.info["total_charge"] = 0.0
+        assert frame.get_potential_energy() == pytest.approx(first, rel=1e-9)
+
+
+@pytest.mark.parametrize("given", [{"charge": "1"}, {"charge": True}, {"spin": "high"}, {"fermi_level": "x"}])
+def test_arguments_that_are_no_numbers(model, given):
+    with pytest.raises(ValueError, match="must be a number, got"):
+        Calculator(model, **given)
+
+
+def test_the_atoms_come_before_the_arguments(model):
+    (frame,) = random_frames([(F, F, F)])
+    frame.info = {"total_charge": 1, "spin": molecule_spin(frame, 1)}
+    frame.calc = Calculator(model, charge=0, spin=7)
+    assert abs(frame.get_charges().sum() - 1.0) < 1e-9
 
 
 def test_the_callers_model_is_left_alone(model):
@@ -160,7 +208,7 @@ def test_one_atom_and_no_cell(model):
 def test_charge_and_spin_by_default_arguments(model):
     (frame,) = random_frames([(F, F, F)])
     frame.info.clear()
-    frame.calc = Calculator(model, charge=1, spin=2)
+    frame.calc = Calculator(model, charge=1, spin=molecule_spin(frame, 1))
     assert abs(frame.get_charges().sum() - 1.0) < 1e-9
 
 

@@ -1,5 +1,7 @@
 """Frames, labels and what a model learns about them before it is trained."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,10 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
+from scfmlip.interfaces.mace.files import FileError
 from scfmlip.training import config_from_dict, prepare
-from scfmlip.training.data import EpochBatches, make_loader
-from scfmlip.training.frames import labelled, read_frames
+from scfmlip.training.data import EpochBatches, make_loader, read_sets
+from scfmlip.training.frames import counts, is_isolated, iterate, labelled, read_frames
 from scfmlip.training.processes import Processes
 
 from .problems import ENERGIES, configuration, options, water_frames
@@ -94,6 +97,12 @@ def test_isolated_atoms(tmp_path):
     _, graphs, full = prepare(config_from_dict(values), ALONE)
     assert full["atomic_energies"] == (ENERGIES[1], ENERGIES[8])
     assert len(graphs["train"]) == 4
+    # none of them is drawn into the validation set, whatever the seed
+    for seed in range(20):
+        split = data(tmp_path, valid_fraction=0.25, test_fraction=0.25, split_seed=seed)
+        sets = read_sets(config_from_dict(values | {"data": split}).data)
+        assert [len(sets[name]) for name in ("train", "valid", "test")] == [4, 1, 1]
+        assert sum(is_isolated(a) for a in iterate(sets["train"].frames)) == 2
     write(tmp_path / "frames.xyz", frames[:-1])
     with pytest.raises(ValueError, match="there is none of O"):
         prepare(config_from_dict(values), ALONE)
@@ -120,6 +129,10 @@ def test_directions_that_are_no_observables():
     found = labelled(atoms, config)
     assert found.info["config_dipole_weight"].tolist() == [0, 0, 1]
     assert "stress" not in found.info
+    assert not counts(atoms, config, "stress")
+    atoms.pbc = True
+    assert counts(atoms, config, "stress")
+    atoms.pbc = (True, True, False)
     assert found.info["external_field"].tolist() == [0, 0, -0.2]
     assert labelled(atoms, configuration_data()).info["external_field"].tolist() == [0, 0, 0.2]
 
@@ -156,6 +169,114 @@ def test_hdf5_is_the_same(tmp_path):
     assert stored[3].info["config_energy_weight"] == 0.25
     _, graphs, _ = prepared(tmp_path, data={"train": str(tmp_path / "frames.h5"), "num_workers": 1})
     assert {name: len(g) for name, g in graphs.items()} == {"train": 4, "valid": 1}
+
+
+def test_hdf5_says_what_is_wrong_with_it(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "frames.h5", "w") as file:
+        group = file.create_group("config_batch_0/config_0")
+        group["atomic_numbers"], group["positions"], group["cell"] = [1], np.zeros((1, 3)), np.eye(3)
+        group["pbc"] = [1.0, np.nan, 0.0]
+        group["head"] = "dft"
+        group.create_group("properties")
+    frames = read_frames(tmp_path / "frames.h5", configuration_data())
+    with pytest.raises(ValueError, match=r"pbc=\[1.0, nan, 0.0\] in config_batch_0/config_0: T or F only"):
+        frames[0]
+    shutil.copy(tmp_path / "frames.h5", tmp_path / "good.h5")
+    with h5py.File(tmp_path / "good.h5", "r+") as file:
+        file["config_batch_0/config_0/pbc"][...] = [1, 1, 0]
+    shutil.copy(tmp_path / "good.h5", tmp_path / "less.h5")
+    with h5py.File(tmp_path / "less.h5", "r+") as file:
+        del file["config_batch_0/config_0/positions"]
+    with pytest.raises(FileError, match=r"less.h5 lacks a part of config_batch_0/config_0: .*positions"):
+        read_frames(tmp_path / "less.h5", configuration_data())[0]
+    frame = read_frames(tmp_path / "good.h5", configuration_data())[0]
+    assert frame.pbc.tolist() == [True, True, False]
+    assert frame.info["head"] == "dft"
+    (tmp_path / "text.h5").write_text("hello")
+    with pytest.raises(FileError, match=r"data.train: .*text.h5 cannot be read"):
+        read_frames(tmp_path / "text.h5", configuration_data())
+
+
+@pytest.mark.parametrize(
+    "names", [("charge", "spin"), ("total_charge", "total_spin"), ("REF_charge", "multiplicity")]
+)
+def test_charges_of_every_name_are_trained_on(tmp_path, names):
+    frames = water_frames(4)
+    for i, atoms in enumerate(frames):
+        atoms.info.pop("total_charge")
+        atoms.info[names[0]] = i - 1
+        atoms.info[names[1]] = 1 + i % 2
+    values = options(tmp_path, frames=frames, data=data(tmp_path))
+    values["model"] |= {"rule": "equilibrated", "constraint": "charge"}
+    _, graphs, _ = prepare(config_from_dict(values), ALONE)
+    assert first_batch(graphs["train"])["total_charge"].tolist() == [-1, 0, 1, 2]
+
+
+def test_charges_that_would_be_lost(tmp_path, caplog):
+    frames = water_frames(4)
+    values = options(tmp_path, frames=frames, data=data(tmp_path))
+    values["model"] |= {"rule": "equilibrated", "constraint": "charge"}
+
+    def run(**keys):
+        write(tmp_path / "frames.xyz", frames)
+        return prepare(config_from_dict(values | {"data": data(tmp_path, **keys)}), ALONE)
+
+    frames[1].info["charge"] = 1
+    with pytest.raises(ValueError, match=r"frame 1 of .*are both the total charge"):
+        run()
+    for atoms in frames:
+        atoms.info["q"] = atoms.info.pop("total_charge")
+    frames[1].info["q"] = 1
+    _, graphs, _ = run(total_charge_key="q")
+    assert first_batch(graphs["train"])["total_charge"].tolist() == [0, 1, 0, 0]
+    del frames[1].info["q"]
+    with pytest.raises(ValueError, match=r"frame 1 of .*holds 'charge' but not 'q'"):
+        run(total_charge_key="q")
+    for atoms in frames:
+        atoms.info = {"REF_energy": atoms.info["REF_energy"], "my_charge": 1.0}
+    frames[0].info["charge"] = 0
+    caplog.clear()
+    run()
+    assert "3 of 4 frames, first frame 1 of" in caplog.text
+    assert "they count as neutral (my_charge of their info is not read" in caplog.text
+    for atoms in frames[1:]:
+        atoms.set_initial_charges([-1.0] + [0.0] * (len(atoms) - 1))
+    with pytest.raises(
+        ValueError, match=r"frame 1 of .* no total charge, but initial charges that sum to -1"
+    ):
+        run()
+
+
+def test_multiplicities_that_cannot_be(tmp_path):
+    frames = water_frames(2)
+    frames[1].info["spin"] = 2
+    values = options(tmp_path, frames=frames, data=data(tmp_path))
+    prepare(config_from_dict(values), ALONE)  # of no concern to this model
+    values["model"] |= {"rule": "recursion", "constraint": "charge_spin", "density": {"l_max": 1}}
+    values["model"]["backbone"] |= {"hidden_irreps": "4x0e+4x1o", "num_interactions": 2}
+    with pytest.raises(ValueError, match=r"frame 1 of .* 20 electrons \(charge 0\) cannot have .* 2 "):
+        prepare(config_from_dict(values), ALONE)
+
+
+def test_ions_and_counter_charges_reach_the_batch(tmp_path):
+    frames = water_frames(2)
+    ions = {"external_charges": np.array([1.0]), "external_positions": np.array([[0.0, 0.0, 9.0]])}
+    frames[0].info |= ions
+    values = options(tmp_path, frames=frames, data=data(tmp_path))
+    _, graphs, _ = prepare(config_from_dict(values), ALONE)
+    batch = first_batch(graphs["train"])
+    assert batch["n_external"].tolist() == [1, 0]
+    np.testing.assert_allclose(batch["external_positions"], ions["external_positions"])
+    for atoms in frames:
+        atoms.info["counter_charge"] = (8.0, 9.0)
+    write(tmp_path / "frames.xyz", frames)
+    _, graphs, _ = prepare(config_from_dict(values), ALONE)
+    assert first_batch(graphs["train"])["counter_charge"].tolist() == [[8, 9], [8, 9]]
+    del frames[1].info["counter_charge"]
+    write(tmp_path / "frames.xyz", frames)
+    with pytest.raises(ValueError, match=r"frame 0 of .* and frame 1 of .*: one has a counter_charge"):
+        prepare(config_from_dict(values), ALONE)
 
 
 def spoil(frames, how):

@@ -8,6 +8,7 @@ the weights of the species come last. Derivatives recompute a chunk's monomials 
 memory is O(rows) for inputs and results, and one chunk, which stays in the cache.
 """
 
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ _Monomial = tuple[int, ...]
 
 # numbers in a chunk's table of monomials, and rows of a chunk at least and at most
 _CHUNK, _MIN_ROWS, _MAX_ROWS = 1 << 20, 512, 8192
+# filters of warnings belong to the process: threads take turns
+_FILTERS = threading.Lock()
 
 
 class _Sparse(NamedTuple):
@@ -87,7 +90,7 @@ def _sparse(shape: tuple[int, int], entries: list[tuple[int, int, float]], dtype
     csr = None
     if torch.backends.mkl.is_available():
         ptr = torch.searchsorted(row, torch.arange(shape[0] + 1))
-        with warnings.catch_warnings():
+        with _FILTERS, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # says that the layout is in beta
             csr = torch.sparse_csr_tensor(ptr, column, value, shape)
     return _Sparse(shape[0], row, column, value, csr)

@@ -2,64 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .graphs import collate, external_charges, make_graph
+from .inputs import (
+    EXTERNAL,
+    INPUTS,
+    check_spin,
+    input_of,
+    read_embedded,
+    read_input,
+    read_inputs,
+    resolve_head,
+    similar_keys,
+)
+from .neighbours import reference_cell
 from .swapped import Swapped
+from .turned import is_upright
 
 if TYPE_CHECKING:
     from ase import Atoms
-    from mace.data import AtomicData
 
-# info keys users set, and what mace calls them
-_SYSTEM_KEYS = {
-    "total_charge": "charge",
-    "total_spin": "spin",
-    "external_field": "external_field",
-    "fermi_level": "fermi_level",
-}
+# angstrom: what positions in float32 may be rounded by before it is said
+_ROUGH = 1e-4
 
 
-# charges outside the model
-_EXTERNAL = ("external_charges", "external_positions")
+def _is_a(model: torch.nn.Module, *names: str) -> bool:
+    """Whether a model is of one of mace-torch's classes, accelerated or not."""
+    return any(base.__name__ in names for base in type(model).__mro__)
 
 
 def required_info(model: torch.nn.Module) -> tuple[str, ...]:
     """Keys of ``atoms.info`` that the model's energy depends on and the user has to give."""
-    from mace.modules.extensions import PolarMACE
-
     own = getattr(model, "required_info", None)
     if own is not None:  # one of scfmlip.models
         return own
-    specs = getattr(model, "embedding_specs", None) or {}
-    polar = isinstance(model, PolarMACE) or any(k in specs for k in ("total_charge", "total_spin"))
-    return ("charge", "spin") if polar else ()
+    needed = ("total_charge", "total_spin") if _is_a(model, "PolarMACE") else embedding_specs(model)
+    return tuple(INPUTS[which].names[0] for which in needed if which in INPUTS)
 
 
-_MEANING = {
-    "charge": "total charge (e)",
-    "spin": "spin multiplicity 2S+1",
-    "fermi_level": "the electrons' Fermi level (eV)",
-}
-_EXAMPLE = {"charge": 0, "spin": 1, "fermi_level": -4.5}
+def embedding_specs(model: torch.nn.Module) -> dict[str, Any]:
+    """mace-torch's description of what else a model embeds, by name."""
+    return dict(getattr(model, "embedding_specs", None) or {})
 
 
-def check_frame(model: torch.nn.Module, atoms: Atoms, where: str) -> None:
+def pads_cell(model: torch.nn.Module) -> bool:
+    """Whether the model's numbers are those of the long cells of mace-torch's electrostatics."""
+    own = getattr(model, "pads_cell", None)
+    return _is_a(model, "PolarMACE", "MACELES") if own is None else own
+
+
+def check_structure(atoms: Atoms, elements: Sequence[int], where: str) -> None:
     """
-    Refuse a frame the model cannot evaluate.
+    Refuse a frame whose atoms or cell no model of these elements can evaluate.
 
     Args:
-        model: A mace-torch model.
         atoms: The frame.
+        elements: Atomic numbers the model knows.
         where: How to name it in messages.
 
     Raises:
-        ValueError: for no atoms, NaN positions, a cell that does not fit ``pbc``, an element the model
-            lacks, or a missing charge or spin.
+        ValueError: for no atoms, NaN positions, a cell that does not fit ``pbc``, or an element the model
+            lacks.
     """
     if len(atoms) == 0:
         raise ValueError(f"{where} has no atoms")
@@ -69,38 +79,20 @@ def check_frame(model: torch.nn.Module, atoms: Atoms, where: str) -> None:
             f"{where} has NaN or infinite positions, first at atom {bad} ({atoms.symbols[bad]}): "
             f"{atoms.positions[bad].tolist()}. Nothing was computed"
         )
-    vectors = np.asarray(atoms.cell)[np.asarray(atoms.pbc)]
+    cell = np.asarray(atoms.cell)
+    vectors = cell[np.asarray(atoms.pbc)]
+    if not np.isfinite(cell).all():
+        raise ValueError(f"{where} has NaN or infinite lattice vectors: {cell.tolist()}")
     if len(vectors) and np.linalg.matrix_rank(vectors) < len(vectors):
         raise ValueError(
-            f"{where} is periodic (pbc={atoms.pbc.tolist()}) but its cell "
-            f"{np.asarray(atoms.cell).tolist()} has no volume: set atoms.cell, or atoms.pbc = False"
+            f"{where} is periodic (pbc={atoms.pbc.tolist()}) but its cell {cell.tolist()} has no volume: set "
+            "atoms.cell, or atoms.pbc = False"
         )
-    reference = type(model).__name__ in ("PolarMACE", "MACELES") and not isinstance(model, Swapped)
-    if reference and atoms.pbc.any() and np.linalg.det(np.asarray(atoms.cell)) < 0:
-        raise ValueError(
-            f"{where} has left-handed lattice vectors, for which mace-torch's own electrostatics is wrong: "
-            "use scfmlip.accelerate, or exchange two lattice vectors"
-        )
-    known = {int(z) for z in model.atomic_numbers}  # type: ignore[union-attr]
-    missing = sorted(set(atoms.get_chemical_symbols()) - {_symbol(z) for z in known})
+    missing = sorted(set(atoms.get_chemical_symbols()) - {_symbol(z) for z in elements})
     if missing:
         raise ValueError(
             f"{where} holds {', '.join(missing)}, which the model was not made for; it knows "
-            f"{', '.join(_symbol(z) for z in sorted(known))}"
-        )
-    if any(key in atoms.info for key in _EXTERNAL) and not hasattr(model, "evaluate_density"):
-        raise ValueError(
-            f"{where} has external charges in atoms.info, which a {type(model).__name__} cannot answer to: "
-            "they are for models of scfmlip.models. Remove atoms.info['external_charges']"
-        )
-    needed = required_info(model)
-    absent = [key for key in needed if key not in atoms.info]
-    if absent:
-        keys = " and ".join(f"atoms.info[{key!r}]" for key in absent)
-        example = " and ".join(f"atoms.info[{key!r}] = {_EXAMPLE[key]}" for key in needed)
-        raise ValueError(
-            f"{where} lacks {keys}: this model's energy depends on "
-            f"{' and '.join(_MEANING[key] for key in needed)}. Set them, for instance {example}"
+            f"{', '.join(_symbol(z) for z in sorted(elements))}"
         )
 
 
@@ -110,91 +102,87 @@ def _symbol(number: int) -> str:
     return chemical_symbols[number]
 
 
-def make_graph(
-    atoms: Atoms,
-    elements: Sequence[int],
-    r_max: float,
-    dtype: torch.dtype = torch.float64,
-    *,
-    heads: Sequence[str] = ("Default",),
-    head: str | None = None,
-    info_keys: Mapping[str, str] | None = None,
-    arrays_keys: Mapping[str, str] | None = None,
-    pad_cell: bool = True,
-) -> AtomicData:
+def check_frame(model: torch.nn.Module, atoms: Atoms, where: str) -> None:
     """
-    One frame as mace-torch's graph: neighbours within ``r_max``, species, labels.
+    Refuse a frame the model cannot evaluate.
 
     Args:
-        atoms: The frame; `check_frame` says what it must fulfil.
-        elements: Atomic numbers the model knows, in its order.
-        r_max: Cutoff of the neighbour list, angstrom.
-        dtype: float32 or float64.
-        heads: Heads of the model.
-        head: Which of them; the last one if None.
-        info_keys: mace's name of a property of the system to its key in ``atoms.info``; charge, spin and
-            field are found under "charge", "spin" and "external_field" if None.
-        arrays_keys: Likewise for ``atoms.arrays``.
-        pad_cell: Keep mace's cell, whose open directions are as long as it takes; else the frame's own.
+        model: A mace-torch model, or one of `scfmlip.models`.
+        atoms: The frame.
+        where: How to name it in messages.
 
-    Returns:
-        A ``mace.data.AtomicData``; labels that the frame lacks are zero with weight 0.
+    Raises:
+        ValueError: as `check_structure`; for a missing charge or spin, inputs that are no numbers or
+            contradict each other, a multiplicity that cannot be, or charges outside that a model cannot
+            answer to.
     """
-    from mace import data
-    from mace.tools import AtomicNumberTable, torch_tools
-
-    keys = data.KeySpecification(
-        info_keys=dict(_SYSTEM_KEYS if info_keys is None else info_keys), arrays_keys=dict(arrays_keys or {})
-    )
-    with torch_tools.default_dtype(dtype):
-        graph = data.AtomicData.from_config(
-            data.config_from_atoms(
-                atoms, key_specification=keys, head_name=heads[-1] if head is None else head
-            ),
-            z_table=AtomicNumberTable([int(z) for z in elements]),
-            cutoff=float(r_max),
-            heads=list(heads),
-        )
-        if not pad_cell:
-            graph.cell = torch.tensor(np.asarray(atoms.cell), dtype=dtype)
-        if "counter_charge" in atoms.info:
-            bounds = np.asarray(atoms.info["counter_charge"], dtype=float).reshape(1, 2)
-            graph["counter_charge"] = torch.tensor(bounds, dtype=dtype)
-        if any(key in atoms.info for key in _EXTERNAL):
-            _put_external(graph, *_external(atoms), dtype)
-    return graph
-
-
-def _external(atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
-    """``[n]`` e and ``[n, 3]`` angstrom of the charges outside the model."""
-    given = [np.asarray(atoms.info.get(key, ()), dtype=float) for key in _EXTERNAL]
-    charges = np.atleast_1d(given[0])
-    positions = np.atleast_2d(given[1]) if given[1].size else np.zeros((0, 3))
-    if charges.ndim != 1 or positions.shape != (len(charges), 3):
+    check_structure(atoms, [int(z) for z in model.atomic_numbers], where)  # type: ignore[union-attr]
+    if pads_cell(model) and not isinstance(model, Swapped) and not hasattr(model, "evaluate_density"):
+        _check_reference(model, atoms, where)
+    needed = required_info(model)
+    given = read_inputs(atoms, where, "spin" in needed)
+    read_embedded(atoms, embedding_specs(model), where)
+    for key in (EXTERNAL[0], "counter_charge"):
+        if atoms.info.get(key) is not None and not hasattr(model, "evaluate_density"):
+            raise ValueError(
+                f"{where} has {key.replace('_', ' ')} in atoms.info, which a {type(model).__name__} cannot "
+                f"answer to: that is for models of scfmlip.models. Remove atoms.info[{key!r}]"
+            )
+    absent = [key for key in needed if input_of(key) not in given]
+    if absent:
+        meant = [INPUTS[which] for which in map(input_of, needed) if which]
+        keys = " and ".join(f"atoms.info[{key!r}]" for key in absent)
+        example = " and ".join(f"atoms.info[{m.names[0]!r}] = {m.example}" for m in meant)
+        similar = [key for name in absent for key in similar_keys(atoms.info, name)]
+        unread = f" ({', '.join(map(repr, similar))} of its info is not read)" if similar else ""
         raise ValueError(
-            "atoms.info['external_charges'] [n] (e) and atoms.info['external_positions'] [n, 3] (angstrom) "
-            f"belong together, got shapes {list(given[0].shape)} and {list(given[1].shape)}"
+            f"{where} lacks {keys}{unread}: this model's energy depends on "
+            f"{' and '.join(m.meaning for m in meant)}. Set them, for instance {example}"
         )
-    return charges, positions
+    if "spin" in needed:
+        check_spin(atoms, given.get("total_charge", 0.0), given["total_spin"], where)
 
 
-def _put_external(graph: AtomicData, charges: Any, positions: Any, dtype: torch.dtype) -> None:
-    graph["external_charges"] = torch.as_tensor(charges, dtype=dtype)
-    graph["external_positions"] = torch.as_tensor(positions, dtype=dtype)
-    graph["n_external"] = torch.tensor([len(charges)])
+def _check_reference(model: torch.nn.Module, atoms: Atoms, where: str) -> None:
+    """Refuse cells for which the electrostatics of mace-torch's own classes is wrong."""
+    cell = reference_cell(atoms.positions, np.asarray(atoms.cell), np.asarray(atoms.pbc), 1.0)
+    if atoms.pbc.any() and np.linalg.det(cell) < 0:
+        raise ValueError(
+            f"{where} has left-handed lattice vectors, for which mace-torch's own electrostatics is wrong: "
+            "use scfmlip.accelerate, or exchange two lattice vectors"
+        )
+    if _is_a(model, "PolarMACE") and not is_upright(torch.tensor(cell), torch.tensor(atoms.pbc)):
+        raise ValueError(
+            f"{where} is a slab whose normal is not z, or whose open vector is not the last: mace-torch's "
+            "own electrostatics takes it for a crystal. Use scfmlip.accelerate, or turn it"
+        )
 
 
-def collate(graphs: Sequence[AtomicData], device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """The dictionary a model takes, from the graphs of its systems."""
-    from mace.tools import torch_geometric
+def _warn_of_fields(model: torch.nn.Module, frames: Sequence[Atoms], names: Sequence[str]) -> None:
+    """Say of a field that it has no effect, on a model without charges or under a name that is not read."""
+    answers = getattr(model, "has_charges", _is_a(model, "PolarMACE"))
+    for atoms, name in zip(frames, names, strict=True):
+        field = read_input(atoms.info, "external_field")
+        if field is not None and field.any() and not answers:
+            warnings.warn(
+                f"{name} has an external_field in atoms.info, which this model without charges does not "
+                "answer to",
+                stacklevel=3,
+            )
+        unread = [
+            key for key in atoms.info if key.lower().removeprefix("ref_") in ("electric_field", "efield")
+        ]
+        if unread and field is None and answers:
+            warnings.warn(
+                f"{name} has {unread[0]} in atoms.info, which is not read: put it into external_field, "
+                "V/angstrom, with the sign of energy + field . dipole",
+                stacklevel=3,
+            )
 
-    if any("n_external" in graph for graph in graphs):
-        # systems without charges outside have none of them
-        for graph in graphs:
-            if "n_external" not in graph:
-                _put_external(graph, torch.zeros(0), torch.zeros(0, 3), graph.positions.dtype)
-    batch = torch_geometric.batch.Batch.from_data_list(list(graphs))  # type: ignore[arg-type]
-    return batch.to(device).to_dict()  # type: ignore[return-value]
+
+def batch_kind(atoms: Atoms) -> tuple[Any, ...]:
+    """What frames of one batch share: MACE-POLAR evaluates a molecule otherwise beside a crystal."""
+    return (*atoms.pbc.tolist(), atoms.info.get("counter_charge") is not None)
 
 
 def make_batch(
@@ -208,39 +196,58 @@ def make_batch(
     """
     The dictionary a model takes, for several frames.
 
+    ``atoms.info`` is read through `inputs.INPUTS`: the total charge (e), the spin multiplicity, the external
+    field (V/angstrom, mace's sign: energy + field.dipole), the head; for models of ours also ``fermi_level``
+    (eV) and ``counter_charge`` (see `scfmlip.Coulomb`; all frames or none), ``external_charges`` (``[n]`` e)
+    and ``external_positions`` (``[n, 3]`` angstrom). The cell is the frame's own, but for PolarMACE and
+    MACELES, whose numbers are those of a long one: ``volume_share`` is the frame's part of it.
+
     Args:
         model: A mace-torch model, or one of `scfmlip.models`.
-        frames: ase.Atoms; ``info["charge"]``, ``info["spin"]`` (multiplicity) and
-            ``info["external_field"]`` (V/angstrom, mace's sign: energy + field.dipole) are passed on, to
-            models of ours also ``info["fermi_level"]`` (eV) and ``info["counter_charge"]`` (see
-            `scfmlip.Coulomb`; all frames or none), ``info["external_charges"]`` (``[n]`` e) and
-            ``info["external_positions"]`` (``[n, 3]`` angstrom).
+        frames: ase.Atoms.
         device: Of the tensors.
         dtype: float32 or float64, that of the model.
-        head: Name of the model's head; its last one if None.
+        head: Name of the model's head for all frames, whatever they say; else see `inputs.resolve_head`.
         names: What to call each frame in messages.
 
     Raises:
-        ValueError: as `check_frame`.
+        ValueError: as `check_frame`; for an unknown head.
     """
     names = names or [f"frame {i}" for i in range(len(frames))]
+    heads = list(getattr(model, "heads", None) or ["Default"])
+    chosen = []
     for atoms, name in zip(frames, names, strict=True):
         check_frame(model, atoms, name)
-    return collate(
-        [
-            make_graph(
+        try:
+            chosen.append(resolve_head(heads, head, atoms.info))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        far = float(np.abs(atoms.positions).max())
+        if dtype == torch.float32 and np.spacing(np.float32(far)) > _ROUGH:
+            warnings.warn(
+                f"{name} reaches {far:.0f} angstrom from the origin, where float32 rounds positions by "
+                f"{np.spacing(np.float32(far)):.0e}: use float64, or move it to the origin",
+                stacklevel=2,
+            )
+    _warn_of_fields(model, frames, names)
+    spin = "spin" in required_info(model)
+    graphs = []
+    for atoms, which, name in zip(frames, chosen, names, strict=True):
+        try:
+            graph = make_graph(
                 atoms,
                 model.atomic_numbers.tolist(),  # type: ignore[union-attr, operator]
                 float(model.r_max),  # type: ignore[arg-type]
                 dtype,
-                heads=list(getattr(model, "heads", None) or ["Default"]),
-                head=head,
-                pad_cell=getattr(model, "pads_cell", True),
+                heads=heads,
+                head=which,
+                inputs={**read_inputs(atoms, spin=spin), **read_embedded(atoms, embedding_specs(model))},
+                pad_cell=pads_cell(model),
             )
-            for atoms in frames
-        ],
-        device,
-    )
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        graphs.append(graph)
+    return collate(graphs, device)
 
 
 def split_outputs(out: dict[str, Any], frames: Sequence[Atoms]) -> list[dict[str, Any]]:
@@ -287,7 +294,7 @@ def split_outputs(out: dict[str, Any], frames: Sequence[Atoms]) -> list[dict[str
     host = {k: v.detach().cpu().numpy() for k, v in out.items() if isinstance(v, Tensor)}
     if "charges_history" in host:  # PolarMACE says 0 whatever it is
         host.pop("fermi_level", None)
-    counts = [len(np.atleast_1d(atoms.info.get("external_charges", ()))) for atoms in frames]
+    counts = [len(external_charges(atoms)[0]) for atoms in frames]
     last = np.cumsum(counts)
     results: list[dict[str, Any]] = []
     for i, (atoms, size, end) in enumerate(zip(frames, sizes, ends, strict=True)):

@@ -29,11 +29,13 @@ from torch import Tensor
 from ...electrostatics import Coulomb, Geometry
 from ...electrostatics.embedding import Embedding, ExternalCharges
 from ...types import BoundaryName
+from .graphs import stress_of
 from .polar_blocks import find_block_swaps
 from .polar_slabs import warn_of_slabs
 from .polar_tables import PolarSums
 from .swapped import SwappedModel, not_compiled
 from .tensor_products import Swaps
+from .turned import Turned, prepare_upright
 from .whole import WHOLE_MODELS
 
 # The versions whose PolarMACE.forward was read and compared.
@@ -63,7 +65,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         displacement: Tensor | None,
         n_systems: int,
         use_pbc_evaluator: bool,
-    ) -> Geometry:
+    ) -> Geometry | Turned:
         """The Coulomb operator at the (strained) positions and cell."""
         coulomb = Coulomb(
             l_max=self.atomic_multipoles_max_l,
@@ -74,7 +76,9 @@ class FastPolarMACE(SwappedModel, PolarMACE):
             order="e3nn",
         )
         positions, cell = data["positions"], _strained_cell(data, displacement)
-        return coulomb.prepare(positions, cell, data["pbc"].view(n_systems, 3), data["batch"])
+        pbc = data["pbc"].view(n_systems, 3)
+        prepare = prepare_upright if "slab_axis" in data else Coulomb.prepare
+        return prepare(coulomb, positions, cell, pbc, data["batch"])
 
     def _embedding(
         self, data: dict[str, Tensor], displacement: Tensor | None, n_systems: int
@@ -274,6 +278,8 @@ class FastPolarMACE(SwappedModel, PolarMACE):
             compute_hessian=compute_hessian,
             compute_edge_forces=compute_edge_forces or compute_atomic_stresses,
         )
+        if compute_stress and "volume_share" in data:
+            stress = stress_of(virials, data)
         atomic_virials = atomic_stresses = None
         if compute_atomic_stresses and edge_forces is not None:
             atomic_virials, atomic_stresses = get_atomic_virials_stresses(
@@ -284,6 +290,8 @@ class FastPolarMACE(SwappedModel, PolarMACE):
                 batch=batch,
                 cell=ctx.cell,
             )
+            if "volume_share" in data:
+                atomic_stresses = stress_of(atomic_virials, data, batch)
         return {
             "energy": total_energy,
             "node_energy": node_e0.double() + node_inter_es.double(),

@@ -1,0 +1,117 @@
+"""Neighbours against all images, in every orientation, periodicity and order of lattice vectors."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matscipy", reason="needs mace-torch")
+
+from scipy.spatial.transform import Rotation
+
+from scfmlip.interfaces.mace.neighbours import neighbour_pairs, reference_cell
+
+PERIODICITIES = list(itertools.product((True, False), repeat=3))
+CELLS = {
+    "cubic": np.diag([4.0, 4.5, 5.0]),
+    "tiny": np.diag([0.9, 1.1, 1.0]) + 0.1,
+    "sheared": np.array([[3.0, 0, 0], [14.0, 2.5, 0], [-9.0, 11.0, 4.0]]),
+    "left-handed": np.array([[0, 4.0, 0.5], [5.0, 0.3, 0], [0.2, 0.1, 6.0]]),
+}
+
+
+def brute_force(positions, cell, pbc, cutoff):
+    """Every image that may be within reach, one by one: (sender, receiver, image)."""
+    vectors = cell[pbc]
+    spans = []
+    for row in np.linalg.pinv(vectors).T:
+        along = positions @ row
+        spans.append(int(np.ceil(cutoff * np.linalg.norm(row) + np.ptp(along))) + 1)
+    found = set()
+    for image in itertools.product(*[range(-s, s + 1) for s in spans]):
+        vector = np.asarray(image) @ vectors if len(vectors) else np.zeros(3)
+        lengths = np.linalg.norm(positions[None] - positions[:, None] + vector, axis=2)
+        whole = np.zeros(3, dtype=int)
+        whole[pbc] = image
+        for i, j in np.argwhere(lengths < cutoff).tolist():
+            if i != j or whole.any():
+                found.add((i, j, *whole.tolist()))
+    return found
+
+
+def as_set(pairs):
+    edges, images = pairs
+    listed = list(zip(*edges.tolist(), *images.T.tolist(), strict=True))
+    assert len(set(listed)) == len(listed)
+    assert (np.diff(edges[0]) >= 0).all()
+    return set(listed)
+
+
+@pytest.mark.parametrize("pbc", PERIODICITIES, ids=str)
+@pytest.mark.parametrize("name", CELLS)
+def test_equals_all_images(name, pbc):
+    generator = np.random.default_rng(PERIODICITIES.index(pbc))
+    pbc, cutoff = np.array(pbc), 3.0
+    for turn, order in zip((0, 90, 37), itertools.permutations(range(3)), strict=False):
+        cell = CELLS[name] @ Rotation.from_euler("xyz", [turn, turn / 2, 0], degrees=True).as_matrix().T
+        cell, flags = cell[list(order)], pbc[list(order)]
+        # the atoms of a slab or a wire in one place, whatever the open vectors are
+        positions = generator.random((3, 3)) @ np.where(flags[:, None], cell, np.eye(3) * 3)
+        want = brute_force(positions, cell, flags, cutoff)
+        assert as_set(neighbour_pairs(positions, cell, flags, cutoff)) == want
+        for other in (np.zeros(3), cell[flags].sum(0), np.array([1e-3, 0, 0])):
+            open_vectors = np.where(flags[:, None], cell, other)
+            assert as_set(neighbour_pairs(positions, open_vectors, flags, cutoff)) == want
+
+
+@pytest.mark.parametrize("pbc", PERIODICITIES, ids=str)
+def test_atoms_far_away(pbc):
+    """In other images, by any number of cells, or the whole system anywhere."""
+    generator = np.random.default_rng(1)
+    cell, pbc = CELLS["left-handed"], np.array(pbc)
+    positions = generator.random((5, 3)) * 4
+    edges, images = neighbour_pairs(positions, cell, pbc, 3.5)
+    jumps = np.where(pbc, generator.integers(-5000, 5000, (5, 3)), 0)
+    moved = positions + jumps @ cell + np.array([1000.0, -300.0, 1e4])
+    want = {
+        (i, j, *s)
+        for i, j, s in zip(*edges, (images + jumps[edges[0]] - jumps[edges[1]]).tolist(), strict=True)
+    }
+    assert as_set(neighbour_pairs(moved, cell, pbc, 3.5)) == want
+
+
+def test_fragments_and_cells_that_are_nearly_empty():
+    """The cell list's memory follows the atoms, not the volume: 1e7 angstrom once meant terabytes."""
+    positions = np.random.default_rng(2).random((8, 3)) * 2
+    positions[4:] += 1e7 / np.sqrt(3)
+    for pbc, cell in ((False, np.zeros((3, 3))), (True, np.eye(3) * 4e7)):
+        edges, images = neighbour_pairs(positions, cell, np.full(3, pbc), 5.0)
+        assert edges.shape == (2, 24)
+        assert not images.any()
+
+
+def test_the_references_cells():
+    """mace-torch 0.3.16's own where its vectors lie across the periodic ones, whatever the rows' order."""
+    neighborhood = pytest.importorskip("mace.data.neighborhood")
+    positions = np.random.default_rng(3).normal(size=(4, 3)) * 3
+    for flags in PERIODICITIES[:-1]:
+        pbc, cell = np.array(flags), np.diag([4.0, 5.0, 6.0])
+        if pbc.sum() == 2:
+            cell[np.flatnonzero(pbc)[1], np.flatnonzero(pbc)[0]] = 0.7
+        theirs = neighborhood.get_neighborhood(positions, 3.0, flags, cell.copy())[3]
+        np.testing.assert_array_equal(reference_cell(positions, cell, pbc, 3.0), theirs)
+        for order in itertools.permutations(range(3)):
+            rows = list(order)
+            other = reference_cell(positions, cell[rows], pbc[rows], 3.0)
+            np.testing.assert_allclose(np.linalg.norm(other, axis=1), np.linalg.norm(theirs, axis=1)[rows])
+            np.testing.assert_allclose(other[pbc[rows]], cell[rows][pbc[rows]])
+            assert abs(np.linalg.det(other)) == pytest.approx(np.linalg.det(theirs))
+        # turned, with the first lattice vector upright before
+        matrix = Rotation.random(random_state=4).as_matrix()
+        turned = reference_cell(positions @ matrix.T, cell @ matrix.T, pbc, 3.0)
+        if pbc.sum() != 1:  # how a wire is turned about its axis nobody knows
+            np.testing.assert_allclose(
+                np.abs(turned @ matrix @ theirs.T), np.abs(theirs @ theirs.T), atol=1e-9
+            )
+    box = reference_cell(positions, np.zeros((3, 3)), np.zeros(3, bool), 3.0)
+    np.testing.assert_allclose(reference_cell(positions + 1e6, box, np.zeros(3, bool), 3.0), box)

@@ -22,7 +22,7 @@ from ..units import COULOMB_CONSTANT
 # l = 2 needs the quadrupole's place in `to_cartesian`; everything below it takes any rank.
 L_MAX = 1
 # angstrom; beyond these a number is a mistake, or has another unit
-_NARROWEST, _WIDEST = 1e-4, 1e4
+_NARROWEST, _WIDEST = 1e-8, 1e4
 
 
 def _receiver_ratio(l: int, sigma: float) -> float:

@@ -35,7 +35,7 @@ from .polar_slabs import warn_of_slabs
 from .polar_tables import PolarSums
 from .swapped import SwappedModel, not_compiled
 from .tensor_products import Swaps
-from .turned import Turned, prepare_upright
+from .turned import Turn, prepare_upright
 from .whole import WHOLE_MODELS
 
 # The versions whose PolarMACE.forward was read and compared.
@@ -65,8 +65,8 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         displacement: Tensor | None,
         n_systems: int,
         use_pbc_evaluator: bool,
-    ) -> Geometry | Turned:
-        """The Coulomb operator at the (strained) positions and cell."""
+    ) -> tuple[Geometry, Turn | None]:
+        """The Coulomb operator at the (strained) positions and cell, and what turned slabs upright in it."""
         coulomb = Coulomb(
             l_max=self.atomic_multipoles_max_l,
             sigma=self.atomic_multipoles_smearing_width,
@@ -77,8 +77,9 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         )
         positions, cell = data["positions"], _strained_cell(data, displacement)
         pbc = data["pbc"].view(n_systems, 3)
-        prepare = prepare_upright if "slab_axis" in data else Coulomb.prepare
-        return prepare(coulomb, positions, cell, pbc, data["batch"])
+        if "slab_axis" in data:
+            return prepare_upright(coulomb, positions, cell, pbc, data["batch"])
+        return coulomb.prepare(positions, cell, pbc, data["batch"]), None
 
     def _embedding(
         self, data: dict[str, Tensor], displacement: Tensor | None, n_systems: int
@@ -195,7 +196,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
 
         # the charges' first guess, closed to the total charge and spin
         displacement = ctx.displacement if strained else None
-        sums = PolarSums(self, self._geometry(data, displacement, n_systems, use_pbc_evaluator))
+        sums = PolarSums(self, *self._geometry(data, displacement, n_systems, use_pbc_evaluator))
         embedding = self._embedding(data, displacement, n_systems)
         charges = charges.view(len(positions), 2, -1)
         excess = data["total_spin"] - 1

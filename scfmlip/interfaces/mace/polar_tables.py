@@ -23,6 +23,7 @@ from torch import Tensor
 from scfmlip_kernels import segment_sum
 
 from ...electrostatics import GaussianMultipoles, Geometry
+from .turned import Turn
 
 # what is within this of the exact constant was not rounded to float32
 _ROUNDED = 1e-12
@@ -148,15 +149,21 @@ class PolarSums:
     Args:
         model: The PolarMACE.
         geometry: Of `Coulomb` with ``compat="graph_longrange"`` and the model's options.
+        turn: What slabs were turned by, to stand upright in it.
     """
 
-    def __init__(self, model: Any, geometry: Geometry) -> None:
-        self.model, self.geometry = model, geometry
+    def __init__(self, model: Any, geometry: Geometry, turn: Turn | None = None) -> None:
+        self.model, self.geometry, self.turn = model, geometry, turn
         double = geometry.positions.dtype == torch.float64
         self.tables = read_tables(model) if double else None
 
     def features(self, rows: Tensor) -> Tensor:
         """``[n_atoms, n_channels, (l + 1)^2]`` densities -> ``[n_atoms, n_channels, .]`` features."""
+        if self.turn is None:
+            return self._features(rows)
+        return self.turn.back(self._features(self.turn.upright(rows)), len(self.model.field_feature_widths))
+
+    def _features(self, rows: Tensor) -> Tensor:
         model, geometry, tables = self.model, self.geometry, self.tables
         widths, l_max = tuple(model.field_feature_widths), model.field_feature_max_l
         if tables is None:
@@ -169,7 +176,7 @@ class PolarSums:
         if geometry.kspace is not None:
             mine = geometry.plan.lattice.take(moments)
             waves = _waves(geometry, tables.source)
-            field = waves.field(_scaled(mine, tables.source), tables.receivers.widths, rank, False)
+            field = waves.field(_scaled(mine, tables.source), tables.receivers.widths, rank)
             lattice = tables.receivers.of(basis.project(field))
             if geometry.kspace.correction is not None:
                 field = geometry.kspace.correction.field(mine, widths, rank)
@@ -189,6 +196,7 @@ class PolarSums:
 
     def energy(self, rows: Tensor) -> Tensor:
         """``[n_atoms, (l + 1)^2]`` density -> ``[n_systems]`` eV."""
+        rows = rows if self.turn is None else self.turn.upright(rows)
         model, geometry, tables = self.model, self.geometry, self.tables
         with_self = model.include_electrostatic_self_interaction
         if tables is None:

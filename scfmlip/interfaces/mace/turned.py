@@ -40,20 +40,27 @@ def _to_z(cell: Tensor, pbc: Tensor) -> Tensor:
     return eye + cross + cross @ cross / (1 + z)
 
 
-@dataclass
-class Turned:
+@dataclass(frozen=True)
+class Turn:
     """
-    A geometry in which slabs stand upright, and multipoles and features in the frame they came from.
+    The rotation that slabs stand upright by, on multipoles and features.
 
     Attributes:
-        geometry: The operator.
         matrix: ``[n_atoms, 3, 3]`` of each atom's system, on rows in e3nn's order.
     """
 
-    geometry: Geometry
     matrix: Tensor
 
-    def _turn(self, rows: Tensor, n_scalars: int, matrix: Tensor) -> Tensor:
+    def upright(self, rows: Tensor) -> Tensor:
+        """``[n_atoms, ..., 1 | 4]`` multipoles, turned."""
+        return self._turn(rows, 1, self.matrix)
+
+    def back(self, features: Tensor, n_widths: int) -> Tensor:
+        """``[n_atoms, ..., n_widths * (1 | 4)]`` features, turned back."""
+        return self._turn(features, n_widths, self.matrix.mT)
+
+    @staticmethod
+    def _turn(rows: Tensor, n_scalars: int, matrix: Tensor) -> Tensor:
         """The vectors behind the scalars of ``[n_atoms, ..., n]``."""
         if rows.shape[-1] == n_scalars:
             return rows
@@ -61,25 +68,12 @@ class Turned:
         turned = torch.einsum("nij,nkj->nki", matrix, vectors)
         return torch.cat((rows[..., :n_scalars], turned.reshape(rows[..., n_scalars:].shape)), -1)
 
-    def features(
-        self, multipoles: Tensor, widths: tuple[float, ...], l_max: int, self_interaction: bool
-    ) -> Tensor:
-        """As `Geometry.features`."""
-        found = self.geometry.features(
-            self._turn(multipoles, 1, self.matrix), widths, l_max, self_interaction=self_interaction
-        )
-        return self._turn(found, len(widths), self.matrix.mT)
-
-    def energy(self, multipoles: Tensor, self_interaction: bool) -> Tensor:
-        """As `Geometry.energy`."""
-        return self.geometry.energy(self._turn(multipoles, 1, self.matrix), self_interaction=self_interaction)
-
 
 def prepare_upright(
     coulomb: Coulomb, positions: Tensor, cell: Tensor, pbc: Tensor, batch: Tensor
-) -> Geometry | Turned:
+) -> tuple[Geometry, Turn | None]:
     """
-    `Coulomb.prepare` with every slab upright; rows in e3nn's order.
+    `Coulomb.prepare` with every slab upright, and what to turn its rows and features by, if anything.
 
     Args:
         coulomb: With ``compat="graph_longrange"`` and ``order="e3nn"``.
@@ -91,7 +85,7 @@ def prepare_upright(
     host = cell.detach().cpu(), pbc.cpu()
     slabs = bool((host[1].sum(1) == 2).any())
     if not (slabs and cell.requires_grad) and all(map(is_upright, *host)):
-        return coulomb.prepare(positions, cell, pbc, batch)
+        return coulomb.prepare(positions, cell, pbc, batch), None
     # the open vector last
     order = torch.argsort((~pbc & (pbc.sum(1, keepdim=True) == 2)).long(), dim=1, stable=True)
     cell, pbc = cell.gather(1, order[..., None].expand(-1, -1, 3)), pbc.gather(1, order)
@@ -100,4 +94,4 @@ def prepare_upright(
     positions = torch.einsum("nij,nj->ni", matrix[batch], positions)
     geometry = coulomb.prepare(positions, cell, pbc, batch)
     order = list(E3NN_FROM_CARTESIAN)
-    return Turned(geometry, matrix[:, order][:, :, order][batch])
+    return geometry, Turn(matrix[:, order][:, :, order][batch])

@@ -158,7 +158,7 @@ def test_constants_rounded_when_the_model_was_made(options, cases, monkeypatch):
         for key in ("energy", "electrostatic_energy", "electron_energy", "forces", "charges", "dipole"):
             # where charges nearly cancel, rounding grows, and so does what the constants matter
             effect = float((anew[key] - theirs[key]).detach().abs().max())
-            assert float((ours[key] - theirs[key]).detach().abs().max()) < 1e-9 + 1e-4 * effect, (case, key)
+            assert float((ours[key] - theirs[key]).detach().abs().max()) < 1e-9 + 0.05 * effect, (case, key)
         assert float((anew["energy"] - theirs["energy"]).detach().abs().max()) > 2e-9, case
 
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from .. import models
 from ..interfaces.mace.batches import collate
-from ..models.config import check_numbers
 from ..scf import ConvergenceError
 from .config import TrainConfig
 from .data import Frames, GraphDataset
-from .frames import PROPERTIES, available_keys, counts, iterate
+from .frames import PROPERTIES, available_keys, check_weights, counts, iterate
 from .losses import PENALTIES, TERMS
 from .optimize import frozen, outputs_for
 
@@ -54,13 +52,11 @@ def check_counted(sets: Mapping[str, Frames], config: TrainConfig) -> None:
     for name in ("train", "valid"):
         frames, labels, total = sets[name], {"total_charge"}, 0.0  # a missing one means a neutral system
         for which, atoms in zip(frames.names, iterate(frames.frames), strict=True):
-            weights = {
-                key: np.asarray(value).tolist()
-                for key, value in atoms.info.items()
-                if key.startswith("config_") and key.endswith("weight")
-            }
-            check_numbers(f"{which}: the weight", SimpleNamespace(**weights), *weights, least=0)
-            total += float(np.sum(weights.get("config_weight", 1.0)))
+            try:
+                check_weights(atoms.info)
+            except ValueError as error:
+                raise ValueError(f"{which}: {error}") from None
+            total += float(np.sum(atoms.info.get("config_weight", 1.0)))
             labels |= {
                 name for name in PROPERTIES if name != "total_spin" and counts(atoms, config.data, name)
             }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,12 +180,9 @@ def labelled(atoms: Atoms, keys: DataConfig, spin: bool = True) -> Atoms:
             weights that are no numbers >= 0.
     """
     frame = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    check_weights(atoms.info)
     for key, value in atoms.info.items():
-        if key.startswith("config_") and value is not None:
-            frame.info[key] = value
-            if key.endswith("weight"):
-                _check_weight(key, value)
-        elif key in ("counter_charge", *EXTERNAL):
+        if (key.startswith("config_") and value is not None) or key in ("counter_charge", *EXTERNAL):
             frame.info[key] = value
     for name, (option, where) in PROPERTIES.items():
         if (name == "total_spin" and not spin) or not counts(atoms, keys, name):
@@ -220,15 +217,22 @@ def labelled(atoms: Atoms, keys: DataConfig, spin: bool = True) -> Atoms:
     return frame
 
 
-def _check_weight(key: str, value: Any) -> None:
-    try:
-        good = bool(
-            (np.asarray(value, dtype=float) >= 0).all() and np.isfinite(np.asarray(value, dtype=float)).all()
-        )
-    except (TypeError, ValueError):
-        good = False
-    if not good:
-        raise ValueError(f"{key!r} must be a number >= 0, got {value!r}")
+def check_weights(info: Mapping[str, Any]) -> None:
+    """
+    Refuse weights of a frame that are no numbers of at least 0.
+
+    Raises:
+        ValueError: names the key.
+    """
+    for key, value in info.items():
+        if not (key.startswith("config_") and key.endswith("weight")) or value is None:
+            continue
+        try:
+            numbers = np.asarray(value, dtype=float)
+        except (TypeError, ValueError):
+            numbers = np.array(np.nan)
+        if not (np.isfinite(numbers) & (numbers >= 0)).all():
+            raise ValueError(f"{key!r} must be a number >= 0, got {value!r}")
 
 
 _SHAPES = {

@@ -164,14 +164,11 @@ def test_every_number_has_bounds():
 def test_what_may_be_is_built():
     assert build({"heads": ["a", "b"], "scale": [1.0, 2.0]}).backbone.scale == (1.0, 2.0)
     assert build(density={"kspace_cutoff_factor": 1.5}).density.kspace_cutoff_factor == 1.5
-    model = scfmlip.models.build(
-        {
-            "elements": ["H"],
-            "rule": "local",
-            "density": {"l_max": 0},
-            "backbone": {**BACKBONE, "radial_MLP": [], "num_interactions": 1, "hidden_irreps": "2x0e"},
-        }
-    )
+    backbone = {**BACKBONE, "radial_MLP": [], "num_interactions": 1, "hidden_irreps": "2x0e"}
+    with pytest.warns(UserWarning, match="its radial network, FullyConnectedNet, does not end in a matrix"):
+        model = scfmlip.models.build(
+            {"elements": ["H"], "rule": "local", "density": {"l_max": 0}, "backbone": backbone}
+        )
     assert model.config.seed == 0
 
 

@@ -34,7 +34,7 @@ def test_weights_that_cannot_be(key, value, which, tmp_path):
     values = options(tmp_path)
     values["data"] = {"train": str(tmp_path / "frames.xyz"), "valid": str(tmp_path / "frames.xyz")}
     values["data"][which] = str(tmp_path / "bad.xyz")
-    with pytest.raises(ValueError, match=rf"frame 3 of .*bad\.xyz: the weight\.{key} must be a number of at"):
+    with pytest.raises(ValueError, match=rf"frame 3 of .*bad\.xyz: '{key}' must be a number >= 0"):
         check(values)
 
 

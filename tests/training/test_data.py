@@ -269,6 +269,8 @@ def test_ions_and_counter_charges_reach_the_batch(tmp_path):
     assert batch["n_external"].tolist() == [1, 0]
     np.testing.assert_allclose(batch["external_positions"], ions["external_positions"])
     for atoms in frames:
+        atoms.set_cell([6, 6, 12])
+        atoms.pbc = (True, True, False)
         atoms.info["counter_charge"] = (8.0, 9.0)
     write(tmp_path / "frames.xyz", frames)
     _, graphs, _ = prepare(config_from_dict(values), ALONE)

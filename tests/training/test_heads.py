@@ -91,6 +91,7 @@ def test_what_is_trained_is_what_is_evaluated(tmp_path):
         atoms.calc = scfmlip.ase.Calculator(model)
         assert abs(atoms.get_potential_energy() - atoms.info["REF_energy"]) < 5
     again = {**configured(tmp_path, two_levels()), "start_from": str(tmp_path / "run" / "best.safetensors")}
+    again["output"] = str(tmp_path / "another")
     del again["model"]
     _, _, full = prepare(config_from_dict(again), ALONE)
     assert full["atomic_energies"] == model.config.atomic_energies

@@ -34,7 +34,8 @@ def said(folder, frames, caplog, **changes):
 
 def test_every_label_has_its_word(tmp_path, caplog):
     frames = slabs()
-    frames[0].info |= {"comment": "x", "REF_virials": np.eye(3), "external_field": 0.1}
+    frames[0].info |= {"comment": "x", "REF_virials": np.eye(3)}
+    frames[1].info["external_field"] = 0.1
     frames[0].arrays["tags2"] = np.zeros(len(frames[0]))
     frames[0].calc = SinglePointCalculator(frames[0], magmom=1.0)
     text = said(tmp_path, frames, caplog)

@@ -21,7 +21,7 @@ def is_upright(cell: Tensor, pbc: Tensor) -> bool:
     """Whether a system is no slab, or one that graph-longrange knows: ``[3, 3]`` angstrom and ``[3]``."""
     if int(pbc.sum()) != 2:
         return True
-    flat = cell[pbc, 2].abs().max() <= 1e-6 * cell[pbc].abs().max()
+    flat = cell[pbc, 2].abs().max() <= 1e-12 * cell[pbc].abs().max()
     return bool(flat) and pbc.tolist() == [True, True, False]
 
 

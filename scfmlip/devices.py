@@ -1,6 +1,8 @@
-"""Where to compute."""
+"""Where to compute, and what fits there."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -23,3 +25,15 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch finds no CUDA device here: use cpu or auto")
     return device
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that can be allocated on a device; infinity where the machine does not say."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":") for line in file)
+        return 1024.0 * float(lines["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return math.inf

@@ -25,6 +25,7 @@ LAYERS = [
     "data",
     "files",
     "devices",
+    "neighbours",
     "units",
     "types",
     "nn",

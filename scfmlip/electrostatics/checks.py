@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scfmlip_kernels.transforms import unwrapped
 
+from ..devices import free_memory
 from .boundary import Boundary
 from .slab import slab_extents
 
@@ -196,18 +197,6 @@ def check_wave_vectors(cells: Tensor, systems: list[int], cutoff: float, device:
 
 # of tables while they are made and used, measured on a CPU; and what needs no look at the machine
 _BYTES_PER_WAVE, _SURELY_FREE = 500.0, 2**28
-
-
-def free_memory(device: torch.device) -> float:
-    """Bytes that can be allocated on a device; infinity where the machine does not say."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo") as file:
-            lines = dict(line.split(":") for line in file)
-        return 1024.0 * float(lines["MemAvailable"].split()[0])
-    except (OSError, KeyError, ValueError):
-        return math.inf
 
 
 def check_thickness(plan: CoulombPlan, positions: Tensor, cell: Tensor | None) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from scfmlip_kernels import segment_expand, segment_sum
 
+from .. import neighbours
 from ..electrostatics import Boundary, CoulombPlan
 from ..units import COULOMB_CONSTANT
 
@@ -55,53 +56,38 @@ def neighbour_pairs(
     cutoff: float,
 ) -> NeighbourPairs:
     """
-    Neighbours of every atom by matscipy's linear-scaling list, on the host.
+    Neighbours of every atom, on the host, in linear time.
 
     Args:
         positions: ``[n_atoms, 3]`` angstrom.
-        cell: ``[3, 3]`` or ``[n_systems, 3, 3]`` angstrom, or None without periodicity.
+        cell: ``[3, 3]`` or ``[n_systems, 3, 3]`` angstrom, or None without periodicity; vectors that are not
+            periodic do not matter.
         pbc: ``[3]`` or ``[n_systems, 3]`` booleans.
         batch_idx: ``[n_atoms]`` int64 system of each atom, not decreasing; None for one system.
         cutoff: Angstrom.
 
     Raises:
         ImportError: without matscipy; any other list will do: make `NeighbourPairs` of it.
+        ValueError: for two atoms in one place, or more pairs than fit into memory.
     """
-    try:
-        from matscipy.neighbours import neighbour_list
-    except ImportError as error:
-        raise ImportError(
-            "neighbour lists come from matscipy: install matscipy, or pass pairs=NeighbourPairs(...) of "
-            "another list"
-        ) from error
     host = positions.detach().cpu().double().numpy()
     index = np.zeros(len(host), dtype=int) if batch_idx is None else batch_idx.cpu().numpy()
     n_systems = int(index[-1]) + 1 if len(index) else 0
     flags = torch.as_tensor(pbc).cpu().bool().reshape(-1, 3).expand(n_systems, 3).numpy()
-    cells = None if cell is None else cell.detach().cpu().double().reshape(-1, 3, 3)
-    cells = None if cells is None else cells.expand(n_systems, 3, 3).numpy()
-    firsts, seconds, shifts = [], [], []
-    for i in range(n_systems):
-        mine = np.nonzero(index == i)[0]
-        r = host[mine]
-        if flags[i].any():
-            assert cells is not None
-            matrix, origin = cells[i], np.zeros(3)
-        else:
-            origin = r.min(0) - 1.0
-            matrix = np.diag(r.max(0) - origin + 1.0)
-        a, b, s = neighbour_list("ijS", cutoff=cutoff, positions=r - origin, cell=matrix, pbc=flags[i])
-        firsts.append(a + mine[0])
-        seconds.append(b + mine[0])
-        shifts.append(s)
-    if not firsts:
-        empty = torch.zeros((2, 0), dtype=torch.int64, device=positions.device)
-        return NeighbourPairs(empty, positions.new_zeros((0, 3)), cutoff)
-    edges = torch.from_numpy(np.stack((np.concatenate(firsts), np.concatenate(seconds))).astype(np.int64))
-    shift = torch.from_numpy(np.concatenate(shifts).astype(np.float64))
-    return NeighbourPairs(
-        edges.to(positions.device), shift.to(positions.device, positions.dtype), float(cutoff)
-    )
+    cells = torch.zeros(1, 3, 3) if cell is None else cell.detach().cpu().double().reshape(-1, 3, 3)
+    cells = cells.expand(n_systems, 3, 3).numpy()
+    starts = np.searchsorted(index, np.arange(n_systems + 1))
+    edges, shifts = [np.zeros((2, 0), dtype=np.int64)], [np.zeros((0, 3), dtype=np.int64)]
+    for i, (begin, end) in enumerate(itertools.pairwise(starts)):
+        try:
+            pairs, images = neighbours.neighbour_pairs(host[begin:end], cells[i], flags[i], cutoff)
+        except ValueError as error:
+            raise ValueError(f"system {i}: {error}") from None
+        edges.append(pairs + begin)
+        shifts.append(images)
+    edge_index, shift = torch.from_numpy(np.concatenate(edges, 1)), torch.from_numpy(np.concatenate(shifts))
+    device = positions.device
+    return NeighbourPairs(edge_index.to(device), shift.to(device, positions.dtype), float(cutoff))
 
 
 def pair_cutoff(smooth: float, widest: float, tolerance: float) -> float:

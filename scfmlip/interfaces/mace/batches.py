@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .cells import reference_cell
 from .graphs import collate, external_charges, make_graph
 from .inputs import (
     EXTERNAL,
@@ -22,7 +23,6 @@ from .inputs import (
     resolve_head,
     similar_keys,
 )
-from .neighbours import reference_cell
 from .swapped import Swapped
 from .turned import is_upright
 

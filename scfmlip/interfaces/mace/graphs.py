@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...neighbours import neighbour_pairs
+from .cells import reference_cell
 from .inputs import EXTERNAL, number, read_inputs, resolve_head
-from .neighbours import neighbour_pairs, reference_cell
 
 if TYPE_CHECKING:
     from ase import Atoms

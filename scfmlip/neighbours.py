@@ -1,17 +1,22 @@
-"""Neighbours within a cutoff in any cell, and the cells that mace-torch's electrostatics is given."""
+"""Neighbours within a cutoff, in any cell and any periodicity, on the host."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from .devices import free_memory
 
 # bins of the cell list: fewer, larger ones take over in cells that are nearly empty
 _BINS = 1e7
 # angstrom: below that float32 may see no distance
 _SAME = 1e-5
+# of a pair, while the list is made
+_BYTES_PER_PAIR = 160
 
 
-def _normals(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+def normals_of(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     """``[3 - n, 3]`` orthonormal directions across ``n`` vectors."""
     if not len(vectors):
         return np.eye(3)
@@ -35,15 +40,23 @@ def neighbour_pairs(
         the image: ``positions[receiver] - positions[sender] + image @ cell`` leads from one to the other.
 
     Raises:
-        ValueError: for two atoms in one place, between which there is no direction.
+        ValueError: for two atoms in one place, between which there is no direction; for more pairs than fit
+            into memory.
+        ImportError: without matscipy.
     """
-    from matscipy.neighbours import neighbour_list
+    try:
+        from matscipy.neighbours import neighbour_list
+    except ImportError as error:
+        raise ImportError("neighbour lists come from matscipy: pip install matscipy") from error
 
+    if not len(positions):
+        return np.zeros((2, 0), dtype=np.int64), np.zeros((0, 3), dtype=np.int64)
     # a box around the atoms along what is open, so that the search depends on no vector given there
     box = np.array(cell, dtype=float)
-    normals = _normals(box[pbc])
+    normals = normals_of(box[pbc])
     heights = positions @ normals.T
     low, high = heights.min(0), heights.max(0)
+    _check_number(len(positions), box[pbc], high - low, cutoff)
     box[~pbc] = (high - low + 2 * cutoff + 1)[:, None] * normals
     inside = positions - (low - cutoff) @ normals
     cells = np.where(pbc, np.floor(np.linalg.solve(box.T, inside.T).T), 0).astype(np.int64)
@@ -59,42 +72,27 @@ def neighbour_pairs(
     return np.stack((i, j)), image + cells[i] - cells[j]
 
 
-def reference_cell(
-    positions: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_], cutoff: float
-) -> NDArray[np.float64]:
+def _check_number(
+    n_atoms: int, vectors: NDArray[np.float64], extent: NDArray[np.float64], cutoff: float
+) -> None:
     """
-    The cell whose wave vectors mace-torch's electrostatics sums over, with long vectors along what is open.
-
-    Where mace-torch 0.3.16 puts them across the periodic ones it is its own, ``5 cutoff (1 + max |x|)`` along
-    x, y or z, of which its energies of slabs depend. A slab whose normal is z but whose rows come in another
-    order gets the same, and a turned one what it had when its first lattice vector lay along an axis. The box
-    of a molecule is taken around the molecule, wherever that lies.
+    Refuse what would not fit into memory: a cutoff or a cell in the wrong unit.
 
     Args:
-        positions: ``[n_atoms, 3]`` angstrom.
-        cell: ``[3, 3]`` angstrom, the frame's own.
-        pbc: ``[3]``.
-        cutoff: Of the model, angstrom.
-
-    Returns:
-        ``[3, 3]`` angstrom.
+        n_atoms: Number of atoms.
+        vectors: ``[n_periodic, 3]`` lattice vectors, angstrom.
+        extent: ``[3 - n_periodic]`` angstrom that the atoms fill along what is open.
+        cutoff: Angstrom.
     """
-    padded, axes = np.array(cell, dtype=float), np.eye(3)
-    vectors, rows = padded[pbc], np.flatnonzero(~pbc)
-    if not len(rows):
-        return padded
-    if not len(vectors):
-        positions = positions - 0.5 * (positions.min(0) + positions.max(0))
-    free = np.abs(axes @ vectors.T).max(1, initial=0) <= 1e-6 * np.abs(vectors).max(initial=0)
-    if free.sum() < len(rows):
-        # no axis lies across: the first lattice vector takes the place of one, and so on
-        along = np.linalg.qr(vectors.T)[0].T
-        positions = positions @ np.concatenate((along, _normals(vectors))).T
-        across = _normals(vectors)
-    else:
-        spare = [k for k in np.flatnonzero(free) if k not in rows]
-        across = axes[[k if free[k] else spare.pop() for k in rows]]
-    padded[rows] = (np.abs(positions).max() + 1) * 5 * cutoff * across
-    if not free[rows].all() and np.linalg.det(padded) < 0:
-        padded[rows[0]] *= -1
-    return padded
+    # images of the cell in reach, and the part of an open direction that is
+    reach = (1.0, 2 * cutoff, np.pi * cutoff**2, 4 / 3 * np.pi * cutoff**3)[len(vectors)]
+    size = float(np.sqrt(np.linalg.det(vectors @ vectors.T))) if len(vectors) else 1.0
+    near = float(np.prod(np.minimum(1.0, 2 * cutoff / np.maximum(extent, 1e-9))))
+    needed = _BYTES_PER_PAIR * n_atoms**2 * near * reach / max(size, 1e-300)
+    free = free_memory(torch.device("cpu"))
+    if needed > free:
+        raise ValueError(
+            f"{n_atoms} atoms have about {needed / _BYTES_PER_PAIR:.2g} pairs nearer than {cutoff:g} "
+            f"angstrom, {needed / 2**30:.3g} GiB, with {free / 2**30:.3g} GiB free: check that cell, "
+            "positions and cutoff are in angstrom"
+        )

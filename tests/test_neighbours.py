@@ -9,7 +9,8 @@ pytest.importorskip("matscipy", reason="needs mace-torch")
 
 from scipy.spatial.transform import Rotation
 
-from scfmlip.interfaces.mace.neighbours import neighbour_pairs, reference_cell
+from scfmlip.interfaces.mace.cells import reference_cell
+from scfmlip.neighbours import neighbour_pairs
 
 PERIODICITIES = list(itertools.product((True, False), repeat=3))
 CELLS = {
@@ -115,3 +116,18 @@ def test_the_references_cells():
             )
     box = reference_cell(positions, np.zeros((3, 3)), np.zeros(3, bool), 3.0)
     np.testing.assert_allclose(reference_cell(positions + 1e6, box, np.zeros(3, bool), 3.0), box)
+
+
+@pytest.mark.parametrize(
+    ("lattice", "pbc", "cutoff"), [(1e-3, (1, 1, 1), 5.0), (1e-3, (1, 0, 0), 5e4), (5.0, (1, 1, 0), 1e6)]
+)
+def test_more_pairs_than_memory(lattice, pbc, cutoff):
+    """A cell or a cutoff in another unit: refused before the list is made."""
+    with pytest.raises(ValueError, match=r"2 atoms have about .* pairs .* GiB free: check that cell"):
+        neighbour_pairs(np.eye(3)[:2], lattice * np.eye(3), np.array(pbc, dtype=bool), cutoff)
+
+
+def test_no_atoms():
+    pairs, images = neighbour_pairs(np.zeros((0, 3)), np.eye(3), np.ones(3, dtype=bool), 3.0)
+    assert pairs.shape == (2, 0)
+    assert images.shape == (0, 3)

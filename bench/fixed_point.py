@@ -125,7 +125,7 @@ def measure_model() -> list[dict]:
     from scfmlip.ase import Calculator
     from scfmlip.cli.plot import read_frame
     from scfmlip.data import path
-    from scfmlip.models.rules import fixed_point as rule
+    from scfmlip.models.rules.fixed_point import rule
 
     rows: list[dict] = []
 

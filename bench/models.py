@@ -86,7 +86,7 @@ def build(case: str) -> torch.nn.Module:
     from e3nn import o3
     from mace import modules
 
-    from scfmlip.cli.demo import polar_model
+    from scfmlip.cli.demo.command import polar_model
 
     shape = CASES[case]
     if case.startswith("polar"):
@@ -123,7 +123,7 @@ def peak() -> float:
 def measure(case: str, atoms: int, mode: str, program: str, threads: int, out: str) -> None:
     """The work of one process; results go to ``out`` (.json and .npy)."""
     from scfmlip import accelerate
-    from scfmlip.interfaces.mace.batches import make_batch
+    from scfmlip.mace_torch.batches import make_batch
 
     torch.set_num_threads(threads)
     model = build(case).float()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from ase.build import molecule
 
-from scfmlip.interfaces.mace.batches import make_batch
+from scfmlip.mace_torch.batches import make_batch
 
 from .record import RESULTS, slug, surroundings
 from .rules import RULES, step

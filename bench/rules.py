@@ -19,7 +19,7 @@ import torch
 
 import scfmlip.models
 from scfmlip.data import path as data_path
-from scfmlip.interfaces.mace.batches import make_batch
+from scfmlip.mace_torch.batches import make_batch
 
 from .record import RESULTS, slug, surroundings
 

@@ -209,7 +209,7 @@ def _contraction(irreps_out: str, degree: int) -> str:
         from e3nn import o3
         from mace.modules.symmetric_contraction import SymmetricContraction
 
-        from scfmlip.interfaces.mace.tensor_products import symmetric_polynomial
+        from scfmlip.mace_torch.tensor_products import symmetric_polynomial
 
         # U tensors come in the default dtype
         before = torch.get_default_dtype()

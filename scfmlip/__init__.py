@@ -17,7 +17,7 @@ _is_command = Path(_argv[0]).stem == "scfmlip" or (_argv[0] == "-m" and "scfmlip
 
 if TYPE_CHECKING or not _is_command:
     from .electrostatics import Coulomb, GaussianMultipoles, Geometry
-    from .interfaces.mace import accelerate, is_accelerated, restore
+    from .mace_torch import accelerate, is_accelerated, restore
     from .scf import ChargeSolution, ConvergenceError, FixedPointSolution, charge_equilibration, fixed_point
 
 __all__ = [

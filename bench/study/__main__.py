@@ -99,7 +99,7 @@ def measure_cost(which: Set, rules: list[Rule], foreign: Path, work: Path, repea
 
     The least of ``repeats`` rounds, in which all rules take turns: another program's load meets every rule.
     """
-    from scfmlip.interfaces.mace.graphs import collate
+    from scfmlip.mace_torch.graphs import collate
     from scfmlip.training import config_from_dict, prepare
     from scfmlip.training.optimize import Objective
     from scfmlip.training.processes import Processes

@@ -11,7 +11,7 @@ import torch
 from ase import Atoms
 
 from scfmlip import Coulomb, units
-from scfmlip.interfaces.mace.graphs import collate, make_graph
+from scfmlip.mace_torch.graphs import collate, make_graph
 from scfmlip.models import Model
 from scfmlip.scf import ConvergenceError
 

@@ -12,21 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-# what the user gave is wrong; anything else is a failure
-_WRONG_INPUT = (
-    ValueError,
-    TypeError,
-    FileNotFoundError,
-    FileExistsError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-)
-_LONGEST = 1500
-
-
-class Terminated(SystemExit):
-    """SIGTERM or SIGHUP came: what is in the making is cleared away as after Ctrl-C."""
+from .errors import WRONG_INPUT, Terminated, describe
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -82,24 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(str(error.code))
         if isinstance(error, KeyboardInterrupt):
             return 130
-        return 2 if isinstance(error, _WRONG_INPUT) else 1
-
-
-def describe(error: BaseException) -> str:
-    """One line about an error."""
-    text = str(error)
-    if isinstance(error, KeyboardInterrupt):
-        text = f"interrupted. {text}" if text else "interrupted"
-    elif isinstance(error, Terminated):
-        text = "terminated"
-    elif isinstance(error, MemoryError):
-        text = f"out of memory. {text}" if text else "out of memory"
-    elif isinstance(error, OSError) and error.strerror:
-        text = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
-    elif not text or not isinstance(error, (*_WRONG_INPUT, RuntimeError, ImportError, OSError)):
-        text = f"{type(error).__name__}: {text} (--debug shows where)"
-    text = " ".join(text.split())
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+        return 2 if isinstance(error, WRONG_INPUT) else 1
 
 
 @contextmanager

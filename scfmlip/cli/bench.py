@@ -82,7 +82,7 @@ def theirs(positions, cell, rows) -> tuple[torch.Tensor, torch.Tensor]:
     from graph_longrange.features import GTOElectrostaticFeatures
     from graph_longrange.kspace import compute_k_vectors_flat
 
-    from ..interfaces.mace.building import default_dtype
+    from ..mace_torch.building import default_dtype
 
     with default_dtype(positions.dtype):
         device = positions.device

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import describe
+from .errors import describe
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -81,7 +81,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 def _batches(frames: Sequence[tuple[str, Atoms]], size: int) -> Iterator[list[tuple[str, Atoms]]]:
     """Consecutive frames of one kind: results must not depend on what else is in the file."""
-    from ..interfaces.mace.batches import batch_kind
+    from ..mace_torch.batches import batch_kind
 
     batch: list[tuple[str, Atoms]] = []
     for name, atoms in frames:
@@ -121,9 +121,9 @@ def _compute(calc: Calculator, group: Sequence[tuple[str, Atoms]], prefix: str) 
     """Results of one batch."""
     import torch
 
-    from ..interfaces.mace.batches import make_batch, split_outputs
-    from ..interfaces.mace.building import running
-    from ..interfaces.mace.potentials import add_potential
+    from ..mace_torch.batches import make_batch, split_outputs
+    from ..mace_torch.building import running
+    from ..mace_torch.potentials import add_potential
 
     names, frames = zip(*group, strict=True)
     batch = make_batch(calc.model, frames, calc.device, calc.dtype, calc.head, names)
@@ -237,8 +237,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ..devices import pick_device
     from ..files import replacing
     from ..interfaces.ase import Calculator
-    from ..interfaces.mace.batches import check_frame
-    from ..interfaces.mace.inputs import set_default
+    from ..mace_torch.batches import check_frame
+    from ..mace_torch.inputs import set_default
     from .structures import read_frames
 
     within = _check(arguments)

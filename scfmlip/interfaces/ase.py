@@ -12,12 +12,12 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator as AseCalculator
 from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 
+from ..mace_torch.accelerate import accelerate as accelerate_model
+from ..mace_torch.batches import embedding_specs, make_batch, required_info, split_outputs
+from ..mace_torch.building import running
+from ..mace_torch.inputs import INPUTS, changes_energy, number, resolve_head, set_default
 from ..scf import StateExtrapolator
 from .loading import load_model
-from .mace.accelerate import accelerate as accelerate_model
-from .mace.batches import embedding_specs, make_batch, required_info, split_outputs
-from .mace.building import running
-from .mace.inputs import INPUTS, changes_energy, number, resolve_head, set_default
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 

@@ -14,7 +14,7 @@ from e3nn import o3
 from mace import modules
 from torch import Tensor
 
-from ..interfaces.mace import accelerate
+from ..mace_torch import accelerate
 from .basis import OPTION, adopt_basis
 from .config import BackboneConfig
 

@@ -17,7 +17,7 @@ from mace.modules.symmetric_contraction import Contraction
 from mace.modules.wrapper_ops import CUET_AVAILABLE
 from torch import Tensor
 
-from ..interfaces.mace.contraction import FastSymmetricContraction
+from ..mace_torch.contraction import FastSymmetricContraction
 
 # mace-torch's option
 OPTION = "use_reduced_cg"

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..interfaces.mace.building import default_dtype
+from ..mace_torch.building import default_dtype
 from .basis import OPTION, check_basis
 from .config import BackboneConfig, DensityConfig, ModelConfig, atomic_number, energies_per_head, from_dict
 from .model import Model

@@ -12,10 +12,10 @@ from e3nn import o3
 from mace import modules
 from mace.tools.scripts_utils import extract_config_mace_model
 
-from ..interfaces.mace import restore
-from ..interfaces.mace.building import default_dtype
-from ..interfaces.mace.latent import LesOptions, les_options
-from ..interfaces.mace.whole import MACELES, PolarMACE
+from ..mace_torch import restore
+from ..mace_torch.building import default_dtype
+from ..mace_torch.latent import LesOptions, les_options
+from ..mace_torch.whole import MACELES, PolarMACE
 from .backbone import Backbone, mace_arguments
 from .basis import OPTION, adopt_basis
 from .config import BackboneConfig, DensityConfig, ModelConfig, energies_per_head

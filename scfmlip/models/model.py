@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..electrostatics.embedding import ExternalCharges
-from ..interfaces.mace.graphs import stress_of
-from ..interfaces.mace.inputs import INPUTS
+from ..electrostatics.external import ExternalCharges
+from ..mace_torch.graphs import stress_of
+from ..mace_torch.inputs import INPUTS
 from ..scf.eager import leaves_inference_mode
 from .backbone import Backbone
 from .config import Constraint, ModelConfig
@@ -159,7 +159,7 @@ class Model(torch.nn.Module):
         Evaluate a batch; the same under ``torch.no_grad`` and ``torch.inference_mode``.
 
         Args:
-            batch: From `scfmlip.interfaces.mace.batches.make_batch`, or mace-torch's own loader (whose open
+            batch: From `scfmlip.mace_torch.batches.make_batch`, or mace-torch's own loader (whose open
                 directions of slabs are very long and therefore slow): ``positions``, ``node_attrs``,
                 ``edge_index``, ``shifts``, ``unit_shifts``, ``cell``, ``pbc``, ``batch``, ``ptr``, and where
                 the rule asks for them ``total_charge [n_systems]`` e, ``fermi_level [n_systems]`` eV;

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..electrostatics.embedding import ExternalCharges
+from ..electrostatics.external import ExternalCharges
 from .config import ModelConfig
 from .rules import ChargeRule, System, name_of
 

@@ -1,12 +1,12 @@
 """Self-consistency: charge equilibration, fixed points, and their derivatives."""
 
+from ..electrostatics.range_split import NeighbourPairs, neighbour_pairs, smooth_width
 from .constraints import redistribute_charge, spin_charges
+from .dynamics.extrapolation import StateExtrapolator
+from .dynamics.shadow import ExtendedLagrangian, shadow_equilibration
 from .equilibration import charge_equilibration
-from .extrapolation import StateExtrapolator
 from .fixed_point import FixedPointSolution, fixed_point
 from .functional import FunctionalSolution, minimize_functional
-from .shadow import ExtendedLagrangian, shadow_equilibration
-from .short_range import NeighbourPairs, neighbour_pairs, smooth_width
 from .solution import ChargeSolution, ConvergenceError, Status
 
 __all__ = [

@@ -11,10 +11,10 @@ from scfmlip_kernels.dispatch import runs_triton
 
 from ..electrostatics import Geometry
 from ..electrostatics.checks import to_tensor
+from ..electrostatics.range_split import NeighbourPairs
 from .constraints import ChargeGroups, make_groups
 from .options import check_numbers
 from .quadratic import QuadraticProblem
-from .short_range import NeighbourPairs
 from .splitting import Interaction, split_operator, split_widths
 
 

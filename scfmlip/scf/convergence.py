@@ -20,8 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .krylov import Batch
 from .solution import Status
+from .solvers.gmres import Batch
 
 # relative error of an evaluation of the equations
 ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-14}

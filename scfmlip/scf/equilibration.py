@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from ..electrostatics import Geometry
+from ..electrostatics.range_split import NeighbourPairs
 from .arguments import read_arguments
-from .conjugate_gradients import LinearResult, conjugate_gradients
-from .dense import DenseSolver
 from .eager import runs_eagerly
 from .implicit import partial_gradients
 from .options import check_guess, check_solver
-from .preconditioners import atom_widths, check_preconditioner, make_preconditioner
 from .quadratic import Interaction, QuadraticProblem
-from .short_range import NeighbourPairs
-from .small import MAX_ATOMS, SmallSolver, solves_small
 from .solution import ChargeSolution, ConvergenceError, Status, explain
+from .solvers.conjugate_gradients import LinearResult, conjugate_gradients
+from .solvers.dense import DenseSolver
+from .solvers.one_launch import MAX_ATOMS, SmallSolver, solves_small
+from .solvers.preconditioners import atom_widths, check_preconditioner, make_preconditioner
 from .splitting import Interaction as InteractionName
 
 Method = Literal["auto", "cg", "dense"]

@@ -25,9 +25,6 @@ from ..electrostatics.checks import to_tensor
 from .convergence import ROUNDING, make_criterion
 from .eager import runs_eagerly
 from .implicit import Root, RootOptions
-from .krylov import Batch, gmres
-from .mixing import anderson
-from .newton import bracket_potential, newton
 from .options import (
     check_callable,
     check_columns,
@@ -39,6 +36,9 @@ from .options import (
     read_batch,
 )
 from .solution import Status
+from .solvers.anderson import anderson
+from .solvers.gmres import Batch, gmres
+from .solvers.newton import bracket_potential, newton
 from .totals import GivenTotals
 
 SolverName = Literal["auto", "anderson", "newton"]

@@ -18,8 +18,6 @@ from torch import Tensor
 
 from .eager import runs_eagerly
 from .implicit import Root, RootOptions, partial_gradients
-from .krylov import Batch, Map
-from .newton_cg import conjugate_gradient_solve, newton_cg
 from .options import (
     check_callable,
     check_columns,
@@ -29,6 +27,8 @@ from .options import (
     check_whole,
     read_batch,
 )
+from .solvers.gmres import Batch, Map
+from .solvers.newton_cg import conjugate_gradient_solve, newton_cg
 from .totals import GivenTotals
 
 Functional = Callable[..., Tensor]

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .convergence import EXCUSED, ROUNDING
-from .krylov import Batch, KrylovInverse, Map, RootResult, gmres
 from .solution import ConvergenceError, Status, explain
+from .solvers.gmres import Batch, KrylovInverse, Map, RootResult, gmres
 
 LinearSolver = Callable[..., RootResult]
 

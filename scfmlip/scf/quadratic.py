@@ -16,8 +16,8 @@ from torch import Tensor
 from scfmlip_kernels import segment_expand, segment_sum
 
 from ..electrostatics import Coulomb, CoulombPlan, Geometry
+from ..electrostatics.range_split import NeighbourPairs, ShortRange
 from .constraints import ChargeGroups
-from .short_range import NeighbourPairs, ShortRange
 
 
 @dataclass(frozen=True)

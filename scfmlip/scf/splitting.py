@@ -14,7 +14,7 @@ from scfmlip_kernels.dispatch import runs_triton
 
 from ..electrostatics import Boundary, Geometry
 from ..electrostatics.cutoff import cutoff_for_tolerance
-from .short_range import (
+from ..electrostatics.range_split import (
     WAVE_COST,
     NeighbourPairs,
     neighbour_pairs,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .. import models
-from ..interfaces.mace.batches import collate
+from ..mace_torch.batches import collate
 from ..scf import ConvergenceError
 from .config import TrainConfig
 from .data import Frames, GraphDataset

@@ -16,9 +16,9 @@ from mace.data import AtomicData
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..interfaces.mace.batches import check_structure
-from ..interfaces.mace.graphs import collate, make_graph
-from ..interfaces.mace.inputs import INPUTS, check_spin, read_embedded, resolve_head
+from ..mace_torch.batches import check_structure
+from ..mace_torch.graphs import collate, make_graph
+from ..mace_torch.inputs import INPUTS, check_spin, read_embedded, resolve_head
 from .config import DataConfig
 from .frames import PROPERTIES, is_isolated, iterate, labelled, read_frames
 from .losses import TERMS

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from ..interfaces.mace.files import FileError, read_structures
-from ..interfaces.mace.inputs import EXTERNAL, INPUTS, read_input
+from ..mace_torch.files import FileError, read_structures
+from ..mace_torch.inputs import EXTERNAL, INPUTS, read_input
 from .config import DataConfig
 
 _DEFAULTS = DataConfig(train=("",))

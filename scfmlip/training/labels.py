@@ -7,7 +7,7 @@ from typing import Any
 
 from ase import Atoms
 
-from ..interfaces.mace.inputs import INPUTS, changes_energy, similar_keys
+from ..mace_torch.inputs import INPUTS, changes_energy, similar_keys
 from .config import DataConfig, TrainConfig
 from .data import Frames, GraphDataset
 from .frames import PROPERTIES, available_keys, counts, find, iterate

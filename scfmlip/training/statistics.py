@@ -10,7 +10,7 @@ import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 
-from ..interfaces.mace.inputs import resolve_head
+from ..mace_torch.inputs import resolve_head
 from ..models.config import atomic_number
 from .config import DataConfig, TrainConfig
 from .data import DTYPES, Frames, GraphDataset

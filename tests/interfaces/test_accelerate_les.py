@@ -13,8 +13,8 @@ from tolerances import assert_close
 from interfaces.les_models import NORM_FACTORS, les_model
 from interfaces.polar_models import batch_of, random_frames
 from scfmlip import accelerate, is_accelerated, restore
-from scfmlip.interfaces.mace import les as door
-from scfmlip.interfaces.mace.latent import latent_energy, les_options
+from scfmlip.mace_torch import les as door
+from scfmlip.mace_torch.latent import latent_energy, les_options
 
 T, F = True, False
 # older ones are told that their stress stays as it is

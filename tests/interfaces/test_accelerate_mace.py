@@ -12,7 +12,7 @@ from tolerances import assert_close
 
 from interfaces.mace_models import ELEMENTS, copies, frames, mace_batch, mace_model, with_lora
 from scfmlip import accelerate, is_accelerated, restore
-from scfmlip.interfaces.mace.accelerate import accelerate_blocks
+from scfmlip.mace_torch.accelerate import accelerate_blocks
 
 BLOCKS = (
     "RealAgnosticInteractionBlock",

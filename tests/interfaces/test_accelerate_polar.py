@@ -19,8 +19,8 @@ from tolerances import RELATIVE, assert_close
 from interfaces.mace_models import with_lora
 from interfaces.polar_models import batch_of, polar_model, random_frames, shared_polar_model
 from scfmlip import accelerate, is_accelerated, restore
-from scfmlip.interfaces.mace import polar_tables
-from scfmlip.interfaces.mace.swapped import Swapped
+from scfmlip.mace_torch import polar_tables
+from scfmlip.mace_torch.swapped import Swapped
 
 T, F = True, False
 PERIODIC, SLAB, MOLECULE = (T, T, T), (T, T, F), (F, F, F)

@@ -21,9 +21,9 @@ from interfaces.les_models import les_model
 from interfaces.mace_models import mace_batch, mace_model
 from interfaces.polar_models import batch_of, shared_polar_model
 from scfmlip.ase import Calculator
-from scfmlip.interfaces.mace.batches import check_frame, make_batch, split_outputs
-from scfmlip.interfaces.mace.building import default_dtype, running
-from scfmlip.interfaces.mace.graphs import collate, make_graph
+from scfmlip.mace_torch.batches import check_frame, make_batch, split_outputs
+from scfmlip.mace_torch.building import default_dtype, running
+from scfmlip.mace_torch.graphs import collate, make_graph
 
 F64 = torch.float64
 POLAR = {"elements": (1, 8, 14), "hidden_irreps": "4x0e + 4x1o"}

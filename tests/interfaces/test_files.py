@@ -8,7 +8,7 @@ pytest.importorskip("ase", reason="needs ASE")
 from ase.build import molecule
 from ase.io import write
 
-from scfmlip.interfaces.mace.files import FileError, read_structures
+from scfmlip.mace_torch.files import FileError, read_structures
 
 
 @pytest.fixture

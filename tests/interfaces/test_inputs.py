@@ -8,7 +8,7 @@ pytest.importorskip("ase", reason="needs ASE")
 from ase import Atoms
 from ase.build import molecule
 
-from scfmlip.interfaces.mace.inputs import (
+from scfmlip.mace_torch.inputs import (
     check_spin,
     input_of,
     read_embedded,

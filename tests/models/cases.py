@@ -9,7 +9,7 @@ from ase import Atoms
 from ase.build import bulk, fcc100, molecule
 
 import scfmlip.models
-from scfmlip.interfaces.mace.batches import make_batch
+from scfmlip.mace_torch.batches import make_batch
 
 ELEMENTS = ("H", "O", "Al")
 CHARGES = {"H": 0.5, "O": -1.0, "Al": 0.25}

@@ -16,7 +16,7 @@ import scfmlip
 import scfmlip.models
 from scfmlip.ase import Calculator
 from scfmlip.cli import main
-from scfmlip.interfaces.mace.potentials import site_potential
+from scfmlip.mace_torch.potentials import site_potential
 
 from .cases import BACKBONE, batch, crystal, make_model, slab, water
 

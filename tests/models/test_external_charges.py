@@ -6,7 +6,7 @@ import torch
 
 import scfmlip
 from scfmlip.interfaces.ase import Calculator
-from scfmlip.interfaces.mace.batches import make_batch
+from scfmlip.mace_torch.batches import make_batch
 
 from .cases import ALL, REFERENCE, SYSTEMS, batch, crystal, make_model, slab, water
 from .test_rules import NEED_COUNTER_CHARGE, energy, moved, slope

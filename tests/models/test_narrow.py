@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scfmlip.models.rules.narrow import Narrow
+from scfmlip.models.rules.equilibrated.range_split import Narrow
 
 from .cases import SYSTEMS, batch, crystal, make_model, slab, water
 

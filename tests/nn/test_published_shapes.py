@@ -12,7 +12,7 @@ from mace.modules.irreps_tools import tp_out_irreps_with_instructions
 from mace.modules.symmetric_contraction import SymmetricContraction as MaceContraction
 from tolerances import assert_close
 
-from scfmlip.interfaces.mace.tensor_products import symmetric_polynomial
+from scfmlip.mace_torch.tensor_products import symmetric_polynomial
 from scfmlip.nn import ChannelwiseConv
 from scfmlip_kernels import symmetric_contraction
 
@@ -74,7 +74,7 @@ def test_convolution_equals_e3nn(sent, dtype, generator):
 def test_convolution_equals_cuequivariance(sent, generator):
     cue = pytest.importorskip("cuequivariance", reason="needs cuequivariance")
     cuet = pytest.importorskip("cuequivariance_torch", reason="its naive method is the witness")
-    from scfmlip.interfaces.cueq import SegmentedPolynomial
+    from scfmlip.nn.cueq import SegmentedPolynomial
 
     kinds = [cue.Irreps("O3", text) for text in (sent, ATTRIBUTES, ATTRIBUTES)]
     polynomial = cue.descriptors.channelwise_tensor_product(*kinds).polynomial

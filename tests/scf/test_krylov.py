@@ -7,8 +7,8 @@ from tolerances import assert_close
 from scfmlip.scf import Status
 from scfmlip.scf.convergence import make_criterion
 from scfmlip.scf.implicit import RootOptions, _solve_and_check
-from scfmlip.scf.krylov import Batch, gmres
-from scfmlip.scf.newton import bracket_potential, newton
+from scfmlip.scf.solvers.gmres import Batch, gmres
+from scfmlip.scf.solvers.newton import bracket_potential, newton
 
 F64 = torch.float64
 SIZES = (12, 30)

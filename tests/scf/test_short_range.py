@@ -6,6 +6,7 @@ from tolerances import assert_close
 
 from scf import oracles
 from scfmlip import Coulomb, charge_equilibration
+from scfmlip.electrostatics.range_split import pair_cutoff
 from scfmlip.scf import (
     ExtendedLagrangian,
     NeighbourPairs,
@@ -13,7 +14,6 @@ from scfmlip.scf import (
     shadow_equilibration,
     smooth_width,
 )
-from scfmlip.scf.short_range import pair_cutoff
 
 F64 = torch.float64
 matscipy = pytest.importorskip("matscipy", reason="neighbour lists come from matscipy")

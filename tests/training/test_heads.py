@@ -7,7 +7,7 @@ from ase import Atoms
 from interfaces.mace_models import mace_model
 
 import scfmlip
-from scfmlip.interfaces.mace.batches import make_batch
+from scfmlip.mace_torch.batches import make_batch
 from scfmlip.training import config_from_dict, prepare, train
 from scfmlip.training.data import EpochBatches, make_loader
 from scfmlip.training.processes import Processes

@@ -16,7 +16,7 @@ from scfmlip_kernels import segment_expand, segment_sum
 from ...electrostatics import Coulomb, CoulombPlan, Geometry
 from ...electrostatics.boundary import Boundary
 from ...electrostatics.cutoff import check_cutoff, reference_cutoff
-from ...electrostatics.embedding import Embedding, ExternalCharges
+from ...electrostatics.external import Embedding, ExternalCharges
 from ..backbone import Backbone
 from ..config import BackboneConfig, Constraint, DensityConfig, ModelConfig
 

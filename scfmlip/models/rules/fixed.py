@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..config import check_numbers, per_element
-from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
+from .registry import register
 
 
 @dataclass(frozen=True)

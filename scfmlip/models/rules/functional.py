@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ...scf import minimize_functional
 from ..readouts import FeatureMix, MultipoleReadout, ScalarReadout, hardness_parameter
-from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, check_level, make_coulomb
 from .options import FunctionalConfig
+from .registry import register
 
 
 @register("functional")

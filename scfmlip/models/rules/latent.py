@@ -17,11 +17,11 @@ from e3nn import o3
 from mace.modules.blocks import LinearReadoutBlock, NonLinearReadoutBlock
 from torch import Tensor
 
-from ...interfaces.mace.latent import LesOptions, charge_scale, latent_coulomb
+from ...mace_torch.latent import LesOptions, charge_scale, latent_coulomb
 from ..config import LARGEST, BackboneConfig, check_numbers, check_positive
 from ..readouts import MultipoleReadout
-from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
+from .registry import register
 
 
 @dataclass(frozen=True)

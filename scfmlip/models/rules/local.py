@@ -8,9 +8,9 @@ import torch
 
 from ..config import LARGEST, check_numbers
 from ..readouts import MultipoleReadout
-from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
 from .fixed import spread_charge
+from .registry import register
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ..config import LARGEST, check_numbers
 from ..readouts import FeatureMix, MultipoleReadout
-from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
 from .fixed import FormalCharges
+from .registry import register
 
 
 @dataclass(frozen=True)

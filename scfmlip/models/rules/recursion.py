@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...electrostatics import Geometry
-from ...interfaces.mace.whole import PolarMACE
+from ...mace_torch.whole import PolarMACE
 from ..backbone import Backbone, mace_arguments
 from ..config import ModelConfig, check_numbers, check_positive
-from . import register
 from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
+from .registry import register
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from . import register
 from .base import ChargeRule, RuleOutput, System
+from .registry import register
 
 
 @dataclass(frozen=True)

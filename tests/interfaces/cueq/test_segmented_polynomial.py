@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tolerances import assert_close
 from torch.utils._pytree import tree_leaves
 
-from scfmlip.interfaces.cueq import SegmentedPolynomial
+from scfmlip.nn.cueq import SegmentedPolynomial
 
 cue = pytest.importorskip("cuequivariance", reason="needs cuequivariance")
 cuet = pytest.importorskip("cuequivariance_torch", reason="the naive method is the witness")

@@ -1,0 +1,36 @@
+"""What goes wrong at the command line, in one line each."""
+
+from __future__ import annotations
+
+# what the user gave is wrong; anything else is a failure
+WRONG_INPUT = (
+    ValueError,
+    TypeError,
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+_LONGEST = 1500
+
+
+class Terminated(SystemExit):
+    """SIGTERM or SIGHUP came: what is in the making is cleared away as after Ctrl-C."""
+
+
+def describe(error: BaseException) -> str:
+    """One line about an error."""
+    text = str(error)
+    if isinstance(error, KeyboardInterrupt):
+        text = f"interrupted. {text}" if text else "interrupted"
+    elif isinstance(error, Terminated):
+        text = "terminated"
+    elif isinstance(error, MemoryError):
+        text = f"out of memory. {text}" if text else "out of memory"
+    elif isinstance(error, OSError) and error.strerror:
+        text = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
+    elif not text or not isinstance(error, (*WRONG_INPUT, RuntimeError, ImportError, OSError)):
+        text = f"{type(error).__name__}: {text} (--debug shows where)"
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

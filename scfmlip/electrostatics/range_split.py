@@ -1,0 +1,219 @@
+"""
+Gaussians of any width, atom by atom: what a smooth operator leaves out, pair by pair over a neighbour list.
+
+The wave vectors that a Gaussian of width s needs grow as s^-3. Let the operator hold all charges in one wide
+Gaussian S; the rest is short-ranged,
+    k_e [erf(r / sqrt(2 s_i^2 + 2 s_j^2)) - erf(r / 2 S)] / r     between neighbours,
+    k_e (1 / s_i - 1 / S) / sqrt(pi)                              of an atom with itself,
+    -2 pi k_e (2 S^2 - s_i^2 - s_j^2) / V                         of all pairs of a crystal: the average of
+what the pairs add, which a sum over wave vectors without k = 0 does not have. Ewald's splitting, Ann. Phys.
+369, 253 (1921), of Gaussian charges: with S chosen well the cost of one product grows as atoms^1.5.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scfmlip_kernels import segment_expand, segment_sum
+
+from .. import neighbours
+from ..units import COULOMB_CONSTANT
+from . import Boundary, CoulombPlan
+
+# cost of a wave vector of one atom in neighbours, their list included: about, on 2 cores, float64
+WAVE_COST = 0.1
+# angstrom, about what the cell that a slab is summed in has beside the atoms
+_VACUUM = 20.0
+
+
+@dataclass(frozen=True)
+class NeighbourPairs:
+    """
+    Every ordered pair of atoms nearer than a cutoff, images included, sorted by the first atom.
+
+    Attributes:
+        edge_index: ``[2, n_edges]`` int64 first and second atom; both orders are listed.
+        edge_shift: ``[n_edges, 3]`` lattice vectors, as numbers, that are added to the second one.
+        cutoff: Angstrom.
+    """
+
+    edge_index: Tensor
+    edge_shift: Tensor
+    cutoff: float
+
+
+def neighbour_pairs(
+    positions: Tensor,
+    cell: Tensor | None,
+    pbc: Tensor | list,
+    batch_idx: Tensor | None,
+    cutoff: float,
+) -> NeighbourPairs:
+    """
+    Neighbours of every atom, on the host, in linear time.
+
+    Args:
+        positions: ``[n_atoms, 3]`` angstrom.
+        cell: ``[3, 3]`` or ``[n_systems, 3, 3]`` angstrom, or None without periodicity; vectors that are not
+            periodic do not matter.
+        pbc: ``[3]`` or ``[n_systems, 3]`` booleans.
+        batch_idx: ``[n_atoms]`` int64 system of each atom, not decreasing; None for one system.
+        cutoff: Angstrom.
+
+    Raises:
+        ImportError: without matscipy; any other list will do: make `NeighbourPairs` of it.
+        ValueError: for two atoms in one place, or more pairs than fit into memory.
+    """
+    host = positions.detach().cpu().double().numpy()
+    index = np.zeros(len(host), dtype=int) if batch_idx is None else batch_idx.cpu().numpy()
+    n_systems = int(index[-1]) + 1 if len(index) else 0
+    flags = torch.as_tensor(pbc).cpu().bool().reshape(-1, 3).expand(n_systems, 3).numpy()
+    cells = torch.zeros(1, 3, 3) if cell is None else cell.detach().cpu().double().reshape(-1, 3, 3)
+    cells = cells.expand(n_systems, 3, 3).numpy()
+    starts = np.searchsorted(index, np.arange(n_systems + 1))
+    edges, shifts = [np.zeros((2, 0), dtype=np.int64)], [np.zeros((0, 3), dtype=np.int64)]
+    for i, (begin, end) in enumerate(itertools.pairwise(starts)):
+        try:
+            pairs, images = neighbours.neighbour_pairs(host[begin:end], cells[i], flags[i], cutoff)
+        except ValueError as error:
+            raise ValueError(f"system {i}: {error}") from None
+        edges.append(pairs + begin)
+        shifts.append(images)
+    edge_index, shift = torch.from_numpy(np.concatenate(edges, 1)), torch.from_numpy(np.concatenate(shifts))
+    device = positions.device
+    return NeighbourPairs(edge_index.to(device), shift.to(device, positions.dtype), float(cutoff))
+
+
+def pair_cutoff(smooth: float, widest: float, tolerance: float) -> float:
+    """Distance, angstrom, beyond which a pair of unit charges differs by less than ``tolerance``, eV."""
+    reach = max(2 * smooth, 2 * widest)
+    low, high = 0.0, 20 * reach
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        value = COULOMB_CONSTANT * math.erfc(middle / reach) / max(middle, 1e-9)
+        low, high = (middle, high) if value > tolerance else (low, middle)
+    return high
+
+
+def occupied_volumes(positions: Tensor, cell: Tensor, pbc: Tensor, index: Tensor) -> Tensor:
+    """
+    Volumes that atoms and waves fill, for estimates: of a slab whatever the height of its cell.
+
+    Args:
+        positions: ``[n_atoms, 3]`` angstrom.
+        cell: ``[n_systems, 3, 3]`` angstrom.
+        pbc: ``[n_systems, 3]`` booleans.
+        index: ``[n_atoms]`` system of each atom.
+
+    Returns:
+        ``[n_systems]`` angstrom^3; of an isolated system that of its cell, whatever that is.
+    """
+    cell = cell.detach().double()
+    volumes = torch.linalg.det(cell).abs()
+    for i in torch.nonzero(pbc.sum(1) == 2).flatten().tolist():
+        first, second = cell[i][pbc[i]]
+        normal = torch.linalg.cross(first, second)
+        heights = positions[index == i].detach().double() @ normal / normal.norm()
+        if len(heights):
+            volumes[i] = normal.norm() * (heights.max() - heights.min() + _VACUUM)
+    return volumes
+
+
+def smooth_width(n_atoms: int, volume: float, tolerance: float = 1e-6) -> float:
+    """
+    The width S, angstrom, at which wave vectors and neighbours of an atom cost about the same.
+
+    Args:
+        n_atoms: Of one system.
+        volume: Of its cell, angstrom^3.
+        tolerance: Of the operator, eV.
+    """
+    from .cutoff import cutoff_for_tolerance
+
+    waves = volume * cutoff_for_tolerance(1.0, tolerance, 0) ** 3 / (12 * math.pi**2)  # times S^-3
+    pairs = 4 * math.pi / 3 * n_atoms / volume * pair_cutoff(1.0, 1.0, tolerance) ** 3  # times S^3
+    return (WAVE_COST * waves / pairs) ** (1 / 6)
+
+
+class ShortRange:
+    """
+    The short-ranged part at one geometry; differentiable any number of times.
+
+    Args:
+        pairs: Neighbours.
+        plan: Sizes and boundaries.
+        smooth: S, angstrom.
+        widths: ``[n_atoms]`` angstrom.
+        positions: ``[n_atoms, 3]``.
+        cell: ``[n_systems, 3, 3]`` or None.
+    """
+
+    def __init__(
+        self,
+        pairs: NeighbourPairs,
+        plan: CoulombPlan,
+        smooth: float,
+        widths: Tensor,
+        positions: Tensor,
+        cell: Tensor | None,
+    ) -> None:
+        self.plan = plan
+        self.first, self.second = pairs.edge_index
+        counts = torch.bincount(self.first, minlength=len(positions))
+        self.edge_ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+        vector = positions[self.second] - positions[self.first]
+        if cell is not None:
+            matrices = cell[plan.index[self.first]] if plan.n_systems > 1 else cell
+            vector = vector + (pairs.edge_shift.to(vector.dtype)[:, None] @ matrices)[:, 0]
+        r = vector.norm(dim=-1)
+        total = (2 * (widths[self.first] ** 2 + widths[self.second] ** 2)).sqrt()
+        self.pair = COULOMB_CONSTANT * (torch.erf(r / total) - torch.erf(r / (2 * smooth))) / r
+        self.own = COULOMB_CONSTANT / math.sqrt(math.pi) * (1 / widths - 1 / smooth)
+        self.average = self.second_moment = None
+        crystal = torch.tensor([kind == Boundary.PERIODIC for kind in plan.boundaries], device=r.device)
+        if cell is not None and bool(crystal.any()):
+            volume = torch.linalg.det(cell.double()).abs()
+            volume = torch.where(crystal, volume, torch.ones_like(volume))
+            self.average = torch.where(crystal, 2 * math.pi * COULOMB_CONSTANT / volume, 0.0)
+            self.second_moment = smooth**2 - widths.double() ** 2
+
+    def potential(self, charges: Tensor) -> Tensor:
+        """``[n_atoms, ...]`` e -> V."""
+        trailing = (...,) + (None,) * (charges.ndim - 1)
+        rows = self.pair[trailing] * charges[self.second]
+        out = segment_sum(rows, self.edge_ptr, self.first) + self.own[trailing] * charges
+        if self.average is None or self.second_moment is None:
+            return out
+        ptr, index, wide = self.plan.ptr, self.plan.index, charges.double()
+        moment = self.second_moment[trailing] * wide
+        total, spread = (segment_sum(v, ptr, index) for v in (wide, moment))
+        factor = self.average[trailing]
+        far = self.second_moment[trailing] * segment_expand(factor * total, ptr, index)
+        return out - (far + segment_expand(factor * spread, ptr, index)).to(out.dtype)
+
+    def matrices(self) -> list[Tensor]:
+        """One ``[n, n]`` float64 per system; not differentiable."""
+        ptr = self.plan.atom_ptr.tolist()
+        edges = self.edge_ptr[self.plan.ptr].tolist()
+        found = []
+        for i, (begin, end) in enumerate(itertools.pairwise(ptr)):
+            part = slice(edges[i], edges[i + 1])
+            matrix = torch.diag(self.own[begin:end].detach().double())
+            place = (self.first[part] - begin, self.second[part] - begin)
+            matrix.index_put_(place, self.pair[part].detach().double(), accumulate=True)
+            if self.average is not None and self.second_moment is not None:
+                moment = self.second_moment[begin:end].detach()
+                matrix -= self.average[i].detach() * (moment[:, None] + moment)
+            found.append(matrix)
+        return found
+
+    def energy(self, charges: Tensor) -> Tensor:
+        """``[n_atoms]`` e -> ``[n_systems]`` float64 eV."""
+        per_atom = 0.5 * charges.double() * self.potential(charges).double()
+        return segment_sum(per_atom, self.plan.ptr, self.plan.index)

@@ -1,0 +1,232 @@
+"""
+Swap the slow blocks of a live mace-torch model for ours, and back.
+
+A swapped module is a subclass of the one it replaces and shares its parameters, buffers and children, so
+the state dict, its meaning, optimisers and checkpoints stay as they are. Modules on the way down to a
+swapped one are copied shallowly: the model passed in is left untouched.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal, TypeVar
+
+import torch
+
+from .swapped import Swapped, SwappedModel, Swaps
+
+Module = TypeVar("Module", bound=torch.nn.Module)
+Compat = Literal["mace"]
+
+
+def _rebuild(module: torch.nn.Module, swaps: Swaps, memo: dict[int, torch.nn.Module]) -> torch.nn.Module:
+    """The module with what ``swaps`` names replaced, sharing whatever does not change."""
+    if id(module) in memo:
+        return memo[id(module)]
+    if isinstance(module, torch.jit.ScriptModule):
+        memo[id(module)] = module
+        return module
+    children = {
+        name: None if child is None else _rebuild(child, swaps, memo)
+        for name, child in module._modules.items()
+    }
+    target, extra = swaps.get(id(module), (None, {}))
+    if target is None and all(children[name] is child for name, child in module._modules.items()):
+        memo[id(module)] = module
+        return module
+    copy = object.__new__(target or type(module))
+    copy.__dict__ = {**module.__dict__, "_modules": children}
+    if target is not None:
+        # methods that were attached to the instance would go before the new class's
+        hidden = getattr(target, "_scfmlip_hides", ())
+        kept = {k: v for k, v in copy.__dict__.items() if not k.startswith("_scfmlip_") and k not in hidden}
+        # in a tuple, so that a module that is only referred to is not registered as a child
+        extra = {
+            k: tuple(_rebuild(m, swaps, memo) for m in v) if _holds_modules(v) else v
+            for k, v in extra.items()
+        }
+        copy.__dict__ = {**kept, **extra}
+        reattach = getattr(type(module), "_scfmlip_reattach", None)
+        if reattach is not None:
+            reattach(copy)
+    memo[id(module)] = copy
+    return copy
+
+
+def _holds_modules(value: object) -> bool:
+    return type(value) is tuple and all(isinstance(m, torch.nn.Module) for m in value)
+
+
+def _find_swaps(
+    model: torch.nn.Module, electrostatics: bool, tensor_products: bool, compat: Compat | None
+) -> tuple[Swaps, dict[int, str]]:
+    """What to replace in this model, and what stays and why, both by ``id``."""
+    from .whole import MACELES, WHOLE_MODELS, PolarMACE
+
+    swaps: Swaps = {}
+    left: dict[int, str] = {}
+    if tensor_products:
+        from .tensor_products import find_swaps
+
+        swaps, left = find_swaps(model)
+        if type(model) in WHOLE_MODELS and (swaps or is_accelerated(model)):
+            swaps[id(model)] = (WHOLE_MODELS[type(model)], {})
+    if electrostatics:
+        found: tuple[Swaps, dict[int, str]] = {}, {}
+        if PolarMACE is not None and isinstance(model, PolarMACE):
+            from .polar import find_polar_swaps
+
+            found = find_polar_swaps(model, compat)
+        elif isinstance(model, MACELES):
+            from .les import find_les_swaps
+
+            found = find_les_swaps(model)
+        swaps.update(found[0])
+        left.update(found[1])
+    return swaps, left
+
+
+def _lines(model: torch.nn.Module, left: dict[int, str]) -> tuple[str, ...]:
+    """What stays as it is: name, class and reason of each."""
+    names = {id(module): name or "the model itself" for name, module in model.named_modules()}
+    return tuple(
+        f"{names[id(module)]} ({type(module).__name__}): {left[id(module)]}"
+        for module in model.modules()
+        if id(module) in left
+    )
+
+
+def _warn_left(model: torch.nn.Module, lines: tuple[str, ...]) -> None:
+    if lines:
+        warnings.warn(
+            f"accelerate leaves {len(lines)} modules of this {type(model).__name__} as mace-torch made them: "
+            + "; ".join(lines),
+            stacklevel=3,
+        )
+
+
+def accelerate(
+    model: Module,
+    electrostatics: bool = True,
+    tensor_products: bool = True,
+    compat: Compat | None = None,
+) -> Module:
+    """
+    A mace-torch model with the same call, outputs and state dict, faster and in less memory.
+
+    PolarMACE: electrostatic features and energy run on `scfmlip.Coulomb` in O(atoms) memory, both spin
+    channels at once, and the field-update and electron-energy blocks no longer build outer products of
+    channels. Two results differ from mace-torch 0.3.16's, on purpose: stress includes the strain of the wave
+    vectors and is right to finite differences, which is not so there (issue 1642), and a system's numbers do
+    not depend on what else is in its batch. Everything else equals the original, in float64 to 1e-9, with the
+    constants that the model holds, rounded or not. MACELES: the latent Ewald sum, its stress included. Every
+    model: convolutions that store neither messages nor weights of edges, symmetric contractions as one
+    polynomial, skip connections by species.
+
+    What stays as mace-torch made it is named in one warning and in the model's ``repr``. mace-torch's own
+    tools (conversions, preparation for compiling, one head of several) make accelerated models of
+    accelerated ones.
+
+    Args:
+        model: A mace-torch ``MACE``, ``ScaleShiftMACE``, ``MACELES`` or ``PolarMACE`` in eager mode, any
+            dtype and device. It is not changed; the result shares its parameters and buffers, so training or
+            moving one moves both.
+        electrostatics: Accelerate electrostatics and field blocks.
+        tensor_products: Accelerate the MACE backbone, in e3nn's or cuEquivariance's layout. Blocks on
+            OpenEquivariance's kernels stay as they are.
+        compat: "mace": where a PolarMACE evaluates molecules beside periodic systems, correct them as
+            molecules in boxes, as mace-torch does in such batches only.
+
+    Returns:
+        The accelerated model, an instance of the same mace-torch class; `restore` gives the original
+        class back, also after ``copy.deepcopy`` or ``torch.save`` and ``torch.load``. Of an accelerated
+        model what is left of it is accelerated; one of which nothing is left comes back itself.
+
+    Raises:
+        TypeError: for something that is not a mace-torch model, or one that is scripted or compiled.
+        ValueError: for an unknown ``compat``.
+        RuntimeError: for a mace-torch version whose PolarMACE differs from the one known here.
+    """
+    if compat not in (None, "mace"):
+        raise ValueError(f"compat must be None or 'mace', got {compat!r}")
+    try:
+        from mace.modules.models import MACE
+    except ImportError as error:
+        raise TypeError(
+            "accelerate needs mace-torch, which is not installed: pip install 'scfmlip[mace]'"
+        ) from error
+    if isinstance(model, (torch.jit.ScriptModule, torch._dynamo.OptimizedModule)):
+        raise TypeError(
+            f"accelerate takes the eager model, got a {type(model).__name__}: accelerate first, compile "
+            "afterwards"
+        )
+    if not isinstance(model, MACE):
+        raise TypeError(
+            "accelerate takes a mace-torch model (MACE, ScaleShiftMACE, PolarMACE, MACELES), got "
+            f"{type(model).__module__}.{type(model).__name__}"
+        )
+    if compat is not None and isinstance(model, SwappedModel):
+        model = restore(model)
+    swaps, left = _find_swaps(model, electrostatics, tensor_products, compat)
+    lines = _lines(model, left)
+    if swaps:
+        _warn_left(model, lines)
+        target, extra = swaps.get(id(model), (None, {}))
+        if target is not None:
+            swaps[id(model)] = (target, {**extra, "_scfmlip_left": lines})
+        return _rebuild(model, swaps, {})  # type: ignore[return-value]
+    if not is_accelerated(model):
+        reasons = "".join(f"; {line}" for line in lines)
+        warnings.warn(
+            f"nothing to accelerate in this {type(model).__name__} "
+            f"(electrostatics={electrostatics}, tensor_products={tensor_products}): returned unchanged"
+            + reasons,
+            stacklevel=2,
+        )
+    return model
+
+
+def accelerate_blocks(module: Module) -> Module:
+    """
+    Any module with mace-torch's interaction and product blocks inside, these swapped; see `accelerate`.
+
+    Args:
+        module: Not changed; the result shares its parameters.
+    """
+    from .tensor_products import find_swaps
+
+    swaps, left = find_swaps(module)
+    _warn_left(module, _lines(module, left))
+    return _rebuild(module, swaps, {})  # type: ignore[return-value]
+
+
+def is_accelerated(model: torch.nn.Module) -> bool:
+    """
+    Whether any module of a model runs on our operators; its ``repr`` names those that do not.
+
+    Args:
+        model: Any module: from `accelerate`, compiled, of `scfmlip.models`, from another program's hands.
+    """
+    return any(isinstance(m, Swapped) for m in model.modules())
+
+
+def restore(model: Module) -> Module:
+    """
+    The mace-torch model behind an accelerated one, sharing its parameters.
+
+    Args:
+        model: From `accelerate`, possibly copied or loaded since; any other module comes back as it is.
+
+    Returns:
+        A model of mace-torch's own classes.
+    """
+    back: Swaps = {
+        id(m): (vars(type(m))["_scfmlip_original"], {})
+        for m in model.modules()
+        if "_scfmlip_original" in vars(type(m))
+    }
+    return _rebuild(model, back, {})  # type: ignore[return-value]
+
+
+# what mace-torch builds of an accelerated model is accelerated too
+SwappedModel._scfmlip_accelerate = staticmethod(accelerate)

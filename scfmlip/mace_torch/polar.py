@@ -1,0 +1,353 @@
+"""
+MACE-POLAR's forward pass on our Coulomb operator.
+
+The sequence of steps is that of ``mace.modules.extensions.PolarMACE`` (Batatia et al., arXiv:2602.19411):
+a MACE backbone; charges of two spin channels from every layer, made to add up to the system's charge and
+spin by Fukui weights; a fixed number of recursion steps that feed the potential of the charges back; then
+electron, electrostatic and field energies. Here both spin channels share one pass over the wave vectors,
+no phase is stored, and positions and cell carry the strain, so the stress is complete. Charges outside the
+model, which the reference does not know, act as its external field does: half of their potential's features
+on either spin channel, and all of it in the energy.
+"""
+
+# mace-torch's modules have no types: torch.nn.Module says Tensor | Module for every attribute
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from typing import Any, ClassVar
+
+import torch
+from mace.modules.extensions import PolarMACE, _permute_to_e3nn_convention
+from mace.modules.utils import get_atomic_virials_stresses, get_outputs, prepare_graph
+from mace.tools.scatter import scatter_mean, scatter_sum
+from torch import Tensor
+
+from ..electrostatics import Coulomb, Geometry
+from ..electrostatics.external import Embedding, ExternalCharges
+from ..types import BoundaryName
+from .graphs import stress_of
+from .polar_blocks import find_block_swaps
+from .polar_slabs import warn_of_slabs
+from .polar_tables import PolarSums
+from .swapped import SwappedModel, Swaps, not_compiled
+from .turned import Turn, prepare_upright
+from .whole import WHOLE_MODELS
+
+# The versions whose PolarMACE.forward was read and compared.
+KNOWN_VERSIONS = ("0.3.16",)
+
+
+def check_polar_version() -> None:
+    """Refuse mace-torch versions whose PolarMACE was not compared with the rewritten forward pass."""
+    version = importlib.metadata.version("mace-torch")
+    if version not in KNOWN_VERSIONS:
+        raise RuntimeError(
+            f"accelerate knows PolarMACE of mace-torch {' and '.join(KNOWN_VERSIONS)}, this is {version}: "
+            "its numbers could differ. Install one of these, or use the model unaccelerated"
+        )
+
+
+class FastPolarMACE(SwappedModel, PolarMACE):
+    """`PolarMACE`: same call, outputs and state dict; made by `scfmlip.accelerate`."""
+
+    _scfmlip_original = PolarMACE
+    # every system's own: what it is alone, whatever else is in the batch
+    _scfmlip_boundary: BoundaryName = "separate"
+
+    def _geometry(
+        self,
+        data: dict[str, Tensor],
+        displacement: Tensor | None,
+        n_systems: int,
+        use_pbc_evaluator: bool,
+    ) -> tuple[Geometry, Turn | None]:
+        """The Coulomb operator at the (strained) positions and cell, and what turned slabs upright in it."""
+        coulomb = Coulomb(
+            l_max=self.atomic_multipoles_max_l,
+            sigma=self.atomic_multipoles_smearing_width,
+            boundary="mixed_periodic" if use_pbc_evaluator else self._scfmlip_boundary,
+            kspace_cutoff=float(self.kspace_cutoff),
+            compat="graph_longrange",
+            order="e3nn",
+        )
+        positions, cell = data["positions"], _strained_cell(data, displacement)
+        pbc = data["pbc"].view(n_systems, 3)
+        if "slab_axis" in data:
+            return prepare_upright(coulomb, positions, cell, pbc, data["batch"])
+        return coulomb.prepare(positions, cell, pbc, data["batch"]), None
+
+    def _embedding(
+        self, data: dict[str, Tensor], displacement: Tensor | None, n_systems: int
+    ) -> Embedding | None:
+        """What charges outside the model do, exact in every boundary; None without any."""
+        external = ExternalCharges.from_batch(data)
+        if external is None:
+            return None
+        if displacement is not None:
+            strain = (0.5 * (displacement + displacement.mT))[external.index]
+            moved = torch.einsum("ni,nij->nj", external.positions, strain)
+            external = dataclasses.replace(external, positions=external.positions + moved)
+        coulomb = Coulomb(
+            l_max=self.atomic_multipoles_max_l,
+            sigma=self.atomic_multipoles_smearing_width,
+            feature_widths=self.field_feature_widths,
+            order="e3nn",
+        )
+        pbc, cell = data["pbc"].view(n_systems, 3), _strained_cell(data, displacement)
+        return Embedding(coulomb, external, data["positions"], cell, pbc, data["batch"], None)
+
+    @staticmethod
+    def _close_charges(
+        charges: Tensor, weights: Tensor, targets: Tensor, batch: Tensor, n_systems: int
+    ) -> Tensor:
+        """
+        Spread what each spin channel lacks of its total over the atoms by Fukui weights.
+
+        ``charges [n, 2, m]``, ``weights [n, 2]``, ``targets [n_systems, 2]``; sums in float64.
+        """
+
+        def total(values: Tensor) -> Tensor:
+            sums = scatter_sum(values.double(), batch, dim=0, dim_size=n_systems)
+            return sums[batch].to(charges.dtype)
+
+        norm = total(weights)
+        weights = weights / torch.where(norm == 0, torch.ones_like(norm), norm)
+        missing = targets[batch] - total(charges[:, :, 0])
+        monopoles = charges[:, :, 0] + weights * missing
+        return torch.cat((monopoles[..., None], charges[..., 1:]), -1)
+
+    @not_compiled("PolarMACE")
+    def forward(
+        self,
+        data: dict[str, Tensor],
+        training: bool = False,
+        compute_force: bool = True,
+        compute_virials: bool = False,
+        compute_stress: bool = False,
+        compute_displacement: bool = False,
+        compute_hessian: bool = False,
+        compute_edge_forces: bool = False,
+        compute_atomic_stresses: bool = False,
+        lammps_mliap: bool = False,
+        use_pbc_evaluator: bool = False,
+        fermi_level: Tensor | None = None,
+        external_field: Tensor | None = None,
+    ) -> dict[str, Tensor | None]:
+        """Arguments and results of ``PolarMACE.forward``; ``stress`` includes the long-range part."""
+        if lammps_mliap:
+            raise NotImplementedError(
+                "accelerated PolarMACE has no ML-IAP mode: its sums run over all atoms of a system, which "
+                "ML-IAP does not hand over. Use scfmlip.restore(model) there"
+            )
+        strained = compute_virials or compute_stress or compute_displacement
+        data = dict(data)  # prepare_graph writes strained positions into it
+        leaf = data["positions"]
+        ctx = prepare_graph(data, compute_virials, compute_stress, compute_displacement)
+        positions, batch, n_systems = data["positions"], data["batch"], ctx.num_graphs
+        atoms, heads = ctx.num_atoms_arange, ctx.node_heads
+        dtype = ctx.vectors.dtype
+        warn_of_slabs(self, data)
+        fermi_level = data["fermi_level"] if fermi_level is None else fermi_level
+        field = data["external_field"] if external_field is None else external_field
+
+        def mul_ir(values: Tensor) -> Tensor:
+            convert = getattr(self, "_charges_to_mul_ir", None)
+            return values if convert is None else convert(values)
+
+        def per_system(values: Tensor) -> Tensor:
+            return scatter_sum(src=values, index=batch, dim=0, dim_size=n_systems)
+
+        # the backbone
+        node_e0 = self.atomic_energies_fn(data["node_attrs"])[atoms, heads]
+        node_feats = self.node_embedding(data["node_attrs"])
+        edge_attrs = self.spherical_harmonics(_permute_to_e3nn_convention(ctx.vectors))
+        edge_feats, cutoff = self.radial_embedding(
+            ctx.lengths, data["node_attrs"], data["edge_index"], self.atomic_numbers
+        )
+        layer_feats: list[Tensor] = []
+        layer_energies: list[Tensor] = []
+        charges: Any = 0.0
+        for i, (interaction, product, source) in enumerate(
+            zip(self.interactions, self.products, self.lr_source_maps, strict=True)
+        ):
+            node_feats, skip = interaction(
+                node_attrs=data["node_attrs"],
+                node_feats=node_feats,
+                edge_attrs=edge_attrs,
+                edge_feats=edge_feats,
+                edge_index=data["edge_index"],
+                cutoff=cutoff,
+                first_layer=(i == 0),
+                lammps_class=None,
+                lammps_natoms=(0, 0),
+            )
+            node_feats = product(node_feats=node_feats, sc=skip, node_attrs=data["node_attrs"])
+            layer_feats.append(node_feats)
+            readout = self.readouts[min(i, len(self.readouts) - 1)]
+            layer_energies.append(readout(node_feats, heads)[atoms, heads])
+            charges = charges + source(node_feats).squeeze(-2)
+        node_inter_es = self.scale_shift(torch.stack(layer_energies).sum(0), heads)
+        inter_e = per_system(node_inter_es)
+
+        # the charges' first guess, closed to the total charge and spin
+        displacement = ctx.displacement if strained else None
+        sums = PolarSums(self, *self._geometry(data, displacement, n_systems, use_pbc_evaluator))
+        embedding = self._embedding(data, displacement, n_systems)
+        charges = charges.view(len(positions), 2, -1)
+        excess = data["total_spin"] - 1
+        targets = torch.stack(
+            ((data["total_charge"] + excess) / 2, (data["total_charge"] - excess) / 2), -1
+        ).to(dtype)
+        fukui_input = node_feats
+        if getattr(self, "_fukui_to_mul_ir", None) is not None:
+            fukui_input = self._fukui_to_mul_ir(fukui_input)
+        charges = self._close_charges(charges, self.fukui_source_map(fukui_input), targets, batch, n_systems)
+        first_charges = charges
+
+        # recursion: potential of the charges -> change of the charges
+        mixed_feats = self.layer_feature_mixer(torch.stack(layer_feats))
+        external = torch.hstack((torch.zeros_like(fermi_level).unsqueeze(-1), field))
+        center = scatter_mean(positions.double(), batch, dim=0, dim_size=n_systems).to(dtype)
+        half_external = 0.5 * self.external_field_contribution(batch, positions - center[batch], external)
+        from_mul_ir = getattr(self, "_field_from_mul_ir", None)
+        if embedding is not None:
+            features = embedding.features(self.field_feature_widths, self.field_feature_max_l)
+            half_external = half_external + 0.5 * (features if from_mul_ir is None else from_mul_ir(features))
+        potential_features = positions.new_zeros((len(positions), self.potential_irreps.dim))
+        for update in self.field_dependent_charges_maps:
+            features = sums.features(torch.stack((mul_ir(charges[:, 0]), mul_ir(charges[:, 1])), 1))
+            spins = [features[:, 0], features[:, 1]]
+            if from_mul_ir is not None:
+                spins = [from_mul_ir(s) for s in spins]
+            potential_features = torch.cat(
+                [(s + half_external) / self.field_feature_norms for s in spins], -1
+            )
+            change = update(
+                node_attrs=data["node_attrs"],
+                node_feats=mixed_feats,
+                edge_attrs=edge_attrs[:, : self.from_ell_max_field_update],
+                edge_feats=edge_feats,
+                edge_index=data["edge_index"],
+                potential_features=potential_features,
+                local_charges=charges.flatten(1),
+            )
+            charges = charges + change[:, :-2].view_as(charges)
+            charges = self._close_charges(charges, change[:, -2:], targets, batch, n_systems)
+
+        # energies
+        electron_energy = per_system(
+            self.local_electron_energy(
+                node_attrs=data["node_attrs"],
+                node_feats=node_feats,
+                edge_attrs=edge_attrs[:, : self.from_ell_max_field_update],
+                edge_feats=edge_feats,
+                edge_index=data["edge_index"],
+                field_feats=potential_features,
+                charges_0=first_charges.flatten(1),
+                charges_induced=charges.flatten(1),
+            )
+        )
+        if not self.add_local_electron_energy:
+            electron_energy = torch.zeros_like(electron_energy)
+        spin_charge_density = torch.stack((mul_ir(charges[:, 0]), mul_ir(charges[:, 1])), 1)
+        density = mul_ir(charges.sum(1))
+        spin_density = mul_ir(charges[:, 0] - charges[:, 1])
+        electrostatic_energy = sums.energy(density)
+        if embedding is not None:
+            electrostatic_energy = electrostatic_energy + per_system((density * embedding.potential()).sum(1))
+        dipole = per_system(positions * density[:, :1])
+        if density.shape[1] > 1:
+            dipole = dipole + per_system(density[:, 1:4])[:, [2, 0, 1]]
+        total_energy = per_system(node_e0).to(dtype) + inter_e + electron_energy
+        total_energy = total_energy + electrostatic_energy + (external[:, 1:] * dipole).sum(-1)
+
+        forces, virials, stress, hessian, edge_forces = get_outputs(
+            energy=total_energy,
+            positions=leaf,
+            displacement=ctx.displacement,
+            vectors=ctx.vectors,
+            cell=ctx.cell,
+            training=training,
+            compute_force=compute_force,
+            compute_virials=compute_virials,
+            compute_stress=compute_stress,
+            compute_hessian=compute_hessian,
+            compute_edge_forces=compute_edge_forces or compute_atomic_stresses,
+        )
+        if compute_stress and "volume_share" in data:
+            stress = stress_of(virials, data)
+        atomic_virials = atomic_stresses = None
+        if compute_atomic_stresses and edge_forces is not None:
+            atomic_virials, atomic_stresses = get_atomic_virials_stresses(
+                edge_forces=edge_forces,
+                edge_index=data["edge_index"],
+                vectors=ctx.vectors,
+                num_atoms=len(positions),
+                batch=batch,
+                cell=ctx.cell,
+            )
+            if "volume_share" in data:
+                atomic_stresses = stress_of(atomic_virials, data, batch)
+        return {
+            "energy": total_energy,
+            "node_energy": node_e0.double() + node_inter_es.double(),
+            "interaction_energy": inter_e,
+            "forces": forces,
+            "edge_forces": edge_forces,
+            "virials": virials,
+            "stress": stress,
+            "atomic_virials": atomic_virials,
+            "atomic_stresses": atomic_stresses,
+            "hessian": hessian,
+            "displacement": ctx.displacement,
+            "node_feats": torch.cat(layer_feats, -1),
+            "density_coefficients": density,
+            "spin_density": spin_density,
+            "charges_history": spin_charge_density.detach().clone()[..., None],
+            "fermi_level": external[:, 0],
+            "external_field": external[:, 1:],
+            "charges": density[:, 0],
+            "spins": spin_density[:, 0],
+            "dipole": dipole,
+            "total_charge": per_system(density[:, 0]),
+            "electrostatic_energy": electrostatic_energy,
+            "electron_energy": electron_energy,
+            "electrostatic_potentials": None,
+            "spin_charge_density": spin_charge_density,
+        }
+
+
+class FastPolarMACEAsInMace(FastPolarMACE):
+    """The same with ``compat="mace"``, see `scfmlip.accelerate`."""
+
+    _scfmlip_original = PolarMACE
+    _scfmlip_options: ClassVar[dict[str, Any]] = {"compat": "mace"}
+    _scfmlip_boundary: BoundaryName = "auto"
+
+
+def find_polar_swaps(model: torch.nn.Module, compat: str | None) -> tuple[Swaps, dict[int, str]]:
+    """
+    What to replace of a PolarMACE besides its backbone, and what stays, as `tensor_products.find_swaps`.
+
+    Raises:
+        RuntimeError: for a mace-torch version whose PolarMACE was not compared.
+    """
+    check_polar_version()
+    swaps, left = find_block_swaps(model)
+    if type(model) in (PolarMACE, WHOLE_MODELS[PolarMACE]):
+        swaps[id(model)] = (FastPolarMACE if compat is None else FastPolarMACEAsInMace, {})
+    elif not isinstance(model, FastPolarMACE):
+        left[id(model)] = "a subclass of PolarMACE, whose own forward runs, its electrostatics included"
+    return swaps, left
+
+
+def _strained_cell(data: dict[str, Tensor], displacement: Tensor | None) -> Tensor:
+    """``[n_systems, 3, 3]`` cells that follow the positions of a batch already strained."""
+    cell = data["cell"].view(-1, 3, 3)
+    if displacement is not None:
+        cell = cell + cell @ (0.5 * (displacement + displacement.mT))
+    return cell.to(data["positions"].dtype)

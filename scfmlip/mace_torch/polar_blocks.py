@@ -1,0 +1,261 @@
+"""
+MACE-POLAR's field-update and electron-energy blocks without outer products of channels.
+
+Their invariants ``sum_v W_uv sum_d x_ud y_vd`` are built by mace-torch 0.3.16 as an outer product over
+channels, atoms x 512 x 512, six times a step. Summed in the other order, ``sum_d x_ud (W y)_ud``, they are a
+matrix product and an elementwise one. Where y is itself a linear map of a few numbers per atom (potential
+features, charges) or of the node features, the two matrices are multiplied in the cheaper order.
+"""
+
+# mace-torch's modules have no types: torch.nn.Module says Tensor | Module for every attribute
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
+import torch
+from e3nn import o3
+from mace.modules.field_blocks import (
+    AgnosticChargeBiasedLinearPotentialEmbedding,
+    AgnosticEmbeddedOneBodyVariableUpdate,
+    MultiLayerFeatureMixer,
+    OneBodyMLPFieldReadout,
+    SparseUvuTensorProduct,
+)
+from torch import Tensor
+
+from .irreps import add, apply_linear, chain, from_blocks, linear_biases, linear_paths, to_blocks
+from .swapped import Swapped, Swaps, warn_fallback
+
+
+def _paths(product: Any) -> list[tuple[int, int, int, float, Tensor]]:
+    """``(block of x, block of y, block out, factor, W [mul_x, mul_y])`` of a sparse uvu product."""
+    out = []
+    for ins, meta in zip(product.instructions, product._path_meta, strict=True):
+        start, stop, path_weight, _, mul1, mul2, d = meta[6:13]
+        weight = product.weight[start:stop].view(mul1, mul2)
+        out.append((ins.i_in1, ins.i_in2, ins.i_out, path_weight / d**0.5, weight))
+    return out
+
+
+def _invariants(product: Any, x: list[Tensor], sources: list[tuple[Any, list[Tensor]]]) -> Tensor:
+    """The product of x with a sum of linear maps, ``[n, mul]``: each source is a linear and its input."""
+    n = len(x[0])
+    out = x[0].new_zeros((n, product.irreps_out.dim))
+    for i1, i2, _, factor, weight in _paths(product):
+        terms = [
+            chain(blocks[i], matrix, weight.T)
+            for linear, blocks in sources
+            for i, o, matrix in linear_paths(linear)
+            if o == i2
+        ]
+        for linear, _ in sources:
+            bias = linear_biases(linear).get(i2)
+            if bias is not None:
+                terms.append((weight @ bias).expand(n, 1, -1))
+        if terms:
+            mixed = add(terms, x[0], ())
+            out = torch.add(out, (x[i1] * mixed).sum(1), alpha=factor)
+    return out * product.output_mask
+
+
+def _scaled(product: Any, x: list[Tensor], scalars: Tensor) -> list[Tensor]:
+    """The ``l x 0 -> l`` product on blocks: each channel times a mixture of the scalars ``[n, mul]``."""
+    n = len(scalars)
+    terms: list[list[Tensor]] = [[] for _ in product.irreps_out]
+    for i1, _, o, factor, weight in _paths(product):
+        terms[o].append(x[i1] * (factor * (scalars @ weight.T))[:, None])
+    return [add(t, scalars, (n, ir.dim, mul)) for t, (mul, ir) in zip(terms, product.irreps_out, strict=True)]
+
+
+def _linear_reason(block: Any, linears: dict[str, Any]) -> str | None:
+    """Why a block is not in e3nn's layout, or these are not e3nn's linears but LoRA's or others'; or None."""
+    if block.cueq_config is not None and block.cueq_config.enabled:
+        return "it is in cuEquivariance's layout, where only its products are ours"
+    for name, linear in linears.items():
+        if not isinstance(linear, o3.Linear):
+            return f"its {name} is a {type(linear).__name__}, not e3nn's Linear"
+    return None
+
+
+def _update_reason(block: Any) -> str | None:
+    embedding = block.potential_embedding
+    if type(embedding) is not AgnosticChargeBiasedLinearPotentialEmbedding:
+        return f"its potential_embedding is a {type(embedding).__name__}"
+    linears = ("potential_linear", "node_feats_linear", "charge_embedding")
+    found = {name: getattr(embedding, name) for name in linears}
+    return _linear_reason(block, {**found, "readout.linear_1": block.readout.linear_1})
+
+
+def _readout_reason(block: Any) -> str | None:
+    return _linear_reason(block, {name: getattr(block, name) for name in ("linear_up_q", "linear_up_v")})
+
+
+def _mixer_reason(block: Any) -> str | None:
+    for linear in block.linears:
+        if not type(linear).__module__.startswith("e3nn."):
+            return f"its linears are {type(linear).__module__.split('.')[0]}'s {type(linear).__name__}"
+    return None
+
+
+class FastSparseUvuTensorProduct(Swapped, SparseUvuTensorProduct):
+    """`SparseUvuTensorProduct` in memory n x mul x (2 l + 1)."""
+
+    _scfmlip_original = SparseUvuTensorProduct
+
+    def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
+        """Same as the original: ``[n, irreps.dim]`` twice to ``[n, irreps_out.dim]``."""
+        x = to_blocks(x1, self.irreps_in1, self.layout)
+        y = to_blocks(x2, self.irreps_in2, self.layout)
+        out = [x1.new_zeros((len(x1), ir.dim, mul)) for mul, ir in self.irreps_out]
+        for i1, i2, o, factor, weight in _paths(self):
+            value = x[i1] * (y[i2] @ (factor * weight.T))
+            out[o] = out[o] + (value.sum(1, keepdim=True) if out[o].shape[1] == 1 else value)
+        return from_blocks(out, self.layout) * self.output_mask
+
+
+class FastFieldUpdate(Swapped, AgnosticEmbeddedOneBodyVariableUpdate):
+    """`AgnosticEmbeddedOneBodyVariableUpdate`: same arguments, result and parameters."""
+
+    _scfmlip_original = AgnosticEmbeddedOneBodyVariableUpdate
+
+    def forward(
+        self,
+        node_attrs: Tensor,
+        node_feats: Tensor,
+        edge_attrs: Tensor,
+        edge_feats: Tensor,
+        edge_index: Tensor,
+        potential_features: Tensor,
+        local_charges: Tensor,
+    ) -> Tensor:
+        """``[n, charges + 2]``: changes of the spin charges, and two Fukui weights."""
+        embedding, reason = self.potential_embedding, _update_reason(self)
+        if reason is not None:
+            warn_fallback(self, reason)
+            return super().forward(
+                node_attrs,
+                node_feats,
+                edge_attrs,
+                edge_feats,
+                edge_index,
+                potential_features,
+                local_charges,
+            )
+        x = to_blocks(node_feats, self.node_feats_irreps)
+        invariants = _invariants(
+            self.dot_products,
+            x,
+            [
+                (
+                    embedding.potential_linear,
+                    to_blocks(potential_features, embedding.potential_linear.irreps_in),
+                ),
+                (embedding.node_feats_linear, x),
+                (
+                    embedding.charge_embedding,
+                    to_blocks(local_charges, embedding.charge_embedding.irreps_in),
+                ),
+            ],
+        )
+        scalars = torch.cat([invariants, self.source_embedding(node_attrs)], -1)
+        new = _scaled(self.tp_out, x, self.nonlinearity(scalars))
+        readout = self.readout
+        hidden = from_blocks(apply_linear(readout.linear_1, new))
+        hidden = readout.linear_mid(readout.equivariant_nonlin(hidden))
+        return readout.linear_2(readout.equivariant_nonlin(hidden))
+
+
+class FastFieldReadout(Swapped, OneBodyMLPFieldReadout):
+    """`OneBodyMLPFieldReadout`: same arguments, result and parameters."""
+
+    _scfmlip_original = OneBodyMLPFieldReadout
+
+    def forward(
+        self,
+        node_attrs: Tensor,
+        node_feats: Tensor,
+        edge_attrs: Tensor,
+        edge_feats: Tensor,
+        edge_index: Tensor,
+        field_feats: Tensor,
+        charges_0: Tensor,
+        charges_induced: Tensor,
+    ) -> Tensor:
+        """``[n]`` electron energy of each atom."""
+        reason = _readout_reason(self)
+        if reason is not None:
+            warn_fallback(self, reason)
+            return super().forward(
+                node_attrs,
+                node_feats,
+                edge_attrs,
+                edge_feats,
+                edge_index,
+                field_feats,
+                charges_0,
+                charges_induced,
+            )
+        x = to_blocks(node_feats, self.node_feats_irreps)
+        q = to_blocks(charges_induced + charges_0, self.linear_up_q.irreps_in)
+        v = to_blocks(field_feats, self.linear_up_v.irreps_in)
+        invariants = torch.cat(
+            [
+                _invariants(self.dot_products_q, x, [(self.linear_up_q, q)]),
+                _invariants(self.dot_products_v, x, [(self.linear_up_v, v)]),
+            ],
+            -1,
+        )
+        return self.mlp(invariants).squeeze(-1)
+
+
+class FastFeatureMixer(Swapped, MultiLayerFeatureMixer):
+    """`MultiLayerFeatureMixer`: one matrix product per irrep and layer."""
+
+    _scfmlip_original = MultiLayerFeatureMixer
+
+    def forward(self, all_node_feats: Tensor) -> Tensor:
+        """``[n_layers, n, irreps.dim]`` to ``[n, irreps.dim]``."""
+        reason = _mixer_reason(self)
+        if reason is not None:
+            warn_fallback(self, reason)
+            return super().forward(all_node_feats)
+        total: list[Tensor] = []
+        for linear, feats in zip(self.linears, all_node_feats, strict=True):
+            values = apply_linear(linear, to_blocks(feats, linear.irreps_in))
+            total = values if not total else [a + b for a, b in zip(total, values, strict=True)]
+        return from_blocks(total)
+
+
+# original class: ours, and why one of it keeps its own code
+_BLOCKS: dict[type, tuple[type, Callable[[Any], str | None]]] = {
+    SparseUvuTensorProduct: (FastSparseUvuTensorProduct, lambda block: None),
+    AgnosticEmbeddedOneBodyVariableUpdate: (FastFieldUpdate, _update_reason),
+    OneBodyMLPFieldReadout: (FastFieldReadout, _readout_reason),
+    MultiLayerFeatureMixer: (FastFeatureMixer, _mixer_reason),
+}
+
+
+def find_block_swaps(model: Any) -> tuple[Swaps, dict[int, str]]:
+    """What to replace of a PolarMACE's field blocks, and what stays, as `tensor_products.find_swaps`."""
+    swaps: Swaps = {}
+    left: dict[int, str] = {}
+    for module in model.modules():
+        if type(module) in _BLOCKS:
+            fast, why = _BLOCKS[type(module)]
+            reason = why(module)
+            swaps[id(module)] = (fast, {} if reason is None else {"_scfmlip_told": reason})
+            if reason is not None:
+                left[id(module)] = reason
+    for block in (
+        *model.field_dependent_charges_maps,
+        model.local_electron_energy,
+        model.layer_feature_mixer,
+    ):
+        if id(block) not in swaps and not isinstance(block, Swapped):
+            left[id(block)] = "not one of mace-torch's field blocks that are known here"
+    return swaps, left

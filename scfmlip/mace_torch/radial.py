@@ -1,0 +1,95 @@
+"""
+Radial networks that stop before their last layer, which belongs to the convolution.
+
+The weights of an edge are most of the bytes of a step: the convolution applies the last layer block by block,
+so that they are never stored. Layers that mace-torch's LoRA adds to count as they are.
+"""
+
+# mace-torch's and e3nn's modules have no types: torch.nn.Module says Tensor | Module for every attribute
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
+
+from __future__ import annotations
+
+from typing import Any
+
+import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
+import torch
+from e3nn.nn import FullyConnectedNet
+from mace.modules.radial import RadialMLP
+from torch import Tensor
+
+from .swapped import Swapped
+
+try:
+    from mace.modules.lora import LoRADenseLinear, LoRAFCLayer
+
+    LORA_LAYERS: tuple[type, ...] = (LoRADenseLinear, LoRAFCLayer)
+except ImportError:  # an older mace-torch
+    LORA_LAYERS = ()
+
+
+def _base(layer: Any) -> Any:
+    """The layer itself, or the one that mace-torch's LoRA adds to."""
+    return layer.base if isinstance(layer, LORA_LAYERS) else layer
+
+
+def _unit_vectors(like: Tensor, n: int) -> Tensor:
+    return torch.eye(n, dtype=like.dtype, device=like.device)
+
+
+def last_radial_layer(convolution: Any) -> Tensor | None:
+    """``[n_hidden, n_weights]`` of a swapped convolution's radial network; None where weights are given."""
+    (radial,) = convolution._scfmlip_radial
+    return None if radial is None else radial.last_layer()
+
+
+class FastFullyConnectedNet(Swapped, FullyConnectedNet):
+    """Radial network up to its last layer, which belongs to the convolution."""
+
+    _scfmlip_original = FullyConnectedNet
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[n_edges, n_in]`` -> ``[n_edges, n_hidden]``."""
+        for layer in list(self)[:-1]:
+            x = layer(x)
+        return x
+
+    def last_layer(self) -> Tensor:
+        """``[n_hidden, n_weights]``."""
+        last = list(self)[-1]
+        base = _base(last)
+        if base is not last:
+            return last(_unit_vectors(base.weight, base.weight.shape[0]))
+        return last.weight * (last.var_out / (last.h_in * last.var_in)) ** 0.5
+
+
+class FastRadialMLP(Swapped, RadialMLP):
+    """Radial network up to its last layer; a hidden feature that is always 1 carries the bias."""
+
+    _scfmlip_original = RadialMLP
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """``[n_edges, n_in]`` -> ``[n_edges, n_hidden + 1]``."""
+        hidden = inputs
+        for layer in list(self.net)[:-1]:
+            hidden = layer(hidden)
+        return torch.cat((hidden, hidden.new_ones(hidden.shape[0], 1)), 1)
+
+    def last_layer(self) -> Tensor:
+        """``[n_hidden + 1, n_weights]``."""
+        last = self.net[-1]
+        base = _base(last)
+        if base is not last:
+            rows = last(_unit_vectors(base.weight, base.weight.shape[1]))
+            return torch.cat((rows - base.bias, base.bias[None]))
+        return torch.cat((last.weight.T, last.bias[None]))
+
+
+def has_linear_end(radial: torch.nn.Module) -> bool:
+    """Whether the last layer is a matrix product (plus bias) and nothing else."""
+    if type(radial) is FullyConnectedNet:
+        return len(radial) > 1 and _base(list(radial)[-1]).act is None
+    if type(radial) is RadialMLP:
+        return len(radial.net) > 1 and type(_base(radial.net[-1])) is torch.nn.Linear
+    return False

@@ -1,0 +1,249 @@
+"""
+MACE's tensor products on our operators, inside the model's own interaction and product blocks.
+
+An interaction block runs its own forward pass; what it calls is ours. Its `conv_tp` gathers, multiplies and
+sums in one operator and never stores a message per edge. Its `conv_tp_weights` stops before its last layer,
+which the convolution applies block by block, so that the weights of an edge, most of the bytes of a step, are
+never stored either. This holds because everything between the two, the cutoff, multiplies whole rows.
+"""
+
+# mace-torch's and e3nn's modules have no types: torch.nn.Module says Tensor | Module for every attribute
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
+import torch
+from e3nn import o3
+from e3nn.nn import FullyConnectedNet
+from mace.modules import blocks
+from mace.modules.radial import RadialMLP
+from mace.modules.symmetric_contraction import SymmetricContraction
+from mace.modules.wrapper_ops import CUET_AVAILABLE
+from torch import Tensor
+
+from scfmlip_kernels import ChannelwiseProduct, channelwise_conv, indexed_linear, sort_edges
+
+from ..nn.descriptors import channelwise_product
+from .contraction import FastSymmetricContraction, one_hot_index, symmetric_polynomial
+from .radial import FastFullyConnectedNet, FastRadialMLP, has_linear_end, last_radial_layer
+from .swapped import Swapped, Swaps
+
+INTERACTIONS = (
+    "RealAgnosticInteractionBlock",
+    "RealAgnosticResidualInteractionBlock",
+    "RealAgnosticDensityInteractionBlock",
+    "RealAgnosticDensityResidualInteractionBlock",
+    "RealAgnosticAttResidualInteractionBlock",
+    "RealAgnosticResidualNonLinearInteractionBlock",
+)
+
+
+class FastConvolution(Swapped, o3.TensorProduct):
+    """
+    `conv_tp` with gather and sum inside.
+
+    Its third argument holds hidden radial features, see above; weights where no radial network is left.
+    """
+
+    _scfmlip_original = o3.TensorProduct
+
+    def forward(self, x: Tensor, y: Tensor, weight: Tensor, edge_index: Tensor) -> Tensor:
+        """Node features, edge attributes, hidden radial features, edges -> ``[n_nodes, .]``."""
+        edges = sort_edges(edge_index[0], edge_index[1], x.shape[0])
+        return channelwise_conv(x, y, weight, edges, self._scfmlip_product, last_radial_layer(self))
+
+
+class SkipPath(NamedTuple):
+    """
+    One path of a product of features with species.
+
+    Attributes:
+        x: First column of the features.
+        channels: Their number.
+        dim: Components of each.
+        weights: First of the weights.
+        shape: Of the weights: channels, species, channels of the output.
+        scale: Of the path.
+        out: Block of the output.
+    """
+
+    x: int
+    channels: int
+    dim: int
+    weights: int
+    shape: tuple[int, ...]
+    scale: float
+    out: int
+
+
+class FastSkipProduct(Swapped, o3.FullyConnectedTensorProduct):
+    """The product of features with one-hot species: one linear map per species and degree."""
+
+    _scfmlip_original = o3.FullyConnectedTensorProduct
+
+    def forward(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+        """``x [n_atoms, .]``, one-hot ``y [n_atoms, n_species]`` -> ``[n_atoms, .]``."""
+        index = one_hot_index(y, self) if weight is None else None
+        if index is None:
+            return o3.FullyConnectedTensorProduct.forward(self, x, y, weight)
+        paths, sizes = self._scfmlip_skip
+        parts: list[Tensor | None] = [None] * len(sizes)
+        for path in paths:
+            weight = self.weight[path.weights : path.weights + math.prod(path.shape)]
+            weight = path.scale * weight.view(path.shape).transpose(0, 1)
+            columns = x[:, path.x : path.x + path.channels * path.dim]
+            rows = columns.unflatten(1, (path.channels, path.dim)).transpose(1, 2)
+            out = indexed_linear(rows, weight, index).transpose(1, 2).flatten(1)
+            before = parts[path.out]
+            parts[path.out] = out if before is None else before + out
+        filled = [
+            x.new_zeros(x.shape[0], size) if part is None else part
+            for part, size in zip(parts, sizes, strict=True)
+        ]
+        return torch.cat(filled, 1)
+
+
+def _skip_paths(product: torch.nn.Module) -> tuple[tuple[SkipPath, ...], tuple[int, ...]]:
+    """Its paths and the columns of each block of its output; torch.compile cannot guard e3nn's irreps."""
+    starts = [s.start for s in product.irreps_in1.slices()]
+    paths, offset = [], 0
+    for ins in product.instructions:
+        mul, ir = product.irreps_in1[ins.i_in1]
+        shape = tuple(ins.path_shape)
+        scale = ins.path_weight / math.sqrt(ir.dim)
+        paths.append(SkipPath(starts[ins.i_in1], mul, ir.dim, offset, shape, scale, ins.i_out))
+        offset += math.prod(shape)
+    return tuple(paths), tuple(mul * ir.dim for mul, ir in product.irreps_out)
+
+
+def _skip_reason(product: Any) -> str | None:
+    """Why a fully connected product is not one of features with species, weights its own; None if it is."""
+    if type(product) is not o3.FullyConnectedTensorProduct:
+        return "not e3nn's own class"
+    if not product.internal_weights:
+        return "its weights are not its own"
+    if len(product.irreps_in2) != 1 or product.irreps_in2[0].ir != o3.Irrep("0e"):
+        return f"its second factor {product.irreps_in2} is not of scalars"
+    if not all(ins.connection_mode == "uvw" and ins.has_weight for ins in product.instructions):
+        return "its paths are not fully connected"
+    return None
+
+
+def _fast_interaction(original: type) -> type:
+    """A subclass that hands ``edge_index`` to its ``conv_tp``: the block's own switch for fused products."""
+    name = f"Fast{original.__name__}"
+    docstring = f"`{original.__name__}` whose ``conv_tp`` gathers and sums itself."
+    return type(
+        name,
+        (Swapped, original),
+        {
+            "__module__": __name__,
+            "__qualname__": name,
+            "__doc__": docstring,
+            "_scfmlip_original": original,
+            "conv_fusion": True,
+        },
+    )
+
+
+FAST_INTERACTIONS = {
+    getattr(blocks, name): _fast_interaction(getattr(blocks, name))
+    for name in INTERACTIONS
+    if hasattr(blocks, name)
+}
+globals().update(
+    {fast.__qualname__: fast for fast in FAST_INTERACTIONS.values()}
+)  # pickle finds them by name
+
+
+def find_swaps(model: torch.nn.Module) -> tuple[Swaps, dict[int, str]]:
+    """
+    What to replace in a model, and what stays although it does such work.
+
+    Returns:
+        By ``id`` of a module: its new class and the attributes to add; and why it stays as it is.
+    """
+    swaps: Swaps = {}
+    left: dict[int, str] = {}
+    for module in model.modules():
+        if isinstance(module, Swapped):
+            continue
+        if isinstance(module, blocks.InteractionBlock):
+            found = _interaction_swaps(module)
+            if isinstance(found, str):
+                left[id(module)] = found
+            else:
+                swaps.update(found)
+        elif isinstance(module, SymmetricContraction):
+            if type(module) is SymmetricContraction:
+                extra = {
+                    "_scfmlip_polynomial": symmetric_polynomial(module),
+                    "_scfmlip_dims": tuple(ir.dim for _, ir in module.irreps_out),
+                }
+                swaps[id(module)] = (FastSymmetricContraction, extra)
+            else:
+                left[id(module)] = "not mace-torch's own class"
+        elif isinstance(module, o3.FullyConnectedTensorProduct):
+            reason = _skip_reason(module)
+            if reason is None:
+                swaps[id(module)] = (FastSkipProduct, {"_scfmlip_skip": _skip_paths(module)})
+            else:
+                left[id(module)] = reason
+    if CUET_AVAILABLE:
+        from .cueq_blocks import find_cueq_swaps
+
+        for mine, theirs in zip((swaps, left), find_cueq_swaps(model), strict=True):
+            mine.update(theirs)  # type: ignore[arg-type]
+    for module in model.modules():
+        if isinstance(module, blocks.EquivariantProductBasisBlock):
+            product: Any = module.symmetric_contractions
+            if id(product) not in swaps and id(product) not in left and not _is_ours(product):
+                left[id(product)] = "a contraction of another library"
+    return swaps, left
+
+
+def _is_ours(module: torch.nn.Module) -> bool:
+    """Whether it is swapped, or a graph that mace-torch traced around a swapped one."""
+    return any(isinstance(m, Swapped) for m in module.modules())
+
+
+def _interaction_swaps(module: Any) -> Swaps | str:
+    """The block, its convolution and its radial network; why not, where one of them is not known."""
+    if isinstance(module.conv_tp, Swapped):
+        return {}
+    if type(module) not in FAST_INTERACTIONS:
+        return "not one of mace-torch's interaction blocks that are known here"
+    radial, convolution = module.conv_tp_weights, _fast_convolution(module.conv_tp)
+    given = type(radial) is torch.nn.Identity
+    if convolution is None:
+        kind = f"{type(module.conv_tp).__module__.split('.')[0]}'s {type(module.conv_tp).__name__}"
+        return f"its conv_tp, {kind}, is no convolution channel by channel that is known here"
+    if not (given or has_linear_end(radial)):
+        return f"its radial network, {type(radial).__name__}, does not end in a matrix product"
+    fast, product = convolution
+    kept = {"_scfmlip_product": product, "_scfmlip_radial": (None if given else radial,)}
+    swaps: Swaps = {id(module.conv_tp): (fast, kept)}
+    if not given:
+        ends = {FullyConnectedNet: FastFullyConnectedNet, RadialMLP: FastRadialMLP}
+        swaps[id(radial)] = (ends[type(radial)], {})
+    # a block built with fused convolutions hands over its edges already
+    if not hasattr(module, "conv_fusion"):
+        swaps[id(module)] = (FAST_INTERACTIONS[type(module)], {})
+    return swaps
+
+
+def _fast_convolution(conv_tp: torch.nn.Module) -> tuple[type, ChannelwiseProduct] | None:
+    """Its new class and the convolution it is."""
+    if type(conv_tp) is o3.TensorProduct:
+        product = channelwise_product(conv_tp)
+        return None if product is None else (FastConvolution, product)
+    if not CUET_AVAILABLE:
+        return None
+    from .cueq_blocks import fast_convolution
+
+    return fast_convolution(conv_tp)

@@ -1,0 +1,97 @@
+"""
+Slabs in any orientation for electrostatics that knows those along z alone.
+
+graph-longrange takes a system for a slab where pbc is (T, T, F), and z for its normal; any other is a crystal
+to it. In batches of ours, a slab that lies otherwise is turned upright before, its multipoles too, and what
+comes out is turned back: the numbers are those that the reference has for the same slab upright.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..electrostatics import Coulomb, Geometry
+from ..types import E3NN_FROM_CARTESIAN
+
+
+def is_upright(cell: Tensor, pbc: Tensor) -> bool:
+    """Whether a system is no slab, or one that graph-longrange knows: ``[3, 3]`` angstrom and ``[3]``."""
+    if int(pbc.sum()) != 2:
+        return True
+    flat = cell[pbc, 2].abs().max() <= 1e-12 * cell[pbc].abs().max()
+    return bool(flat) and pbc.tolist() == [True, True, False]
+
+
+def _to_z(cell: Tensor, pbc: Tensor) -> Tensor:
+    """The shortest rotation of a slab's normal to z, ``[3, 3]`` as in ``matrix @ r``; follows the cell."""
+    eye = torch.eye(3, dtype=cell.dtype, device=cell.device)
+    if int(pbc.sum()) != 2:
+        return eye
+    first, second = cell[pbc]
+    normal = torch.linalg.cross(first, second)
+    normal = normal / normal.norm()
+    normal = torch.where(normal[2] < 0, -normal, normal)
+    x, y, z = normal
+    axis = torch.stack((y, -x, torch.zeros_like(z)))
+    cross = torch.linalg.cross(axis.expand(3, 3), eye).mT
+    return eye + cross + cross @ cross / (1 + z)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """
+    The rotation that slabs stand upright by, on multipoles and features.
+
+    Attributes:
+        matrix: ``[n_atoms, 3, 3]`` of each atom's system, on rows in e3nn's order.
+    """
+
+    matrix: Tensor
+
+    def upright(self, rows: Tensor) -> Tensor:
+        """``[n_atoms, ..., 1 | 4]`` multipoles, turned."""
+        return self._turn(rows, 1, self.matrix)
+
+    def back(self, features: Tensor, n_widths: int) -> Tensor:
+        """``[n_atoms, ..., n_widths * (1 | 4)]`` features, turned back."""
+        return self._turn(features, n_widths, self.matrix.mT)
+
+    @staticmethod
+    def _turn(rows: Tensor, n_scalars: int, matrix: Tensor) -> Tensor:
+        """The vectors behind the scalars of ``[n_atoms, ..., n]``."""
+        if rows.shape[-1] == n_scalars:
+            return rows
+        vectors = rows[..., n_scalars:].unflatten(-1, (-1, 3)).flatten(1, -2)
+        turned = torch.einsum("nij,nkj->nki", matrix, vectors)
+        return torch.cat((rows[..., :n_scalars], turned.reshape(rows[..., n_scalars:].shape)), -1)
+
+
+def prepare_upright(
+    coulomb: Coulomb, positions: Tensor, cell: Tensor, pbc: Tensor, batch: Tensor
+) -> tuple[Geometry, Turn | None]:
+    """
+    `Coulomb.prepare` with every slab upright, and what to turn its rows and features by, if anything.
+
+    Args:
+        coulomb: With ``compat="graph_longrange"`` and ``order="e3nn"``.
+        positions: ``[n_atoms, 3]`` angstrom.
+        cell: ``[n_systems, 3, 3]`` angstrom; a strain, for which it has a gradient, turns the normal.
+        pbc: ``[n_systems, 3]``.
+        batch: ``[n_atoms]`` system of each atom.
+    """
+    host = cell.detach().cpu(), pbc.cpu()
+    slabs = bool((host[1].sum(1) == 2).any())
+    if not (slabs and cell.requires_grad) and all(map(is_upright, *host)):
+        return coulomb.prepare(positions, cell, pbc, batch), None
+    # the open vector last
+    order = torch.argsort((~pbc & (pbc.sum(1, keepdim=True) == 2)).long(), dim=1, stable=True)
+    cell, pbc = cell.gather(1, order[..., None].expand(-1, -1, 3)), pbc.gather(1, order)
+    matrix = torch.stack([_to_z(*system) for system in zip(cell, pbc, strict=True)])
+    cell = torch.einsum("sij,skj->ski", matrix, cell)
+    positions = torch.einsum("nij,nj->ni", matrix[batch], positions)
+    geometry = coulomb.prepare(positions, cell, pbc, batch)
+    order = list(E3NN_FROM_CARTESIAN)
+    return geometry, Turn(matrix[:, order][:, :, order][batch])

@@ -1,0 +1,79 @@
+"""Narrow Gaussians of charges without their many wave vectors: one smooth operator and neighbours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ....electrostatics import Boundary, Coulomb, Geometry
+from ....electrostatics.range_split import (
+    NeighbourPairs,
+    ShortRange,
+    neighbour_pairs,
+    occupied_volumes,
+    smooth_width,
+)
+from ....scf.splitting import reach
+from ...config import DensityConfig
+from ..base import System, make_coulomb
+
+# ratio of smooth to narrowest width from which on at least half of the wave vectors and pairs are saved
+_WORTH = 1.6
+# smooth widths are multiples of this, angstrom, so that a cell that breathes keeps its operator
+_STEP = 0.05
+
+
+class Narrow:
+    """
+    Splits the interaction of charges of different widths as `scfmlip.electrostatics.range_split` does.
+
+    Where that costs less than the sum over wave vectors.
+
+    Args:
+        density: Its boundary and tolerance.
+        widths: Of the elements, angstrom.
+    """
+
+    def __init__(self, density: DensityConfig, widths: Sequence[float]) -> None:
+        self.density, self.widths = density, widths
+        # by their width in steps
+        self._operators: dict[int, Coulomb] = {}
+
+    def split(self, system: System) -> tuple[Geometry, NeighbourPairs] | None:
+        """
+        The smooth operator's geometry and the neighbours it leaves pairs to.
+
+        None where one operator with all widths serves better, or alone knows the boundary: clusters,
+        molecules in a box, slabs with a counter-charge, charges and dipoles.
+        """
+        density = self.density
+        if density.l_max > 0 or density.kspace_cutoff_factor is not None or system.counter_charge is not None:
+            return None
+        counts = system.ptr.diff().tolist()
+        volumes = occupied_volumes(system.positions, system.cell, system.pbc, system.index).tolist()
+        cells = [
+            (n, v) for n, v, p in zip(counts, volumes, system.pbc.any(1).tolist(), strict=True) if p and n
+        ]
+        if not cells:
+            return None
+        width = max(*self.widths, *(smooth_width(n, v, density.tolerance) for n, v in cells))
+        steps, widest = math.ceil(width / _STEP), max(self.widths)
+        width = steps * _STEP
+        if width < _WORTH * min(self.widths):
+            return None
+        if steps not in self._operators:
+            self._operators[steps] = make_coulomb(density, sigma=width, self_interaction=True)
+        geometry = system.prepare(self._operators[steps])
+        if any(kind == Boundary.MOLECULE_IN_BOX for kind in geometry.plan.boundaries):
+            return None
+        cutoff = reach(width, widest, density.tolerance)
+        return geometry, neighbour_pairs(system.positions, system.cell, system.pbc, system.index, cutoff)
+
+
+def split_energy(geometry: Geometry, pairs: NeighbourPairs, widths: Tensor, charges: Tensor) -> Tensor:
+    """``[n_systems]`` eV of ``charges [n_atoms]`` of ``widths [n_atoms]``, external fields included."""
+    smooth = geometry.coulomb.source.widths[0]
+    short = ShortRange(pairs, geometry.plan, smooth, widths, geometry.positions, geometry.cell)
+    return geometry.energy(charges[:, None]) + short.energy(charges).to(charges.dtype)

@@ -1,0 +1,101 @@
+"""The potential as atoms see it: what the response of the rule `fixed_point` is a function of."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ....electrostatics import Geometry
+from ....electrostatics.density import self_interaction
+from ....electrostatics.external import Embedding
+from ...config import DensityConfig
+from ..options import FixedPointConfig
+
+
+@dataclass(frozen=True)
+class FieldFeatures:
+    """
+    Projections of the potential on Gaussians at each atom: charges' of every width, then gradients.
+
+    Attributes:
+        widths: Of the Gaussians, angstrom.
+        l_max: 1 with gradients.
+        norms: Of each l and width, l first; the projections are divided by them.
+        conjugate: The Gaussians are the density's own, normalised as its multipoles.
+        self_interaction: Whether an atom sees its own potential.
+    """
+
+    widths: tuple[float, ...]
+    l_max: int
+    norms: tuple[float, ...]
+    conjugate: bool
+    self_interaction: bool
+
+    @classmethod
+    def of_rule(cls, config: FixedPointConfig, density: DensityConfig) -> FieldFeatures:
+        """What a rule's options say."""
+        if config.response == "passive":
+            return cls((density.sigma,), density.l_max, (1.0,) * (density.l_max + 1), True, True)
+        widths, l_max = tuple(config.field_feature_widths), config.field_feature_max_l
+        norms = config.field_feature_norms or (1.0,) * (len(widths) * (l_max + 1))
+        return cls(widths, l_max, tuple(norms), False, config.field_self_interaction)
+
+    def columns(self) -> Tensor:
+        """``[n_field]`` norm of each projection."""
+        n, norms = len(self.widths), torch.tensor(self.norms)
+        return torch.cat((norms[:n], norms[n:].repeat_interleave(3)))
+
+    def project(self, geometry: Geometry, rows: Tensor) -> Tensor:
+        """``[n_atoms, n_field]`` of the density ``rows``, not divided by norms."""
+        if self.conjugate:
+            return geometry.potential(rows, self_interaction=True)
+        return geometry.features(rows, self.widths, self.l_max, self_interaction=self.self_interaction)
+
+    def outside(self, embedding: Embedding) -> Tensor:
+        """The same of charges outside the model."""
+        return embedding.potential() if self.conjugate else embedding.features(self.widths, self.l_max)
+
+    def constant(self, potential: Tensor, like: Tensor) -> Tensor:
+        """The same of a potential ``[n_atoms]`` V that is the same around each atom."""
+        n = len(self.widths)
+        value = potential if self.conjugate else math.sqrt(4 * math.pi) * potential
+        return torch.cat((value[:, None].expand(-1, n), torch.zeros_like(like[:, n:])), 1)
+
+    def own(self, sigma: float) -> Tensor:
+        """
+        What a unit charge and a unit dipole of width ``sigma`` make at themselves, divided by norms.
+
+        Returns:
+            ``[l_max + 1, n_widths]`` V/e of charges, V/(e angstrom) of dipoles.
+        """
+        pairs = [self_interaction(sigma, w) for w in self.widths]
+        charges = [math.sqrt(4 * math.pi) * own for own, _ in pairs]
+        dipoles = [math.sqrt(1.5) * math.pi * w * own for (_, own), w in zip(pairs, self.widths, strict=True)]
+        norms = torch.tensor(self.norms).view(-1, len(self.widths))
+        return torch.tensor([charges, dipoles])[: self.l_max + 1] / norms
+
+
+def quadratic_terms(change: Tensor, field: Tensor, n_widths: int) -> Tensor:
+    """
+    What an energy quadratic in the change of an atom's multipoles and in the field there is made of.
+
+    Args:
+        change: ``[n_atoms, 1 | 4]`` of charge, or of charge and dipole.
+        field: ``[n_atoms, n_field]``, potentials and perhaps gradients of every width.
+        n_widths: How many widths.
+
+    Returns:
+        ``[n_atoms, n_terms]``: charge times potentials, square of the charge, square of the dipole, dipole
+        times gradients; those there are.
+    """
+    terms = [change[:, :1] * field[:, :n_widths], change[:, :1] ** 2]
+    if change.shape[1] > 1:
+        dipoles = change[:, 1:]
+        terms.append((dipoles**2).sum(1, keepdim=True))
+        if field.shape[1] > n_widths:
+            gradients = field[:, n_widths:].unflatten(1, (n_widths, 3))
+            terms.append((dipoles[:, None] * gradients).sum(2))
+    return torch.cat(terms, 1)

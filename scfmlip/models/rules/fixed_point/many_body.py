@@ -1,0 +1,86 @@
+"""A response that sees the potential at neighbours: one more MACE layer in every step of a fixed point."""
+
+from __future__ import annotations
+
+import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
+import torch
+from e3nn import o3
+from mace import modules
+from torch import Tensor
+
+from ....mace_torch.accelerate import accelerate_blocks
+from ..base import RuleContext
+
+
+class ManyBody(torch.nn.Module):
+    """
+    Charges and dipoles from messages of neighbours, zero where the messages are.
+
+    An interaction and a product of mace-torch, of two messages at most, accelerated. What is sent is bounded,
+    ``x / sqrt(1 + |x|^2)``, and so is what comes out: added to a stable linear response, it leaves a fixed
+    point in existence (Brouwer). Unbounded, training on a metal ended in states that no batch reached.
+
+    Args:
+        n: Scalars and vectors of an atom that are sent.
+        l_max: Of the multipoles.
+        context: Cutoff, radial basis and elements are the backbone's; of its harmonics, those up to 2.
+    """
+
+    def __init__(self, n: int, l_max: int, context: RuleContext) -> None:
+        super().__init__()
+        backbone, elements = context.backbone, len(context.elements)
+        hidden = o3.Irreps(f"{n}x0e+{n}x1o")
+        harmonics = o3.Irreps.spherical_harmonics(min(2, backbone.max_ell))
+        messages = o3.Irreps([(n, ir) for _, ir in harmonics])
+        self.harmonics = o3.SphericalHarmonics(harmonics, normalize=True, normalization="component")
+        self.radial = modules.RadialEmbeddingBlock(
+            context.r_max, backbone.num_bessel, backbone.num_polynomial_cutoff
+        )
+        interaction = modules.interaction_classes["RealAgnosticInteractionBlock"](
+            node_attrs_irreps=o3.Irreps(f"{elements}x0e"),
+            node_feats_irreps=hidden,
+            edge_attrs_irreps=harmonics,
+            edge_feats_irreps=o3.Irreps(f"{backbone.num_bessel}x0e"),
+            target_irreps=messages,
+            hidden_irreps=hidden,
+            avg_num_neighbors=context.avg_num_neighbors,
+            radial_MLP=list(backbone.radial_MLP),
+        )
+        product = modules.EquivariantProductBasisBlock(
+            messages, hidden, 2, use_sc=False, num_elements=elements, use_reduced_cg=False
+        )
+        # weights of the edges know nothing of the state: computed once, not in every step
+        self.radial_network = interaction.get_submodule("conv_tp_weights")
+        interaction.conv_tp_weights = torch.nn.Identity()
+        self.layer = accelerate_blocks(torch.nn.ModuleList((interaction, product)))
+        self.readout = o3.Linear(hidden, o3.Irreps("0e+1o" if l_max > 0 else "0e"))
+
+    def edges(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Harmonics and weights of edges with ``vectors [n_edges, 3]``: what no step changes."""
+        lengths = vectors.norm(dim=1, keepdim=True)
+        # the basis is one function of the length: elements play no part
+        nothing = vectors.new_zeros(0)
+        basis, _ = self.radial(lengths, nothing, nothing, nothing)
+        return self.harmonics(vectors), self.radial_network(basis)
+
+    def forward(
+        self,
+        scalars: Tensor,
+        vectors: Tensor,
+        attrs: Tensor,
+        edge_index: Tensor,
+        edge_attrs: Tensor,
+        edge_weights: Tensor,
+    ) -> Tensor:
+        """``[n_atoms, 1 | 4]`` of ``scalars [n_atoms, n]``, ``vectors [n_atoms, n, 3]``, one-hot elements."""
+        interaction, product = self.layer
+        scalars = scalars / (1 + scalars**2).sqrt()
+        vectors = vectors / (1 + (vectors**2).sum(2, keepdim=True)).sqrt()
+        messages, _ = interaction(
+            node_attrs=attrs,
+            node_feats=torch.cat((scalars, vectors.flatten(1)), 1),
+            edge_attrs=edge_attrs,
+            edge_feats=edge_weights,
+            edge_index=edge_index,
+        )
+        return self.readout(product(node_feats=messages, sc=None, node_attrs=attrs))

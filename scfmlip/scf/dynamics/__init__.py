@@ -1,0 +1,1 @@
+"""Charges along a trajectory: first guesses, and dynamics of their own."""

@@ -1,0 +1,198 @@
+"""
+Projected, preconditioned conjugate gradients for a ragged batch.
+
+The constraint lives in the projector, so the system stays positive definite (Gould, Hribar and Nocedal,
+SIAM J. Sci. Comput. 23, 1376 (2001)). All systems of the batch share one application of the operator per
+iteration and stop one by one. Vectors and dot products are float64 whatever the operator computes in: in
+float32 the recursion would drift off the constraint and diverge once it stagnates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..convergence import ROUNDING, Verdict, ended, given_up, judged
+from ..quadratic import QuadraticProblem
+from ..solution import Status
+
+# relative residuals below these are rounding
+FLOOR = {torch.float32: 2e-6, torch.float64: 1e-14}
+# iterations without a new smallest residual after which a system is given up
+_PATIENCE = 25
+
+
+class LinearResult(NamedTuple):
+    """
+    A solve of one linear system per system of the batch.
+
+    Attributes:
+        state: ``[n_atoms, dim]`` float64.
+        multiplier: ``[n_groups]`` float64, chemical potential.
+        iterations, status: ``[n_systems]`` int64.
+        residual: ``[n_systems]`` float64, relative.
+        gradient: ``[n_atoms, dim]`` float64 of the functional at ``state``, multipliers not subtracted.
+    """
+
+    state: Tensor
+    multiplier: Tensor
+    iterations: Tensor
+    residual: Tensor
+    status: Tensor
+    gradient: Tensor
+
+
+def conjugate_gradients(
+    problem: QuadraticProblem,
+    apply: Callable[[Tensor], Tensor],
+    source: Tensor,
+    totals: Tensor,
+    initial: Tensor | None,
+    precondition: Callable[[Tensor], Tensor],
+    tolerance: float,
+    max_iterations: int,
+    dtype: torch.dtype,
+    choose: bool = True,
+) -> LinearResult:
+    """
+    Minimise ``source.s + 1/2 s.A s`` at given totals.
+
+    Residuals are relative to the projected source, or to the gradient at evenly spread charges where that is
+    larger and known: see `scale_of`.
+
+    Args:
+        problem: Sizes and constraint.
+        apply: A, on ``[n_atoms, dim]`` float64.
+        source: ``[n_atoms, dim]`` float64.
+        totals: ``[n_groups]`` float64.
+        initial: First guess ``[n_atoms, dim]``, made feasible; zeros if None.
+        precondition: A symmetric positive approximation of A's inverse.
+        tolerance: On the norm of the projected gradient over that of the projected source.
+        max_iterations: Of one system.
+        dtype: In which ``apply`` computes: sets the smallest tolerance.
+        choose: Start from evenly spread charges where a first guess is worse: its rounding would stay.
+    """
+    tolerance = max(tolerance, FLOOR[dtype])
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return problem.system_sum((a * b).sum(1))
+
+    step_back = preconditioned_projector(problem, precondition, source)
+
+    def norm_of(values: Tensor) -> Tensor:
+        return dot(values, values).sqrt()
+
+    evenly = problem.feasible(torch.zeros_like(source), totals)
+    state = evenly if initial is None else problem.feasible(initial.double(), totals)
+    slope = source + apply(state)
+    gradient = problem.project(slope)
+    own, whole, norm = norm_of(problem.project(source)), norm_of(source), norm_of(gradient)
+    even = norm_of(state - evenly) == 0
+    if choose and initial is not None:
+        # without totals the gradient at no charges is the source itself
+        bad = ~even & ~(norm <= 10 * own)
+        if bool(bad.any()):
+            state = torch.where(problem.system_expand(bad.double())[:, None] > 0, evenly, state)
+            slope = source + apply(state)
+            gradient = problem.project(slope)
+            norm, even = norm_of(gradient), even | bad
+    scale = scale_of(own, whole, torch.where(even, norm, 0.0), ROUNDING[dtype])
+
+    def judge(gradient: Tensor, slope: Tensor) -> Verdict:
+        return judged(norm_of(gradient), scale, whole + norm_of(slope), tolerance, dtype)
+
+    verdict = judge(gradient, slope)
+    z = step_back(gradient)
+    direction = -z
+    rz = dot(gradient, z)
+    status = ended(torch.full_like(own, int(Status.ITERATIONS), dtype=torch.int64), verdict)
+    iterations = torch.zeros_like(status)
+    best, since = verdict.residual, torch.zeros_like(status)
+    check = 1 if source.device.type == "cpu" else 8  # a look at the masks waits for the GPU
+    for step in range(max_iterations):
+        active = status == Status.ITERATIONS
+        if step % check == 0 and not bool(active.any()):
+            break
+        image = apply(direction)
+        curvature = dot(direction, image)
+        bad = ~torch.isfinite(curvature)
+        flat = active & ~bad & (curvature <= 0)
+        status = torch.where(active & bad, Status.NOT_FINITE, status)
+        status = torch.where(flat, Status.INDEFINITE, status)
+        active = active & ~bad & ~flat
+        alpha = torch.where(active, rz / torch.where(active, curvature, torch.ones_like(curvature)), 0.0)
+        per_atom = problem.system_expand(alpha)[:, None]
+        moving = problem.system_expand(active.double())[:, None] > 0
+        state = torch.where(moving, state + per_atom * direction, state)
+        slope = torch.where(moving, slope + per_atom * image, slope)
+        gradient = problem.project(slope)
+        iterations = iterations + active
+        fresh = judge(gradient, slope)
+        verdict = Verdict(*(torch.where(active, new, old) for new, old in zip(fresh, verdict, strict=True)))
+        better = verdict.residual < best
+        since = torch.where(better, 0, since + 1)
+        best = torch.where(better, verdict.residual, best)
+        # rounding is an excuse where nothing gets better any more
+        reached = verdict._replace(converged=verdict.residual <= tolerance)
+        stuck = (since > _PATIENCE) & ((best < 1e-3) | verdict.rounded)
+        status = ended(status, reached._replace(converged=reached.converged | (stuck & verdict.converged)))
+        status = torch.where((status == Status.ITERATIONS) & stuck, int(Status.STAGNATED), status)
+        z = step_back(gradient)
+        next_rz = dot(gradient, z)
+        beta = torch.where(active & (rz != 0), next_rz / torch.where(rz != 0, rz, torch.ones_like(rz)), 0.0)
+        direction = torch.where(moving, problem.system_expand(beta)[:, None] * direction - z, direction)
+        rz = next_rz
+    return LinearResult(
+        problem.feasible(state, totals),
+        chemical_potential(problem, slope),
+        iterations,
+        verdict.residual,
+        given_up(ended(status, verdict), verdict),
+        slope,
+    )
+
+
+def scale_of(own: Tensor, whole: Tensor, even: Tensor, rounding: float) -> Tensor:
+    """
+    ``[n_systems]`` what the projected gradient of a quadratic functional is relative to.
+
+    Args:
+        own: ``[n_systems]`` norm of the projected source.
+        whole: ``[n_systems]`` norm of the source: beside it the projected one may be rounding.
+        even: ``[n_systems]`` norm of the projected gradient at evenly spread charges, 0 where it is unknown.
+        rounding: Relative.
+    """
+    scale = torch.maximum(torch.where(own > rounding * whole, own, 0.0), even)
+    return torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+def chemical_potential(problem: QuadraticProblem, gradient: Tensor) -> Tensor:
+    """The multiplier: mean over each group of the energy's derivative in a charge, ``[n_groups]``."""
+    groups = problem.groups
+    counts = groups.sum(torch.ones_like(gradient[:, 0]))
+    return groups.sum(gradient[:, 0].contiguous()) / counts
+
+
+def preconditioned_projector(
+    problem: QuadraticProblem, precondition: Callable[[Tensor], Tensor], like: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """The constrained problem's preconditioner: ``M r`` less the multiple of ``M 1`` that moves charge."""
+    if not problem.constrained:
+        return precondition
+    groups = problem.groups
+    if groups.ptr is None:  # fragments that the preconditioner couples: project on both sides
+        return lambda gradient: problem.project(precondition(problem.project(gradient)))
+    ones = torch.zeros_like(like)
+    ones[:, 0] = 1
+    along = precondition(ones)
+    weight = groups.sum(along[:, 0].contiguous())
+
+    def apply(gradient: Tensor) -> Tensor:
+        z = precondition(gradient)
+        excess = groups.sum(z[:, 0].contiguous()) / weight
+        return z - groups.expand(excess)[:, None] * along
+
+    return apply

@@ -1,0 +1,223 @@
+"""
+Linear equations of ragged batches, one system beside another, and what Krylov spaces say of the inverse.
+
+Unknowns are one vector; `Batch` knows which system each number belongs to. Every dot product is one number
+per system, in float64, so that systems converge, stop and fail by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scfmlip_kernels import segment_sum
+
+from ..solution import Status
+
+Map = Callable[[Tensor], Tensor]
+# what a direction is at most multiplied by where a matrix loses it, relative
+_LOST = 1e-13
+
+
+class Batch:
+    """
+    Which system each unknown belongs to.
+
+    Args:
+        index: ``[n]`` int64 system of each unknown.
+        n_systems: How many.
+    """
+
+    def __init__(self, index: Tensor, n_systems: int) -> None:
+        self.index, self.n_systems = index, n_systems
+        self.order = torch.argsort(index, stable=True)
+        self.sorted = index[self.order]
+        counts = torch.bincount(index, minlength=n_systems)
+        self.ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+
+    def dot(self, a: Tensor, b: Tensor) -> Tensor:
+        """``[..., n]`` and ``[..., n]`` -> ``[..., n_systems]`` float64."""
+        if self.n_systems == 1:
+            return (a * b).double().sum(-1, keepdim=True)
+        product = (a * b)[..., self.order].double()
+        if product.ndim == 1:
+            return segment_sum(product, self.ptr, self.sorted)
+        return segment_sum(product.T.contiguous(), self.ptr, self.sorted).T
+
+    def norm(self, a: Tensor) -> Tensor:
+        """``[n]`` -> ``[n_systems]``."""
+        return self.dot(a, a).sqrt()
+
+    def expand(self, values: Tensor) -> Tensor:
+        """``[..., n_systems]`` -> ``[..., n]``."""
+        if self.n_systems == 1:
+            return values.expand(*values.shape[:-1], len(self.index))
+        return values[..., self.index]
+
+
+class KrylovInverse:
+    """
+    An approximate inverse of a matrix, from a Krylov space in which GMRES has solved with it.
+
+    With ``A V = W H``, V the leading columns of W, it is exact on the range of ``A V`` and a multiple of one
+    on the rest, ``M = V H+ W^T + sign (1 - W H H+ W^T)``. Minus one, the inverse of the residual ``F(s) - s``
+    of a map that contracts; one where A had already been multiplied by an approximate inverse.
+
+    Args:
+        basis: ``[k + 1, n]`` float64 W^T, orthonormal in every system.
+        hessenberg: ``[n_systems, k + 1, k]`` H.
+        batch: The systems.
+        rounding: Relative error of products with A. Directions that A all but loses are left to ``sign``: an
+            inverse that is large makes rounding large.
+        first: What A had been multiplied by from the right; the whole is then an inverse without it.
+    """
+
+    def __init__(
+        self,
+        basis: Tensor,
+        hessenberg: Tensor,
+        batch: Batch,
+        rounding: float,
+        first: KrylovInverse | None = None,
+    ) -> None:
+        self.basis, self.batch, self.first = basis, batch, first
+        self.pinv = torch.linalg.pinv(hessenberg, rtol=rounding**0.5)
+        self.projector = hessenberg @ self.pinv
+        self.sign = -1.0 if first is None else 1.0
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """``M r``, all ``[n]`` float64."""
+        overlap = self._overlap(r)
+        weights = -self.sign * self.projector @ overlap
+        weights[:, :-1] += self.pinv @ overlap
+        out = self.sign * r + self._combine(weights)
+        return out if self.first is None else self.first(out)
+
+    def transposed(self, r: Tensor) -> Tensor:
+        """``M^T r``."""
+        if self.first is not None:
+            r = self.first.transposed(r)
+        overlap = self._overlap(r)
+        return self.sign * r + self._combine(
+            self.pinv.mT @ overlap[:, :-1] - self.sign * self.projector @ overlap
+        )
+
+    def _overlap(self, r: Tensor) -> Tensor:
+        """``[n_systems, k + 1, 1]``."""
+        return self.batch.dot(self.basis, r.expand_as(self.basis)).T[..., None]
+
+    def _combine(self, weights: Tensor) -> Tensor:
+        """``[n]`` of ``weights [n_systems, k + 1, 1]``."""
+        return (self.batch.expand(weights[..., 0].T) * self.basis).sum(0)
+
+
+class RootResult(NamedTuple):
+    """
+    A root of every system's equations.
+
+    Attributes:
+        x: ``[n]`` float64.
+        residual: ``[n_systems]`` norm of the equations, relative.
+        iterations, status: ``[n_systems]`` int64.
+        evaluations: Of the function, for the whole batch.
+        inverse: Of the equations' matrix there, roughly, where a Krylov space has told.
+    """
+
+    x: Tensor
+    residual: Tensor
+    iterations: Tensor
+    status: Tensor
+    evaluations: int
+    inverse: KrylovInverse | None = None
+
+
+def gmres(
+    apply: Map,
+    right: Tensor,
+    batch: Batch,
+    tolerance: float | Tensor,
+    max_iterations: int,
+    image: Tensor | None = None,
+    rounding: float = 1e-14,
+    inverse: KrylovInverse | None = None,
+    transposed: bool = False,
+) -> RootResult:
+    """
+    ``A x = right`` for any matrix, without restarts (Saad and Schultz, SIAM J. Sci. Stat. Comput. 7, 856).
+
+    Args:
+        apply: A, ``[n]`` -> ``[n]``.
+        right: ``[n]`` float64.
+        batch: The systems.
+        tolerance: Of the residual relative to the norm of ``right``, one for all or ``[n_systems]``.
+        max_iterations: Largest Krylov space.
+        image: ``A right`` where it is known, without ``inverse``.
+        rounding: Relative error of ``apply``: a Krylov space to which it adds less is closed.
+        inverse: Of A, roughly: multiplied from the right, so that residuals stay what they are.
+        transposed: ``inverse`` is that of the transpose of A.
+    """
+
+    def precondition(v: Tensor) -> Tensor:
+        if inverse is None:
+            return v
+        return inverse.transposed(v) if transposed else inverse(v)
+
+    scale = batch.norm(right)
+    safe = torch.where(scale > 0, scale, torch.ones_like(scale))
+    basis = [right / batch.expand(safe)]
+    columns: list[Tensor] = []
+    residual = (scale > 0).double()
+    iterations = torch.zeros_like(scale, dtype=torch.int64)
+    open_ = torch.ones_like(scale, dtype=torch.bool)
+    # last row of Q^T in H = Q R, which one Givens rotation after another makes: all that residuals need
+    last = torch.ones((batch.n_systems, 1), dtype=torch.float64, device=right.device)
+    for step in range(1, max_iterations + 1):
+        active = (residual > tolerance) & open_
+        if not bool(active.any()):
+            break
+        iterations = iterations + active
+        known = step == 1 and image is not None
+        w = image / batch.expand(safe) if known and image is not None else apply(precondition(basis[-1]))
+        stack, size = torch.stack(basis), batch.norm(w)
+        column = torch.zeros((batch.n_systems, step + 1), dtype=torch.float64, device=right.device)
+        for _ in range(2):  # twice: once loses orthogonality
+            overlap = batch.dot(stack, w.expand_as(stack))
+            w = w - (batch.expand(overlap) * stack).sum(0)
+            column[:, :step] += overlap.T
+        length = batch.norm(w)
+        column[:, step] = length
+        fresh = length > rounding * size
+        open_ = open_ & fresh
+        basis.append(torch.where(batch.expand(fresh), w / batch.expand(torch.where(fresh, length, 1.0)), 0.0))
+        columns.append(column)
+        inside = (last * column[:, :step]).sum(1)
+        radius = torch.hypot(inside, length)
+        # of a direction that A loses nothing is left to reduce the residual with
+        lost = radius <= _LOST * column.norm(dim=1)
+        cosine = torch.where(lost, 0.0, inside / radius)
+        sine = torch.where(lost, 1.0, length / radius)
+        residual = residual * sine.abs()
+        last = torch.cat((-sine[:, None] * last, cosine[:, None]), 1)
+    size = len(columns)
+    hessenberg = torch.zeros((batch.n_systems, size + 1, size), dtype=torch.float64, device=right.device)
+    for j, column in enumerate(columns):
+        hessenberg[:, : j + 2, j] = column
+    finite = torch.isfinite(hessenberg).flatten(1).all(1) & torch.isfinite(scale)
+    hessenberg = torch.where(finite[:, None, None], hessenberg, 0.0)
+    first = torch.zeros((batch.n_systems, size + 1, 1), dtype=torch.float64, device=right.device)
+    first[:, 0, 0] = (scale > 0).double()
+    weights = torch.linalg.pinv(hessenberg, rtol=_LOST) @ first
+    residual = (first - hessenberg @ weights).flatten(1).norm(dim=1)
+    status = torch.where(residual <= tolerance, int(Status.CONVERGED), int(Status.ITERATIONS))
+    status = torch.where(finite, status, int(Status.NOT_FINITE))
+    x, space = torch.zeros_like(right), inverse
+    if size > 0:
+        stack = torch.stack(basis)
+        x = (batch.expand((weights[..., 0] * safe[:, None]).T) * stack[:-1]).sum(0)
+        if not transposed:
+            space = KrylovInverse(stack, hessenberg, batch, rounding, inverse)
+    x = torch.where(batch.expand(finite), precondition(x), 0.0)
+    return RootResult(x, residual, iterations, status, size - (image is not None and size > 0), space)

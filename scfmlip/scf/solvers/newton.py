@@ -1,0 +1,159 @@
+"""Newton's method for a ragged batch of systems, and where it may start."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..convergence import Criterion, ended, given_up
+from ..solution import Status
+from .gmres import KrylovInverse, Map, RootResult, gmres
+
+
+def newton(
+    function: Map,
+    start: Tensor,
+    criterion: Criterion,
+    max_iterations: int,
+    krylov: int,
+    affine: bool,
+    step: float = 3e-8,
+    value: Tensor | None = None,
+    image: Tensor | None = None,
+    inverse: KrylovInverse | None = None,
+    feasible: Map | None = None,
+) -> RootResult:
+    """
+    Root of ``function`` by Newton's method, each step solved by GMRES from differences of the function.
+
+    What the Krylov space of the first step says of the derivative's inverse preconditions the others, until
+    one of them gains little: differences carry rounding, which a product of many such inverses makes large.
+    Steps are solved as exactly as the last one's progress deserves (Eisenstat and Walker, SIAM J. Sci.
+    Comput. 17, 16, choice 2), and no better than the root has to be.
+
+    Args:
+        function: ``[n]`` -> ``[n]``.
+        start: ``[n]`` float64.
+        criterion: When a system has converged.
+        max_iterations: Newton steps.
+        krylov: Largest Krylov space of a step.
+        affine: The function is: differences are exact, and one step is enough.
+        step: Of differences otherwise, relative to the state.
+        value: The function at the start, f, where it is known.
+        image: What it becomes at ``start + f``, less f: an affine function's derivative along f.
+        inverse: Of the derivative, roughly.
+        feasible: ``[n]`` -> ``[n]``: what a step has to obey whatever the tolerance.
+    """
+    batch, tolerance = criterion.batch, criterion.tolerance
+    x = start
+    value, evaluations = (function(x), 1) if value is None else (value, 0)
+    verdict = criterion.judge(x, value)
+    iterations = torch.zeros_like(verdict.norm, dtype=torch.int64)
+    status = torch.full_like(iterations, int(Status.ITERATIONS))
+    last, newest = None, inverse
+    for _ in range(max_iterations):
+        status = ended(status, verdict)
+        active = status == Status.ITERATIONS
+        if not bool(active.any()):
+            break
+        moving = batch.expand(active)
+
+        def derivative(v: Tensor, x: Tensor = x, value: Tensor = value) -> Tensor:
+            length = batch.norm(v)
+            if affine:
+                # steps as large as what they are added to, so that rounding is small beside them
+                size = batch.norm(x) + batch.norm(value)
+                size = batch.expand(torch.where((length > 0) & (size > 0), size / length, 1.0))
+                return (function(x + size * v) - value) / size
+            size = batch.expand(step * (1 + batch.norm(x)) / torch.where(length > 0, length, 1.0))
+            return (function(x + size * v) - value) / size
+
+        right = torch.where(moving, -value, 0.0)
+        seen, image = None if image is None else torch.where(moving, -image, 0.0), None
+        norm = verdict.norm
+        if affine:
+            forcing = (0.3 * tolerance / verdict.residual).clamp(max=0.1)
+        else:
+            progress = torch.ones_like(norm) if last is None else norm / last
+            forcing = torch.maximum(0.9 * progress**2, 0.5 * tolerance / verdict.residual).clamp(max=0.1)
+        inner = gmres(derivative, right, batch, forcing, krylov, seen, criterion.rounding, inverse)
+        if last is None and inverse is None:
+            inverse = inner.inverse
+        newest, last = inner.inverse, norm
+        evaluations += inner.evaluations
+        iterations = iterations + torch.where(active, inner.iterations, 0)
+        length = torch.ones_like(norm)
+        trial, fresh, open_ = x, value, active
+        for _ in range(6):
+            trial = x + batch.expand(length) * inner.x
+            trial = torch.where(moving, trial if feasible is None else feasible(trial), x)
+            fresh = function(trial)
+            evaluations += 1
+            verdict = criterion.judge(trial, fresh)
+            open_ = active & ~verdict.converged
+            short = open_ & ~(verdict.norm <= (1 - 1e-4 * length) * norm)
+            if affine or not bool(short.any()):
+                break
+            length = torch.where(short, 0.5 * length, length)
+        x, value = trial, fresh
+        if bool((open_ & ~(verdict.norm < 0.5 * norm)).any()):
+            inverse = None
+    status = given_up(ended(status, verdict), verdict)
+    return RootResult(x, verdict.residual, iterations, status, evaluations, newest)
+
+
+def bracket_potential(missing: Map, start: Tensor) -> tuple[Tensor, int]:
+    """
+    A first guess of chemical potentials at which charges respond.
+
+    Where Newton's step would be longer than 1 V and leaves more than half of the charge missing, the
+    response (saturated, or positive and negative parts that cancel) says nothing, nor does its sign: look on
+    both sides at growing distance, up to 64 V, for the place where the missing charge changes its sign, and
+    halve that interval. Where the step is short nothing changes.
+
+    Args:
+        missing: ``[n]`` V -> ``[n]`` e, each potential with its own charge.
+        start: ``[n]`` V float64.
+
+    Returns:
+        The guess, and how often ``missing`` was evaluated.
+    """
+    here = missing(start)
+    response = (missing(start + 0.05) - here) / 0.05
+    evaluations = 2
+    searching = here.abs() > response.abs()
+    if not bool(searching.any()):
+        return start, evaluations
+    far = start - torch.nan_to_num(here / response).clamp(-64, 64)
+    left = missing(torch.where(searching, far, start))
+    evaluations += 1
+    hit = searching & (left.abs() < 0.5 * here.abs())
+    start, searching = torch.where(hit, far, start), searching & ~hit
+    if not bool(searching.any()):
+        return start, evaluations
+    found = ~searching
+    low = high = start
+    last = {1: (start, here), -1: (start, here)}
+    value_low = here
+    distance = 1.0
+    while distance <= 64 and not bool(found.all()):
+        for sign in (1, -1):
+            x = start + sign * distance
+            value = missing(x)
+            evaluations += 1
+            before, value_before = last[sign]
+            crossing = ~found & torch.isfinite(value) & (value.sign() != value_before.sign())
+            low, high = torch.where(crossing, before, low), torch.where(crossing, x, high)
+            value_low = torch.where(crossing, value_before, value_low)
+            found = found | crossing
+            last[sign] = (x, value)
+        distance *= 2
+    for _ in range(6):
+        if not bool((searching & found & ((high - low).abs() > 0.5)).any()):
+            break
+        middle = 0.5 * (low + high)
+        value = missing(middle)
+        evaluations += 1
+        below = value.sign() == value_low.sign()
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return torch.where(searching & found, 0.5 * (low + high), start), evaluations

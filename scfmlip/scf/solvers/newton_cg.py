@@ -1,0 +1,186 @@
+"""
+Truncated Newton minimisation of a ragged batch, and conjugate gradients on its quadratic models.
+
+Nocedal and Wright, Numerical Optimization, 2006, algorithm 7.1: conjugate gradients on the Newton equations
+stop early, or where they meet negative curvature, so that every direction goes down; a backtracking line
+search does the rest. Every system of the batch has its own steps, lengths and end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..convergence import Verdict, ended, judged
+from ..solution import Status
+from .gmres import Batch, Map, RootResult
+
+# value [n_systems], projected gradient [n], norm of the whole one [n_systems], and products of the Hessian
+# there with [n]
+Model = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Map]]
+
+
+def _quadratic(
+    apply: Map,
+    right: Tensor,
+    batch: Batch,
+    target: Tensor,
+    max_iterations: int,
+    precondition: Map,
+    active: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """
+    Conjugate gradients on ``A x = right`` until residuals are below ``target [n_systems]``.
+
+    Returns:
+        x, residual norms, iterations, whether negative curvature was met (x is what was found before, or
+        ``right`` preconditioned, when it was met at once), and the number of products.
+    """
+    x, r = torch.zeros_like(right), right
+    z = precondition(r)
+    p = z
+    rz = batch.dot(r, z)
+    norm = batch.norm(r)
+    negative = torch.zeros_like(active)
+    iterations = torch.zeros_like(norm, dtype=torch.int64)
+    going = active & (norm > target)
+    products = 0
+    for step in range(max_iterations):
+        if not bool(going.any()):
+            break
+        image = apply(p)
+        products += 1
+        curvature = batch.dot(p, image)
+        flat = going & ~(curvature > 1e-14 * batch.dot(p, p))  # NaN too
+        negative = negative | flat
+        if step == 0:
+            x = torch.where(batch.expand(flat), p, x)
+        going = going & ~flat
+        iterations = iterations + going
+        alpha = batch.expand(torch.where(going, rz / torch.where(going, curvature, 1.0), 0.0))
+        moving = batch.expand(going)
+        x = torch.where(moving, x + alpha * p, x)
+        r = torch.where(moving, r - alpha * image, r)
+        norm = torch.where(going, batch.norm(r), norm)
+        going = going & (norm > target)
+        z = precondition(r)
+        fresh = batch.dot(r, z)
+        beta = torch.where(going & (rz != 0), fresh / torch.where(rz != 0, rz, 1.0), 0.0)
+        p = torch.where(batch.expand(going), z + batch.expand(beta) * p, p)
+        rz = torch.where(going, fresh, rz)
+    return x, norm, iterations, negative, products
+
+
+def conjugate_gradient_solve(
+    apply: Map, right: Tensor, batch: Batch, tolerance: float, max_iterations: int
+) -> RootResult:
+    """``A x = right`` for a symmetric positive matrix; arguments and result as `krylov.gmres`."""
+    scale = batch.norm(right)
+    active = torch.ones_like(scale, dtype=torch.bool)
+    x, norm, iterations, negative, products = _quadratic(
+        apply, right, batch, tolerance * scale, max_iterations, lambda v: v, active
+    )
+    residual = norm / torch.where(scale > 0, scale, 1.0)
+    status = torch.where(norm <= tolerance * scale, int(Status.CONVERGED), int(Status.ITERATIONS))
+    status = torch.where(negative, int(Status.INDEFINITE), status)
+    status = torch.where(torch.isfinite(residual), status, int(Status.NOT_FINITE))
+    return RootResult(x, residual, iterations, status, products)
+
+
+def newton_cg(
+    model: Model,
+    value: Callable[[Tensor], Tensor],
+    start: Tensor,
+    batch: Batch,
+    scale: Tensor,
+    tolerance: float,
+    max_iterations: int,
+    krylov: int,
+    precondition: Map,
+    probe: Tensor,
+    dtype: torch.dtype,
+) -> tuple[RootResult, int]:
+    """
+    Minimise ``value`` from ``start``.
+
+    Args:
+        model: ``[n]`` float64 -> values ``[n_systems]``, projected gradient ``[n]``, norm of the whole one
+            ``[n_systems]``, products with the Hessian.
+        value: ``[n]`` -> ``[n_systems]``.
+        start: ``[n]`` float64.
+        batch: The systems.
+        scale: ``[n_systems]`` what the gradient's norm is relative to.
+        tolerance: Of that.
+        max_iterations: Newton steps.
+        krylov: Most conjugate gradient steps of one.
+        precondition: Symmetric positive, near the Hessian's inverse.
+        probe: ``[n]`` where curvature is looked for at the end: a generic direction.
+        dtype: In which the functional is evaluated.
+
+    Returns:
+        The minima, and the number of products with the Hessian.
+    """
+    slack = 1e-6 if dtype == torch.float32 else 1e-13
+
+    def judge(gradient: Tensor, size: Tensor) -> Verdict:
+        return judged(batch.norm(gradient), scale, size, tolerance, dtype)
+
+    x = start
+    energy, gradient, size, apply = model(x)
+    evaluations, products = 1, 0
+    verdict = judge(gradient, size)
+    status = torch.full_like(energy, int(Status.ITERATIONS), dtype=torch.int64)
+    iterations = torch.zeros_like(status)
+    curved = torch.zeros_like(status, dtype=torch.bool)
+    everything = torch.ones_like(curved)
+    for _ in range(max_iterations + 1):
+        lost = (status == Status.ITERATIONS) & ~torch.isfinite(energy)
+        status = ended(torch.where(lost, int(Status.NOT_FINITE), status), verdict)
+        active = status == Status.ITERATIONS
+        if not bool(active.any()) or bool((iterations >= max_iterations)[active].all()):
+            break
+        right = torch.where(batch.expand(active), -gradient, 0.0)
+        norm = batch.norm(right)
+        # quadratic convergence in the end, rough steps before
+        target = torch.maximum(norm * verdict.residual.sqrt().clamp(max=0.1), 0.3 * tolerance * scale)
+        step, _, _, negative, count = _quadratic(apply, right, batch, target, krylov, precondition, active)
+        products += count
+        curved = torch.where(active, negative, curved)
+        iterations = iterations + active
+        slope = batch.dot(gradient, step)
+        length = torch.ones_like(norm)
+        accepted = ~active
+        best_x, trial = x, x
+        for _ in range(25):
+            trial = torch.where(batch.expand(accepted), best_x, x + batch.expand(length) * step)
+            at = value(trial)
+            evaluations += 1
+            # at the end energies differ by rounding only, which lets the step pass
+            most = energy + 1e-4 * length * slope + slack * (energy.abs() + 1)
+            good = active & ~accepted & torch.isfinite(at) & (at <= most)
+            best_x = torch.where(batch.expand(good), trial, best_x)
+            accepted = accepted | good
+            if bool(accepted.all()):
+                break
+            length = torch.where(accepted, length, 0.4 * length)
+        x = torch.where(batch.expand(active), best_x, x)
+        status = torch.where(active & ~accepted, int(Status.STAGNATED), status)
+        energy, gradient, size, apply = model(x)
+        evaluations += 1
+        fresh = judge(gradient, size)
+        verdict = Verdict(*(torch.where(active, new, old) for new, old in zip(fresh, verdict, strict=True)))
+    # at a minimum the curvature is positive everywhere: a generic direction finds where it is not
+    converged = status == Status.CONVERGED
+    if bool(converged.any()):
+        right = torch.where(batch.expand(converged), probe, 0.0)
+        target = 1e-3 * batch.norm(right)
+        *_, negative, count = _quadratic(
+            apply, right, batch, target, min(krylov, 30), precondition, everything
+        )
+        products += count
+        status = torch.where(converged & negative, int(Status.INDEFINITE), status)
+    lost = ((status == Status.ITERATIONS) | (status == Status.STAGNATED)) & curved
+    status = torch.where(lost, int(Status.INDEFINITE), status)
+    return RootResult(x, verdict.residual, iterations, status, evaluations), products

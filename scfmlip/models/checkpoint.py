@@ -20,8 +20,8 @@ from .basis import adopt_basis
 from .build import build, config_to_dict, make_config, with_basis
 from .config import LARGEST, BackboneConfig, ModelConfig
 from .model import Model
+from .upgrades import FORMAT, check_format, upgrade
 
-_FORMAT = "scfmlip-model-1"
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 _NETWORK = "backbone.mace."
 
@@ -54,7 +54,7 @@ def save(model: Model, path: str | Path) -> None:
         raise ValueError(f"save takes models of float32 or float64, this one is {dtype}")
     network: Any = model.backbone.mace
     config = with_basis(dataclasses.replace(model.config, dtype=_DTYPES[dtype]), network.use_reduced_cg)
-    header = {"format": _FORMAT, "config": json.dumps(config_to_dict(config))}
+    header = {"format": FORMAT, "config": json.dumps(config_to_dict(config))}
     content = to_bytes(tensors, metadata=header)
     write_whole(Path(path), lambda file: file.write(content))
 
@@ -87,14 +87,12 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Model:
             f"{path} is not a safetensors file, or damaged ({error}); mace's pickles become one by "
             "`scfmlip convert`"
         ) from error
-    if header.get("format") != _FORMAT:
-        raise ValueError(
-            f"{path} was not written by scfmlip.save (format {header.get('format')!r}, expected {_FORMAT!r})"
-        )
+    check_format(header.get("format"), str(path))
     try:
         config = make_config(json.loads(header["config"]))
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"the configuration in {path} cannot be: {error}") from error
+    tensors = upgrade(tensors, str(path))
     _check_finite(tensors, str(path))
     _check_fit(config, tensors, path)
     # files of earlier versions may state the dtype that the model was built in, not that of its weights

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("mace", reason="needs mace-torch")
 
-from scfmlip.cli.demo.command.physics import compare_with_dft, draw_response, run_dynamics
+from scfmlip.cli.demo.physics import compare_with_dft, draw_response, run_dynamics
 
 
 def test_errors_on_an_unseen_interface():

@@ -49,7 +49,7 @@ def upgrade(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
             tensors[new] = tensors.pop(old)
     if "rule.response.softness" in tensors and "rule.response.polarity" not in tensors:
         raise ValueError(
-            f"{where} was trained before an atom's own potential limited its response (rule.response.polarity "
-            "is missing): these are not the equations of today's rule 'fixed_point', train it again"
+            f"{where} was trained before atoms' own potential limited their response (rule.response.polarity "
+            "is missing): its equations are not those of today's fixed_point, train it again"
         )
     return tensors

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -29,24 +29,25 @@ from .options import (
     check_callable,
     check_columns,
     check_numbers,
-    check_returned,
     check_solver,
     check_state,
     check_whole,
     read_batch,
 )
+from .problem import FixedPointProblem, Update
 from .solution import Status
 from .solvers.anderson import anderson
-from .solvers.gmres import Batch, gmres
+from .solvers.gmres import KrylovInverse, RootResult, gmres
 from .solvers.newton import bracket_potential, newton
 from .totals import GivenTotals
 
 SolverName = Literal["auto", "anderson", "newton"]
-Update = Callable[..., Tensor]
 # relative change of the second difference of an affine map, by rounding
 _AFFINE = {torch.float32: 1e-4, torch.float64: 1e-9}
 # relative step of differences: the root of the rounding
 _STEP = {torch.float32: 3e-4, torch.float64: 3e-8}
+# the smallest tolerance
+_LEAST = {torch.float32: 2e-6, torch.float64: 1e-13}
 
 
 @dataclass(frozen=True)
@@ -158,174 +159,216 @@ def fixed_point(
     check_state(state, parameters)
     check_solver(tolerance, max_iterations, on_failure)
     check_whole("history", history, 1)
-    columns = check_columns(charge_columns)
+    _check_method(solver, mixing, total_charge is not None)
+    problem = _read_problem(
+        update, state, batch_idx, n_systems, total_charge, chemical_potential, charge_columns
+    )
+    takes = "(state, *parameters)" if problem.potential is None else "(state, potential, *parameters)"
+    count = len(parameters) + (1 if problem.potential is None else 2)
+    check_callable("update", update, takes, count)
+    if approximation is not None:
+        check_callable("approximation", approximation, takes, count)
+    search = FixedPointSearch(
+        problem, solver, max(tolerance, _LEAST[state.dtype]), max_iterations, mixing, history, approximation
+    )
+    options = RootOptions(
+        "fixed point",
+        search.tolerance,
+        max_iterations,
+        on_failure,
+        partial(gmres, rounding=ROUNDING[state.dtype]),
+        lambda: search.result.inverse,
+    )
+
+    def solve(arguments: Sequence[Tensor]) -> Tensor:
+        result = search.run([t.detach() for t in arguments])
+        options.report("fixed point", result)
+        return result.x.to(state.dtype)
+
+    x = Root.apply(problem.residual, solve, problem.batch, options, *problem.given, *parameters)
+    totals, result = problem.totals, search.result
+    return FixedPointSolution(
+        x[: state.numel()].view(state.shape),
+        problem.potential if totals is None else x[state.numel() :].view(totals.shape),
+        result.residual,
+        result.iterations,
+        result.status,
+        search.evaluations,
+        search.affine,
+    )
+
+
+def _check_method(solver: str, mixing: float, constrained: bool) -> None:
     if solver not in ("auto", "anderson", "newton"):
         raise ValueError(f"solver must be 'auto', 'anderson' or 'newton', got {solver!r}")
-    constrained = total_charge is not None
     if solver == "anderson" and constrained:
         raise ValueError("Anderson's mixing has no constraint: use solver='newton' with total_charge")
     if isinstance(mixing, bool) or not isinstance(mixing, numbers.Real) or not 0 < mixing < math.inf:
         raise ValueError(f"mixing must be a positive number, got {mixing!r}")
+
+
+def _read_problem(
+    update: Update,
+    state: Tensor,
+    batch_idx: Tensor | None,
+    n_systems: int | None,
+    total_charge: Tensor | float | None,
+    chemical_potential: Tensor | float | None,
+    charge_columns: Sequence[int],
+) -> FixedPointProblem:
+    """What the user gave, as a problem."""
+    columns = check_columns(charge_columns)
     batch_idx, n_systems = read_batch(state, batch_idx, n_systems)
-    rows, dtype, device = state.shape[0], state.dtype, state.device
-    shape, size = state.shape, math.prod(state.shape[1:])
-    index, first = batch_idx.repeat_interleave(size), state.detach().flatten().double()
-    groups, totals, potential, is_state = None, None, None, None
-    if constrained:
-        groups = GivenTotals(batch_idx, n_systems, columns, size)
+    groups, totals, potential = None, None, None
+    if total_charge is not None:
+        groups = GivenTotals(batch_idx, n_systems, columns, math.prod(state.shape[1:]))
         totals = groups.totals(total_charge, state)
-    if chemical_potential is not None or constrained:
+    if chemical_potential is not None or total_charge is not None:
         guess = 0.0 if chemical_potential is None else chemical_potential
         potential = _potentials(guess, n_systems, totals, state)
-    if groups is not None and totals is not None and potential is not None:
-        systems = torch.arange(n_systems, device=device).repeat_interleave(len(groups.columns))
-        is_state = torch.cat((torch.ones_like(first), torch.zeros_like(systems, dtype=first.dtype)))
-        index = torch.cat((index, systems))
-        first = torch.cat((first, potential.detach().flatten().double()))
-    batch = Batch(index, n_systems)
-    takes = "(state, *parameters)" if potential is None else "(state, potential, *parameters)"
-    count = len(parameters) + (1 if potential is None else 2)
-    check_callable("update", update, takes, count)
-    if approximation is not None:
-        check_callable("approximation", approximation, takes, count)
+    return FixedPointProblem(update, state, batch_idx, n_systems, groups, totals, potential)
 
-    def new_state(
-        s: Tensor, potential: Tensor | None, *parameters: Tensor, update: Update = update
-    ) -> Tensor:
-        # its own copy: an update that writes into its state would make every state a solution
-        s = s.clone()
-        new = update(s, *parameters) if potential is None else update(s, potential, *parameters)
-        check_returned("update (and approximation)", new, shape, state)
-        return new
 
-    def residual(x: Tensor, *parameters: Tensor, update: Update = update) -> Tensor:
-        s = x[: rows * size].view(shape)
-        if groups is None:
-            given, rest = (None, parameters) if potential is None else (parameters[0], parameters[1:])
-            return (new_state(s, given, *rest, update=update) - s).flatten()
-        wanted, *rest = parameters
-        mu = x[rows * size :].view(wanted.shape)
-        new = new_state(s, mu, *rest, update=update)
-        return torch.cat(((new - s).flatten(), groups.missing(s, wanted).flatten()))
+class FixedPointSearch:
+    """
+    The way to a fixed point: one linear solve where the map is affine, else mixing or Newton's method.
 
-    arguments = tuple(parameters)
-    if totals is not None or potential is not None:
-        arguments = (totals if totals is not None else potential, *parameters)
-    found: dict[str, Any] = {}
+    Args:
+        problem: The equations.
+        solver: "auto", "anderson" or "newton".
+        tolerance: Of `fixed_point`, and no less than the dtype has.
+        max_iterations, mixing, history, approximation: Of `fixed_point`.
 
-    options = RootOptions(
-        "fixed point",
-        max(tolerance, 2e-6 if dtype == torch.float32 else 1e-13),
-        max_iterations,
-        on_failure,
-        partial(gmres, rounding=ROUNDING[dtype]),
-        lambda: found["result"].inverse,
-    )
+    Attributes:
+        result: The root and how it was found, after `run`.
+        affine: Whether the map is.
+        evaluations: Of the map, so far.
+    """
 
-    def with_response(x: Tensor, constants: Sequence[Tensor], groups: GivenTotals) -> tuple[Tensor, int]:
-        """The state with potentials at which charges respond (Newton needs it); evaluations spent."""
-        wanted, *rest = constants
-        charges, potentials = x.split((rows * size, wanted.numel()))
+    result: RootResult
 
-        def missing(mu: Tensor) -> Tensor:
-            with torch.no_grad():
-                new = new_state(charges.to(dtype).view(shape), mu.view(wanted.shape).to(dtype), *rest)
-            return groups.missing(new, wanted).flatten().double()
+    def __init__(
+        self,
+        problem: FixedPointProblem,
+        solver: SolverName,
+        tolerance: float,
+        max_iterations: int,
+        mixing: float,
+        history: int,
+        approximation: Update | None,
+    ) -> None:
+        self.problem, self.solver, self.tolerance = problem, solver, tolerance
+        self.max_iterations, self.mixing, self.history = max_iterations, mixing, history
+        self.approximation = approximation
+        self.affine, self.evaluations = False, 0
 
-        mu, count = bracket_potential(missing, potentials)
-        return torch.cat((charges, mu)), count
+    def run(self, arguments: Sequence[Tensor]) -> RootResult:
+        """
+        Find the root.
 
-    def solve(arguments: Sequence[Tensor]) -> Tensor:
-        constants = [t.detach() for t in arguments]
-
-        def function(x: Tensor, update: Update = update) -> Tensor:
-            with torch.no_grad():
-                return residual(x.to(dtype), *constants, update=update).double()
-
-        def feasible(x: Tensor) -> Tensor:
-            if groups is None:
-                return x
-            charges, potentials = x.split((rows * size, len(x) - rows * size))
-            return torch.cat((groups.feasible(charges, constants[0].double()), potentials))
-
-        start, value = first, function(first)
-        criterion, spent = make_criterion(
-            batch,
-            options.tolerance,
-            dtype,
-            is_state,
-            value + (start if is_state is None else is_state * start),
-            lambda: function(torch.zeros_like(start)),
-            None if groups is None else feasible(torch.zeros_like(start)),
-        )
-        spent += 1
-        root = partial(newton, krylov=max_iterations, feasible=feasible)
-        result, affine, inverse, near = None, False, None, None
-        if approximation is not None:
-            roughly = partial(function, update=approximation)
-            rough = replace(criterion, tolerance=1e-2)
-            guess = root(roughly, start, rough, max_iterations=1, affine=True)
-            there, inverse = function(guess.x), guess.inverse
-            spent += 1
-            better = batch.expand(batch.norm(there) < batch.norm(value))
-            start, value = torch.where(better, guess.x, start), torch.where(better, there, value)
+        Args:
+            arguments: Of `FixedPointProblem.residual`, without a graph.
+        """
+        self.arguments, self.affine = arguments, False
+        start = self.problem.first
+        value = self._function(start)
+        self._set_criterion(start, value)
+        inverse = near = None
+        if self.approximation is not None:
+            start, value, inverse = self._start_nearby(start, value)
         else:
-            # two more evaluations along the first step tell whether the map is affine
-            near, far = function(start + value) - value, function(start + 2 * value) - value
-            bend = batch.norm(far - 2 * near) / batch.norm(far).clamp(min=1e-300)
-            still = criterion.judge(start, value).converged
-            affine = bool(((bend < _AFFINE[dtype]) | still).all())
-            spent += 2
-        if affine and solver != "anderson":
+            near = self._probe(start, value)
+        result = None
+        if self.affine and self.solver != "anderson":
+            result = self._root(start, 3, True, value=value, image=near)
             # linear along one direction only, where charges saturate: then it goes on below
-            result = root(function, start, criterion, max_iterations=3, affine=True, value=value, image=near)
-            spent += result.evaluations
-            affine = bool((result.status != Status.ITERATIONS).all())
-        if result is None or not affine:
-            if groups is not None:
-                start, count = with_response(start, constants, groups)
-                spent += count
-                if count > 2:  # it has moved
-                    value = function(start)
-                    spent += 1
-            if solver == "newton" or constrained or approximation is not None:
-                result = root(
-                    function,
-                    start,
-                    criterion,
-                    max_iterations=max_iterations,
-                    affine=False,
-                    step=_STEP[dtype],
-                    value=value,
-                    inverse=inverse,
-                )
-            else:
-                assert near is not None
-                result = anderson(
-                    function,
-                    start,
-                    criterion,
-                    max_iterations,
-                    mixing,
-                    history,
-                    (value, near),
-                )
-            spent += result.evaluations
-        assert result is not None
-        found.update(result=result, affine=affine, evaluations=spent)
-        options.report("fixed point", result)
-        return result.x.to(dtype)
+            self.affine = bool((result.status != Status.ITERATIONS).all())
+        if result is None or not self.affine:
+            result = self._solve_nonlinear(start, value, near, inverse)
+        self.result = result
+        return result
 
-    x = Root.apply(residual, solve, batch, options, *arguments)
-    result = found["result"]
-    # a name of its own: `residual`, which the graph of x holds, must not hold x
-    multipliers = potential if totals is None else x[rows * size :].view(totals.shape)
-    return FixedPointSolution(
-        x[: rows * size].view(shape),
-        multipliers,
-        result.residual,
-        result.iterations,
-        result.status,
-        found["evaluations"],
-        found["affine"],
-    )
+    def _function(self, x: Tensor, update: Update | None = None) -> Tensor:
+        """``[n]`` float64 -> what x leaves of the equations, float64."""
+        self.evaluations += 1
+        dtype = self.problem.like.dtype
+        with torch.no_grad():
+            return self.problem.residual(x.to(dtype), *self.arguments, update=update).double()
+
+    def _feasible(self, x: Tensor) -> Tensor:
+        return self.problem.feasible(x, self.arguments)
+
+    def _set_criterion(self, start: Tensor, value: Tensor) -> None:
+        problem = self.problem
+        kept = start if problem.is_state is None else problem.is_state * start
+        nothing = torch.zeros_like(start)
+        self.criterion, _ = make_criterion(
+            problem.batch,
+            self.tolerance,
+            problem.like.dtype,
+            problem.is_state,
+            value + kept,
+            lambda: self._function(nothing),
+            None if problem.groups is None else self._feasible(nothing),
+        )
+
+    def _root(self, start: Tensor, iterations: int, affine: bool, **known: Any) -> RootResult:
+        """Newton's method."""
+        return newton(
+            known.pop("function", self._function),
+            start,
+            known.pop("criterion", self.criterion),
+            iterations,
+            krylov=self.max_iterations,
+            affine=affine,
+            feasible=self._feasible,
+            **known,
+        )
+
+    def _start_nearby(self, start: Tensor, value: Tensor) -> tuple[Tensor, Tensor, KrylovInverse | None]:
+        """Where the approximation has its root, if that is better, and what it says of the inverse."""
+        batch = self.problem.batch
+        rough = replace(self.criterion, tolerance=1e-2)
+        before = self.evaluations  # the approximation's do not count
+
+        def roughly(x: Tensor) -> Tensor:
+            return self._function(x, self.approximation)
+
+        guess = self._root(start, 1, True, function=roughly, criterion=rough)
+        self.evaluations = before
+        there = self._function(guess.x)
+        better = batch.expand(batch.norm(there) < batch.norm(value))
+        return torch.where(better, guess.x, start), torch.where(better, there, value), guess.inverse
+
+    def _probe(self, start: Tensor, value: Tensor) -> Tensor:
+        """The change of the map along its first step; twice that step tells whether it is affine."""
+        batch, dtype = self.problem.batch, self.problem.like.dtype
+        near, far = self._function(start + value) - value, self._function(start + 2 * value) - value
+        bend = batch.norm(far - 2 * near) / batch.norm(far).clamp(min=1e-300)
+        still = self.criterion.judge(start, value).converged
+        self.affine = bool(((bend < _AFFINE[dtype]) | still).all())
+        return near
+
+    def _with_response(self, x: Tensor) -> tuple[Tensor, bool]:
+        """The unknowns with potentials at which charges respond, and whether these were looked for."""
+        charges, potentials = x.split((self.problem.n_charges, len(x) - self.problem.n_charges))
+        mu, count = bracket_potential(
+            lambda mu: self.problem.missing(charges, mu, self.arguments), potentials
+        )
+        self.evaluations += count
+        return torch.cat((charges, mu)), count > 2
+
+    def _solve_nonlinear(
+        self, start: Tensor, value: Tensor, near: Tensor | None, inverse: KrylovInverse | None
+    ) -> RootResult:
+        constrained = self.problem.groups is not None
+        if constrained:
+            start, moved = self._with_response(start)
+            value = self._function(start) if moved else value
+        if self.solver == "newton" or constrained or near is None:
+            step = _STEP[self.problem.like.dtype]
+            return self._root(start, self.max_iterations, False, step=step, value=value, inverse=inverse)
+        known = (value, near)
+        return anderson(
+            self._function, start, self.criterion, self.max_iterations, self.mixing, self.history, known
+        )

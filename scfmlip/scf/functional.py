@@ -21,19 +21,21 @@ from .implicit import Root, RootOptions, partial_gradients
 from .options import (
     check_callable,
     check_columns,
-    check_returned,
     check_solver,
     check_state,
     check_whole,
     read_batch,
 )
-from .solvers.gmres import Batch, Map
+from .problem import FunctionalProblem
+from .solvers.gmres import Map, RootResult
 from .solvers.newton_cg import conjugate_gradient_solve, newton_cg
 from .totals import GivenTotals
 
 Functional = Callable[..., Tensor]
 # a gradient at evenly spread charges below this, root mean square, V, counts as this large
 _SMALLEST = 0.1
+# the smallest tolerance
+_LEAST = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 
 @dataclass(frozen=True)
@@ -152,123 +154,37 @@ def minimize_functional(
         check_callable("precondition", precondition, "(state)", 1)
     columns = check_columns(charge_columns)
     batch_idx, n_systems = read_batch(state, batch_idx, n_systems)
-    dtype, device = state.dtype, state.device
-    shape, size = state.shape, math.prod(state.shape[1:])
-    batch = Batch(batch_idx.repeat_interleave(size), n_systems)
     groups, totals = None, state.new_zeros(n_systems)
     if total_charge is not None:
-        groups = GivenTotals(batch_idx, n_systems, columns, size)
+        groups = GivenTotals(batch_idx, n_systems, columns, math.prod(state.shape[1:]))
         totals = groups.totals(total_charge, state)
     check_callable("functional", functional, "(state, *parameters)", 1 + len(parameters))
-
-    def energies(s: Tensor, *parameters: Tensor) -> Tensor:
-        values = functional(s, *parameters)
-        if not isinstance(values, Tensor) or not values.is_floating_point():
-            got = values.dtype if isinstance(values, Tensor) else type(values).__name__
-            raise TypeError(f"functional must return a tensor of energies, got {got}")
-        if values.shape != (n_systems,):
-            raise ValueError(
-                f"functional must return energies [{n_systems}], one per system, got {list(values.shape)}"
-            )
-        return values
-
-    def project(x: Tensor) -> Tensor:
-        return x if groups is None else groups.project(x)
-
-    def place(x: Tensor, totals: Tensor) -> Tensor:
-        """The state that an unconstrained x stands for."""
-        return (x if groups is None else groups.project(x) + groups.even(totals).to(x.dtype)).view(shape)
-
-    def slope_of(values: Tensor, s: Tensor, create: bool) -> Tensor:
-        if not values.requires_grad and state.numel():
-            raise ValueError(
-                "functional must be differentiable in the state: build its energies from the state by torch "
-                "operations, without detach, item, numpy or torch.no_grad"
-            )
-        total = values.sum() + 0 * s.sum()  # also of no rows
-        return torch.autograd.grad(total, s, create_graph=create)[0]
-
-    def gradient(s: Tensor, parameters: Sequence[Tensor], create: bool) -> Tensor:
-        with torch.enable_grad():
-            at = s if s.requires_grad else s.detach().requires_grad_()
-            return slope_of(energies(at, *parameters), at, create)
-
-    def residual(x: Tensor, totals: Tensor, *parameters: Tensor) -> Tensor:
-        """Symmetric in x: on the constraint the projected gradient, across it x itself."""
-        s = place(x, totals)
-        inside = project(gradient(s, parameters, True).flatten())
-        return inside + (x - project(x))
-
-    floor = 1e-5 if dtype == torch.float32 else 1e-12
+    problem = FunctionalProblem(functional, state, batch_idx, n_systems, groups, precondition)
     options = RootOptions(
-        "energy functional", max(tolerance, floor), krylov, on_failure, conjugate_gradient_solve
+        "energy functional",
+        max(tolerance, _LEAST[state.dtype]),
+        krylov,
+        on_failure,
+        conjugate_gradient_solve,
     )
     found: dict[str, Any] = {}
 
     def solve(arguments: Sequence[Tensor]) -> Tensor:
-        totals, *constants = [t.detach() for t in arguments]
-
-        def model(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Map]:
-            with torch.enable_grad():
-                s = place(x.to(dtype), totals).detach().requires_grad_()
-                values = energies(s, *constants)
-                slope = slope_of(values, s, True)
-
-            def apply(v: Tensor) -> Tensor:
-                direction = project(v).to(dtype).view(shape)
-                if not slope.requires_grad:  # linear in the state
-                    return torch.zeros_like(v)
-                (product,) = torch.autograd.grad(
-                    slope, s, direction, retain_graph=True, materialize_grads=True
-                )
-                return project(product.flatten().double())
-
-            whole = slope.detach().flatten().double()
-            return values.detach().double(), project(whole), batch.norm(whole), apply
-
-        def value(x: Tensor) -> Tensor:
-            with torch.no_grad():
-                return energies(place(x.to(dtype), totals), *constants).double()
-
-        def preconditioned(v: Tensor) -> Tensor:
-            if precondition is None:
-                return v
-            out = precondition(project(v).to(dtype).view(shape))
-            check_returned("precondition", out, shape, state)
-            return project(out.flatten().double())
-
-        start = project(state.detach().flatten().double())
-        unit = batch.norm(torch.ones_like(start)).clamp(min=1.0)
-        scale = torch.nan_to_num(batch.norm(model(torch.zeros_like(start))[1]), posinf=0.0)
-        scale = torch.maximum(scale, _SMALLEST * unit)
-        generator = torch.Generator().manual_seed(0)
-        probe = project(torch.randn(len(start), generator=generator, dtype=torch.float64).to(device))
-        result, products = newton_cg(
-            model,
-            value,
-            start,
-            batch,
-            scale,
-            options.tolerance,
-            max_iterations,
-            krylov,
-            preconditioned,
-            probe,
-            dtype,
-        )
-        found.update(result=result, evaluations=result.evaluations + 1, products=products)
+        totals, *constants = (t.detach() for t in arguments)
+        result, products = _minimize(problem, totals, constants, options, max_iterations)
+        found.update(result=result, products=products)
         options.report("energy functional", result)
-        return result.x.to(dtype)
+        return result.x.to(state.dtype)
 
-    x = Root.apply(residual, solve, batch, options, totals, *parameters)
-    solved = place(x, totals)
-    result = found["result"]
+    x = Root.apply(problem.residual, solve, problem.batch, options, totals, *parameters)
+    solved = problem.place(x, totals)
     multipliers = totals
     if groups is not None:
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters))
-        multipliers = groups.mean(gradient(solved, parameters, wanted)).view(totals.shape)
+        multipliers = groups.mean(problem.gradient(solved, parameters, wanted)).view(totals.shape)
         multipliers = multipliers if wanted else multipliers.detach()
-    energy = _Minimum.apply(energies, groups, solved, multipliers, totals, *parameters)
+    energy = _Minimum.apply(problem.energies, groups, solved, multipliers, totals, *parameters)
+    result = found["result"]
     return FunctionalSolution(
         solved,
         energy,
@@ -276,6 +192,40 @@ def minimize_functional(
         result.residual,
         result.iterations,
         result.status,
-        found["evaluations"],
+        result.evaluations + 1,
         found["products"],
+    )
+
+
+def _minimize(
+    problem: FunctionalProblem,
+    totals: Tensor,
+    parameters: Sequence[Tensor],
+    options: RootOptions,
+    max_iterations: int,
+) -> tuple[RootResult, int]:
+    """The minimum, and how many products with the Hessian it took."""
+    batch, first = problem.batch, problem.like
+
+    def model(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Map]:
+        return problem.expand(x, totals, parameters)
+
+    start = problem.project(first.flatten().double())
+    unit = batch.norm(torch.ones_like(start)).clamp(min=1.0)
+    # relative to the gradient where charges are spread evenly
+    scale = torch.nan_to_num(batch.norm(model(torch.zeros_like(start))[1]), posinf=0.0)
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(len(start), generator=generator, dtype=torch.float64).to(first.device)
+    return newton_cg(
+        model,
+        lambda x: problem.value(x, totals, parameters),
+        start,
+        batch,
+        torch.maximum(scale, _SMALLEST * unit),
+        options.tolerance,
+        max_iterations,
+        options.krylov,
+        problem.preconditioned,
+        problem.project(probe),
+        first.dtype,
     )

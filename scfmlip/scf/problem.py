@@ -1,0 +1,229 @@
+"""
+Fixed points and minima as problems: what the unknowns are, and the equations between them.
+
+Solvers work on one flat float64 vector, in which every number belongs to a system; the user's functions take
+states of any shape, in their own dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .options import check_returned
+from .solvers.gmres import Batch, Map
+from .totals import GivenTotals
+
+Update = Callable[..., Tensor]
+
+
+@dataclass
+class FixedPointProblem:
+    """
+    ``F(s) = s``, or with potentials mu ``F(s, mu) = s`` and, where totals are given, ``sum_i s_i0 = Q``.
+
+    The unknowns are ``x = (s, mu)``, flat; mu is among them where totals are given.
+
+    Attributes:
+        update: F.
+        like: ``[n_rows, ...]`` a state.
+        batch_idx: ``[n_rows]`` system of each row.
+        n_systems: How many.
+        groups: Which numbers of a row add up to the totals; None without any.
+        totals: ``[n_systems]`` or ``[n_systems, n_columns]`` e; None without any.
+        potential: V, given, or first guesses of the shape of the totals; None without any.
+    """
+
+    update: Update
+    like: Tensor
+    batch_idx: Tensor
+    n_systems: int
+    groups: GivenTotals | None
+    totals: Tensor | None
+    potential: Tensor | None
+    # where an unknown belongs to the state, 1 and 0; None where all do
+    is_state: Tensor | None = field(init=False, default=None)
+    batch: Batch = field(init=False)
+    first: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.like = self.like.detach()
+        self.n_charges = self.like.numel()
+        index = self.batch_idx.repeat_interleave(math.prod(self.like.shape[1:]))
+        self.first = self.like.flatten().double()
+        if self.groups is not None and self.potential is not None:
+            systems = torch.arange(self.n_systems, device=self.like.device)
+            systems = systems.repeat_interleave(len(self.groups.columns))
+            self.is_state = torch.cat((torch.ones_like(self.first), systems.new_zeros(len(systems)).double()))
+            index = torch.cat((index, systems))
+            self.first = torch.cat((self.first, self.potential.detach().flatten().double()))
+        self.batch = Batch(index, self.n_systems)
+
+    @property
+    def given(self) -> tuple[Tensor, ...]:
+        """What the equations depend on besides the user's parameters: totals, or given potentials."""
+        given = self.potential if self.totals is None else self.totals
+        return () if given is None else (given,)
+
+    def new_state(
+        self, s: Tensor, potential: Tensor | None, parameters: Sequence[Tensor], update: Update | None = None
+    ) -> Tensor:
+        """``F(s, mu)``, of the shape of a state."""
+        update = self.update if update is None else update
+        # its own copy: an update that writes into its state would make every state a solution
+        s = s.clone()
+        new = update(s, *parameters) if potential is None else update(s, potential, *parameters)
+        check_returned("update (and approximation)", new, self.like.shape, self.like)
+        return new
+
+    def residual(self, x: Tensor, *arguments: Tensor, update: Update | None = None) -> Tensor:
+        """``[n]`` what x leaves of the equations; ``arguments`` are `given` and the parameters."""
+        s = x[: self.n_charges].view(self.like.shape)
+        given, parameters = (None, arguments) if not self.given else (arguments[0], arguments[1:])
+        if self.groups is None:
+            return (self.new_state(s, given, parameters, update) - s).flatten()
+        assert given is not None
+        mu = x[self.n_charges :].view(given.shape)
+        new = self.new_state(s, mu, parameters, update)
+        return torch.cat(((new - s).flatten(), self.groups.missing(s, given).flatten()))
+
+    def feasible(self, x: Tensor, arguments: Sequence[Tensor]) -> Tensor:
+        """``[n]`` the nearest unknowns with the totals in ``arguments``."""
+        if self.groups is None:
+            return x
+        charges, potentials = x.split((self.n_charges, len(x) - self.n_charges))
+        return torch.cat((self.groups.feasible(charges, arguments[0].double()), potentials))
+
+    def missing(self, x: Tensor, mu: Tensor, arguments: Sequence[Tensor]) -> Tensor:
+        """What charges at the potentials ``mu``, in answer to the state of x, lack of the totals; float64."""
+        assert self.groups is not None
+        totals, *parameters = arguments
+        s, dtype = x[: self.n_charges], self.like.dtype
+        with torch.no_grad():
+            new = self.new_state(
+                s.to(dtype).view(self.like.shape), mu.view(totals.shape).to(dtype), parameters
+            )
+        return self.groups.missing(new, totals).flatten().double()
+
+
+@dataclass
+class FunctionalProblem:
+    """
+    ``min E(s)``, where totals are given at ``sum_i s_i0 = Q``.
+
+    The unknowns x are flat; the state that they stand for is their projection on what keeps the totals, plus
+    the totals spread evenly.
+
+    Attributes:
+        functional: E.
+        like: ``[n_rows, ...]`` a state.
+        batch_idx: ``[n_rows]`` system of each row.
+        n_systems: How many.
+        groups: Which numbers of a row add up to the totals; None without any.
+        precondition: Near the inverse of the Hessian, on states; None for none.
+    """
+
+    functional: Callable[..., Tensor]
+    like: Tensor
+    batch_idx: Tensor
+    n_systems: int
+    groups: GivenTotals | None
+    precondition: Callable[[Tensor], Tensor] | None
+    batch: Batch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.like = self.like.detach()
+        index = self.batch_idx.repeat_interleave(math.prod(self.like.shape[1:]))
+        self.batch = Batch(index, self.n_systems)
+
+    def energies(self, s: Tensor, *parameters: Tensor) -> Tensor:
+        """
+        ``[n_systems]`` eV.
+
+        Raises:
+            TypeError, ValueError: for a functional that returns something else.
+        """
+        values = self.functional(s, *parameters)
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+            raise TypeError(f"functional must return a tensor of energies, got {got}")
+        if values.shape != (self.n_systems,):
+            raise ValueError(
+                f"functional must return energies [{self.n_systems}], one per system, got "
+                f"{list(values.shape)}"
+            )
+        return values
+
+    def project(self, x: Tensor) -> Tensor:
+        """``[n]``: what keeps the totals."""
+        return x if self.groups is None else self.groups.project(x)
+
+    def place(self, x: Tensor, totals: Tensor) -> Tensor:
+        """The state that the unknowns stand for."""
+        if self.groups is not None:
+            x = self.groups.project(x) + self.groups.even(totals).to(x.dtype)
+        return x.view(self.like.shape)
+
+    def slope(self, values: Tensor, s: Tensor, create: bool) -> Tensor:
+        """Derivative of the energies in the state, whose own derivatives are wanted or not (``create``)."""
+        if not values.requires_grad and self.like.numel():
+            raise ValueError(
+                "functional must be differentiable in the state: build its energies from the state by torch "
+                "operations, without detach, item, numpy or torch.no_grad"
+            )
+        total = values.sum() + 0 * s.sum()  # also of no rows
+        return torch.autograd.grad(total, s, create_graph=create)[0]
+
+    def gradient(self, s: Tensor, parameters: Sequence[Tensor], create: bool) -> Tensor:
+        """dE/ds, of the shape of a state, with a graph or without."""
+        with torch.enable_grad():
+            at = s if s.requires_grad else s.detach().requires_grad_()
+            return self.slope(self.energies(at, *parameters), at, create)
+
+    def residual(self, x: Tensor, totals: Tensor, *parameters: Tensor) -> Tensor:
+        """Symmetric in x: on the constraint the projected gradient, across it x itself."""
+        inside = self.project(self.gradient(self.place(x, totals), parameters, True).flatten())
+        return inside + (x - self.project(x))
+
+    def value(self, x: Tensor, totals: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """``[n_systems]`` float64 eV at the unknowns, without a graph."""
+        with torch.no_grad():
+            return self.energies(self.place(x.to(self.like.dtype), totals), *parameters).double()
+
+    def expand(
+        self, x: Tensor, totals: Tensor, parameters: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Map]:
+        """
+        The energy to second order around x.
+
+        Returns:
+            Energies ``[n_systems]``, projected gradient ``[n]``, norm of the whole one ``[n_systems]``, and
+            the products of the projected Hessian with vectors; all float64.
+        """
+        dtype, shape = self.like.dtype, self.like.shape
+        with torch.enable_grad():
+            s = self.place(x.to(dtype), totals).detach().requires_grad_()
+            values = self.energies(s, *parameters)
+            slope = self.slope(values, s, True)
+
+        def apply(v: Tensor) -> Tensor:
+            direction = self.project(v).to(dtype).view(shape)
+            if not slope.requires_grad:  # linear in the state
+                return torch.zeros_like(v)
+            (product,) = torch.autograd.grad(slope, s, direction, retain_graph=True, materialize_grads=True)
+            return self.project(product.flatten().double())
+
+        whole = slope.detach().flatten().double()
+        return values.detach().double(), self.project(whole), self.batch.norm(whole), apply
+
+    def preconditioned(self, v: Tensor) -> Tensor:
+        """``[n]`` float64: the preconditioner on what keeps the totals."""
+        if self.precondition is None:
+            return v
+        out = self.precondition(self.project(v).to(self.like.dtype).view(self.like.shape))
+        check_returned("precondition", out, self.like.shape, self.like)
+        return self.project(out.flatten().double())

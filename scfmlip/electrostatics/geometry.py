@@ -300,24 +300,27 @@ class Geometry:
 
     def _with_room(self, widths: tuple[float, ...]) -> Geometry:
         """The same geometry, with cells of slabs so high that Gaussians of ``widths`` end in them."""
-        if widths not in self._roomy:
-            if torch.compiler.is_compiling():
-                raise ValueError(
-                    f"features of width {max(widths):g} angstrom need taller cells of slabs than this plan "
-                    f"has, which a compiled graph cannot make: pass feature_widths={widths} to Coulomb"
-                )
-            lattice, coulomb = self.plan.lattice, self.coulomb
-            assert lattice is not None and lattice.slabs is not None and self.cell is not None
-            cell = self.cell if lattice.atoms is None else self.cell.index_select(0, lattice.systems)
-            taller = lattice.resized(
-                cell,
-                lattice.slabs.thickness.tolist(),
-                (coulomb.widest[0], max(widths)),
-                coulomb.image_tolerance,
-                coulomb.l_max,
-                self.plan.kspace_cutoff,
+        if widths in self._roomy:
+            return self._roomy[widths]
+        if torch.compiler.is_compiling():
+            raise ValueError(
+                f"features of width {max(widths):g} angstrom need taller cells of slabs than this plan "
+                f"has, which a compiled graph cannot make: pass feature_widths={widths} to Coulomb"
             )
-            self._roomy[widths] = Geometry(
+        lattice, coulomb = self.plan.lattice, self.coulomb
+        assert lattice is not None and lattice.slabs is not None and self.cell is not None
+        cell = self.cell if lattice.atoms is None else self.cell.index_select(0, lattice.systems)
+        taller = lattice.resized(
+            cell,
+            lattice.slabs.thickness.tolist(),
+            (coulomb.widest[0], max(widths)),
+            coulomb.image_tolerance,
+            coulomb.l_max,
+            self.plan.kspace_cutoff,
+        )
+        # asked for without gradients first, it may be asked for with gradients later
+        with torch.enable_grad():
+            roomy = Geometry(
                 coulomb,
                 dataclasses.replace(self.plan, lattice=taller),
                 self.positions,
@@ -327,7 +330,9 @@ class Geometry:
                 self.counter_bounds,
                 self.validate,
             )
-        return self._roomy[widths]
+        if not torch.is_inference_mode_enabled():
+            self._roomy[widths] = roomy
+        return roomy
 
     def _check_resolved(self, basis: GaussianMultipoles) -> None:
         if self.kspace is None or self.coulomb.compat is not None:

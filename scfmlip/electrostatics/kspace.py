@@ -161,11 +161,16 @@ class KSpace:
 
     def form_factors(self, widths: tuple[float, ...]) -> Tensor:
         """Of several widths, ``[n_points, n_widths]``; kept while the geometry is."""
-        if widths not in self._factors:
-            exponents = torch.tensor([-0.5 * w**2 for w in widths], dtype=torch.float64)
-            exponents = exponents.to(self.k_squared.device)
-            self._factors[widths] = torch.exp(exponents * self.k_squared[:, None])
-        return self._factors[widths]
+        if widths in self._factors:
+            return self._factors[widths]
+        exponents = torch.tensor([-0.5 * w**2 for w in widths], dtype=torch.float64)
+        exponents = exponents.to(self.k_squared.device)
+        # asked for without gradients first, they may be asked for with gradients later
+        with torch.enable_grad():
+            factors = torch.exp(exponents * self.k_squared[:, None])
+        if not torch.is_inference_mode_enabled():
+            self._factors[widths] = factors
+        return factors
 
     def density(self, moments: Tensor) -> Tensor:
         """

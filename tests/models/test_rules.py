@@ -9,6 +9,7 @@ from ase import Atoms
 from scipy.spatial.transform import Rotation
 
 import scfmlip.models
+from scfmlip.electrostatics.kspace import KSpace
 
 from .cases import ALL, CHARGES_ONLY, RULES, SYSTEMS, batch, crystal, make_model, slab, water
 
@@ -341,3 +342,20 @@ def test_every_rule_is_tested():
 
     # "recursion" has the reference's own quirks: test_convert.py compares it with the reference
     assert {name_of(make_model(case).config.rule) for case in RULES} == set(rule_names()) - {"recursion"}
+
+
+@pytest.mark.parametrize(
+    ("case", "most"), [("local", 1), ("qeq", 4), ("affine", 3), ("mlp", 3), ("many_body", 3), ("convex", 4)]
+)
+def test_tables_of_waves_once_for_all_steps(case, most, monkeypatch):
+    """Without a graph for solve and adjoint, with one for energy and for derivatives: whatever the steps."""
+    made, init = [], KSpace.__init__
+
+    def counted(self, *args, **kwargs):
+        made.append(1)
+        init(self, *args, **kwargs)
+
+    monkeypatch.setattr(KSpace, "__init__", counted)
+    model = make_model(case)
+    model(batch(model, [SYSTEMS["periodic"]()]), compute_stress=True)
+    assert len(made) <= most

@@ -101,11 +101,11 @@ class System:
         """``[n_systems, ...]`` -> ``[n_atoms, ...]``."""
         return segment_expand(values, self.ptr, self.index)
 
-    def operator(self, coulomb: Coulomb) -> tuple[CoulombPlan, Callable[..., Geometry]]:
+    def operator(self, coulomb: Coulomb) -> tuple[CoulombPlan, Geometries]:
         """
         What a solve needs: the plan, and ``(positions, cell, external_field) -> geometry``.
 
-        The steps of one solve share a geometry: the last answer is remembered.
+        The steps of one solve share a geometry, see `Geometries`.
         """
         r = self.positions
         plan = coulomb.plan(self.cell, self.pbc, self.index, len(r), r.device, r)
@@ -115,7 +115,7 @@ class System:
                 positions, cell, plan=plan, external_field=field, counter_charge=self.counter_charge
             )
 
-        return plan, _cached(prepare)
+        return plan, Geometries(prepare)
 
     def prepare(self, coulomb: Coulomb, **options: Any) -> Geometry:
         """A Coulomb operator at this geometry, external field and counter-charge included."""
@@ -287,15 +287,40 @@ def check_level(system: System, plan: CoulombPlan) -> None:
         )
 
 
-def _cached(make: Callable[..., Geometry]) -> Callable[..., Geometry]:
-    """``make`` that remembers its last answer."""
-    last: tuple[tuple, Geometry] | None = None
+class Geometries:
+    """
+    ``make`` that remembers what the steps of a solve share.
 
-    def call(*arguments: Tensor | None) -> Geometry:
-        nonlocal last
-        key = (*arguments, torch.is_grad_enabled())
-        if last is None or any(a is not b for a, b in zip(key, last[0], strict=True)):
-            last = (key, make(*arguments))
-        return last[1]
+    One answer without a graph, for all steps and for the solves of the adjoint, whose positions are the same
+    numbers; and one with a graph, for the very tensors that it leads to.
 
-    return call
+    Args:
+        make: Positions, cell and external field (or None) -> geometry.
+    """
+
+    def __init__(self, make: Callable[..., Geometry]) -> None:
+        self._make = make
+        self._recorded: tuple[tuple, Geometry] | None = None
+        self._plain: tuple[tuple, tuple, Geometry] | None = None
+        self.made = 0
+
+    def __call__(self, *arguments: Tensor | None) -> Geometry:
+        """The geometry of these tensors."""
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
+            kept = self._recorded
+            if kept is None or any(a is not b for a, b in zip(arguments, kept[0], strict=True)):
+                kept = self._recorded = arguments, self._new(arguments)
+            return kept[1]
+        detached = tuple(None if t is None else t.detach() for t in arguments)
+        try:
+            key = tuple(None if t is None else (t.data_ptr(), t._version, t.dtype) for t in detached)
+        except RuntimeError:  # inside torch.func, or made in inference mode: no numbers to know them by
+            return self._new(arguments)
+        if self._plain is None or self._plain[0] != key:
+            # tensors are held, so that no other can take their place in memory
+            self._plain = key, detached, self._new(detached)
+        return self._plain[2]
+
+    def _new(self, arguments: tuple[Tensor | None, ...]) -> Geometry:
+        self.made += 1
+        return self._make(*arguments)

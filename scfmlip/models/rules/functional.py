@@ -95,37 +95,11 @@ class Functional(ChargeRule):
 
     def forward(self, system: System) -> RuleOutput:
         """The density at the minimum, its energy and level."""
-        config, attrs = self.config, system.node_attrs
+        config, at_level = self.config, self.context.constraint == "fermi_level"
         plan, prepare = system.operator(self.coulomb)
-        scalars, vectors = self.mix(system.features)
-        linear, matrix = self.linear(system.features, attrs)[:, 0], self._matrix(attrs, scalars, vectors)
-        alone = None
-        if config.source == "charge":
-            # the constant completes the square: 1/2 (p - p0).A (p - p0)
-            own, linear = linear, -(matrix @ linear[..., None])[..., 0]
-            alone = -0.5 * system.sum((own * linear).sum(1))
-        tensors = {
-            "positions": system.positions,
-            "cell": system.cell,
-            "linear": linear,
-            "matrix": matrix,
-        }
-        if self.strengths is not None:
-            raw = self.strengths(system.features, attrs)
-            tensors["strengths"] = torch.nn.functional.softplus(raw)
-        if self.mlp is not None:
-            tensors.update(scalars=scalars, vectors=vectors)
-            tensors.update({f"mlp.{name}": p for name, p in self.mlp.named_parameters()})
-        if system.external_field is not None:
-            tensors["external_field"] = system.external_field
-        embedding = system.embedding(self.coulomb)
-        if embedding is not None:
-            tensors["linear"] = tensors["linear"] + embedding.potential()
-        at_level = self.context.constraint == "fermi_level"
         if at_level:
             check_level(system, plan)
-            assert system.fermi_level is not None
-            tensors["fermi_level"] = system.fermi_level
+        tensors, alone = self._tensors(system)
         keys = list(tensors)
 
         def functional(p: Tensor, *parameters: Tensor) -> Tensor:
@@ -137,11 +111,9 @@ class Functional(ChargeRule):
             return energy
 
         start = system.reference_density
-        if start is None:
-            start = torch.zeros_like(tensors["linear"])
         solution = minimize_functional(
             functional,
-            start,
+            torch.zeros_like(tensors["linear"]) if start is None else start,
             tuple(tensors.values()),
             batch_idx=system.index,
             n_systems=system.n_systems,
@@ -149,23 +121,45 @@ class Functional(ChargeRule):
             tolerance=config.tolerance,
             max_iterations=config.max_iterations,
         )
-        geometry = system.prepare(self.coulomb, plan=plan)
+        geometry = prepare(system.positions, system.cell, system.external_field)
         electrostatic = system.coulomb_energy(geometry, solution.state)
         total = solution.energy if alone is None else solution.energy + alone
         level = system.fermi_level
         if solution.chemical_potential is not None:
             level = -solution.chemical_potential
         assert level is not None
-        return RuleOutput(
-            electrostatic,
-            total - electrostatic,
-            solution.state,
-            geometry,
-            total=total,
-            extra={
-                "fermi_level": level,
-                "scf_iterations": solution.iterations,
-                "scf_residual": solution.residual,
-                "scf_status": solution.status,
-            },
-        )
+        extra = {
+            "fermi_level": level,
+            "scf_iterations": solution.iterations,
+            "scf_residual": solution.residual,
+            "scf_status": solution.status,
+        }
+        response = total - electrostatic
+        return RuleOutput(electrostatic, response, solution.state, geometry, total=total, extra=extra)
+
+    def _tensors(self, system: System) -> tuple[dict[str, Tensor], Tensor | None]:
+        """All that the functional depends on, by name, and ``[n_systems]`` eV of a constant."""
+        attrs = system.node_attrs
+        scalars, vectors = self.mix(system.features)
+        linear, matrix = self.linear(system.features, attrs)[:, 0], self._matrix(attrs, scalars, vectors)
+        alone = None
+        if self.config.source == "charge":
+            # the constant completes the square: 1/2 (p - p0).A (p - p0)
+            own, linear = linear, -(matrix @ linear[..., None])[..., 0]
+            alone = -0.5 * system.sum((own * linear).sum(1))
+        embedding = system.embedding(self.coulomb)
+        if embedding is not None:
+            linear = linear + embedding.potential()
+        tensors = {"positions": system.positions, "cell": system.cell, "linear": linear, "matrix": matrix}
+        if self.strengths is not None:
+            raw = self.strengths(system.features, attrs)
+            tensors["strengths"] = torch.nn.functional.softplus(raw)
+        if self.mlp is not None:
+            tensors.update(scalars=scalars, vectors=vectors)
+            tensors.update({f"mlp.{name}": p for name, p in self.mlp.named_parameters()})
+        if system.external_field is not None:
+            tensors["external_field"] = system.external_field
+        if self.context.constraint == "fermi_level":
+            assert system.fermi_level is not None
+            tensors["fermi_level"] = system.fermi_level
+        return tensors, alone

@@ -107,7 +107,8 @@ class Equilibrated(ChargeRule):
         index, widths = self.width_index[species], system.positions.new_tensor(self.element_widths)[species]
         split = self.narrow.split(system)
         geometry, pairs = (system.prepare(self.coulomb), None) if split is None else split
-        if self.context.constraint == "fermi_level":
+        at_charge = self.context.constraint == "charge"
+        if not at_charge:
             check_level(system, geometry.plan)
         chi = self.electronegativity(system.features, system.node_attrs)[:, 0]
         hardness, alone = self.hardness(system), None
@@ -118,7 +119,6 @@ class Equilibrated(ChargeRule):
         embedding, outside = system.embedding(self.coulomb), None
         if embedding is not None:
             outside = embedding.potential().gather(1, slots)
-        at_charge = self.context.constraint == "charge"
         solution = charge_equilibration(
             geometry,
             chi if outside is None else chi + outside,
@@ -133,9 +133,8 @@ class Equilibrated(ChargeRule):
             tolerance=config.tolerance,
             max_iterations=config.max_iterations,
         )
-        state = solution.state
         out = RuleOutput(
-            multipoles=state,
+            multipoles=solution.state,
             operator=geometry if pairs is None else lambda: system.prepare(self.coulomb),
             slots=slots,
             extra={
@@ -149,17 +148,24 @@ class Equilibrated(ChargeRule):
             },
         )
         if pairs is None:
-            out.electrostatic_energy = geometry.energy(out.rows)
+            electrostatic = geometry.energy(out.rows)
         else:
-            out.electrostatic_energy = split_energy(geometry, pairs, widths, state[:, 0])
+            electrostatic = split_energy(geometry, pairs, widths, solution.state[:, 0])
         if outside is not None:
-            out.electrostatic_energy = out.electrostatic_energy + system.sum((state * outside).sum(1))
-        if config.energy == "functional":
-            # one node of the graph, whose first derivatives need no adjoint
-            out.total = solution.energy if alone is None else solution.energy + alone
-            out.response_energy = out.total - out.electrostatic_energy
-        elif config.screening:
-            out.response_energy = -screened_energy(system, state[:, 0], widths, *config.screening)
-        if self.feedback is not None:
-            out.short_range_energy = self.feedback(system, state[:, 0])
+            electrostatic = electrostatic + system.sum((solution.state * outside).sum(1))
+        out.electrostatic_energy = electrostatic
+        self._add_energies(out, system, widths, solution.energy if alone is None else solution.energy + alone)
         return out
+
+    def _add_energies(self, out: RuleOutput, system: System, widths: Tensor, functional: Tensor) -> None:
+        """What counts besides the electrostatic energy; ``functional`` is ``[n_systems]`` eV of it all."""
+        assert out.multipoles is not None and out.electrostatic_energy is not None
+        charges = out.multipoles[:, 0]
+        if self.config.energy == "functional":
+            # one node of the graph, whose first derivatives need no adjoint
+            out.total = functional
+            out.response_energy = functional - out.electrostatic_energy
+        elif self.config.screening:
+            out.response_energy = -screened_energy(system, charges, widths, *self.config.screening)
+        if self.feedback is not None:
+            out.short_range_energy = self.feedback(system, charges)

@@ -66,101 +66,50 @@ class FixedPoint(ChargeRule):
     def forward(self, system: System) -> RuleOutput:
         """The self-consistent density, its energy, and the Fermi level that its constraint needs."""
         config, constraint = self.config, self.context.constraint
-        attrs = system.node_attrs
-        start = self.local(system.features, attrs)[:, 0]
-        scalars, vectors = self.mix(system.features)
-        plan, prepare = system.operator(self.coulomb)
-        tensors: dict[str, Tensor] = {
-            "positions": system.positions,
-            "cell": system.cell,
-            "start": start,
-            "matrix": self.response.matrix(attrs, scalars, vectors),
-        }
-        names = [name for name, _ in self.response.named_parameters()]
-        if self.response.nonlinear:
-            tensors.update(scalars=scalars, vectors=vectors)
-            tensors.update({f"response.{name}": p for name, p in self.response.named_parameters()})
-        if self.response.many_body is not None:
-            edge_attrs, edge_weights = self.response.many_body.edges(system.edge_vectors)
-            tensors.update(edge_attrs=edge_attrs, edge_weights=edge_weights)
-        if system.external_field is not None:
-            tensors["external_field"] = system.external_field
-        embedding = system.embedding(self.coulomb)
-        if embedding is not None:
-            tensors["external"] = self.features.outside(embedding)
-        if constraint == "fermi_level":
-            assert system.fermi_level is not None
-            tensors["fermi_level"] = system.fermi_level
-        keys, norms = list(tensors), self.norms
-        assert isinstance(norms, Tensor)
-
-        def values(state: Tensor, level: Tensor | None, given: dict[str, Tensor]) -> Tensor:
-            geometry = prepare(given["positions"], given["cell"], given.get("external_field"))
-            field = self.features.project(geometry, state)
-            if "external" in given:
-                field = field + given["external"]
-            if level is not None:
-                field = field + self.features.constant(system.expand(level), field)
-            return field / norms
-
-        def step(
-            state: Tensor, level: Tensor | None, given: dict[str, Tensor], linear: bool = False
-        ) -> Tensor:
-            field = values(state, level, given)
-            change = (given["matrix"] @ field[..., None])[..., 0]
-            if self.response.nonlinear and not linear:
-                weights = {name: given[f"response.{name}"] for name in names}
-                edges = (system.edge_index, given.get("edge_attrs"), given.get("edge_weights"))
-                arguments = (field, attrs, given["scalars"], given["vectors"], edges)
-                change = change + torch.func.functional_call(self.response, weights, arguments)
-            return given["start"] + change
-
-        def update(state: Tensor, *parameters: Tensor, linear: bool = False) -> Tensor:
-            level = None
-            if constraint == "charge":
-                level, *parameters = parameters  # type: ignore[assignment]
-            given = dict(zip(keys, parameters, strict=True))
-            return step(state, given.get("fermi_level", level), given, linear)
-
-        extra: dict[str, Tensor] = {}
-        level = system.fermi_level if constraint != "none" else None
+        start = self.local(system.features, system.node_attrs)[:, 0]
+        step = Step(self, system, start)
         if system.direct:
             assert system.reference_density is not None
-            rows = step(system.reference_density, level, tensors)
+            rows = step(system.reference_density, system.fermi_level if constraint != "none" else None)
+            level, extra = step.level, {}
         else:
-            first = system.reference_density if system.reference_density is not None else start
-            solution = fixed_point(
-                update,
-                first,
-                tuple(tensors.values()),
-                batch_idx=system.index,
-                n_systems=system.n_systems,
-                total_charge=system.total_charge if constraint == "charge" else None,
-                tolerance=config.tolerance,
-                max_iterations=config.max_iterations,
-                approximation=partial(update, linear=True) if self.response.many_body is not None else None,
-            )
-            rows = solution.state
-            if constraint == "charge":
-                level = solution.chemical_potential
-            extra.update(
-                scf_iterations=solution.iterations,
-                scf_residual=solution.residual,
-                scf_status=solution.status,
-            )
+            rows, level, extra = self._solve(system, start, step)
         if level is not None:
             extra["fermi_level"] = level
         if system.stability:
             at = system.reference_density if system.direct else rows
             assert at is not None
-            extra["scf_amplification"] = amplification(lambda p: step(p, level, tensors), at, system)
-        geometry = system.prepare(self.coulomb, plan=plan)
+            extra["scf_amplification"] = amplification(lambda p: step(p, level), at, system)
+        geometry = step.prepare(system.positions, system.cell, system.external_field)
         response = None
         if config.energy != "none":
-            field = values(rows, level, tensors)
-            response = self._response_energy(system, rows - start, field, tensors["matrix"])
+            field, matrix = step.values(rows, level, step.tensors), step.tensors["matrix"]
+            response = self._response_energy(system, rows - start, field, matrix)
         extra["initial_charges"] = start[:, 0]
         return RuleOutput(system.coulomb_energy(geometry, rows), response, rows, geometry, extra=extra)
+
+    def _solve(
+        self, system: System, start: Tensor, step: Step
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """The self-consistent rows, the Fermi level, and how they were found."""
+        at_charge = self.context.constraint == "charge"
+        solution = fixed_point(
+            step.update,
+            start if system.reference_density is None else system.reference_density,
+            tuple(step.tensors.values()),
+            batch_idx=system.index,
+            n_systems=system.n_systems,
+            total_charge=system.total_charge if at_charge else None,
+            tolerance=self.config.tolerance,
+            max_iterations=self.config.max_iterations,
+            approximation=partial(step.update, linear=True) if self.response.many_body is not None else None,
+        )
+        extra = {
+            "scf_iterations": solution.iterations,
+            "scf_residual": solution.residual,
+            "scf_status": solution.status,
+        }
+        return solution.state, solution.chemical_potential if at_charge else step.level, extra
 
     def _response_energy(self, system: System, change: Tensor, field: Tensor, matrix: Tensor) -> Tensor:
         """``[n_systems]`` eV of multipoles that have changed by ``change`` in the field."""
@@ -170,3 +119,85 @@ class FixedPoint(ChargeRule):
         assert self.readout is not None
         terms = quadratic_terms(change, field, len(self.features.widths))
         return system.sum((self.readout(system.features, system.node_attrs) * terms).sum(1))
+
+
+class Step:
+    """
+    The update of one batch, as a function of all tensors that its fixed point depends on.
+
+    Args:
+        rule: The rule.
+        system: The batch.
+        start: ``[n_atoms, 1 | 4]`` multipoles without any potential.
+
+    Attributes:
+        tensors: By name; the parameters of the fixed point, in this order.
+        level: ``[n_systems]`` the given Fermi level, where there is one.
+        prepare: Positions, cell, external field -> geometry.
+    """
+
+    def __init__(self, rule: FixedPoint, system: System, start: Tensor) -> None:
+        self.rule, self.system, response = rule, system, rule.response
+        self.constraint = rule.context.constraint
+        self.level = system.fermi_level if self.constraint != "none" else None
+        scalars, vectors = rule.mix(system.features)
+        _, self.prepare = system.operator(rule.coulomb)
+        self.tensors: dict[str, Tensor] = {
+            "positions": system.positions,
+            "cell": system.cell,
+            "start": start,
+            "matrix": response.matrix(system.node_attrs, scalars, vectors),
+        }
+        if response.nonlinear:
+            self.tensors.update(scalars=scalars, vectors=vectors)
+            self.tensors.update({f"response.{name}": p for name, p in response.named_parameters()})
+        if response.many_body is not None:
+            attrs, weights = response.many_body.edges(system.edge_vectors)
+            self.tensors.update(edge_attrs=attrs, edge_weights=weights)
+        if system.external_field is not None:
+            self.tensors["external_field"] = system.external_field
+        embedding = system.embedding(rule.coulomb)
+        if embedding is not None:
+            self.tensors["external"] = rule.features.outside(embedding)
+        if self.constraint == "fermi_level":
+            assert system.fermi_level is not None
+            self.tensors["fermi_level"] = system.fermi_level
+
+    def values(self, state: Tensor, level: Tensor | None, given: dict[str, Tensor]) -> Tensor:
+        """``[n_atoms, n_field]`` the potential as atoms see it, normalised."""
+        features, norms = self.rule.features, self.rule.norms
+        assert isinstance(norms, Tensor)
+        geometry = self.prepare(given["positions"], given["cell"], given.get("external_field"))
+        field = features.project(geometry, state)
+        if "external" in given:
+            field = field + given["external"]
+        if level is not None:
+            field = field + features.constant(self.system.expand(level), field)
+        return field / norms
+
+    def __call__(
+        self,
+        state: Tensor,
+        level: Tensor | None,
+        given: dict[str, Tensor] | None = None,
+        linear: bool = False,
+    ) -> Tensor:
+        """``[n_atoms, 1 | 4]`` multipoles in answer to the potential of ``state``."""
+        given, response, system = self.tensors if given is None else given, self.rule.response, self.system
+        field = self.values(state, level, given)
+        change = (given["matrix"] @ field[..., None])[..., 0]
+        if response.nonlinear and not linear:
+            weights = {name: given[f"response.{name}"] for name, _ in response.named_parameters()}
+            edges = (system.edge_index, given.get("edge_attrs"), given.get("edge_weights"))
+            arguments = (field, system.node_attrs, given["scalars"], given["vectors"], edges)
+            change = change + torch.func.functional_call(response, weights, arguments)
+        return given["start"] + change
+
+    def update(self, state: Tensor, *parameters: Tensor, linear: bool = False) -> Tensor:
+        """The map whose fixed point is looked for; parameters are the potential, if any, and `tensors`."""
+        level = None
+        if self.constraint == "charge":
+            level, *rest = parameters
+            parameters = tuple(rest)
+        given = dict(zip(self.tensors, parameters, strict=True))
+        return self(state, given.get("fermi_level", level), given, linear)

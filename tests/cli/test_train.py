@@ -1,6 +1,7 @@
 """``scfmlip train``: what a user types and sees."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -37,9 +38,16 @@ def test_train(tmp_path, capsys):
     for name in ("best.safetensors", "checkpoint.pt", "log.csv", "errors.json", "loss.png", "parity.png"):
         assert (tmp_path / "run" / name).stat().st_size > 0, name
     assert scfmlip.models.load(tmp_path / "run" / "best.safetensors").config.elements == (1, 8)
+    # the summary is the file's, in the units it names
+    rmse = json.loads((tmp_path / "run" / "errors.json").read_text())["valid"]["energy_rmse"]
+    assert f"valid RMSE: energy {1000 * rmse:.4g} meV/atom" in printed
     # the folder says how it came about
     again = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert again["stages"][0]["epochs"] == 1
+    # what the command line says comes before the file
+    assert main(["train", config, "--quiet", "-o", str(tmp_path / "there"), "--device", "cpu"]) == 0
+    assert "there holds the model" in capsys.readouterr().out
+    assert (tmp_path / "there" / "best.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -270,10 +270,10 @@ def test_steps_start_from_the_last_densities():
         for _ in range(5):
             found.append(atoms.get_potential_energy())
             counts.append(float(atoms.calc.results["scf_iterations"]))
-            atoms.positions[-1] += 0.01
+            atoms.positions[-1] += 0.002
         energies[order], iterations[order] = found, counts
     assert energies[2] == pytest.approx(energies[None], abs=1e-9)
-    assert sum(iterations[2][1:]) <= sum(iterations[None][1:])
+    assert sum(iterations[2][1:]) < 0.7 * sum(iterations[None][1:])
 
 
 def test_constant_potential_of_a_model_trained_at_constant_charge():

@@ -54,6 +54,39 @@ def test_labels_reach_the_batch(tmp_path):
     assert batch["density_coefficients_weight"].tolist() == [0, 0, 0, 0]
 
 
+def test_weights_of_every_label_reach_the_batch(tmp_path):
+    frames = water_frames(2)
+    names = ("energy", "forces", "stress", "charges", "dipole", "density_coefficients", "potential")
+    names += ("fermi_level", "total_charge")
+    for atoms in frames:
+        atoms.set_cell([9, 9, 9])
+        atoms.pbc = True
+        atoms.info |= {"REF_stress": np.eye(3), "REF_fermi_level": -4.0}
+        atoms.arrays |= {"REF_multipoles": np.ones((len(atoms), 4)), "REF_potential": np.ones(len(atoms))}
+    for i, name in enumerate(names):
+        frames[1].info[f"config_{name}_weight"] = [2.0 + i] * 3 if name == "dipole" else 2.0 + i
+    _, graphs, _ = prepared(tmp_path, frames, data=data(tmp_path))
+    batch = first_batch(graphs["train"])
+    for i, name in enumerate(names):
+        # dipoles of crystals count only where somebody says so
+        first = 0.0 if name == "dipole" else 1.0
+        found = batch[f"{name}_weight"].reshape(2, -1)
+        assert found[0].tolist() == [first] * found.shape[1], name
+        assert found[1].tolist() == [2.0 + i] * found.shape[1], name
+
+
+def test_stress_labels_in_every_shape(tmp_path):
+    """ASE's order of six is xx, yy, zz, yz, xz, xy."""
+    tensor = np.array([[1.0, 6.0, 5.0], [6.0, 2.0, 4.0], [5.0, 4.0, 3.0]])
+    frames = water_frames(3)
+    for atoms, given in zip(frames, (np.arange(1.0, 7.0), tensor.ravel(), tensor), strict=True):
+        atoms.set_cell([9, 9, 9])
+        atoms.pbc = True
+        atoms.info["REF_stress"] = given
+    _, graphs, _ = prepared(tmp_path, frames, data=data(tmp_path))
+    assert first_batch(graphs["train"])["stress"].tolist() == [tensor.tolist()] * 3
+
+
 def test_energies_survive_float32(tmp_path):
     """A million eV of core electrons does not drown an meV."""
     frames = water_frames(6)
@@ -75,6 +108,13 @@ def test_what_the_frames_decide(tmp_path):
     assert full["elements"] == (1, 8)
     forces = np.concatenate([a.arrays["REF_forces"] for a in frames])
     assert full["backbone"]["scale"] == pytest.approx(np.sqrt((forces**2).mean()))
+    # frames without forces do not count as frames at rest
+    bare = [a.copy() for a in frames]
+    for atoms in bare[::2]:
+        del atoms.arrays["REF_forces"]
+    _, _, less = prepared(tmp_path / "bare", bare, data=data(tmp_path / "bare"))
+    forces = np.concatenate([a.arrays["REF_forces"] for a in frames[1::2]])
+    assert less["backbone"]["scale"] == pytest.approx(np.sqrt((forces**2).mean()))
     neighbours = [
         (np.linalg.norm(a.positions[:, None] - a.positions, axis=2) < 5.0).sum(1) - 1 for a in frames
     ]
@@ -89,7 +129,7 @@ def test_what_the_frames_decide(tmp_path):
 
 def test_isolated_atoms(tmp_path):
     frames = water_frames(4)
-    for number, energy in ENERGIES.items():
+    for number, energy in reversed(ENERGIES.items()):  # not in the model's order
         info = {"REF_energy": energy, "config_type": "IsolatedAtom"}
         frames.append(Atoms([number], [[0, 0, 0]], info=info))
     values = options(tmp_path, frames=frames, data=data(tmp_path))
@@ -104,7 +144,7 @@ def test_isolated_atoms(tmp_path):
         assert [len(sets[name]) for name in ("train", "valid", "test")] == [4, 1, 1]
         assert sum(is_isolated(a) for a in iterate(sets["train"].frames)) == 2
     write(tmp_path / "frames.xyz", frames[:-1])
-    with pytest.raises(ValueError, match="there is none of O"):
+    with pytest.raises(ValueError, match="there is none of H"):
         prepare(config_from_dict(values), ALONE)
 
 
@@ -147,8 +187,8 @@ def test_hdf5_is_the_same(tmp_path):
     h5py = pytest.importorskip("h5py")
     from mace.data import KeySpecification, config_from_atoms, save_configurations_as_HDF5
 
-    frames = water_frames(5)
-    frames[3].info["config_energy_weight"] = 0.25
+    frames = water_frames(12)  # the name of the eleventh comes before that of the third
+    frames[3].info |= {"config_energy_weight": 0.25, "config_weight": 0.5}
     config = configuration(tmp_path)
     write(tmp_path / "frames.xyz", frames)
     keys = KeySpecification(
@@ -158,7 +198,7 @@ def test_hdf5_is_the_same(tmp_path):
     with h5py.File(tmp_path / "frames.h5", "w") as file:
         save_configurations_as_HDF5([config_from_atoms(a, keys) for a in frames], None, file)
     stored = read_frames(tmp_path / "frames.h5", config.data)
-    assert len(stored) == 5
+    assert len(stored) == 12
     for one, two in zip(stored, read_frames(tmp_path / "frames.xyz", config.data), strict=True):
         first, second = labelled(one, config.data), labelled(two, config.data)
         assert set(second.info) <= set(first.info)
@@ -167,8 +207,9 @@ def test_hdf5_is_the_same(tmp_path):
         for key in ("forces", "charges", "positions", "numbers"):
             np.testing.assert_allclose(first.arrays[key], second.arrays[key], atol=1e-7)
     assert stored[3].info["config_energy_weight"] == 0.25
+    assert [float(a.info["config_weight"]) for a in stored] == [1.0] * 3 + [0.5] + [1.0] * 8
     _, graphs, _ = prepared(tmp_path, data={"train": str(tmp_path / "frames.h5"), "num_workers": 1})
-    assert {name: len(g) for name, g in graphs.items()} == {"train": 4, "valid": 1}
+    assert {name: len(g) for name, g in graphs.items()} == {"train": 11, "valid": 1}
 
 
 def test_hdf5_says_what_is_wrong_with_it(tmp_path):
@@ -335,6 +376,22 @@ def test_direct_stages_need_a_state_and_a_reference(tmp_path):
     values["stages"][0]["scf"] = "direct"
     with pytest.raises(ValueError, match=r"stages\[0\].scf is direct, but the rule"):
         prepare(config_from_dict(values), ALONE)
+
+
+def test_seeds_decide_the_order_and_the_split(tmp_path):
+    """Each epoch and seed has its own order of the frames, each split seed its own validation frames."""
+    orders = {}
+    for seed in (0, 7):
+        sampler = EpochBatches(10, 4, seed)
+        for sampler.epoch in (0, 1):
+            orders[seed, sampler.epoch] = tuple(i for batch in sampler for i, _ in batch)
+    assert len(set(orders.values())) == 4
+    splits = []
+    for seed in (0, 1, 2, 1):
+        config = configuration(tmp_path, data=data(tmp_path, valid_fraction=0.3, split_seed=seed)).data
+        splits.append(tuple(read_sets(config)["valid"].names))
+    assert splits[1] == splits[3]
+    assert len(set(splits)) == 3
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

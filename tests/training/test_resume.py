@@ -97,6 +97,24 @@ def test_resume_is_bit_exact(tmp_path, monkeypatch, schedule, dtype, epoch):
     assert [x.rsplit(",", 1)[0] for x in lines[0]] == [x.rsplit(",", 1)[0] for x in lines[1]]
 
 
+def test_random_numbers_go_on(tmp_path, monkeypatch):
+    """The penalty on unstable states draws them: each epoch others, the same after a stop."""
+    stages = [{"epochs": 2, "lr": 0.01, "loss": {"energy": 1, "scf_stability": 0.1}}]
+    values = options(tmp_path, stages=stages)
+    values["model"] |= {"rule": {"name": "fixed_point", "response_scale": 0.1}, "constraint": "charge"}
+    train({**values, "output": str(tmp_path / "whole")}, quiet=True)
+    parts = {**values, "output": str(tmp_path / "parts")}
+    with monkeypatch.context() as patch:
+        stop_in_epoch(patch, 1)
+        with pytest.raises(Stopped):
+            train(parts, quiet=True)
+    first = load_checkpoint(tmp_path / "parts" / "checkpoint.pt")["generators"]["torch"]
+    train(parts, quiet=True)
+    whole, part = (load_checkpoint(tmp_path / n / "checkpoint.pt") for n in ("whole", "parts"))
+    assert not torch.equal(first, whole["generators"]["torch"])
+    same(whole, part)
+
+
 def test_a_finished_training_can_be_made_longer(tmp_path):
     values = options(tmp_path, epochs=2)
     train(values, quiet=True)

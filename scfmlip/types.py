@@ -38,10 +38,13 @@ Compat = Literal["graph_longrange", "les"]
 
 # where e3nn's (y, z, x) find x, y, z, and back
 CARTESIAN_FROM_E3NN = (2, 0, 1)
+# of a row of multipoles up to dipoles: [q, d_y, d_z, d_x] -> [q, d_x, d_y, d_z]
+CARTESIAN_ROWS_FROM_E3NN = (0, 3, 1, 2)
 E3NN_FROM_CARTESIAN = (1, 2, 0)
 
 __all__ = [
     "CARTESIAN_FROM_E3NN",
+    "CARTESIAN_ROWS_FROM_E3NN",
     "E3NN_FROM_CARTESIAN",
     "BoundaryName",
     "Compat",

@@ -199,6 +199,19 @@ def test_files_stay_short_and_say_what_they_are(path):
         assert ast.get_docstring(ast.parse(text)), "a module starts with what it is"
 
 
+def functions(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            yield node.name, node.end_lineno - body[0].lineno + 1 if body else 0
+
+
+@pytest.mark.parametrize("path", sorted(LIBRARY.rglob("*.py")), ids=name)
+def test_functions_stay_short(path):
+    """At most 60 lines after the docstring; ruff counts the branches."""
+    assert not {f: lines for f, lines in functions(path) if lines > 60}
+
+
 def tracked():
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
     if listing.returncode != 0:

@@ -194,13 +194,8 @@ def draw_slice(
     return x, y, np.concatenate(picked).reshape(len(y), len(x))
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """The command."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what cannot be, before anything is read; names the option."""
     files = [os.path.realpath(path) for path in (arguments.input, arguments.output, arguments.data) if path]
     if len(set(files)) < len(files):
         raise ValueError("input, output and --data must be different files")
@@ -213,6 +208,16 @@ def run(arguments: argparse.Namespace) -> int:
     for path in (arguments.output, arguments.data):
         if path is not None:
             check_writable(path)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    _check(arguments)
     atoms = read_frame(arguments.input, arguments.index)
     if not len(atoms):
         raise ValueError(f"frame {arguments.index} of {arguments.input} has no atoms")

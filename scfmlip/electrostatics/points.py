@@ -91,20 +91,25 @@ def evaluate_points(
         value = value + extra[:, 0, 0].to(value.dtype)
         unit = geometry.counter.density(*places)
         density = density - (segment_expand(charge[:, 0], *places[1:]) * unit).to(density.dtype)
+    return PointValues(density, *_with_external(geometry, value, points, system_ptr, points_batch_idx))
+
+
+def _with_external(
+    geometry: Geometry, value: Tensor, points: Tensor, ptr: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Potential and field at points, with what is applied from outside."""
     potential, gradient = value[:, 0], value[:, 1:]
     if geometry.external_potential is not None:
-        extra = segment_expand(geometry.external_potential, system_ptr, points_batch_idx)
-        potential = potential + extra
+        potential = potential + segment_expand(geometry.external_potential, ptr, index)
     if geometry.external_field is not None:
-        extra = segment_expand(geometry.external_field, system_ptr, points_batch_idx)
-        extra = geometry.coulomb.quirks.field_sign * extra
+        extra = geometry.coulomb.quirks.field_sign * segment_expand(geometry.external_field, ptr, index)
         gradient = gradient + extra
         origin = points
         if geometry.counter is not None:
-            center = segment_expand(geometry.counter.center, system_ptr, points_batch_idx)
+            center = segment_expand(geometry.counter.center, ptr, index)
             origin = (points - center).to(points.dtype)
         potential = potential + (extra * origin).sum(-1)
-    return PointValues(density, potential, -gradient)
+    return potential, -gradient
 
 
 def _lattice_points(

@@ -396,17 +396,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where} must be one of {list(arguments)}, got {value!r}")
         return value
     if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        options = [option for option in arguments if option is not type(None)]
-        if len(options) == 1:
-            return _convert(options[0], value, where)
-        for option in options:
-            try:
-                return _convert(option, value, where)
-            except (TypeError, ValueError):
-                continue
-        raise TypeError(f"{where} must be {_name(hint)}, got {value!r}")
+        return _convert_to_any(hint, value, where)
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)  # type: ignore[arg-type]
     if origin is tuple:
@@ -424,6 +414,22 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             pass
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
+    raise TypeError(f"{where} must be {_name(hint)}, got {value!r}")
+
+
+def _convert_to_any(hint: Any, value: Any, where: str) -> Any:
+    """``value`` as the first member of a union that takes it."""
+    arguments = typing.get_args(hint)
+    if value is None and type(None) in arguments:
+        return None
+    options = [option for option in arguments if option is not type(None)]
+    if len(options) == 1:
+        return _convert(options[0], value, where)
+    for option in options:
+        try:
+            return _convert(option, value, where)
+        except (TypeError, ValueError):
+            continue
     raise TypeError(f"{where} must be {_name(hint)}, got {value!r}")
 
 

@@ -89,64 +89,19 @@ def from_mace(model: torch.nn.Module) -> Model:
         block.atomic_energies = block.atomic_energies.reshape(-1)
     if found["gate"] not in (None, torch.nn.functional.silu):
         raise ValueError(f"this model's readout has the gate {found['gate']}: only silu is known here")
-    layers: Any = network.products
-    parameter = next(network.parameters())
-    hidden = str(found["hidden_irreps"])
-    backbone = BackboneConfig(
-        r_max=float(found["r_max"]),
-        num_interactions=int(found["num_interactions"]),
-        hidden_irreps=hidden,
-        MLP_irreps=str(found["MLP_irreps"]),
-        max_ell=int(found["max_ell"]),
-        correlation=int(found["correlation"]),
-        num_bessel=int(found["num_bessel"]),
-        num_polynomial_cutoff=int(found["num_polynomial_cutoff"]),
-        radial_MLP=tuple(int(n) for n in found["radial_MLP"]),
-        interaction=found["interaction_cls"].__name__,
-        interaction_first=found["interaction_cls_first"].__name__,
-        avg_num_neighbors=float(found["avg_num_neighbors"]),
-        scale=_number_or_several(found["atomic_inter_scale"]),
-        shift=_number_or_several(found["atomic_inter_shift"]),
-        keep_last_layer_irreps=str(layers[-1].linear.irreps_out) == hidden,
-        pair_repulsion=bool(found["pair_repulsion"]),
-        distance_transform=found["distance_transform"]
-        if found["distance_transform"] in ("Agnesi", "Soft")
-        else "None",
-        heads=heads,
-        options={
-            name: _plain(found[name])
-            for name, usual in _OPTIONS.items()
-            if name in found and found[name] != usual
-        },
-    )
     density = DensityConfig()
     if latent:
         density = DensityConfig(l_max=0, sigma=rule.sigma / 2**0.5)
-    if polar:
-        density = DensityConfig(
-            l_max=int(found["atomic_multipoles_max_l"]),
-            sigma=float(found["atomic_multipoles_smearing_width"]),
-            self_interaction=bool(found["include_electrostatic_self_interaction"]),
-            kspace_cutoff_factor=float(found["kspace_cutoff_factor"]),
-        )
-        rule = RecursionConfig(
-            num_recursion_steps=int(found["num_recursion_steps"]),
-            field_feature_max_l=int(found["field_feature_max_l"]),
-            field_feature_widths=_numbers(found["field_feature_widths"]),
-            field_feature_norms=_numbers(found["field_feature_norms"]),
-            field_norm_factor=float(found["field_norm_factor"]),
-            field_si=bool(found["field_si"]),
-            add_local_electron_energy=bool(found["add_local_electron_energy"]),
-            fixedpoint_update_config=_plain(found["fixedpoint_update_config"]),
-            field_readout_config=_plain(found["field_readout_config"]),
-        )
+    elif polar:
+        density, rule = _polar_options(found)
+    parameter = next(network.parameters())
     config = ModelConfig(
         elements=tuple(int(z) for z in found["atomic_numbers"]),
         atomic_energies=energies_per_head(
             np.atleast_2d(found["atomic_energies"]).tolist(), [int(z) for z in found["atomic_numbers"]], heads
         ),
         rule=rule,
-        backbone=backbone,
+        backbone=_backbone_options(found, network),
         density=density,
         constraint="charge_spin" if polar else "none",
         dtype="float64" if parameter.dtype == torch.float64 else "float32",
@@ -163,6 +118,59 @@ def from_mace(model: torch.nn.Module) -> Model:
     network.use_reduced_cg = rebuilt.config.backbone.options[OPTION]
     rebuilt.backbone = Backbone(network)
     return rebuilt.to(parameter.device)
+
+
+def _backbone_options(found: dict[str, Any], network: Any) -> BackboneConfig:
+    """The backbone's configuration from what mace-torch reads off a network."""
+    hidden = str(found["hidden_irreps"])
+    distance = found["distance_transform"]
+    return BackboneConfig(
+        r_max=float(found["r_max"]),
+        num_interactions=int(found["num_interactions"]),
+        hidden_irreps=hidden,
+        MLP_irreps=str(found["MLP_irreps"]),
+        max_ell=int(found["max_ell"]),
+        correlation=int(found["correlation"]),
+        num_bessel=int(found["num_bessel"]),
+        num_polynomial_cutoff=int(found["num_polynomial_cutoff"]),
+        radial_MLP=tuple(int(n) for n in found["radial_MLP"]),
+        interaction=found["interaction_cls"].__name__,
+        interaction_first=found["interaction_cls_first"].__name__,
+        avg_num_neighbors=float(found["avg_num_neighbors"]),
+        scale=_number_or_several(found["atomic_inter_scale"]),
+        shift=_number_or_several(found["atomic_inter_shift"]),
+        keep_last_layer_irreps=str(network.products[-1].linear.irreps_out) == hidden,
+        pair_repulsion=bool(found["pair_repulsion"]),
+        distance_transform=distance if distance in ("Agnesi", "Soft") else "None",
+        heads=tuple(found["heads"]),
+        options={
+            name: _plain(found[name])
+            for name, usual in _OPTIONS.items()
+            if name in found and found[name] != usual
+        },
+    )
+
+
+def _polar_options(found: dict[str, Any]) -> tuple[DensityConfig, RecursionConfig]:
+    """Density and rule of a PolarMACE."""
+    density = DensityConfig(
+        l_max=int(found["atomic_multipoles_max_l"]),
+        sigma=float(found["atomic_multipoles_smearing_width"]),
+        self_interaction=bool(found["include_electrostatic_self_interaction"]),
+        kspace_cutoff_factor=float(found["kspace_cutoff_factor"]),
+    )
+    rule = RecursionConfig(
+        num_recursion_steps=int(found["num_recursion_steps"]),
+        field_feature_max_l=int(found["field_feature_max_l"]),
+        field_feature_widths=_numbers(found["field_feature_widths"]),
+        field_feature_norms=_numbers(found["field_feature_norms"]),
+        field_norm_factor=float(found["field_norm_factor"]),
+        field_si=bool(found["field_si"]),
+        add_local_electron_energy=bool(found["add_local_electron_energy"]),
+        fixedpoint_update_config=_plain(found["fixedpoint_update_config"]),
+        field_readout_config=_plain(found["field_readout_config"]),
+    )
+    return density, rule
 
 
 def _latent_rule(model: torch.nn.Module) -> LatentConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,51 @@ from .systems import Scf, make_system, required_inputs
 
 # mace-torch's rows of multipoles have the order (y, z, x)
 _MACE_ORDER = (0, 2, 3, 1)
+
+
+class Leaves(NamedTuple):
+    """
+    What energies are differentiated in.
+
+    Attributes:
+        positions: ``[n_atoms, 3]`` angstrom.
+        external: ``[n_external, 3]`` angstrom, of charges outside the model; None without any.
+        strain: ``[n_systems, 3, 3]``; None where no stress is wanted.
+    """
+
+    positions: Tensor
+    external: Tensor | None
+    strain: Tensor | None
+
+
+def _strain(
+    batch: dict[str, Tensor], compute_force: bool, strained: bool
+) -> tuple[Leaves, dict[str, Tensor], ExternalCharges | None]:
+    """What energies are differentiated in, the batch made of it, and the charges outside the model."""
+    out, index, positions, cell = dict(batch), batch["batch"], batch["positions"], batch["cell"]
+    if not positions.requires_grad:
+        positions = positions.detach().requires_grad_()
+    external, outside, strain = ExternalCharges.from_batch(batch), None, None
+    if external is not None:
+        outside = external.positions
+        if compute_force and not outside.requires_grad:
+            outside = outside.detach().requires_grad_()
+        external = dataclasses.replace(external, positions=outside)
+    leaf = positions
+    if strained:
+        cell = cell.view(-1, 3, 3)
+        strain = positions.new_zeros(len(cell), 3, 3).requires_grad_()
+        symmetric = 0.5 * (strain + strain.mT)
+        positions = positions + torch.einsum("ni,nij->nj", positions, symmetric[index])
+        cell = cell + cell @ symmetric
+        if external is not None:
+            moved = torch.einsum("ni,nij->nj", external.positions, symmetric[external.index])
+            external = dataclasses.replace(external, positions=external.positions + moved)
+            out["external_positions"] = external.positions
+        edge_system = index[batch["edge_index"][0]]
+        out["shifts"] = torch.einsum("ei,eij->ej", batch["unit_shifts"], cell[edge_system])
+    out["positions"], out["cell"] = positions, cell.reshape(-1, 3)
+    return Leaves(leaf, outside, strain), out, external
 
 
 class Model(torch.nn.Module):
@@ -200,40 +245,14 @@ class Model(torch.nn.Module):
             ConvergenceError: for a solve that failed; names the systems.
         """
         self._check_kind(batch)
-        ptr, index = batch["ptr"], batch["batch"]
-        n_systems = len(ptr) - 1
-        positions = batch["positions"]
-        cell = batch["cell"].view(-1, 3, 3)
-        strain = None
         with torch.enable_grad():
-            if not positions.requires_grad:
-                positions = positions.detach().requires_grad_()
-            leaf, strained = positions, dict(batch)
-            external = ExternalCharges.from_batch(batch)
-            outside = None
-            if external is not None:
-                outside = external.positions
-                if compute_force and not outside.requires_grad:
-                    outside = outside.detach().requires_grad_()
-                external = dataclasses.replace(external, positions=outside)
-            if compute_stress or compute_virials:
-                strain = positions.new_zeros(n_systems, 3, 3).requires_grad_()
-                symmetric = 0.5 * (strain + strain.mT)
-                positions = positions + torch.einsum("ni,nij->nj", positions, symmetric[index])
-                cell = cell + cell @ symmetric
-                if external is not None:
-                    moved = torch.einsum("ni,nij->nj", external.positions, symmetric[external.index])
-                    external = dataclasses.replace(external, positions=external.positions + moved)
-                    strained["external_positions"] = external.positions
-                edge_system = index[batch["edge_index"][0]]
-                strained["shifts"] = torch.einsum("ei,eij->ej", batch["unit_shifts"], cell[edge_system])
-            strained["positions"], strained["cell"] = positions, cell.reshape(-1, 3)
+            leaves, strained, external = _strain(batch, compute_force, compute_stress or compute_virials)
             field = self._field(batch, compute_response)
             if field is not None:
                 strained["external_field"] = -field
             system = make_system(
                 strained,
-                cell,
+                strained["cell"].view(-1, 3, 3),
                 field,
                 self.config,
                 self.rule,
@@ -244,27 +263,39 @@ class Model(torch.nn.Module):
             )
             out, _ = self._energies(strained, system, compute_potential)
             if compute_response:
-                self._add_response(out, leaf, field, system, training)
-            wanted = [leaf] if compute_force else []
-            wanted += [t for t in (outside if compute_force else None, strain) if t is not None]
-            grads: list[Tensor] = []
-            if wanted:
-                energy = out["interaction_energy"]
-                assert energy is not None
-                total = energy.sum()
-                grads += torch.autograd.grad(
-                    total, wanted, create_graph=training, retain_graph=training, materialize_grads=True
-                )
-            if compute_force:
-                out["forces"] = -grads.pop(0)
-                if outside is not None:
-                    out["external_forces"] = -grads.pop(0)
-            if grads:
-                out["virials"] = -grads[0]
-                out["stress"] = stress_of(-grads[0], batch)
+                self._add_response(out, leaves.positions, field, system, training)
+            self._add_derivatives(out, leaves, batch, compute_force, training)
         if not training:
             out = {k: v.detach() if isinstance(v, Tensor) else v for k, v in out.items()}
         return out
+
+    @staticmethod
+    def _add_derivatives(
+        out: dict[str, Tensor | None],
+        leaves: Leaves,
+        batch: dict[str, Tensor],
+        compute_force: bool,
+        training: bool,
+    ) -> None:
+        """Forces, forces on external charges and stress, as far as they are wanted."""
+        wanted = {"forces": leaves.positions, "external_forces": leaves.external} if compute_force else {}
+        found = {
+            name: leaf for name, leaf in {**wanted, "virials": leaves.strain}.items() if leaf is not None
+        }
+        if not found:
+            return
+        energy = out["interaction_energy"]
+        assert energy is not None
+        grads = torch.autograd.grad(
+            energy.sum(),
+            list(found.values()),
+            create_graph=training,
+            retain_graph=training,
+            materialize_grads=True,
+        )
+        out.update({name: -grad for name, grad in zip(found, grads, strict=True)})
+        if leaves.strain is not None:
+            out["stress"] = stress_of(-grads[-1], batch)
 
     def _check_kind(self, batch: dict[str, Tensor]) -> None:
         positions, weight = batch["positions"], next(self.parameters())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..electrostatics.external import ExternalCharges
+from ..types import CARTESIAN_ROWS_FROM_E3NN
 from .config import ModelConfig
 from .rules import ChargeRule, System, name_of
 
@@ -66,26 +67,10 @@ def make_system(
     if bool(isolated.any()):  # whatever cell the frame has, a molecule does not feel it
         eye = torch.eye(3, dtype=cell.dtype, device=cell.device)
         cell = torch.where(isolated[:, None, None], eye, cell)
-    given: dict[str, Tensor | None] = {"total_charge": None, "total_spin": None, "fermi_level": None}
-    for needs in REQUIRED[config.constraint]:
-        if batch.get(needs) is None:
-            raise ValueError(
-                f"the batch lacks {needs} [n_systems], which constraint={config.constraint!r} needs"
-            )
-        given[needs] = batch[needs].to(dtype).view(n_systems)
-    if scf == "direct" and given["fermi_level"] is None and batch.get("fermi_level") is not None:
-        given["fermi_level"] = batch["fermi_level"].to(dtype).view(n_systems)
     direct = scf == "direct" and rule.supports_direct
     rows = batch.get("density_coefficients") if direct else initial_density
     if rows is not None or direct:
-        dim = (config.density.l_max + 1) ** 2
-        name = "density_coefficients of scf='direct'" if direct else "initial_density"
-        if rows is None or rows.shape != (len(index), dim):
-            raise ValueError(
-                f"{name} must have shape {[len(index), dim]}, rows [q, d_y, d_z, d_x], got "
-                f"{None if rows is None else list(rows.shape)}"
-            )
-        rows = rows.detach().to(dtype)[:, [0, 3, 1, 2][:dim]]
+        rows = _reference_rows(rows, len(index), config.density.l_max, direct).to(dtype)
     sender, receiver = batch["edge_index"]
     vectors = batch["positions"][receiver] - batch["positions"][sender] + batch["shifts"]
     return System(
@@ -106,5 +91,34 @@ def make_system(
         reference_density=rows,
         direct=direct,
         stability=stability,
-        **given,
+        **_targets(batch, config, scf, n_systems),
     )
+
+
+def _targets(
+    batch: dict[str, Tensor], config: ModelConfig, scf: Scf, n_systems: int
+) -> dict[str, Tensor | None]:
+    """What the constraint fixes, ``[n_systems]`` each, and None for the rest."""
+    dtype = batch["positions"].dtype
+    given: dict[str, Tensor | None] = {"total_charge": None, "total_spin": None, "fermi_level": None}
+    for needs in REQUIRED[config.constraint]:
+        if batch.get(needs) is None:
+            raise ValueError(
+                f"the batch lacks {needs} [n_systems], which constraint={config.constraint!r} needs"
+            )
+        given[needs] = batch[needs].to(dtype).view(n_systems)
+    if scf == "direct" and given["fermi_level"] is None and batch.get("fermi_level") is not None:
+        given["fermi_level"] = batch["fermi_level"].to(dtype).view(n_systems)
+    return given
+
+
+def _reference_rows(rows: Tensor | None, n_atoms: int, l_max: int, direct: bool) -> Tensor:
+    """``[n_atoms, 1 | 4]`` Cartesian rows of a given density, from mace-torch's order."""
+    dim = (l_max + 1) ** 2
+    name = "density_coefficients of scf='direct'" if direct else "initial_density"
+    if rows is None or rows.shape != (n_atoms, dim):
+        raise ValueError(
+            f"{name} must have shape {[n_atoms, dim]}, rows [q, d_y, d_z, d_x], got "
+            f"{None if rows is None else list(rows.shape)}"
+        )
+    return rows.detach()[:, CARTESIAN_ROWS_FROM_E3NN[:dim]]

@@ -15,7 +15,7 @@ from ..electrostatics.range_split import NeighbourPairs
 from .constraints import ChargeGroups, make_groups
 from .options import check_numbers
 from .quadratic import QuadraticProblem
-from .splitting import Interaction, split_operator, split_widths
+from .splitting import Interaction, Split, split_operator, split_widths
 
 
 class Given(NamedTuple):
@@ -97,24 +97,7 @@ def read_arguments(
     )
     if constrained and geometry.validate:
         _check_somebody_holds(given, groups)
-    split, largest = None, int(plan.atom_ptr.diff().max()) if n_atoms else 0
-    if widths is not None:
-        if interaction == "direct":
-            raise ValueError("interaction='direct' is the operator's own sum: leave one of it and widths out")
-        split = split_widths(geometry, widths, pairs, tolerance)
-    elif pairs is not None:
-        raise ValueError("pairs are for atoms with widths of their own: pass widths [n_atoms] too")
-    elif interaction == "split" and dim > 1:
-        raise ValueError(
-            "interaction='split' is for charges: give hardness [n_atoms], or an operator with l_max=0"
-        )
-    elif (
-        interaction != "direct"
-        and dim == 1
-        and n_atoms
-        and (interaction == "split" or largest > largest_direct or not runs_triton(positions))
-    ):
-        split = split_operator(geometry, None if slots is None else slots[:, 0], tolerance, interaction)
+    split = _choose_split(geometry, slots, dim, widths, pairs, tolerance, interaction, largest_direct)
     if split is not None:
         geometry, widths, pairs = split
         plan, slots = geometry.plan, None
@@ -129,6 +112,36 @@ def read_arguments(
         source = torch.cat(((source[:, 0] - shift)[:, None], source[:, 1:]), 1)
     totals = given if constrained else torch.zeros_like(given)
     return Given(problem, padding, chi, stiff, source, widths, given, totals)
+
+
+def _choose_split(
+    geometry: Geometry,
+    slots: Tensor | None,
+    dim: int,
+    widths: Tensor | None,
+    pairs: NeighbourPairs | None,
+    tolerance: float,
+    interaction: Interaction,
+    largest_direct: int,
+) -> Split | None:
+    """The smooth operator, widths and neighbours in place of the operator's own sum; None for that."""
+    if widths is not None:
+        if interaction == "direct":
+            raise ValueError("interaction='direct' is the operator's own sum: leave one of it and widths out")
+        return split_widths(geometry, widths, pairs, tolerance)
+    if pairs is not None:
+        raise ValueError("pairs are for atoms with widths of their own: pass widths [n_atoms] too")
+    if interaction == "split" and dim > 1:
+        raise ValueError(
+            "interaction='split' is for charges: give hardness [n_atoms], or an operator with l_max=0"
+        )
+    n_atoms = len(geometry.positions)
+    if interaction == "direct" or dim > 1 or not n_atoms:
+        return None
+    largest = int(geometry.plan.atom_ptr.diff().max())
+    if interaction == "auto" and largest <= largest_direct and runs_triton(geometry.positions):
+        return None
+    return split_operator(geometry, None if slots is None else slots[:, 0], tolerance, interaction)
 
 
 def _check_somebody_holds(totals: Tensor, groups: ChargeGroups) -> None:

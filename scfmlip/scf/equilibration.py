@@ -346,14 +346,8 @@ def charge_equilibration(
     if initial is not None:
         check_guess("initial", initial, (len(positions), size + given.padding))
         initial = initial[:, :size]
-    options = _Options(
-        method,
-        preconditioner,
-        tolerance,
-        max_iterations,
-        None if initial is None else initial.detach(),
-        on_failure,
-    )
+    guess = None if initial is None else initial.detach()
+    options = _Options(method, preconditioner, tolerance, max_iterations, guess, on_failure)
     state, multiplier = _Equilibrate.apply(
         problem, options, given.source, given.totals, positions, geometry.cell, given.hardness, given.widths
     )

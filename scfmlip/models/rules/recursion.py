@@ -15,6 +15,7 @@ from typing import Any
 
 from ...electrostatics import Geometry
 from ...mace_torch.whole import PolarMACE
+from ...types import CARTESIAN_ROWS_FROM_E3NN
 from ..backbone import Backbone, mace_arguments
 from ..config import ModelConfig, check_numbers, check_positive
 from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
@@ -111,7 +112,7 @@ class Recursion(ChargeRule):
         return RuleOutput(
             out["electrostatic_energy"],
             out["electron_energy"],
-            rows[:, [0, 3, 1, 2][: rows.shape[1]]],
+            rows[:, CARTESIAN_ROWS_FROM_E3NN[: rows.shape[1]]],
             lambda: self._geometry(system),
             dipole=out["dipole"],
             included=True,

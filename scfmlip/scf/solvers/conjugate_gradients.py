@@ -81,36 +81,20 @@ def conjugate_gradients(
         return problem.system_sum((a * b).sum(1))
 
     step_back = preconditioned_projector(problem, precondition, source)
-
-    def norm_of(values: Tensor) -> Tensor:
-        return dot(values, values).sqrt()
-
-    evenly = problem.feasible(torch.zeros_like(source), totals)
-    state = evenly if initial is None else problem.feasible(initial.double(), totals)
-    slope = source + apply(state)
-    gradient = problem.project(slope)
-    own, whole, norm = norm_of(problem.project(source)), norm_of(source), norm_of(gradient)
-    even = norm_of(state - evenly) == 0
-    if choose and initial is not None:
-        # without totals the gradient at no charges is the source itself
-        bad = ~even & ~(norm <= 10 * own)
-        if bool(bad.any()):
-            state = torch.where(problem.system_expand(bad.double())[:, None] > 0, evenly, state)
-            slope = source + apply(state)
-            gradient = problem.project(slope)
-            norm, even = norm_of(gradient), even | bad
-    scale = scale_of(own, whole, torch.where(even, norm, 0.0), ROUNDING[dtype])
+    state, slope, scale = _start(problem, apply, source, totals, initial, choose, ROUNDING[dtype])
+    gradient, whole = problem.project(slope), norm_of(problem, source)
 
     def judge(gradient: Tensor, slope: Tensor) -> Verdict:
-        return judged(norm_of(gradient), scale, whole + norm_of(slope), tolerance, dtype)
+        size = whole + norm_of(problem, slope)
+        return judged(norm_of(problem, gradient), scale, size, tolerance, dtype)
 
     verdict = judge(gradient, slope)
     z = step_back(gradient)
     direction = -z
     rz = dot(gradient, z)
-    status = ended(torch.full_like(own, int(Status.ITERATIONS), dtype=torch.int64), verdict)
+    status = ended(torch.full_like(scale, int(Status.ITERATIONS), dtype=torch.int64), verdict)
     iterations = torch.zeros_like(status)
-    best, since = verdict.residual, torch.zeros_like(status)
+    best, since = verdict.residual, iterations
     check = 1 if source.device.type == "cpu" else 8  # a look at the masks waits for the GPU
     for step in range(max_iterations):
         active = status == Status.ITERATIONS
@@ -118,11 +102,9 @@ def conjugate_gradients(
             break
         image = apply(direction)
         curvature = dot(direction, image)
-        bad = ~torch.isfinite(curvature)
-        flat = active & ~bad & (curvature <= 0)
-        status = torch.where(active & bad, Status.NOT_FINITE, status)
-        status = torch.where(flat, Status.INDEFINITE, status)
-        active = active & ~bad & ~flat
+        status = torch.where(active & (curvature <= 0), Status.INDEFINITE, status)
+        status = torch.where(active & ~torch.isfinite(curvature), Status.NOT_FINITE, status)
+        active = status == Status.ITERATIONS
         alpha = torch.where(active, rz / torch.where(active, curvature, torch.ones_like(curvature)), 0.0)
         per_atom = problem.system_expand(alpha)[:, None]
         moving = problem.system_expand(active.double())[:, None] > 0
@@ -153,6 +135,36 @@ def conjugate_gradients(
         given_up(ended(status, verdict), verdict),
         slope,
     )
+
+
+def norm_of(problem: QuadraticProblem, values: Tensor) -> Tensor:
+    """``[n_atoms, dim]`` -> ``[n_systems]``."""
+    return problem.system_sum((values * values).sum(1)).sqrt()
+
+
+def _start(
+    problem: QuadraticProblem,
+    apply: Callable[[Tensor], Tensor],
+    source: Tensor,
+    totals: Tensor,
+    initial: Tensor | None,
+    choose: bool,
+    rounding: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The first state with the totals, the energy's derivative there, and `scale_of` the problem."""
+    evenly = problem.feasible(torch.zeros_like(source), totals)
+    state = evenly if initial is None else problem.feasible(initial.double(), totals)
+    slope = source + apply(state)
+    norm, own = norm_of(problem, problem.project(slope)), norm_of(problem, problem.project(source))
+    even = norm_of(problem, state - evenly) == 0
+    if choose and initial is not None:
+        # without totals the gradient at no charges is the source itself
+        bad = ~even & ~(norm <= 10 * own)
+        if bool(bad.any()):
+            state = torch.where(problem.system_expand(bad.double())[:, None] > 0, evenly, state)
+            slope = source + apply(state)
+            norm, even = norm_of(problem, problem.project(slope)), even | bad
+    return state, slope, scale_of(own, norm_of(problem, source), torch.where(even, norm, 0.0), rounding)
 
 
 def scale_of(own: Tensor, whole: Tensor, even: Tensor, rounding: float) -> Tensor:

@@ -134,6 +134,17 @@ class RootResult(NamedTuple):
     inverse: KrylovInverse | None = None
 
 
+def _orthogonal(w: Tensor, stack: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """What is left of ``w`` across the rows of ``stack``, and ``[n_systems, n_rows]`` overlaps with them."""
+    total = 0.0
+    for _ in range(2):  # twice: once loses orthogonality
+        overlap = batch.dot(stack, w.expand_as(stack))
+        w = w - (batch.expand(overlap) * stack).sum(0)
+        total = total + overlap.T
+    assert isinstance(total, Tensor)
+    return w, total
+
+
 def gmres(
     apply: Map,
     right: Tensor,
@@ -183,10 +194,7 @@ def gmres(
         w = image / batch.expand(safe) if known and image is not None else apply(precondition(basis[-1]))
         stack, size = torch.stack(basis), batch.norm(w)
         column = torch.zeros((batch.n_systems, step + 1), dtype=torch.float64, device=right.device)
-        for _ in range(2):  # twice: once loses orthogonality
-            overlap = batch.dot(stack, w.expand_as(stack))
-            w = w - (batch.expand(overlap) * stack).sum(0)
-            column[:, :step] += overlap.T
+        w, column[:, :step] = _orthogonal(w, stack, batch)
         length = batch.norm(w)
         column[:, step] = length
         fresh = length > rounding * size
@@ -202,7 +210,7 @@ def gmres(
         residual = residual * sine.abs()
         last = torch.cat((-sine[:, None] * last, cosine[:, None]), 1)
     size = len(columns)
-    hessenberg = torch.zeros((batch.n_systems, size + 1, size), dtype=torch.float64, device=right.device)
+    hessenberg = right.new_zeros((batch.n_systems, size + 1, size), dtype=torch.float64)
     for j, column in enumerate(columns):
         hessenberg[:, : j + 2, j] = column
     finite = torch.isfinite(hessenberg).flatten(1).all(1) & torch.isfinite(scale)

@@ -89,6 +89,34 @@ def conjugate_gradient_solve(
     return RootResult(x, residual, iterations, status, products)
 
 
+def _search_line(
+    value: Callable[[Tensor], Tensor],
+    x: Tensor,
+    step: Tensor,
+    energy: Tensor,
+    slope: Tensor,
+    active: Tensor,
+    batch: Batch,
+    slack: float,
+) -> tuple[Tensor, Tensor, int]:
+    """Where energies have fallen enough along the steps, which systems that holds for, and evaluations."""
+    length, accepted = torch.ones_like(energy), ~active
+    best, evaluations = x, 0
+    for _ in range(25):
+        trial = torch.where(batch.expand(accepted), best, x + batch.expand(length) * step)
+        at = value(trial)
+        evaluations += 1
+        # at the end energies differ by rounding only, which lets the step pass
+        most = energy + 1e-4 * length * slope + slack * (energy.abs() + 1)
+        good = active & ~accepted & torch.isfinite(at) & (at <= most)
+        best = torch.where(batch.expand(good), trial, best)
+        accepted = accepted | good
+        if bool(accepted.all()):
+            break
+        length = torch.where(accepted, length, 0.4 * length)
+    return best, accepted, evaluations
+
+
 def newton_cg(
     model: Model,
     value: Callable[[Tensor], Tensor],
@@ -150,21 +178,8 @@ def newton_cg(
         curved = torch.where(active, negative, curved)
         iterations = iterations + active
         slope = batch.dot(gradient, step)
-        length = torch.ones_like(norm)
-        accepted = ~active
-        best_x, trial = x, x
-        for _ in range(25):
-            trial = torch.where(batch.expand(accepted), best_x, x + batch.expand(length) * step)
-            at = value(trial)
-            evaluations += 1
-            # at the end energies differ by rounding only, which lets the step pass
-            most = energy + 1e-4 * length * slope + slack * (energy.abs() + 1)
-            good = active & ~accepted & torch.isfinite(at) & (at <= most)
-            best_x = torch.where(batch.expand(good), trial, best_x)
-            accepted = accepted | good
-            if bool(accepted.all()):
-                break
-            length = torch.where(accepted, length, 0.4 * length)
+        best_x, accepted, count = _search_line(value, x, step, energy, slope, active, batch, slack)
+        evaluations += count
         x = torch.where(batch.expand(active), best_x, x)
         status = torch.where(active & ~accepted, int(Status.STAGNATED), status)
         energy, gradient, size, apply = model(x)

@@ -115,3 +115,10 @@ def test_the_references_cells():
             )
     box = reference_cell(positions, np.zeros((3, 3)), np.zeros(3, bool), 3.0)
     np.testing.assert_allclose(reference_cell(positions + 1e6, box, np.zeros(3, bool), 3.0), box)
+
+
+@pytest.mark.parametrize("pbc", [(True, False, False), (True, True, False), (True, True, True)])
+def test_a_cell_that_is_no_cell_is_refused(pbc):
+    """One atom would have more neighbours than memory holds."""
+    with pytest.raises(ValueError, match=r"so small that 1 atoms have more than 1e[+]05 neighbours"):
+        neighbour_pairs(np.zeros((1, 3)), np.diag([1e-7, 5.0, 5.0]), np.array(pbc), 5.0)

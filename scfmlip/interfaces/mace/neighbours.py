@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 _BINS = 1e7
 # angstrom: below that float32 may see no distance
 _SAME = 1e-5
+# neighbours of an atom, of which those of real systems have a few hundred: more would fill the memory
+_MANY = 1e5
 
 
 def _normals(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -35,7 +37,8 @@ def neighbour_pairs(
         the image: ``positions[receiver] - positions[sender] + image @ cell`` leads from one to the other.
 
     Raises:
-        ValueError: for two atoms in one place, between which there is no direction.
+        ValueError: for two atoms in one place, between which there is no direction; for a cell so small that
+            an atom has more neighbours than any real one.
     """
     from matscipy.neighbours import neighbour_list
 
@@ -45,10 +48,17 @@ def neighbour_pairs(
     heights = positions @ normals.T
     low, high = heights.min(0), heights.max(0)
     box[~pbc] = (high - low + 2 * cutoff + 1)[:, None] * normals
+    volume = abs(np.linalg.det(box))
+    if 4 / 3 * np.pi * cutoff**3 * len(positions) > _MANY * volume:
+        raise ValueError(
+            f"the cell {np.asarray(cell).tolist()}, periodic along {np.flatnonzero(pbc).tolist()}, is so "
+            f"small that {len(positions)} atoms have more than {_MANY:.0e} neighbours each within {cutoff:g} "
+            "angstrom: are its vectors in angstrom?"
+        )
     inside = positions - (low - cutoff) @ normals
     cells = np.where(pbc, np.floor(np.linalg.solve(box.T, inside.T).T), 0).astype(np.int64)
     inside = inside - cells @ box
-    reach = max(cutoff, (abs(np.linalg.det(box)) / _BINS) ** (1 / 3))
+    reach = max(cutoff, (volume / _BINS) ** (1 / 3))
     i, j, image, length = neighbour_list("ijSd", positions=inside, cell=box, pbc=pbc, cutoff=reach)
     image = np.where(pbc, image, 0)
     keep = (length < cutoff) & ((i != j) | image.any(1))

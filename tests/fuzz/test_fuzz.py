@@ -18,7 +18,7 @@ CALLS = {
     "fixed points": (solvers.fixed_points, 40, 2000),
     "fixed points, spoilt": (solvers.spoilt_fixed_points, 60, 1000),
     "functionals": (solvers.functionals, 20, 800),
-    "calculator, symmetries": (calculator.symmetry, 8, 900),
+    "calculator, symmetries": (calculator.symmetry, 6, 900),
     "calculator, slopes": (calculator.slopes, 4, 400),
     "calculator, batches": (calculator.company, 4, 300),
     "calculator, spoilt atoms": (calculator.spoilt_atoms, 15, 900),
@@ -36,6 +36,7 @@ QUICK = {
     for name, (call, *_) in CALLS.items()
     if name.startswith("calculator") and call is not calculator.spoilt_arguments
 }
+QUICK["evaluate"] = partial(evaluation.good_files, names=("short_range",))
 
 
 @pytest.mark.parametrize("name", CALLS)

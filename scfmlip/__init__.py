@@ -44,7 +44,7 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "electrostatics": ("Coulomb", "GaussianMultipoles", "Geometry"),
-    "interfaces.mace": ("accelerate", "is_accelerated", "restore"),
+    "mace_torch": ("accelerate", "is_accelerated", "restore"),
     "models": ("load", "save"),
     "scf": (
         "ChargeSolution",

@@ -18,12 +18,26 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
         name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
     elif name == "cuda":
         name = f"cuda:{local_rank}"
+    return find_device(name)
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """
+    A device that torch can compute on here.
+
+    Raises:
+        ValueError: for what is no device, or one this machine does not have.
+    """
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}") from None
+    except (RuntimeError, TypeError):
+        device = torch.device("meta")
+    if device.type == "meta":  # which holds no numbers
+        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch finds no CUDA device here: use cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {device}, but there are {torch.cuda.device_count()} CUDA devices here")
     return device
 
 

@@ -14,6 +14,8 @@ _MOVED = {
     "electrostatics.embedding": "electrostatics.external",
     "interfaces.cueq": "nn.cueq",
     "interfaces.mace": "mace_torch",
+    "interfaces.mace.files": "structures",
+    "interfaces.mace.neighbours": "neighbours",
     "interfaces.mace.cueq": "mace_torch.cueq_blocks",
     "models.rules.field_features": "models.rules.fixed_point.field_features",
     "models.rules.field_response": "models.rules.fixed_point.response",

@@ -14,6 +14,8 @@ _BINS = 1e7
 _SAME = 1e-5
 # of a pair, while the list is made
 _BYTES_PER_PAIR = 160
+# neighbours of an atom, of which those of real systems have a few hundred
+_MANY = 1e5
 
 
 def normals_of(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -40,8 +42,8 @@ def neighbour_pairs(
         the image: ``positions[receiver] - positions[sender] + image @ cell`` leads from one to the other.
 
     Raises:
-        ValueError: for two atoms in one place, between which there is no direction; for more pairs than fit
-            into memory.
+        ValueError: for two atoms in one place, between which there is no direction; for a cell so small that
+            an atom has more neighbours than any real one; for more pairs than fit into memory.
         ImportError: without matscipy.
     """
     try:
@@ -56,12 +58,19 @@ def neighbour_pairs(
     normals = normals_of(box[pbc])
     heights = positions @ normals.T
     low, high = heights.min(0), heights.max(0)
-    _check_number(len(positions), box[pbc], high - low, cutoff)
     box[~pbc] = (high - low + 2 * cutoff + 1)[:, None] * normals
+    volume = abs(np.linalg.det(box))
+    if 4 / 3 * np.pi * cutoff**3 * len(positions) > _MANY * volume:
+        raise ValueError(
+            f"the cell {np.asarray(cell).tolist()}, periodic along {np.flatnonzero(pbc).tolist()}, is so "
+            f"small that {len(positions)} atoms have more than {_MANY:.0e} neighbours each within {cutoff:g} "
+            "angstrom: are its vectors in angstrom?"
+        )
+    _check_number(len(positions), box[pbc], high - low, cutoff)
     inside = positions - (low - cutoff) @ normals
     cells = np.where(pbc, np.floor(np.linalg.solve(box.T, inside.T).T), 0).astype(np.int64)
     inside = inside - cells @ box
-    reach = max(cutoff, (abs(np.linalg.det(box)) / _BINS) ** (1 / 3))
+    reach = max(cutoff, (volume / _BINS) ** (1 / 3))
     i, j, image, length = neighbour_list("ijSd", positions=inside, cell=box, pbc=pbc, cutoff=reach)
     image = np.where(pbc, image, 0)
     keep = (length < cutoff) & ((i != j) | image.any(1))

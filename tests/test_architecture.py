@@ -29,6 +29,7 @@ LAYERS = [
     "units",
     "types",
     "neighbours",
+    "structures",
     "nn",
     "nn.cueq",
     "electrostatics",

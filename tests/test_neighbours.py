@@ -9,6 +9,7 @@ pytest.importorskip("matscipy", reason="needs mace-torch")
 
 from scipy.spatial.transform import Rotation
 
+from scfmlip import neighbours
 from scfmlip.mace_torch.cells import reference_cell
 from scfmlip.neighbours import neighbour_pairs
 
@@ -118,16 +119,23 @@ def test_the_references_cells():
     np.testing.assert_allclose(reference_cell(positions + 1e6, box, np.zeros(3, bool), 3.0), box)
 
 
-@pytest.mark.parametrize(
-    ("lattice", "pbc", "cutoff"), [(1e-3, (1, 1, 1), 5.0), (1e-3, (1, 0, 0), 5e4), (5.0, (1, 1, 0), 1e6)]
-)
-def test_more_pairs_than_memory(lattice, pbc, cutoff):
-    """A cell or a cutoff in another unit: refused before the list is made."""
-    with pytest.raises(ValueError, match=r"2 atoms have about .* pairs .* GiB free: check that cell"):
-        neighbour_pairs(np.eye(3)[:2], lattice * np.eye(3), np.array(pbc, dtype=bool), cutoff)
+def test_more_pairs_than_memory(monkeypatch):
+    """Refused before the list is made."""
+    monkeypatch.setattr(neighbours, "free_memory", lambda device: 2.0**20)
+    positions = np.random.default_rng(0).uniform(0, 30, (2000, 3))
+    for pbc in ((1, 1, 1), (1, 1, 0), (1, 0, 0), (0, 0, 0)):
+        with pytest.raises(ValueError, match=r"2000 atoms have about .* pairs .* GiB free: check that cell"):
+            neighbour_pairs(positions, 30 * np.eye(3), np.array(pbc, dtype=bool), 6.0)
 
 
 def test_no_atoms():
     pairs, images = neighbour_pairs(np.zeros((0, 3)), np.eye(3), np.ones(3, dtype=bool), 3.0)
     assert pairs.shape == (2, 0)
     assert images.shape == (0, 3)
+
+
+@pytest.mark.parametrize("pbc", [(True, False, False), (True, True, False), (True, True, True)])
+def test_a_cell_that_is_no_cell_is_refused(pbc):
+    """One atom would have more neighbours than memory holds."""
+    with pytest.raises(ValueError, match=r"so small that 1 atoms have more than 1e[+]05 neighbours"):
+        neighbour_pairs(np.zeros((1, 3)), np.diag([1e-7, 5.0, 5.0]), np.array(pbc), 5.0)

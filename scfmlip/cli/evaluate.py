@@ -230,19 +230,41 @@ class _Output:
         self.size, self.count = self.part.stat().st_size, self.count + 1
 
 
+class _Refusals:
+    """
+    What is said of bad frames.
+
+    Args:
+        skip: Go on after them.
+        found: What was wrong with those that could not be read.
+    """
+
+    def __init__(self, skip: bool, found: Sequence[str]) -> None:
+        self.skip, self.found = skip, list(found)
+        for text in found:
+            print(f"skipped: {text}", file=sys.stderr)
+
+    def add(self, name: str, error: Exception) -> None:
+        """A bad frame: say so and go on, or stop."""
+        text = describe(error)
+        text = text if text.startswith(name) else f"{name}: {text}"
+        if not self.skip:
+            kind = ValueError if isinstance(error, ValueError) else RuntimeError
+            raise kind(f"{text} (--skip-bad leaves such frames out)") from error
+        self.found.append(text)
+        print(f"skipped: {text}", file=sys.stderr)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """The command."""
-    from tqdm import tqdm
-
     from ..devices import pick_device
-    from ..files import replacing
     from ..interfaces.ase import Calculator
     from ..mace_torch.batches import check_frame
     from ..mace_torch.inputs import set_default
     from .structures import read_frames
 
     within = _check(arguments)
-    frames, bad = read_frames(arguments.input, arguments.index, arguments.skip_bad)
+    frames, unread = read_frames(arguments.input, arguments.index, arguments.skip_bad)
     calc = Calculator(
         arguments.model,
         device=pick_device(arguments.device),
@@ -251,19 +273,7 @@ def run(arguments: argparse.Namespace) -> int:
         head=arguments.head,
         trust_pickle=arguments.trust_pickle,
     )
-    for text in bad:
-        print(f"skipped: {text}", file=sys.stderr)
-
-    def refuse(name: str, error: Exception) -> None:
-        """A bad frame: say so and go on, or stop."""
-        text = describe(error)
-        text = text if text.startswith(name) else f"{name}: {text}"
-        if not arguments.skip_bad:
-            kind = ValueError if isinstance(error, ValueError) else RuntimeError
-            raise kind(f"{text} (--skip-bad leaves such frames out)") from error
-        bad.append(text)
-        print(f"skipped: {text}", file=sys.stderr)
-
+    bad = _Refusals(arguments.skip_bad, unread)
     usable = []
     for name, atoms in frames:
         try:
@@ -272,7 +282,25 @@ def run(arguments: argparse.Namespace) -> int:
             check_frame(calc.model, atoms, name)
             usable.append((name, atoms))
         except ValueError as error:
-            refuse(name, error)
+            bad.add(name, error)
+    count = _evaluate(calc, usable, arguments, bad, within)
+    skipped = f", {len(bad.found)} skipped" if bad.found else ""
+    print(f"wrote {count} frames to {arguments.output}{skipped}")
+    return 1 if bad.found else 0
+
+
+def _evaluate(
+    calc: Calculator,
+    usable: Sequence[tuple[str, Atoms]],
+    arguments: argparse.Namespace,
+    bad: _Refusals,
+    within: bool,
+) -> int:
+    """Write the results of frames, and say how many; the output is replaced in the end, or not at all."""
+    from tqdm import tqdm
+
+    from ..files import replacing
+
     output = None
     try:
         with (
@@ -289,11 +317,11 @@ def run(arguments: argparse.Namespace) -> int:
                     except OSError:
                         raise
                     except Exception as error:  # whatever models trip over
-                        refuse(name, error)
+                        bad.add(name, error)
                 bar.update(len(group))
             if not output.count:
                 raise RuntimeError(f"no frame of {arguments.input} could be evaluated: nothing was written")
-            if within and (bad or output.dropped):
+            if within and (bad.found or output.dropped):
                 old = arguments.output.with_name(f"before-{part.name.removeprefix('partial-')}")
                 shutil.copy2(arguments.output, old)
                 print(f"what is left out of {arguments.output} is in {old}, the file as it was")
@@ -302,5 +330,4 @@ def run(arguments: argparse.Namespace) -> int:
             text = f"{arguments.output} was not written; {output.count} finished frames are in {output.part}"
             print(text, file=sys.stderr)
         raise
-    print(f"wrote {output.count} frames to {arguments.output}" + (f", {len(bad)} skipped" if bad else ""))
-    return 1 if bad else 0
+    return output.count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -33,6 +34,8 @@ def read_frames(
     from ase.io import read
     from ase.utils import string2index
 
+    from ..structures import check_counts, one_frame
+
     if file.is_dir():
         raise ValueError(f"{file} is a folder: give a file of structures")
     if not file.is_file():
@@ -40,22 +43,28 @@ def read_frames(
     try:
         wanted = string2index(index)
         assert not isinstance(wanted, str) and (isinstance(wanted, int) or wanted.step != 0)
-    except (ValueError, AssertionError):
+    except (ValueError, TypeError, AssertionError):
         raise ValueError(f"the index must be such as 0, -1, 10:20 or ::5, got {index!r}") from None
     where = f"{file}" if index == ":" else f"{file}@{index}"
     bad: list[str] = []
     try:
-        found = read(file, index, do_not_split_by_at_sign=True)
+        if is_extxyz(file):
+            check_counts(file)
+        chosen = one_frame(wanted) if isinstance(wanted, int) else wanted
+        found = read(file, chosen, do_not_split_by_at_sign=True)
         frames = found if isinstance(found, list) else [found]
-        if isinstance(wanted, slice) and is_extxyz(file):
-            _check_whole(file)
+        if is_extxyz(file):
+            _check_whole(file, isinstance(wanted, slice))
     except (IndexError, StopIteration):
         frames = []
     except Exception as error:  # ASE's readers raise whatever they trip over
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        each = list(_each(file)) if skip else []
-        chosen = each[wanted] if isinstance(wanted, slice) else each[wanted : wanted + 1 or None]
+        try:
+            each = list(_each(file)) if skip else []
+        except Exception:  # a damaged archive
+            each = []
+        chosen = each[wanted if isinstance(wanted, slice) else one_frame(wanted)]
         if not any(not isinstance(frame, str) for frame in chosen):
             why = " ".join(f"{type(error).__name__}: {error}".split())
             raise ValueError(f"{file} cannot be read, is it cut off or damaged? {why}") from error
@@ -77,27 +86,33 @@ def is_extxyz(file: Path) -> bool:
         return False
 
 
-def _check_whole(file: Path) -> None:
+def _check_whole(file: Path, several: bool) -> None:
     """
-    Look at the ends of an extended XYZ file: where ASE stops, and whether the last line is whole.
+    Look at what ASE does not in an extended XYZ file: periodicity, and where frames and the file end.
 
     Raises:
-        ValueError: for frames behind an empty line, which ASE does not see.
+        ValueError: for ``pbc`` that is anything but T and F, which ASE takes for T; where ``several`` frames
+            are asked for, for frames behind an empty line.
     """
     from ase.io.formats import open_with_compression
+
+    from ..structures import wrong_flags
 
     number = 0
     with open_with_compression(str(file), "r") as content:
         while line := content.readline():
             if not line.strip():
-                if content.read().strip():
+                if content.read().strip() and several:
                     raise ValueError(f"an empty line stands before frame {number}")
                 return
             if line.lstrip().startswith("VEC"):
                 continue
             number += 1
-            for _ in range(int(line) + 1):
+            for i in range(int(line) + 1):
                 line = content.readline()
+                wrong = wrong_flags(line) if i == 0 else None
+                if wrong:
+                    raise ValueError(f"{wrong} in frame {number - 1}: T or F only")
             if not line.endswith("\n"):
                 text = f"warning: {file} ends within a line: if it is cut off, its last number is wrong"
                 print(text, file=sys.stderr)
@@ -108,19 +123,30 @@ def _each(file: Path) -> Iterator[Atoms | str]:
     from ase.io import read
     from ase.io.formats import open_with_compression
 
+    from ..structures import wrong_flags
+
     if not is_extxyz(file):
         return
-    with open_with_compression(str(file), "r") as lines:
+    with open_with_compression(str(file), "rb") as lines:
         for line in lines:
             if not line.strip():
                 continue
             try:
                 count = int(line)
-            except ValueError:
-                yield f"no number of atoms, but {line.strip()[:40]!r}; nothing after it can be read"
+                assert count >= 0
+            except (ValueError, AssertionError):
+                begin = line.decode(errors="replace").strip()[:40]
+                yield f"no number of atoms, but {begin!r}; nothing after it can be read"
                 return
-            text = line + "".join(next(lines, "") for _ in range(count + 1))
+            frame = list(islice(lines, count + 1))
+            if len(frame) <= count:
+                yield "it ends in the middle"
+                return
             try:
+                text = b"".join([line, *frame]).decode()
+                wrong = wrong_flags(text.split("\n")[1])
+                if wrong:
+                    raise ValueError(f"{wrong}: T or F only")
                 yield cast("Atoms", read(io.StringIO(text), 0, format="extxyz"))
             except Exception as error:  # as above
                 yield " ".join(f"{type(error).__name__}: {error}".split())

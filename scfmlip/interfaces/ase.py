@@ -12,6 +12,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator as AseCalculator
 from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 
+from ..devices import find_device, pick_device
 from ..mace_torch.accelerate import accelerate as accelerate_model
 from ..mace_torch.batches import embedding_specs, make_batch, required_info, split_outputs
 from ..mace_torch.building import running
@@ -43,7 +44,7 @@ class Calculator(AseCalculator):
     Args:
         model: The model, or its file: ``*.safetensors`` of `scfmlip.save`, or the one mace wrote (a pickle,
             see ``trust_pickle``).
-        device: "cpu", "cuda", ...
+        device: "cpu", "cuda", "auto" (CUDA where there is one), ...
         dtype: "float32", "float64", or None to keep the model's.
         accelerate: Run `scfmlip.accelerate` on it.
         head: Of a multi-head model, for all atoms; if None the one ``info["head"]`` names, else the only one
@@ -67,8 +68,9 @@ class Calculator(AseCalculator):
 
     Raises:
         FileNotFoundError, TypeError: for a model that is none.
-        ValueError: for a pickle without ``trust_pickle``, a head the model does not have, or a charge that
-            is no number; at calculation, for atoms the model cannot evaluate; names the cause.
+        ValueError: for a pickle without ``trust_pickle``, a device this machine or a head the model does not
+            have, or a charge that is no number; at calculation, for atoms the model cannot evaluate; names
+            the cause.
     """
 
     def __init__(
@@ -86,9 +88,9 @@ class Calculator(AseCalculator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if dtype is not None and dtype not in _DTYPES:
+        if dtype is not None and (not isinstance(dtype, str) or dtype not in _DTYPES):
             raise ValueError(f"dtype must be 'float32', 'float64' or None, got {dtype!r}")
-        self.device = torch.device(device)
+        self.device = pick_device("auto") if device == "auto" else find_device(device)
         loaded = load_model(model, self.device, trust_pickle)
         if loaded is model:
             # the caller's model keeps its dtype, device and requires_grad
@@ -105,11 +107,12 @@ class Calculator(AseCalculator):
         self.given = {k: number(v, INPUTS[k].names[0]) for k, v in given.items() if v is not None}
         self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
         self.ours = hasattr(loaded, "evaluate_density")
-        self._states = None
+        extrapolator = None if extrapolation is None else StateExtrapolator(extrapolation)
+        self._states: StateExtrapolator | None = None
         self._told: dict[str, Any] = {}
         self.model: Any
         if self.ours:
-            self._adopt(loaded, fermi_level, extrapolation)
+            self._adopt(loaded, fermi_level, extrapolator)
             return
         if fermi_level is not None:
             raise ValueError(
@@ -129,7 +132,7 @@ class Calculator(AseCalculator):
         if hasattr(self.model, "les"):
             self.implemented_properties += ["latent_charges", "les_energy"]
 
-    def _adopt(self, model: Any, fermi_level: float | None, extrapolation: int | None) -> None:
+    def _adopt(self, model: Any, fermi_level: float | None, extrapolator: StateExtrapolator | None) -> None:
         """A model of `scfmlip.models`."""
         if fermi_level is not None and model.config.constraint != "fermi_level":
             model = model.with_constraint("fermi_level")
@@ -153,8 +156,8 @@ class Calculator(AseCalculator):
             "polarizability",
             "work_functions",
         ]
-        if model.rule.iterates and extrapolation is not None:
-            self._states = StateExtrapolator(extrapolation)
+        if model.rule.iterates:
+            self._states = extrapolator
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What changed since the last calculation; "info" when charge, spin or field did."""

@@ -28,6 +28,8 @@ def load_model(
     """
     if isinstance(model, torch.nn.Module):
         return model
+    if not isinstance(model, str | Path):
+        raise TypeError(f"model must be a model or the name of its file, got {model!r}")
     path = Path(model)
     if not path.is_file():
         raise FileNotFoundError(f"there is no model file {path}")

@@ -29,7 +29,7 @@ from .turned import is_upright
 if TYPE_CHECKING:
     from ase import Atoms
 
-# angstrom: what positions in float32 may be rounded by before it is said
+# angstrom: what positions may be rounded by: in float32 it is said, in float64 they are refused
 _ROUGH = 1e-4
 
 
@@ -68,16 +68,24 @@ def check_structure(atoms: Atoms, elements: Sequence[int], where: str) -> None:
         where: How to name it in messages.
 
     Raises:
-        ValueError: for no atoms, NaN positions, a cell that does not fit ``pbc``, or an element the model
-            lacks.
+        ValueError: for no atoms, positions that are NaN or too far away to be known, a cell that does not
+            fit ``pbc``, or an element the model lacks.
     """
     if len(atoms) == 0:
         raise ValueError(f"{where} has no atoms")
     if not np.isfinite(atoms.positions).all():
         bad = int(np.flatnonzero(~np.isfinite(atoms.positions).all(1))[0])
         raise ValueError(
-            f"{where} has NaN or infinite positions, first at atom {bad} ({atoms.symbols[bad]}): "
+            f"{where} has NaN or infinite positions, first at atom {bad} ({_symbol(atoms.numbers[bad])}): "
             f"{atoms.positions[bad].tolist()}. Nothing was computed"
+        )
+    far = np.abs(atoms.positions).max(1)
+    if np.spacing(far.max()) > _ROUGH:
+        bad = int(far.argmax())
+        raise ValueError(
+            f"{where} has atom {bad} ({_symbol(atoms.numbers[bad])}) at "
+            f"{atoms.positions[bad].tolist()}, so far away that its position is rounded by "
+            f"{np.spacing(far[bad]):.0e} angstrom: move it to the origin"
         )
     cell = np.asarray(atoms.cell)
     vectors = cell[np.asarray(atoms.pbc)]
@@ -88,10 +96,10 @@ def check_structure(atoms: Atoms, elements: Sequence[int], where: str) -> None:
             f"{where} is periodic (pbc={atoms.pbc.tolist()}) but its cell {cell.tolist()} has no volume: set "
             "atoms.cell, or atoms.pbc = False"
         )
-    missing = sorted(set(atoms.get_chemical_symbols()) - {_symbol(z) for z in elements})
+    missing = sorted(set(atoms.numbers.tolist()) - {int(z) for z in elements})
     if missing:
         raise ValueError(
-            f"{where} holds {', '.join(missing)}, which the model was not made for; it knows "
+            f"{where} holds {', '.join(map(_symbol, missing))}, which the model was not made for; it knows "
             f"{', '.join(_symbol(z) for z in sorted(elements))}"
         )
 
@@ -99,7 +107,7 @@ def check_structure(atoms: Atoms, elements: Sequence[int], where: str) -> None:
 def _symbol(number: int) -> str:
     from ase.data import chemical_symbols
 
-    return chemical_symbols[number]
+    return chemical_symbols[number] if 0 < number < len(chemical_symbols) else f"the element {number}"
 
 
 def check_frame(model: torch.nn.Module, atoms: Atoms, where: str) -> None:
@@ -170,7 +178,9 @@ def _warn_of_fields(model: torch.nn.Module, frames: Sequence[Atoms], names: Sequ
                 stacklevel=3,
             )
         unread = [
-            key for key in atoms.info if key.lower().removeprefix("ref_") in ("electric_field", "efield")
+            key
+            for key in atoms.info
+            if isinstance(key, str) and key.lower().removeprefix("ref_") in ("electric_field", "efield")
         ]
         if unread and field is None and answers:
             warnings.warn(

@@ -73,9 +73,11 @@ def running(model: torch.nn.Module) -> AbstractContextManager[None]:
     """
     Around the evaluation of any model, for threads with models of their own.
 
-    The slabs and boxes of graph-longrange are in the default dtype: mace-torch's own PolarMACE gets its own.
+    The slabs and boxes of graph-longrange and the masks of mace-torch's heads are in the default dtype:
+    models of mace-torch's own classes that have such get their own.
     """
-    polar = any(base.__name__ == "PolarMACE" for base in type(model).__mro__)
-    if polar and not isinstance(model, Swapped):
+    names = {base.__name__ for base in type(model).__mro__}
+    several = "MACE" in names and len(getattr(model, "heads", None) or ()) > 1
+    if ("PolarMACE" in names or several) and not isinstance(model, Swapped):
         return default_dtype(next(model.parameters()).dtype)
     return evaluating()

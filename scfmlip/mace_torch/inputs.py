@@ -62,12 +62,12 @@ _BY_NAME = {name: which for which, given in INPUTS.items() for name in given.nam
 _SAME = 1e-4
 
 
-def input_of(key: str) -> str | None:
-    """The batch's name of what a key of ``atoms.info`` holds; None for a key that is no input."""
-    return _BY_NAME.get(key.lower().removeprefix("ref_"))
+def input_of(key: Any) -> str | None:
+    """The batch's name of what a key of ``atoms.info`` holds; None for a key that is no input, or no text."""
+    return _BY_NAME.get(key.lower().removeprefix("ref_")) if isinstance(key, str) else None
 
 
-def changes_energy(key: str) -> bool:
+def changes_energy(key: Any) -> bool:
     """Whether a key of ``atoms.info`` is one that models look at."""
     return input_of(key) is not None or key in (*EXTERNAL, "counter_charge")
 
@@ -258,7 +258,7 @@ def resolve_head(heads: Sequence[str], chosen: str | None, info: Mapping[str, An
             "atoms.info['head'] for each frame"
         )
     if found not in heads:
-        near = difflib.get_close_matches(found.lower(), [name.lower() for name in heads], 1)
+        near = difflib.get_close_matches(str(found).lower(), [name.lower() for name in heads], 1)
         hint = next((f"; did you mean {name!r}?" for name in heads if name.lower() in near), "")
         source = "" if chosen is not None else " (atoms.info['head'])"
         raise ValueError(

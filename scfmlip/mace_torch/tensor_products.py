@@ -134,6 +134,40 @@ def _skip_reason(product: Any) -> str | None:
     return None
 
 
+def _of_heads(x: Tensor, heads: Tensor | None, n_heads: int) -> Tensor:
+    """Features of every head with those of the others zero, in whatever dtype is PyTorch's default."""
+    if n_heads == 1 or heads is None:
+        return x
+    mine = torch.nn.functional.one_hot(heads, n_heads).to(x.dtype)
+    return (x.unflatten(1, (n_heads, -1)) * mine[:, :, None]).flatten(1)
+
+
+class HeadReadout(Swapped, blocks.NonLinearReadoutBlock):
+    """The readout of several heads; mace-torch's own makes its mask in the default dtype."""
+
+    _scfmlip_original = blocks.NonLinearReadoutBlock
+
+    def forward(self, x: Tensor, heads: Tensor | None = None) -> Tensor:
+        """Features ``[n_atoms, .]`` and heads ``[n_atoms]`` -> ``[n_atoms, n_heads]``."""
+        hidden = self.non_linearity(self.linear_1(x))
+        return self.linear_2(_of_heads(hidden, heads, self.num_heads))
+
+
+class HeadBiasReadout(Swapped, blocks.NonLinearBiasReadoutBlock):
+    """The same, with one layer more."""
+
+    _scfmlip_original = blocks.NonLinearBiasReadoutBlock
+
+    def forward(self, x: Tensor, heads: Tensor | None = None) -> Tensor:
+        """Features ``[n_atoms, .]`` and heads ``[n_atoms]`` -> ``[n_atoms, n_heads]``."""
+        hidden = _of_heads(self.non_linearity(self.linear_1(x)), heads, self.num_heads)
+        hidden = _of_heads(self.non_linearity(self.linear_mid(hidden)), heads, self.num_heads)
+        return self.linear_2(hidden)
+
+
+HEAD_READOUTS = {readout._scfmlip_original: readout for readout in (HeadReadout, HeadBiasReadout)}
+
+
 def _fast_interaction(original: type) -> type:
     """A subclass that hands ``edge_index`` to its ``conv_tp``: the block's own switch for fused products."""
     name = f"Fast{original.__name__}"
@@ -194,6 +228,8 @@ def find_swaps(model: torch.nn.Module) -> tuple[Swaps, dict[int, str]]:
                 swaps[id(module)] = (FastSkipProduct, {"_scfmlip_skip": _skip_paths(module)})
             else:
                 left[id(module)] = reason
+        elif type(module) in HEAD_READOUTS and getattr(module, "num_heads", 1) > 1:
+            swaps[id(module)] = (HEAD_READOUTS[type(module)], {})
     if CUET_AVAILABLE:
         from .cueq_blocks import find_cueq_swaps
 

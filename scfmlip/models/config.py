@@ -43,7 +43,7 @@ def atomic_number(element: int | str) -> int:
     from ase.data import atomic_numbers
 
     text = str(element)
-    number = int(text) if text.isdigit() else atomic_numbers.get(text, 0)
+    number = int(text) if text.isdecimal() else atomic_numbers.get(text, 0)
     if not 0 < number < 119:
         raise ValueError(f"{element!r} is no element: give atomic numbers or symbols such as 8 or 'O'")
     return number
@@ -63,7 +63,10 @@ def per_element(name: str, values: float | Mapping[Any, float], elements: Sequen
             raise ValueError(f"{name} must be finite numbers, got {value!r}")
     if not isinstance(values, Mapping):
         return [float(values)] * len(elements)
-    found = {atomic_number(key): float(value) for key, value in values.items()}
+    try:
+        found = {atomic_number(key): float(value) for key, value in values.items()}
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     missing = [chemical_symbols[z] for z in elements if z not in found]
     if missing:
         raise ValueError(f"{name} has no value for {', '.join(missing)}; it has {dict(values)}")

@@ -54,12 +54,14 @@ def check_counted(sets: Mapping[str, Frames], config: TrainConfig) -> None:
         for which, atoms in zip(frames.names, iterate(frames.frames), strict=True):
             try:
                 check_weights(atoms.info)
+                labels |= {
+                    label
+                    for label in PROPERTIES
+                    if label != "total_spin" and counts(atoms, config.data, label)
+                }
             except ValueError as error:
                 raise ValueError(f"{which}: {error}") from None
             total += float(np.sum(atoms.info.get("config_weight", 1.0)))
-            labels |= {
-                name for name in PROPERTIES if name != "total_spin" and counts(atoms, config.data, name)
-            }
         if len(frames) and total == 0:
             raise ValueError(f"config_weight of every frame of data.{name} is 0: none counts")
         if "charges" in labels:

@@ -102,6 +102,8 @@ class StageConfig:
             if name not in TERMS and name not in PENALTIES:
                 names = ", ".join([*TERMS, *PENALTIES])
                 raise ValueError(f"there is no loss term {name!r}; there are {names}")
+            if not isinstance(value, int | float | str):
+                raise ValueError(f"loss.{name} must be a number of at least 0, got {value!r}")
             check_numbers("loss", SimpleNamespace(**{name: value}), name, least=0)
             self.loss[name] = float(value)
         if not any(self.loss.values()):

@@ -186,6 +186,8 @@ class GraphDataset(Dataset[AtomicData]):
                     f"{self.frames.names[0]} and {name}: one has a counter_charge, the other has none; "
                     "frames that are trained together all have it or none"
                 )
+            # neighbours too: a validation frame without would end the first epoch
+            self[i, True]
         return missing
 
     def _labelled(self, number: int) -> Atoms:

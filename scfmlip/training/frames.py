@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from numpy.typing import NDArray
 
-from ..mace_torch.files import FileError, read_structures
 from ..mace_torch.inputs import EXTERNAL, INPUTS, read_input
+from ..structures import FileError, read_structures
 from .config import DataConfig
 
 _DEFAULTS = DataConfig(train=("",))
@@ -191,22 +192,9 @@ def labelled(atoms: Atoms, keys: DataConfig, spin: bool = True) -> Atoms:
         if name == "head":
             frame.info[name] = value
             continue
-        try:
-            value = np.asarray(value, dtype=np.float64)
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"{getattr(keys, option)!r} (data.{option}) must be numbers, got {value!r}"
-            ) from None
+        value = check_label(value, f"{getattr(keys, option)!r} (data.{option})", _SHAPES[name](len(atoms)))
         if name == "external_field" and keys.field_convention == "physical":
             value = -value
-        shape = _SHAPES[name](len(atoms))
-        if value.shape not in shape:
-            raise ValueError(
-                f"{getattr(keys, option)!r} (data.{option}) has shape {list(value.shape)}; it must be "
-                f"{' or '.join(str(list(s)) for s in shape)}"
-            )
-        if not np.isfinite(value).all():
-            raise ValueError(f"{getattr(keys, option)!r} (data.{option}) is not finite")
         if where == "info":
             frame.info[name] = value if value.ndim else float(value)
         else:
@@ -215,6 +203,27 @@ def labelled(atoms: Atoms, keys: DataConfig, spin: bool = True) -> Atoms:
         periodic = np.asarray(atoms.cell)[np.asarray(atoms.pbc)]
         frame.info["config_dipole_weight"] = (np.abs(periodic).sum(0) < 1e-8).astype(float)
     return frame
+
+
+def check_label(value: Any, what: str, shapes: Sequence[tuple[int, ...]] = ((),)) -> NDArray[np.float64]:
+    """
+    A label as finite numbers of one of some shapes.
+
+    Raises:
+        ValueError: for anything else, truth values included; names ``what``.
+    """
+    found = np.asarray(value)
+    try:
+        found = np.asarray("x" if found.dtype == bool else value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{what} must be numbers, got {value!r}") from None
+    if found.shape not in shapes:
+        raise ValueError(
+            f"{what} has shape {list(found.shape)}; it must be {' or '.join(str(list(s)) for s in shapes)}"
+        )
+    if not np.isfinite(found).all():
+        raise ValueError(f"{what} is not finite")
+    return found
 
 
 def check_weights(info: Mapping[str, Any]) -> None:
@@ -231,7 +240,9 @@ def check_weights(info: Mapping[str, Any]) -> None:
             numbers = np.asarray(value, dtype=float)
         except (TypeError, ValueError):
             numbers = np.array(np.nan)
-        if not (np.isfinite(numbers) & (numbers >= 0)).all():
+        size = {"config_dipole_weight": 3, "config_polarizability_weight": 9}.get(key, 1)
+        good = (np.isfinite(numbers) & (numbers >= 0)).all() and numbers.size in (1, size)
+        if not good or np.asarray(value).dtype == bool:
             raise ValueError(f"{key!r} must be a number >= 0, got {value!r}")
 
 

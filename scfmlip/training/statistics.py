@@ -14,7 +14,7 @@ from ..mace_torch.inputs import resolve_head
 from ..models.config import atomic_number
 from .config import DataConfig, TrainConfig
 from .data import DTYPES, Frames, GraphDataset
-from .frames import available_keys, find, is_isolated, iterate
+from .frames import available_keys, check_label, find, is_isolated, iterate
 
 # eV by symbol, for each head
 Energies = dict[str, dict[str, float]]
@@ -24,9 +24,11 @@ def _by_head(frames: Frames, keys: DataConfig, heads: Sequence[str]) -> dict[str
     """The frames with an energy that belong to each head."""
     found: dict[str, list[Atoms]] = {head: [] for head in heads}
     for i, atoms in enumerate(iterate(frames.frames)):
-        if find(atoms, keys, "energy") is None:
+        energy = find(atoms, keys, "energy")
+        if energy is None:
             continue
         try:
+            check_label(energy, f"{keys.energy_key!r} (data.energy_key)")
             named = find(atoms, keys, "head")
             found[resolve_head(heads, None, {} if named is None else {"head": named})].append(atoms)
         except ValueError as error:
@@ -86,6 +88,23 @@ def isolated_energies(
     return energies
 
 
+def _elements(frames: Frames) -> list[int]:
+    """
+    Those of the frames.
+
+    Raises:
+        ValueError: names the frame with what is none.
+    """
+    found: set[int] = set()
+    for i, atoms in enumerate(iterate(frames.frames)):
+        numbers = set(atoms.numbers.tolist())
+        try:
+            found |= {atomic_number(z) for z in numbers - found}
+        except ValueError as error:
+            raise ValueError(f"{frames.names[i]}: {error}") from None
+    return sorted(found)
+
+
 def complete_model(config: TrainConfig, sets: dict[str, Frames]) -> dict[str, Any]:
     """
     The model's dictionary with everything filled in that the training frames decide.
@@ -102,8 +121,11 @@ def complete_model(config: TrainConfig, sets: dict[str, Frames]) -> dict[str, An
     if model["dtype"] not in DTYPES:
         raise ValueError(f"dtype must be one of {list(DTYPES)}, got {model['dtype']!r}")
     model.setdefault("seed", config.seed)
-    elements = model.get("elements") or sorted({int(z) for a in iterate(train.frames) for z in a.numbers})
-    model["elements"] = [atomic_number(e) for e in elements]
+    try:
+        elements = [atomic_number(e) for e in model.get("elements") or ()]
+    except ValueError as error:
+        raise ValueError(f"model.elements: {error}") from None
+    model["elements"] = elements or _elements(train)
     heads = model["backbone"].get("heads") or ["Default"]
     energies = model.get("atomic_energies", "average")
     if energies == "average":

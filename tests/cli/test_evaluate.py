@@ -416,3 +416,49 @@ def test_compressed_output(local_file, tmp_path):
     assert main([*command, "-o", str(tmp_path / "out.xyz.gz")]) == 0
     assert (tmp_path / "out.xyz.gz").read_bytes()[:2] == b"\x1f\x8b"
     assert numbers(tmp_path / "out.xyz.gz") == list(range(8))
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("kind", ["flags", "count", "bytes"])
+def test_damage_that_ase_does_not_see(kind, skip, local_file, tmp_path, capsys):
+    """It takes any flag for T, counts to whatever number it reads, and knows only UTF-8."""
+    file = tmp_path / "in.xyz"
+    write(file, waters(4), format="extxyz")
+    lines = file.read_bytes().splitlines(keepends=True)
+    if kind == "flags":
+        lines[2 * 5 + 1] = lines[2 * 5 + 1].replace(b'pbc="F F F"', b'pbc="no F F"')
+    elif kind == "count":
+        lines[3 * 5] = b"1000000000000\n"
+    else:
+        lines[2 * 5 + 1] = lines[2 * 5 + 1].replace(b"number", b"\xff\xfe")
+    file.write_bytes(b"".join(lines))
+    command = ["evaluate", str(file), "--model", str(local_file), "-o", str(tmp_path / "out.xyz"), "--quiet"]
+    status = main([*command, *["--skip-bad"] * skip])
+    printed = capsys.readouterr().err
+    frame, said = {"flags": (2, "no F F"), "count": (3, "in the middle"), "bytes": (2, "utf-8")}[kind]
+    assert said in printed
+    assert status == (1 if skip else 2)
+    if skip:
+        assert f"skipped: frame {frame} of {file}: " in printed
+        assert numbers(tmp_path / "out.xyz") == [i for i in range(4) if i != frame]
+    else:
+        assert f"{file} cannot be read" in printed
+        assert not (tmp_path / "out.xyz").exists()
+
+
+@pytest.mark.parametrize("index", ["-5", "4", "-100", "1:2:3:4"])
+def test_frames_that_are_not_there(index, local_file, tmp_path, capsys):
+    """Of -5 ASE makes some frame of the four."""
+    write(tmp_path / "in.xyz", waters(4), format="extxyz")
+    command = [
+        "evaluate",
+        str(tmp_path / "in.xyz"),
+        "--model",
+        str(local_file),
+        "-o",
+        str(tmp_path / "out.xyz"),
+    ]
+    assert main([*command, f"--index={index}"]) == 2
+    said = "the index must be such as" if index == "1:2:3:4" else f"has no frame {index}"
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out.xyz").exists()

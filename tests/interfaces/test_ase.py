@@ -254,6 +254,58 @@ def test_refuses_what_it_cannot_evaluate(atoms, model):
         Calculator(model, dtype="half")
 
 
+@pytest.mark.parametrize("number", [119, 500, -1, 0])
+def test_refuses_numbers_of_no_element(model, number):
+    atoms = Atoms([8, 1], [[0, 0, 0], [0, 0, 1.0]], info={"charge": 0, "spin": 1})
+    atoms.numbers[1] = number
+    atoms.calc = Calculator(model)
+    with pytest.raises(ValueError, match=f"holds the element {number}, which the model was not made"):
+        atoms.get_potential_energy()
+
+
+@pytest.mark.parametrize("pbc", [True, False])
+@pytest.mark.parametrize("far", [1e13, 1e200])
+def test_refuses_atoms_whose_place_is_not_known(far, pbc):
+    """Whole angstroms are less than the last digit: images of such atoms are anywhere."""
+    atoms = water()
+    atoms.cell, atoms.pbc = np.eye(3) * 7.0, pbc
+    atoms.positions[1, 2] = far
+    atoms.calc = Calculator(make_model("short_range"))
+    with pytest.raises(ValueError, match=r"atom 1 .* so far away that its position is rounded by"):
+        atoms.get_potential_energy()
+
+
+def test_keys_that_are_no_texts(atoms):
+    want = atoms.get_potential_energy()
+    other = atoms.copy()
+    other.info |= {5: 1.0, ("a", 1): "x", None: 2.0}
+    other.calc = atoms.calc
+    assert other.get_potential_energy() == pytest.approx(want, rel=1e-12)
+    assert other.get_potential_energy() == pytest.approx(want, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "message"),
+    [
+        ({"device": "abacus"}, ValueError, "device must be auto, cpu or cuda, got 'abacus'"),
+        ({"device": None}, ValueError, "device must be auto, cpu or cuda, got None"),
+        ({"device": "meta"}, ValueError, "device must be auto, cpu or cuda, got 'meta'"),
+        ({"device": "cuda:99"}, ValueError, "device is cuda"),
+        ({"dtype": []}, ValueError, "dtype must be"),
+        ({"head": 3}, ValueError, "the model has no head 3"),
+        ({"head": []}, ValueError, r"the model has no head \[\]"),
+        ({"extrapolation": "x"}, ValueError, "extrapolation must be an integer of at least 0, got 'x'"),
+        ({"extrapolation": 1.5}, ValueError, "got 1.5"),
+        ({"extrapolation": True}, ValueError, "got True"),
+        ({"model": None}, TypeError, "model must be a model or the name of its file, got None"),
+        ({"model": b"x"}, TypeError, "model must be a model or the name of its file"),
+    ],
+)
+def test_arguments_that_cannot_be(given, kind, message):
+    with pytest.raises(kind, match=message):
+        Calculator(**{"model": make_model("short_range"), **given})
+
+
 def test_one_atom_and_no_cell(model):
     atom = Atoms("O", info={"charge": 0, "spin": 1}, calculator=Calculator(model))
     assert np.isfinite(atom.get_potential_energy())

@@ -336,6 +336,27 @@ def test_heads(case):
     assert abs(float(together[1] - together[0])) > 0.1
 
 
+@pytest.mark.parametrize("rule", ["short_range", {"name": "latent", "compat": "les"}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_heads_in_any_default_dtype(rule, dtype):
+    """mace-torch's readout of several heads makes its mask in the default dtype; others may change that."""
+    config = scfmlip.models.config_to_dict(make_model("short_range").config)
+    config["backbone"] = {**config["backbone"], "heads": ["a", "b"]}
+    config["density"] = {**config["density"], "l_max": 0}
+    model = scfmlip.models.build({**config, "rule": rule, "dtype": str(dtype).removeprefix("torch.")})
+    frames = [water(), water()]
+    for atoms, head in zip(frames, "ab", strict=True):
+        atoms.info["head"] = head
+    given = batch(model, frames)
+    found = []
+    for default in (torch.float32, torch.float64):
+        torch.set_default_dtype(default)
+        found.append(model(dict(given))["energy"])
+    assert found[0].dtype == dtype
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    assert found[0][0] != found[0][1]
+
+
 def test_every_rule_is_tested():
     from scfmlip.models import rule_names
     from scfmlip.models.rules import name_of

@@ -87,7 +87,7 @@ def spectrum(model, given):
         seen.update(update=update, first=first.detach(), parameters=[t.detach() for t in parameters])
         return fixed_point(update, first, parameters, **options)
 
-    with mock.patch.object(rules.fixed_point, "fixed_point", keep):
+    with mock.patch.object(rules.fixed_point.rule, "fixed_point", keep):
         model(given, compute_force=False)
     update, first, parameters = seen["update"], seen["first"], seen["parameters"]
     eye, level = torch.eye(first.numel(), dtype=torch.float64), torch.zeros(1, dtype=torch.float64)

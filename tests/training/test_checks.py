@@ -24,6 +24,9 @@ def check(values):
         ("config_energy_weight", -0.5),
         ("config_forces_weight", np.inf),
         ("config_dipole_weight", np.array([1.0, -1.0, 1.0])),
+        ("config_weight", np.array([1.0, 2.0])),
+        ("config_weight", True),
+        ("config_energy_weight", np.array([1.0, 2.0])),
     ],
 )
 @pytest.mark.parametrize("which", ["train", "valid"])
@@ -102,3 +105,62 @@ def test_the_check_draws_no_random_numbers(tmp_path):
     found = torch.rand(3)
     torch.manual_seed(3)
     assert torch.equal(found, torch.rand(3))
+
+
+def spoilt(which, tmp_path, spoil):
+    """Options whose training or validation file has one frame that is spoilt."""
+    values = options(tmp_path)
+    frames = water_frames()
+    spoil(frames[3])
+    write(tmp_path / "bad.xyz", frames)
+    values["data"] = {"train": str(tmp_path / "frames.xyz"), "valid": str(tmp_path / "frames.xyz")}
+    values["data"][which] = str(tmp_path / "bad.xyz")
+    return values
+
+
+def overlap(atoms):
+    atoms.positions[1] = atoms.positions[0]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda a: a.info.update(REF_energy=True),
+            "'REF_energy' .data.energy_key. must be numbers, got True",
+        ),
+        (lambda a: a.info.update(REF_energy="x"), "'REF_energy' .data.energy_key. must be numbers, got 'x'"),
+        (lambda a: a.info.update(REF_energy=np.nan), "'REF_energy' .data.energy_key. is not finite"),
+        (lambda a: a.info.update(external_field="x"), "'external_field'. must be 3 numbers"),
+        (lambda a: a.info.update(net_charge=2.0), "are both the total charge"),
+        (overlap, "atoms 0 and 1 are in one place"),
+    ],
+)
+@pytest.mark.parametrize("which", ["train", "valid"])
+def test_spoilt_frames_are_named_before_the_training(which, spoil, message, tmp_path):
+    with pytest.raises(ValueError, match=rf"frame 3 of .*bad\.xyz: .*{message}"):
+        check(spoilt(which, tmp_path, spoil))
+
+
+def test_frames_with_what_is_no_element(tmp_path):
+    def spoil(atoms):
+        atoms.numbers[0] = 0
+
+    with pytest.raises(ValueError, match=r"frame 3 of .*bad\.xyz: 0 is no element"):
+        check(spoilt("train", tmp_path, spoil))
+
+
+@pytest.mark.parametrize("element", [None, "x", [1.0]])
+def test_elements_that_are_none(element, tmp_path):
+    values = options(tmp_path)
+    values["model"]["elements"] = ["H", "O", element]
+    with pytest.raises(ValueError, match=r"model\.elements: .* is no element"):
+        check(values)
+
+
+@pytest.mark.parametrize("weight", [None, {"x": 1}, [1.0]])
+def test_weights_of_the_loss_are_numbers(weight, tmp_path):
+    values = options(tmp_path)
+    values["stages"][0]["loss"] = {"energy": 1.0, "forces": weight}
+    with pytest.raises(ValueError, match=r"stages\[0\].*loss\.forces must be a number of at least 0"):
+        check(values)

@@ -9,7 +9,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from scfmlip.mace_torch.files import FileError
+from scfmlip.structures import FileError
 from scfmlip.training import config_from_dict, prepare
 from scfmlip.training.data import EpochBatches, make_loader, read_sets
 from scfmlip.training.frames import counts, is_isolated, iterate, labelled, read_frames

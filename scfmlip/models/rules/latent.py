@@ -17,6 +17,7 @@ from e3nn import o3
 from mace.modules.blocks import LinearReadoutBlock, NonLinearReadoutBlock
 from torch import Tensor
 
+from ...mace_torch.accelerate import accelerate_blocks
 from ...mace_torch.latent import LesOptions, charge_scale, latent_coulomb
 from ..config import LARGEST, BackboneConfig, check_numbers, check_positive
 from ..readouts import MultipoleReadout
@@ -87,7 +88,8 @@ class LesReadout(torch.nn.Module):
         if len(feature_irreps) > 1:
             hidden: Any = o3.Irreps("+".join([backbone.MLP_irreps] * n_heads))
             silu = torch.nn.functional.silu
-            layers.append(NonLinearReadoutBlock(feature_irreps[-1], hidden.simplify(), silu, out, n_heads))
+            last = NonLinearReadoutBlock(feature_irreps[-1], hidden.simplify(), silu, out, n_heads)
+            layers.append(accelerate_blocks(last))
         self.layers = torch.nn.ModuleList(layers)
 
     def forward(self, features: Sequence[Tensor], heads: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ class StateExtrapolator:
     """
 
     def __init__(self, order: int = 2) -> None:
-        if order < 0:
-            raise ValueError(f"order must not be negative, got {order}")
+        if not isinstance(order, int) or isinstance(order, bool) or order < 0:
+            raise ValueError(f"order of the extrapolation must be an integer of at least 0, got {order!r}")
         self.order = order
         self.states: list[Tensor] = []
 

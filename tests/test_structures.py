@@ -1,5 +1,7 @@
 """Files of structures: what is wrong with one is said in one way."""
 
+import gzip
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ pytest.importorskip("ase", reason="needs ASE")
 from ase.build import molecule
 from ase.io import write
 
-from scfmlip.mace_torch.files import FileError, read_structures
+from scfmlip.structures import FileError, read_structures
 
 
 @pytest.fixture
@@ -61,3 +63,24 @@ def test_no_such_file_or_frame(tmp_path, lines):
     (tmp_path / "data.npy").write_bytes(np.zeros(3).tobytes())
     with pytest.raises(FileError, match=r"data.npy cannot be read: .*"):
         read_structures(tmp_path / "data.npy")
+
+
+@pytest.mark.parametrize("index", [-3, 2, -100])
+def test_frames_that_are_not_there(tmp_path, lines, index):
+    """Of -3 ASE makes some frame of the two."""
+    with pytest.raises(FileError, match=f"has no frame {index}"):
+        read_structures(tmp_path / "good.xyz", index)
+
+
+def test_flags_of_compressed_files(tmp_path, lines):
+    with gzip.open(tmp_path / "bad.xyz.gz", "wt") as file:
+        file.write('1\npbc="T F X"\nH 0 0 0\n')
+    with pytest.raises(FileError, match='has pbc="T F X" in line 2'):
+        read_structures(tmp_path / "bad.xyz.gz")
+
+
+def test_numbers_of_atoms_that_no_file_holds(tmp_path, lines):
+    """ASE would count to them."""
+    (tmp_path / "bad.xyz").write_text("\n".join([*lines[:11], "1000000000000", *lines[12:]]))
+    with pytest.raises(FileError, match="ends in the middle of a frame of 1000000000000 atoms"):
+        read_structures(tmp_path / "bad.xyz")

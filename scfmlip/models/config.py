@@ -158,6 +158,11 @@ class BackboneConfig:
         check_numbers("backbone", self, "avg_num_neighbors", above=0, most=1e6)
         check_numbers("backbone", self, "num_interactions", "num_polynomial_cutoff", least=1, most=100)
         check_numbers("backbone", self, "max_ell", least=0, most=11)  # e3nn has no more
+        if self.max_ell == 0 and not self.options.get("use_reduced_cg"):
+            raise ValueError(
+                "backbone.max_ell is 0, which mace-torch's full basis of contractions cannot do: let it be 1 "
+                "or more, or set use_reduced_cg: true in backbone.options"
+            )
         check_numbers("backbone", self, "correlation", least=1, most=6)
         check_numbers("backbone", self, "num_bessel", "radial_MLP", least=1, most=LARGEST)
         check_numbers("backbone", self, "scale", "shift")

@@ -143,7 +143,8 @@ def turn(rng, atoms, want):
     atoms.cell = atoms.cell.array @ matrix.T
     if "external_field" in atoms.info:
         atoms.info["external_field"] = matrix @ atoms.info["external_field"]
-    want["forces"] = want["forces"] @ matrix.T
+    if "forces" in want:
+        want["forces"] = want["forces"] @ matrix.T
     if "stress" in want:
         xx, yy, zz, yz, xz, xy = want["stress"]
         stress = matrix @ np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]]) @ matrix.T

@@ -189,3 +189,10 @@ def test_bounds_in_words():
         with pytest.raises(ValueError, match=text):
             check_numbers("a", Options(value), "x", **bounds)
     check_numbers("a", Options({"H": [0.5, "1e-3"]}), "x", above=0, below=1)
+
+
+def test_scalars_alone_need_the_reduced_basis():
+    """In the other mace-torch has no tensor for them, and fails with an index."""
+    with pytest.raises(ValueError, match=r"backbone\.max_ell is 0, .*use_reduced_cg"):
+        build({"max_ell": 0, "hidden_irreps": "4x0e"})
+    assert build({"max_ell": 0, "hidden_irreps": "4x0e", "options": {"use_reduced_cg": True}})

@@ -190,6 +190,8 @@ def _survives(atoms: Atoms) -> str | None:
     """A frame's text if every name in it is there after reading, else None."""
     from ase.io import read, write
 
+    if any(value is None for value in atoms.info.values()):  # would be read as T
+        return None
     content = io.StringIO()
     try:
         write(content, atoms, format="extxyz")

@@ -7,7 +7,7 @@ from typing import Any
 
 from ase import Atoms
 
-from ..mace_torch.inputs import INPUTS, changes_energy, similar_keys
+from ..mace_torch.inputs import INPUTS, changes_energy, input_of, similar_keys
 from .config import DataConfig, TrainConfig
 from .data import Frames, GraphDataset
 from .frames import PROPERTIES, available_keys, counts, find, iterate
@@ -28,7 +28,7 @@ def check_labels(sets: Mapping[str, Frames], config: TrainConfig) -> dict[str, i
         try:
             for name in PROPERTIES:
                 # a multiplicity may be anything where the model does not ask for it
-                found[name] += name != "total_spin" and counts(atoms, keys, name)
+                found[name] += _has_spin(atoms, keys) if name == "total_spin" else counts(atoms, keys, name)
         except ValueError as error:
             raise ValueError(f"{sets['train'].names[i]}: {error}") from None
     needed = {
@@ -52,6 +52,11 @@ def check_labels(sets: Mapping[str, Frames], config: TrainConfig) -> dict[str, i
                 f"{available_keys(iterate(sets['train'].frames))}"
             )
     return found
+
+
+def _has_spin(atoms: Atoms, keys: DataConfig) -> bool:
+    """Whether a frame has a multiplicity, whatever it says."""
+    return any(key == keys.total_spin_key or input_of(str(key)) == "total_spin" for key in atoms.info)
 
 
 def _dropped(frames: Sequence[Atoms], keys: DataConfig) -> dict[str, str]:

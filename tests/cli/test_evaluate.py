@@ -392,7 +392,7 @@ def test_the_ends_of_a_file_are_looked_at(local_file, tmp_path, capsys):
 def test_what_extended_xyz_cannot_hold_costs_no_result(local_file, tmp_path, capsys):
     """ASE writes an empty text so that its reader swallows the name behind it."""
     atoms = waters(1)[0]
-    lost = {"empty": "", "backslash": "a\\", "two lines": "a\nb", "none": np.zeros(0)}
+    lost = {"empty": "", "backslash": "a\\", "two lines": "a\nb", "none": np.zeros(0), "nothing": None}
     atoms.info = {**lost, **atoms.info}
     write(tmp_path / "in.traj", atoms)
     out = tmp_path / "out.xyz"

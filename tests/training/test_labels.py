@@ -35,7 +35,7 @@ def said(folder, frames, caplog, **changes):
 def test_every_label_has_its_word(tmp_path, caplog):
     frames = slabs()
     frames[0].info |= {"comment": "x", "REF_virials": np.eye(3)}
-    frames[1].info["external_field"] = 0.1
+    frames[1].info |= {"external_field": 0.1, "multiplicity": 1}
     frames[0].arrays["tags2"] = np.zeros(len(frames[0]))
     frames[0].calc = SinglePointCalculator(frames[0], magmom=1.0)
     text = said(tmp_path, frames, caplog)
@@ -45,6 +45,7 @@ def test_every_label_has_its_word(tmp_path, caplog):
     )
     assert f"labels that are not trained on: {unused}dipole 4 (in no term of the loss)" in text
     assert "external_field 1 (input)" in text
+    assert "total_spin 1 (no input of this model)" in text
     unread = next(line for line in text.splitlines() if "not read: " in line)
     assert all(
         name in unread for name in ("info comment", "info REF_virials", "arrays tags2", "results magmom")

@@ -14,9 +14,10 @@ from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 
 from ..devices import find_device, pick_device
 from ..mace_torch.accelerate import accelerate as accelerate_model
-from ..mace_torch.batches import embedding_specs, make_batch, required_info, split_outputs
+from ..mace_torch.batches import make_batch, split_outputs
 from ..mace_torch.building import running
 from ..mace_torch.inputs import INPUTS, changes_energy, number, resolve_head, set_default
+from ..mace_torch.protocol import embedding_specs, is_density_model, required_info
 from ..scf import StateExtrapolator
 from .loading import load_model
 
@@ -106,7 +107,7 @@ class Calculator(AseCalculator):
         given = {"total_charge": charge, "total_spin": spin, "fermi_level": fermi_level}
         self.given = {k: number(v, INPUTS[k].names[0]) for k, v in given.items() if v is not None}
         self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
-        self.ours = hasattr(loaded, "evaluate_density")
+        self.ours = is_density_model(loaded)
         extrapolator = None if extrapolation is None else StateExtrapolator(extrapolation)
         self._states: StateExtrapolator | None = None
         self._told: dict[str, Any] = {}

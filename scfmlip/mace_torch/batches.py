@@ -23,6 +23,7 @@ from .inputs import (
     resolve_head,
     similar_keys,
 )
+from .protocol import embedding_specs, is_a, is_density_model, pads_cell, required_info
 from .swapped import Swapped
 from .turned import is_upright
 
@@ -31,31 +32,6 @@ if TYPE_CHECKING:
 
 # angstrom: what positions may be rounded by: in float32 it is said, in float64 they are refused
 _ROUGH = 1e-4
-
-
-def _is_a(model: torch.nn.Module, *names: str) -> bool:
-    """Whether a model is of one of mace-torch's classes, accelerated or not."""
-    return any(base.__name__ in names for base in type(model).__mro__)
-
-
-def required_info(model: torch.nn.Module) -> tuple[str, ...]:
-    """Keys of ``atoms.info`` that the model's energy depends on and the user has to give."""
-    own = getattr(model, "required_info", None)
-    if own is not None:  # one of scfmlip.models
-        return own
-    needed = ("total_charge", "total_spin") if _is_a(model, "PolarMACE") else embedding_specs(model)
-    return tuple(INPUTS[which].names[0] for which in needed if which in INPUTS)
-
-
-def embedding_specs(model: torch.nn.Module) -> dict[str, Any]:
-    """mace-torch's description of what else a model embeds, by name."""
-    return dict(getattr(model, "embedding_specs", None) or {})
-
-
-def pads_cell(model: torch.nn.Module) -> bool:
-    """Whether the model's numbers are those of the long cells of mace-torch's electrostatics."""
-    own = getattr(model, "pads_cell", None)
-    return _is_a(model, "PolarMACE", "MACELES") if own is None else own
 
 
 def check_structure(atoms: Atoms, elements: Sequence[int], where: str) -> None:
@@ -125,13 +101,13 @@ def check_frame(model: torch.nn.Module, atoms: Atoms, where: str) -> None:
             answer to.
     """
     check_structure(atoms, [int(z) for z in model.atomic_numbers], where)  # type: ignore[union-attr]
-    if pads_cell(model) and not isinstance(model, Swapped) and not hasattr(model, "evaluate_density"):
+    if pads_cell(model) and not isinstance(model, Swapped) and not is_density_model(model):
         _check_reference(model, atoms, where)
     needed = required_info(model)
     given = read_inputs(atoms, where, "spin" in needed)
     read_embedded(atoms, embedding_specs(model), where)
     for key in (EXTERNAL[0], "counter_charge"):
-        if atoms.info.get(key) is not None and not hasattr(model, "evaluate_density"):
+        if atoms.info.get(key) is not None and not is_density_model(model):
             raise ValueError(
                 f"{where} has {key.replace('_', ' ')} in atoms.info, which a {type(model).__name__} cannot "
                 f"answer to: that is for models of scfmlip.models. Remove atoms.info[{key!r}]"
@@ -159,7 +135,7 @@ def _check_reference(model: torch.nn.Module, atoms: Atoms, where: str) -> None:
             f"{where} has left-handed lattice vectors, for which mace-torch's own electrostatics is wrong: "
             "use scfmlip.accelerate, or exchange two lattice vectors"
         )
-    if _is_a(model, "PolarMACE") and not is_upright(torch.tensor(cell), torch.tensor(atoms.pbc)):
+    if is_a(model, "PolarMACE") and not is_upright(torch.tensor(cell), torch.tensor(atoms.pbc)):
         raise ValueError(
             f"{where} is a slab whose normal is not z, or whose open vector is not the last: mace-torch's "
             "own electrostatics takes it for a crystal. Use scfmlip.accelerate, or turn it"
@@ -168,7 +144,7 @@ def _check_reference(model: torch.nn.Module, atoms: Atoms, where: str) -> None:
 
 def _warn_of_fields(model: torch.nn.Module, frames: Sequence[Atoms], names: Sequence[str]) -> None:
     """Say of a field that it has no effect, on a model without charges or under a name that is not read."""
-    answers = getattr(model, "has_charges", _is_a(model, "PolarMACE"))
+    answers = getattr(model, "has_charges", is_a(model, "PolarMACE"))
     for atoms, name in zip(frames, names, strict=True):
         field = read_input(atoms.info, "external_field")
         if field is not None and field.any() and not answers:

@@ -346,7 +346,7 @@ class Model(torch.nn.Module):
     ) -> tuple[dict[str, Tensor | None], RuleOutput]:
         """All outputs that need no derivative."""
         network = self.backbone(batch)
-        system.network, system.features = network.raw, network.features
+        system = dataclasses.replace(system, network=network.raw, features=network.features)
         result = self.rule(system)
         energy, interaction = network.energy, network.interaction_energy
         parts = [result.short_range_energy]

@@ -100,13 +100,14 @@ def _targets(
 ) -> dict[str, Tensor | None]:
     """What the constraint fixes, ``[n_systems]`` each, and None for the rest."""
     dtype = batch["positions"].dtype
-    given: dict[str, Tensor | None] = {"total_charge": None, "total_spin": None, "fermi_level": None}
+    given: dict[str, Tensor | None] = {"total_charge": None, "fermi_level": None}
     for needs in REQUIRED[config.constraint]:
         if batch.get(needs) is None:
             raise ValueError(
                 f"the batch lacks {needs} [n_systems], which constraint={config.constraint!r} needs"
             )
-        given[needs] = batch[needs].to(dtype).view(n_systems)
+        if needs in given:
+            given[needs] = batch[needs].to(dtype).view(n_systems)
     if scf == "direct" and given["fermi_level"] is None and batch.get("fermi_level") is not None:
         given["fermi_level"] = batch["fermi_level"].to(dtype).view(n_systems)
     return given

@@ -45,19 +45,19 @@ class RuleContext:
     backbone: BackboneConfig
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class System:
     """
     A batch as rules see it; shapes and units as in `scfmlip.types`.
 
     Attributes:
         batch: The model's own input with strained positions, for rules with a network of their own.
-        network: All outputs of the backbone.
+        network: All outputs of the backbone; none before it has run.
         features: ``[n_atoms, irreps]`` of each backbone layer; l = 1 components are Cartesian.
         node_attrs: ``[n_atoms, n_elements]`` one-hot.
         positions, cell, pbc, index, ptr: The geometry; ``index`` is the system of each atom.
         edge_index, edge_vectors: Neighbours: ``[2, n_edges]`` sender and receiver, ``[n_edges, 3]``.
-        total_charge, total_spin, fermi_level: ``[n_systems]`` e, multiplicity and eV, where needed.
+        total_charge, fermi_level: ``[n_systems]`` e and eV, where needed.
         external_field: ``[n_systems, 3]`` V/angstrom, a charge q feels q E; None without one.
         counter_charge: ``[n_systems, 2]`` ends of the slabs' counter-charges, or None, see `Coulomb.prepare`.
         external: Charges outside the model, or None.
@@ -78,7 +78,6 @@ class System:
     edge_index: Tensor
     edge_vectors: Tensor
     total_charge: Tensor | None
-    total_spin: Tensor | None
     fermi_level: Tensor | None
     external_field: Tensor | None
     counter_charge: Tensor | None = None

@@ -1,0 +1,67 @@
+"""What the doors have to know of a model before they call it, of mace-torch's and of ours alike."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from .inputs import INPUTS
+
+
+@runtime_checkable
+class DensityModel(Protocol):
+    """A model that answers for itself: one of `scfmlip.models`, or of anybody who offers the same."""
+
+    @property
+    def required_info(self) -> tuple[str, ...]:
+        """Keys of ``atoms.info`` that a frame needs."""
+        ...
+
+    @property
+    def pads_cell(self) -> bool:
+        """Whether batches need mace-torch's long cells along open directions."""
+        ...
+
+    @property
+    def heads(self) -> list[str]:
+        """Names of the energy heads."""
+        ...
+
+    @property
+    def has_charges(self) -> bool:
+        """Whether there is a density."""
+        ...
+
+    def evaluate_density(self, batch: dict[str, Tensor]) -> Any:
+        """Outputs without derivatives, and the density behind them."""
+        ...
+
+
+def is_density_model(model: Any) -> bool:
+    """Whether a model is of `scfmlip.models`' kind; the others are mace-torch's."""
+    return isinstance(model, DensityModel)
+
+
+def is_a(model: torch.nn.Module, *names: str) -> bool:
+    """Whether a model is of one of mace-torch's classes, accelerated or not."""
+    return any(base.__name__ in names for base in type(model).__mro__)
+
+
+def embedding_specs(model: torch.nn.Module) -> dict[str, Any]:
+    """mace-torch's description of what else a model embeds, by name."""
+    return dict(getattr(model, "embedding_specs", None) or {})
+
+
+def required_info(model: torch.nn.Module) -> tuple[str, ...]:
+    """Keys of ``atoms.info`` that the model's energy depends on and the user has to give."""
+    if isinstance(model, DensityModel):
+        return model.required_info
+    needed = ("total_charge", "total_spin") if is_a(model, "PolarMACE") else embedding_specs(model)
+    return tuple(INPUTS[which].names[0] for which in needed if which in INPUTS)
+
+
+def pads_cell(model: torch.nn.Module) -> bool:
+    """Whether the model's numbers are those of the long cells of mace-torch's electrostatics."""
+    return model.pads_cell if isinstance(model, DensityModel) else is_a(model, "PolarMACE", "MACELES")

@@ -45,6 +45,12 @@ def neighbour_pairs(
         ValueError: for two atoms in one place, between which there is no direction; for a cell so small that
             an atom has more neighbours than any real one; for more pairs than fit into memory.
         ImportError: without matscipy.
+
+    Example:
+        >>> import numpy as np
+        >>> pairs, images = neighbour_pairs(np.zeros((1, 3)), 3.0 * np.eye(3), np.ones(3, dtype=bool), 3.5)
+        >>> pairs.shape, images[0].tolist()  # six images of the atom itself
+        ((2, 6), [0, 0, -1])
     """
     try:
         from matscipy.neighbours import neighbour_list

@@ -63,6 +63,15 @@ class Coulomb:
         ValueError: for an option that does not exist or a cutoff that does not resolve the Gaussians.
 
     Formulas: Baldwin et al., arXiv:2603.14700; Essmann et al., J. Chem. Phys. 103, 8577 (1995).
+
+    Example:
+        >>> import torch, scfmlip
+        >>> positions = torch.tensor([[0.0, 0.0, 0.0], [2.8, 0.0, 0.0]], dtype=torch.float64)
+        >>> charges = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+        >>> coulomb = scfmlip.Coulomb(l_max=0, sigma=0.5)
+        >>> geometry = coulomb.prepare(positions, None, False)  # a molecule in free space
+        >>> round(float(geometry.energy(charges)), 4)  # eV
+        -5.1423
     """
 
     l_max: int = 1

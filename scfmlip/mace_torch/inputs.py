@@ -123,6 +123,14 @@ def read_input(info: Mapping[str, Any], which: str, key: str | None = None) -> A
     Raises:
         ValueError: for what is no number, names that contradict each other, or one of the usual names where
             ``key`` has nothing.
+
+    Example:
+        >>> read_input({"total_charge": -1}, "total_charge")
+        -1.0
+        >>> read_input({"charge": 0, "total_charge": -1}, "total_charge")
+        Traceback (most recent call last):
+            ...
+        ValueError: atoms.info['charge'] = 0.0 and atoms.info['total_charge'] = -1.0 are both the total charge (e): remove one of them
     """
     usual = _keys(info, which)
     found = usual if key is None else [name for name in (key,) if info.get(name) is not None]
@@ -247,6 +255,12 @@ def resolve_head(heads: Sequence[str], chosen: str | None, info: Mapping[str, An
 
     Raises:
         ValueError: for a head that the model does not have, or several and none chosen.
+
+    Example:
+        >>> resolve_head(["Default"], None)
+        'Default'
+        >>> resolve_head(["pbe", "scan"], None, {"head": "scan"})
+        'scan'
     """
     found = chosen if chosen is not None or info is None else read_input(info, "head")
     if found is None:

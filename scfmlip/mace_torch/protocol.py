@@ -40,7 +40,14 @@ class DensityModel(Protocol):
 
 
 def is_density_model(model: Any) -> bool:
-    """Whether a model is of `scfmlip.models`' kind; the others are mace-torch's."""
+    """
+    Whether a model is of `scfmlip.models`' kind; the others are mace-torch's.
+
+    Example:
+        >>> import torch
+        >>> is_density_model(torch.nn.Linear(1, 1))
+        False
+    """
     return isinstance(model, DensityModel)
 
 

@@ -78,6 +78,14 @@ def build(
     Raises:
         ValueError, TypeError: for a configuration that cannot be built; says why.
         RuntimeError: for weights of another model.
+
+    Example:
+        >>> import scfmlip
+        >>> backbone = {"hidden_irreps": "8x0e+8x1o", "max_ell": 1, "correlation": 2}
+        >>> config = {"elements": ["H", "O"], "rule": "equilibrated", "constraint": "charge", "backbone": backbone}
+        >>> model = scfmlip.models.build(config)
+        >>> model.required_info
+        ('charge',)
     """
     typed = make_config(config)
     if weights is not None:  # in the basis that is always to be had, until theirs is known

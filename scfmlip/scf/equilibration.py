@@ -322,6 +322,16 @@ def charge_equilibration(
         ValueError: for wrong shapes, NaN, contradictory constraints, a charge without atoms, or ``widths`` in
             a slab with too little vacuum for the smooth operator.
         TypeError: for another dtype, or something that is no tensor.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> positions = torch.tensor([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]], dtype=torch.float64)
+        >>> geometry = scfmlip.Coulomb(l_max=0, sigma=0.7).prepare(positions, None, False)
+        >>> electronegativity = torch.tensor([8.5, 4.5, 4.5], dtype=torch.float64)  # of O, H, H
+        >>> hardness = torch.tensor([2.0, 3.0, 3.0], dtype=torch.float64)
+        >>> solution = scfmlip.charge_equilibration(geometry, electronegativity, hardness, 0.0)
+        >>> [round(q, 3) for q in solution.state[:, 0].tolist()]
+        [-0.796, 0.398, 0.398]
     """
     if method not in ("auto", "cg", "dense"):
         raise ValueError(f"method must be 'auto', 'cg' or 'dense', got {method!r}")

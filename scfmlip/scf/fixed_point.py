@@ -155,6 +155,15 @@ def fixed_point(
         ValueError: for shapes that do not fit, NaN, options out of range, a charge without rows.
         TypeError: for arguments of another kind, and an update that does not take ``(state, ...)`` or does
             not return its dtype.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> strength = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+        >>> first = torch.zeros(3, 1, dtype=torch.float64)
+        >>> solution = scfmlip.fixed_point(lambda s, a: torch.cos(a * s), first, (strength,))
+        >>> round(float(solution.state[0]), 4)  # x = cos(x / 2)
+        0.9004
+        >>> (slope,) = torch.autograd.grad(solution.state.sum(), strength)  # of the solution, not of the steps
     """
     check_state(state, parameters)
     check_solver(tolerance, max_iterations, on_failure)

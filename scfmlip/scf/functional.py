@@ -146,6 +146,16 @@ def minimize_functional(
             what to do.
         ValueError: for shapes that do not fit, or options out of range.
         TypeError: for a state that is not float32 or float64, or parameters that are not a sequence.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.scf import minimize_functional
+        >>> def energy(s, chi):  # one system: [1] eV
+        ...     return ((s + chi) ** 2 + 0.1 * s**4).sum()[None]
+        >>> chi = torch.tensor([[0.5], [-0.5]], dtype=torch.float64)
+        >>> solution = minimize_functional(energy, torch.zeros_like(chi), (chi,), total_charge=0.0)
+        >>> [round(q, 3) for q in solution.state[:, 0].tolist()]
+        [-0.478, 0.478]
     """
     check_state(state, parameters)
     check_solver(tolerance, max_iterations, on_failure)

@@ -127,10 +127,10 @@ def read_input(info: Mapping[str, Any], which: str, key: str | None = None) -> A
     Example:
         >>> read_input({"total_charge": -1}, "total_charge")
         -1.0
-        >>> read_input({"charge": 0, "total_charge": -1}, "total_charge")
+        >>> read_input({"charge": 0, "total_charge": -1}, "total_charge")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
-        ValueError: atoms.info['charge'] = 0.0 and atoms.info['total_charge'] = -1.0 are both the total charge (e): remove one of them
+        ValueError: atoms.info['charge'] = 0.0 and atoms.info['total_charge'] = -1.0 are both the total ...
     """
     usual = _keys(info, which)
     found = usual if key is None else [name for name in (key,) if info.get(name) is not None]

@@ -82,8 +82,8 @@ def build(
     Example:
         >>> import scfmlip
         >>> backbone = {"hidden_irreps": "8x0e+8x1o", "max_ell": 1, "correlation": 2}
-        >>> config = {"elements": ["H", "O"], "rule": "equilibrated", "constraint": "charge", "backbone": backbone}
-        >>> model = scfmlip.models.build(config)
+        >>> config = {"elements": ["H", "O"], "rule": "equilibrated", "constraint": "charge"}
+        >>> model = scfmlip.models.build({**config, "backbone": backbone})
         >>> model.required_info
         ('charge',)
     """

@@ -325,7 +325,7 @@ def charge_equilibration(
 
     Example:
         >>> import torch, scfmlip
-        >>> positions = torch.tensor([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]], dtype=torch.float64)
+        >>> positions = torch.tensor([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]]).double()
         >>> geometry = scfmlip.Coulomb(l_max=0, sigma=0.7).prepare(positions, None, False)
         >>> electronegativity = torch.tensor([8.5, 4.5, 4.5], dtype=torch.float64)  # of O, H, H
         >>> hardness = torch.tensor([2.0, 3.0, 3.0], dtype=torch.float64)

@@ -163,7 +163,7 @@ def fixed_point(
         >>> solution = scfmlip.fixed_point(lambda s, a: torch.cos(a * s), first, (strength,))
         >>> round(float(solution.state[0]), 4)  # x = cos(x / 2)
         0.9004
-        >>> (slope,) = torch.autograd.grad(solution.state.sum(), strength)  # of the solution, not of the steps
+        >>> (slope,) = torch.autograd.grad(solution.state.sum(), strength)  # of the solution itself
     """
     check_state(state, parameters)
     check_solver(tolerance, max_iterations, on_failure)

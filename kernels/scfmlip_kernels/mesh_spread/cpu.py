@@ -1,0 +1,89 @@
+"""
+CPU path of spreading: boxes of mesh points as products of matrices over the atoms of a block.
+
+With the padded vectors X, Y, Z of `mesh.blocks` a box is ``sum_i sum_a X^(a)_i (x) P_ia``, where the plane
+``P_ia = sum_bc m_iabc Y^(b)_i (x) Z^(c)_i`` is made from the multipoles: one product of matrices for each
+block. Boxes are added up layer by layer in a fixed order: the same bits however many threads there are.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..lattice.monomials import rank_of_count
+from ..mesh.blocks import Layer, Places, find_places, fold_axis, monomial_tree
+from ..threads import run_blocks
+
+
+def _planes(m: Tensor, y: Tensor, z: Tensor, rank: int) -> Tensor:
+    """``[n, rank + 1, box_y, box_z]`` of multipoles ``[n, n_monomials]``."""
+    planes = y.new_empty((len(m), rank + 1, y.shape[2], z.shape[2]))
+    for a, of_a in monomial_tree(rank).items():
+        for b, of_b in of_a.items():
+            line = None
+            for c, place in of_b:
+                term = m[:, place, None] * z[:, c]
+                line = term if line is None else line.add_(term)
+            assert line is not None
+            if b == 0:
+                torch.mul(y[:, 0, :, None], line[:, None], out=planes[:, a])
+            else:
+                planes[:, a].addcmul_(y[:, b, :, None], line[:, None])
+    return planes
+
+
+def _spread_layer(places: Places, moments: Tensor, layer: Layer, rank: int) -> Tensor:
+    """``[n_channels, box_x, n_y, n_z]``; ``moments`` sorted, with a row of zeros at the end."""
+    box_x, box_y, box_z = places.box
+    n_channels = moments.shape[1]
+    n_blocks = layer.blocks[0] * layer.blocks[1]
+    boxes = moments.new_zeros((n_channels, n_blocks, box_x, box_y * box_z))
+    for number, slots in places.chunks(layer, rank):
+        atoms = slots.flatten()
+        x, y, z = places.of(atoms, rank)
+        rows = x.reshape(len(number), -1, box_x).mT
+        m = moments.index_select(0, atoms)
+        for channel in range(n_channels):
+            planes = _planes(m[:, channel], y, z, rank).view(len(number), -1, box_y * box_z)
+            found = torch.bmm(rows, planes)
+            mine = boxes[channel]
+            mine[number] = mine.index_select(0, number).add_(found)
+    out = boxes.view(n_channels, *layer.blocks, box_x, box_y, box_z)
+    out = out.permute(0, 3, 1, 4, 2, 5).reshape(n_channels * box_x, layer.blocks[0], box_y, -1)
+    out = fold_axis(out, places.block[1], layer.shape[1])
+    out = out.reshape(n_channels * box_x * layer.shape[1], layer.blocks[1], box_z, 1)
+    out = fold_axis(out, places.block[2], layer.shape[2])
+    return out.view(n_channels, box_x, layer.shape[1], layer.shape[2])
+
+
+def mesh_spread_cpu(
+    coords: Tensor,
+    moments: Tensor,
+    atoms: Tensor,
+    block_ptr: Tensor,
+    shapes: Sequence[int],
+    block: Sequence[int],
+    order: int,
+    n_points: int,
+) -> Tensor:
+    """``[n_channels, n_points]``; arguments as in `mesh_spread`, on the CPU."""
+    out = moments.new_zeros((moments.shape[1], n_points))
+    if not len(atoms) or not moments.shape[1]:
+        return out
+    rank = rank_of_count(moments.shape[2])
+    places = find_places(coords, atoms, block_ptr, shapes, block, order, rank, moments.dtype)
+    rows = torch.cat((moments[places.atoms], moments.new_zeros((1, *moments.shape[1:]))))
+
+    def work(own: None, layer: Layer) -> tuple[Layer, Tensor]:
+        return layer, _spread_layer(places, rows, layer, rank)
+
+    def finish(found: tuple[Layer, Tensor]) -> None:
+        layer, part = found
+        n_x, n_y, n_z = layer.shape
+        mesh = out[:, layer.first_point : layer.first_point + n_x * n_y * n_z].view(-1, n_x, n_y, n_z)
+        for j in range(part.shape[1]):
+            mesh[:, (layer.start + j) % n_x] += part[:, j]
+
+    run_blocks(places.layers, lambda: None, work, finish)
+    return out

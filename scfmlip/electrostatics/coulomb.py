@@ -18,7 +18,7 @@ from .boundary import EXACT, GRAPH_LONGRANGE, Boundary, Quirks, resolve_boundari
 from .cutoff import check_cutoff, cutoff_for_tolerance, reference_cutoff, truncation_error
 from .density import GaussianMultipoles, to_widths
 from .geometry import Geometry
-from .mesh_error import MeshResolution, choose_mesh
+from .mesh_error import MeshResolution, cell_sizes, choose_mesh
 from .plan import CoulombPlan, make_plan, summed_cells
 from .slab import SlabPlan, plan_slabs, slab_extents, slab_normals
 
@@ -198,9 +198,9 @@ class Coulomb:
 
     def _mesh_resolution(self, cells: Tensor, n_atoms: int) -> MeshResolution:
         """Of a batch of cells ``[n, 3, 3]`` on the CPU."""
-        volume, edge = float(torch.linalg.det(cells).abs().sum()), float(cells.norm(dim=-1).min())
+        volume, height = cell_sizes(cells)
         given = (self._pair_sigma_squared, self.tolerance, self.l_max)
-        return choose_mesh(*given, n_atoms, volume, edge)
+        return choose_mesh(*given, n_atoms, volume, height)
 
     def _plan_slabs(
         self,

@@ -17,7 +17,7 @@ from .cutoff import cutoff_for_tolerance
 from .density import GaussianMultipoles
 from .kspace import KSpace
 from .mesh import Mesh
-from .mesh_error import MeshResolution, choose_mesh
+from .mesh_error import MeshResolution, cell_sizes, choose_mesh
 from .slab import SlabPlan, gaussian_reach, lateral_reach, slab_extents
 from .waves import Places, WaveSum, turn
 
@@ -176,8 +176,8 @@ def _bare_resolution(geometry: Geometry, tolerance: float, n_points: int) -> flo
     if not isinstance(plan.resolution, MeshResolution):
         return cutoff_for_tolerance(half, tolerance, source.l_max)
     assert waves is not None
-    volume, edge = float(waves.volume.detach().sum()), float(waves.cell.detach().norm(dim=-1).min())
-    return choose_mesh(half, tolerance, source.l_max, len(plan.index) + n_points, volume, edge)
+    volume, height = cell_sizes(waves.cell.detach())
+    return choose_mesh(half, tolerance, source.l_max, len(plan.index) + n_points, volume, height)
 
 
 def _slab_windows(

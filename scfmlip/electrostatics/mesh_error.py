@@ -14,7 +14,7 @@ from .cutoff import truncation_error
 
 # orders of splines to choose from, and what an atom costs with them in units of what 100 mesh points cost:
 # spread and gathered once with dipoles and forces, float64, on one core
-_COSTS = {6: 1.3, 8: 2.0, 10: 3.0, 12: 4.2}
+_COSTS = {6: 0.2, 8: 0.21, 10: 0.3, 12: 0.46}
 # by how much the estimate may be exceeded, by the height of the cell in widths: single waves stand out in
 # small cells. Measured over random pairs in random cells, orders 6 to 12 and tolerances 1e-2 to 1e-8: at most
 # 1.4 and 3.5 times the estimate for charges; for dipoles, whose directions the estimate aligns, 0.45 and 0.95

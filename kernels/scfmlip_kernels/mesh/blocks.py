@@ -8,6 +8,7 @@ and a sum over atoms is a product of matrices. Blocks are taken layer by layer a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +20,8 @@ from .splines import spline_weights
 
 # bytes of what one product works on, and of vectors that are kept between calls at the same places
 _CHUNK_BYTES, _KEPT_BYTES = 1 << 20, 128 << 20
-# atoms of a product: a block that has more takes several
-_FEWEST, _MOST = 4, 64
+# atoms of one block in a product: if it has more it takes several
+_MOST = 64
 
 
 @dataclass
@@ -33,15 +34,32 @@ class Layer:
         first_point: Of the system.
         start: First mesh point along the first axis.
         blocks: Number along the second and third axis.
-        rounds: Blocks, ``[n]``, and atoms in each of them, ``[n, n_slots]`` places in the sorted list or its
-            length where a slot is empty. No block is twice in a round.
+        number, first, count: ``[n]`` blocks with atoms, the first of these in the sorted list, and how many;
+            those with most first.
     """
 
     shape: tuple[int, int, int]
     first_point: int
     start: int
     blocks: tuple[int, int]
-    rounds: list[tuple[Tensor, Tensor]]
+    number: Tensor
+    first: Tensor
+    count: Tensor
+
+
+class Chunk(NamedTuple):
+    """
+    Blocks of one product.
+
+    Attributes:
+        number: ``[n]`` blocks, none of them twice.
+        slots: ``[n * n_slots]`` places of their atoms in the sorted list, or its length where there is none.
+        again: Whether an earlier chunk held atoms of these blocks.
+    """
+
+    number: Tensor
+    slots: Tensor
+    again: bool
 
 
 class Places:
@@ -73,10 +91,8 @@ class Places:
         self.atoms, self.order, self.rank, self.dtype = atoms, order, rank, dtype
         self.block, self.box = tuple(block), tuple(b + order - 1 for b in block)
         n = len(atoms)
-        counts = block_ptr.diff()
-        mean = n / max(1, int((counts > 0).sum()))
-        self.n_slots = int(min(_MOST, max(_FEWEST, 4 * round(mean / 4))))
-        self.layers = self._make_layers(block_ptr, counts, shapes, n)
+        self.layers = self._make_layers(block_ptr, shapes)
+        self._chunks: dict[tuple[int, int], list[Chunk]] = {}
         sizes = torch.tensor(shapes, dtype=torch.int64).view(-1, 3)
         n_blocks = torch.tensor([a * b * c for a, b, c in blocks_of(shapes, block)], dtype=torch.int64)
         ends = block_ptr[n_blocks.cumsum(0)]
@@ -89,26 +105,18 @@ class Places:
         per_atom = (rank + 1) * sum(self.box) * torch.finfo(dtype).bits // 8
         self.vectors = self._make_vectors(torch.arange(n + 1)) if n * per_atom <= _KEPT_BYTES else None
 
-    def _make_layers(
-        self, block_ptr: Tensor, counts: Tensor, shapes: Sequence[int], n_atoms: int
-    ) -> list[Layer]:
-        layers, first_block, first_point = [], 0, 0
+    def _make_layers(self, block_ptr: Tensor, shapes: Sequence[int]) -> list[Layer]:
+        layers, first_block, first_point, counts = [], 0, 0, block_ptr.diff()
         for i, (a, b, c) in enumerate(blocks_of(shapes, self.block)):
             shape = (shapes[3 * i], shapes[3 * i + 1], shapes[3 * i + 2])
             for x in range(a):
                 begin = first_block + x * b * c
-                layer = Layer(shape, first_point, x * self.block[0], (b, c), [])
-                number = torch.nonzero(counts[begin : begin + b * c]).flatten()
-                start, left = block_ptr[begin + number], counts[begin + number]
-                while len(number):
-                    slots = torch.arange(self.n_slots)
-                    atom = torch.where(slots < left[:, None], start[:, None] + slots, n_atoms)
-                    layer.rounds.append((number, atom))
-                    more = left > self.n_slots
-                    number, start, left = number[more], start[more], left[more]
-                    start, left = start + self.n_slots, left - self.n_slots
-                if layer.rounds:
-                    layers.append(layer)
+                count, number = counts[begin : begin + b * c].sort(descending=True, stable=True)
+                used = int((count > 0).sum())
+                if used:
+                    number, count = number[:used], count[:used]
+                    first = block_ptr[begin + number]
+                    layers.append(Layer(shape, first_point, x * self.block[0], (b, c), number, first, count))
             first_block, first_point = first_block + a * b * c, first_point + shape[0] * shape[1] * shape[2]
         return layers
 
@@ -129,16 +137,26 @@ class Places:
             return [v.index_select(0, slots)[:, : rank + 1] for v in self.vectors]
         return [v[:, : rank + 1] for v in self._make_vectors(slots)]
 
-    def chunks(self, layer: Layer, rank: int) -> list[tuple[Tensor, Tensor]]:
-        """The rounds of a layer, cut so that a product fits into the cache."""
-        bits = torch.finfo(self.dtype).bits
-        per_block = self.n_slots * (rank + 1) * self.box[1] * self.box[2] * bits // 8
-        step = max(1, _CHUNK_BYTES // per_block)
-        return [
-            (number[i : i + step], atom[i : i + step])
-            for number, atom in layer.rounds
-            for i in range(0, len(number), step)
-        ]
+    def chunks(self, which: int, rank: int) -> list[Chunk]:
+        """The blocks of a layer in parts, cut so that a product fits into the cache."""
+        found = self._chunks.get((which, rank))
+        if found is not None:
+            return found
+        layer, found, again = self.layers[which], [], False
+        number, first, count = layer.number, layer.first, layer.count
+        per_slot = (rank + 1) * self.box[1] * self.box[2] * torch.finfo(self.dtype).bits // 8
+        while len(number):
+            counts, i = count.tolist(), 0
+            while i < len(counts):
+                slots = torch.arange(min(_MOST, counts[i]))
+                end = i + max(1, _CHUNK_BYTES // (per_slot * len(slots)))
+                atom = torch.where(slots < count[i:end, None], first[i:end, None] + slots, len(self.atoms))
+                found.append(Chunk(number[i:end], atom.flatten(), again))
+                i = end
+            more = count > _MOST
+            number, first, count, again = number[more], first[more] + _MOST, count[more] - _MOST, True
+        self._chunks[which, rank] = found
+        return found
 
 
 _recent: Recent[Places] = Recent(2)
@@ -173,31 +191,44 @@ def monomial_tree(rank: int) -> dict[int, dict[int, list[tuple[int, int]]]]:
     return tree
 
 
-def fold_axis(values: Tensor, step: int, n: int) -> Tensor:
+def folded(boxes: Tensor, steps: tuple[int, int], shape: tuple[int, int]) -> Tensor:
     """
-    Overlapping boxes added up along a periodic axis.
+    Overlapping boxes added up on the two last axes of a periodic mesh.
 
     Args:
-        values: ``[n_before, n_boxes, size, n_after]``, boxes ``step`` apart.
-        step: Points from one box to the next.
-        n: Points of the axis.
+        boxes: ``[n_y, n_z, n, box_y, box_z]``, ``steps`` apart.
+        steps: Points from one box to the next, along both axes.
+        shape: Points of both axes.
 
     Returns:
-        ``[n_before, n, n_after]``.
+        ``[n, *shape]``.
     """
-    before, boxes, size, after = values.shape
-    pieces = -(-size // step)
-    line = values.new_zeros((before, (boxes + pieces - 1) * step, after))
-    for k in range(pieces):
-        width = min(step, size - k * step)
-        target = line[:, k * step : (k + boxes) * step].unflatten(1, (boxes, step))
-        target[:, :, :width] += values[:, :, k * step : k * step + width]
-    out = line[:, :n]
-    if line.shape[1] <= n:
-        return torch.nn.functional.pad(line, (0, 0, 0, n - line.shape[1]))
-    for begin in range(n, line.shape[1], n):
-        part = line[:, begin : begin + n]
-        out[:, : part.shape[1]] += part
+    n_y, n_z, n, box_y, box_z = boxes.shape
+    step_y, step_z = steps
+    size_y, size_z = (n_y - 1) * step_y + box_y, (n_z - 1) * step_z + box_z
+    pieces_y, pieces_z = -(-box_y // step_y), -(-box_z // step_z)
+    plane = boxes.new_zeros((n, (n_y + pieces_y - 1) * step_y, (n_z + pieces_z - 1) * step_z))
+    for j in range(pieces_y):
+        for k in range(pieces_z):
+            y, z = slice(j * step_y, (j + n_y) * step_y), slice(k * step_z, (k + n_z) * step_z)
+            target = plane[:, y, z].unflatten(1, (n_y, step_y)).unflatten(3, (n_z, step_z))
+            part = boxes[..., j * step_y : (j + 1) * step_y, k * step_z : (k + 1) * step_z]
+            target[:, :, : part.shape[3], :, : part.shape[4]] += part.permute(2, 0, 3, 1, 4)
+    plane = _wrap(plane[:, :size_y, :size_z], shape[0], 1)
+    return _wrap(plane, shape[1], 2)
+
+
+def _wrap(line: Tensor, n: int, dim: int) -> Tensor:
+    """A periodic axis of n points from a longer, or a shorter, piece that starts with it."""
+    length = line.shape[dim]
+    if length < n:
+        missing = list(line.shape)
+        missing[dim] = n - length
+        return torch.cat((line, line.new_zeros(missing)), dim)
+    out = line.narrow(dim, 0, n)
+    for begin in range(n, length, n):
+        part = line.narrow(dim, begin, min(n, length - begin))
+        out.narrow(dim, 0, part.shape[dim]).add_(part)
     return out
 
 

@@ -15,7 +15,7 @@ from .fourier import count_points, count_waves
 from .splines import window
 
 # mesh points of a block of atoms: what one product of matrices, or one program of a kernel, works on
-_CPU_BLOCK, _KERNEL_BLOCK = (4, 4, 8), (4, 4, 16)
+CPU_BLOCK, KERNEL_BLOCK = (4, 4, 8), (4, 4, 16)
 MIN_ORDER, MAX_ORDER = 2, 20
 
 
@@ -129,7 +129,7 @@ def build_mesh_grid(
                 f"splines), got {tuple(shape)}"
             )
     flat = [int(n) for shape in shapes for n in shape]
-    block = _KERNEL_BLOCK if needs_kernel_tables(device) else _CPU_BLOCK
+    block = KERNEL_BLOCK if needs_kernel_tables(device) else CPU_BLOCK
     rows, first_block, first_point = [], 0, 0
     miller, weight, factor = [], [], []
     known = {n: window(n, order) for n in set(flat)}

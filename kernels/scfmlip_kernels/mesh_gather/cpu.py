@@ -16,7 +16,7 @@ from ..threads import run_blocks
 
 
 def _boxes(places: Places, values: Tensor, layer: Layer) -> Tensor:
-    """``[n_channels, box_x, n_blocks_y, n_blocks_z, box_y, box_z]``, a view of a padded layer."""
+    """``[n_blocks_y, n_blocks_z, n_channels, box_x, box_y, box_z]``, a view of a padded layer."""
     n_x, n_y, n_z = layer.shape
     mesh = values[:, layer.first_point : layer.first_point + n_x * n_y * n_z].view(-1, n_x, n_y, n_z)
     _, step_y, step_z = places.block
@@ -24,31 +24,27 @@ def _boxes(places: Places, values: Tensor, layer: Layer) -> Tensor:
     part = mesh.index_select(1, (layer.start + torch.arange(box_x)) % n_x)
     part = part.index_select(2, wrapped(layer.blocks[0], step_y, box_y, n_y))
     part = part.index_select(3, wrapped(layer.blocks[1], step_z, box_z, n_z))
-    return part.unfold(2, box_y, step_y).unfold(3, box_z, step_z)
+    return part.unfold(2, box_y, step_y).unfold(3, box_z, step_z).permute(2, 3, 0, 1, 4, 5)
 
 
-def _gather_layer(places: Places, values: Tensor, layer: Layer, rank: int, out: Tensor) -> None:
+def _gather_layer(places: Places, values: Tensor, which: int, rank: int, out: Tensor) -> None:
     """Fills the rows of the layer's atoms in ``out [n_atoms, n_channels, n_monomials]``."""
+    layer, (box_x, box_y, box_z) = places.layers[which], places.box
     boxes = _boxes(places, values, layer)
-    n_channels, box_x, box_y, box_z = boxes.shape[0], *places.box
     count = rank + 1
-    powers = torch.tensor(monomials(rank))
-    pick = (powers[:, 1] * count + powers[:, 0]) * count + powers[:, 2]
-    for number, slots in places.chunks(layer, rank):
-        atoms = slots.flatten()
-        used = atoms < len(places.atoms)
-        mine = places.atoms[atoms[used]]
-        x, y, z = places.of(atoms, rank)
-        n = len(atoms)
-        rows = x.reshape(len(number), -1, box_x)
-        at = boxes[:, :, number // layer.blocks[1], number % layer.blocks[1]]
-        for channel in range(n_channels):
-            box = at[channel].transpose(0, 1).reshape(len(number), box_x, -1)
-            planes = torch.bmm(rows, box).view(n, count * box_y, box_z)
-            lines = torch.bmm(planes, z.mT).view(n, count, box_y, count)
-            lines = lines.transpose(1, 2).reshape(n, box_y, count * count)
-            found = torch.bmm(y, lines).view(n, -1)
-            out[mine, channel] = found[used].index_select(1, pick)
+    for number, slots, _ in places.chunks(which, rank):
+        used = slots < len(places.atoms)
+        mine = places.atoms[slots[used]]
+        x, y, z = places.of(slots, rank)
+        n, n_blocks = len(slots), len(number)
+        rows, across = x.reshape(n_blocks, -1, box_x), z.mT
+        at = boxes[number // layer.blocks[1], number % layer.blocks[1]]
+        for channel in range(len(values)):
+            planes = torch.bmm(rows, at[:, channel].reshape(n_blocks, box_x, -1))
+            lines = torch.bmm(planes.view(n, count * box_y, box_z), across).view(n, count, box_y, count)
+            found = [torch.bmm(y[:, : count - a], lines[:, a]) for a in range(count)]
+            columns = [found[a][:, b, c] for a, b, c in monomials(rank)]
+            out[mine, channel] = torch.stack(columns, 1)[used]
 
 
 def mesh_gather_cpu(
@@ -67,8 +63,8 @@ def mesh_gather_cpu(
         return out
     places = find_places(coords, atoms, block_ptr, shapes, block, order, rank, values.dtype)
 
-    def work(own: None, layer: Layer) -> None:
-        _gather_layer(places, values, layer, rank, out)
+    def work(own: None, which: int) -> None:
+        _gather_layer(places, values, which, rank, out)
 
-    run_blocks(places.layers, lambda: None, work)
+    run_blocks(range(len(places.layers)), lambda: None, work)
     return out

@@ -9,6 +9,8 @@ ORDER]`` numbers. No atomics.
 The adjoint of spreading; Essmann et al., J. Chem. Phys. 103, 8577 (1995), eq. 4.6.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -84,6 +86,11 @@ def _mesh_gather_kernel(
     tl.store(out, total, mask=inside[:, None] & (monomial < N_MONOMIALS)[None, :])
 
 
+def gather_atoms(order: int, options: dict[str, Any]) -> int:
+    """Atoms of a program: the recorded number holds for planes of up to 64 mesh points."""
+    return max(1, options["gather_atoms"] * 64 // max(64, triton.next_power_of_2(order) ** 2))
+
+
 def launch_mesh_gather(
     coords: Tensor,
     values: Tensor,
@@ -109,7 +116,8 @@ def launch_mesh_gather(
         return out
     first, weights, rows = sorted_splines(coords, atoms, atom_system, table, order, rank, values.dtype)
     options = tuned("mesh", values.device, values.dtype)
-    size = options["gather_atoms"]
+    padded = triton.next_power_of_2(order)
+    size = gather_atoms(order, options)
     _mesh_gather_kernel[(triton.cdiv(n_atoms, size), n_channels)](
         first_ptr=first,
         weights_ptr=weights,
@@ -120,7 +128,7 @@ def launch_mesh_gather(
         n_atoms=n_atoms,
         n_points=n_points,
         ORDER=order,
-        PADDED_ORDER=triton.next_power_of_2(order),
+        PADDED_ORDER=padded,
         RANK=rank,
         N_MONOMIALS=n_monomials,
         PADDED_MONOMIALS=triton.next_power_of_2(n_monomials),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..lattice.monomials import rank_of_count
-from ..mesh.blocks import Layer, Places, find_places, fold_axis, monomial_tree
+from ..mesh.blocks import Layer, Places, find_places, folded, monomial_tree
 from ..threads import run_blocks
 
 
@@ -33,28 +33,24 @@ def _planes(m: Tensor, y: Tensor, z: Tensor, rank: int) -> Tensor:
     return planes
 
 
-def _spread_layer(places: Places, moments: Tensor, layer: Layer, rank: int) -> Tensor:
+def _spread_layer(places: Places, moments: Tensor, which: int, rank: int) -> Tensor:
     """``[n_channels, box_x, n_y, n_z]``; ``moments`` sorted, with a row of zeros at the end."""
-    box_x, box_y, box_z = places.box
+    layer, (box_x, box_y, box_z) = places.layers[which], places.box
     n_channels = moments.shape[1]
-    n_blocks = layer.blocks[0] * layer.blocks[1]
-    boxes = moments.new_zeros((n_channels, n_blocks, box_x, box_y * box_z))
-    for number, slots in places.chunks(layer, rank):
-        atoms = slots.flatten()
-        x, y, z = places.of(atoms, rank)
-        rows = x.reshape(len(number), -1, box_x).mT
-        m = moments.index_select(0, atoms)
+    boxes = moments.new_zeros((layer.blocks[0] * layer.blocks[1], n_channels, box_x, box_y * box_z))
+    for number, slots, again in places.chunks(which, rank):
+        n = len(number)
+        x, y, z = places.of(slots, rank)
+        rows = x.reshape(n, -1, box_x).mT
+        m = moments.index_select(0, slots)
         for channel in range(n_channels):
-            planes = _planes(m[:, channel], y, z, rank).view(len(number), -1, box_y * box_z)
-            found = torch.bmm(rows, planes)
-            mine = boxes[channel]
-            mine[number] = mine.index_select(0, number).add_(found)
-    out = boxes.view(n_channels, *layer.blocks, box_x, box_y, box_z)
-    out = out.permute(0, 3, 1, 4, 2, 5).reshape(n_channels * box_x, layer.blocks[0], box_y, -1)
-    out = fold_axis(out, places.block[1], layer.shape[1])
-    out = out.reshape(n_channels * box_x * layer.shape[1], layer.blocks[1], box_z, 1)
-    out = fold_axis(out, places.block[2], layer.shape[2])
-    return out.view(n_channels, box_x, layer.shape[1], layer.shape[2])
+            found = torch.bmm(rows, _planes(m[:, channel], y, z, rank).view(n, -1, box_y * box_z))
+            if again:
+                found += boxes[number, channel]
+            boxes[number, channel] = found
+    out = boxes.view(*layer.blocks, n_channels * box_x, box_y, box_z)
+    out = folded(out, (places.block[1], places.block[2]), layer.shape[1:])
+    return out.unflatten(0, (n_channels, box_x))
 
 
 def mesh_spread_cpu(
@@ -75,8 +71,8 @@ def mesh_spread_cpu(
     places = find_places(coords, atoms, block_ptr, shapes, block, order, rank, moments.dtype)
     rows = torch.cat((moments[places.atoms], moments.new_zeros((1, *moments.shape[1:]))))
 
-    def work(own: None, layer: Layer) -> tuple[Layer, Tensor]:
-        return layer, _spread_layer(places, rows, layer, rank)
+    def work(own: None, which: int) -> tuple[Layer, Tensor]:
+        return places.layers[which], _spread_layer(places, rows, which, rank)
 
     def finish(found: tuple[Layer, Tensor]) -> None:
         layer, part = found
@@ -85,5 +81,5 @@ def mesh_spread_cpu(
         for j in range(part.shape[1]):
             mesh[:, (layer.start + j) % n_x] += part[:, j]
 
-    run_blocks(places.layers, lambda: None, work, finish)
+    run_blocks(range(len(places.layers)), lambda: None, work, finish)
     return out

@@ -347,6 +347,8 @@ class Geometry:
         resolution = self.plan.resolution
         more, rest = "more wave vectors than this geometry holds", ", or a larger kspace_cutoff"
         if isinstance(resolution, MeshResolution):
+            if torch.compiler.is_compiling():  # an integral that a graph cannot hold
+                return
             more, rest = "a finer mesh than this geometry has", ""
             error = mesh_error(pair, resolution.order, resolution.spacing, l_max)
         else:

@@ -168,3 +168,41 @@ def test_refuses(generator):
     single = Coulomb(method="mesh", tolerance=1e-9)
     with pytest.raises(ValueError, match=r"float32 .* tolerance of at least .* use float64"):
         single.prepare(positions.float(), cell.float())
+
+
+@pytest.mark.parametrize("name", ["crystal", "slab", "batch of all"])
+def test_one_graph(name, generator):
+    """Compiled with a plan made outside: the same numbers, gradients included."""
+    case = boundary_case(name, generator)
+    operator = case.coulomb(method="mesh", feature_widths=(1.0, 2.0))
+    plan = operator.plan(case.cell, case.pbc, case.batch_idx, len(case.positions), positions=case.positions)
+
+    def function(r, h, p):
+        geometry = operator.prepare(r, h, plan=plan)
+        return geometry.energy(p).sum() + geometry.features(p).square().sum() + geometry.potential(p).sum()
+
+    torch._dynamo.reset()
+    leaves = [t.clone().requires_grad_() for t in (case.positions, case.cell, case.rows)]
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    results = [(f(*leaves), *torch.autograd.grad(f(*leaves), leaves)) for f in (compiled, function)]
+    for got, want in zip(*results, strict=True):
+        assert_close(got, want)
+    torch._dynamo.reset()
+
+
+def test_transforms(generator):
+    """torch.func's hessian, and vmap over multipoles and positions."""
+    case = boundary_case("crystal", generator)
+    operator = case.coulomb(method="mesh")
+    plan = operator.plan(case.cell, case.pbc, None, len(case.positions))
+
+    def energy(r):
+        return operator.prepare(r, case.cell, plan=plan).energy(case.rows).sum()
+
+    want = torch.autograd.functional.hessian(energy, case.positions)
+    assert_close(torch.func.hessian(energy)(case.positions), want)
+    potential = operator.prepare(case.positions, case.cell, plan=plan).potential
+    rows = torch.randn(3, *case.rows.shape, generator=generator, dtype=F64)
+    assert_close(torch.vmap(potential)(rows), torch.stack([potential(r) for r in rows]))
+    moved = torch.stack((case.positions, case.positions + 0.3))
+    assert_close(torch.vmap(energy)(moved), torch.stack([energy(r) for r in moved]))

@@ -181,6 +181,6 @@ def place_atoms(coords: Tensor, grid: MeshGrid) -> MeshPlaces:
     rows = grid.table[grid.atom_system]
     block = first.remainder(rows[:, :3]) // torch.tensor(grid.block, device=first.device)
     number = (block[:, 0] * rows[:, 4] + block[:, 1]) * rows[:, 5] + block[:, 2] + rows[:, 6]
-    sorted_number, atoms = torch.sort(number, stable=True)
-    edges = torch.arange(grid.n_blocks + 1, device=number.device)
-    return MeshPlaces(atoms, torch.searchsorted(sorted_number, edges))
+    counts = torch.zeros(grid.n_blocks + 1, dtype=torch.int64, device=number.device)
+    counts = counts.scatter_add(0, number + 1, torch.ones_like(number))
+    return MeshPlaces(torch.argsort(number, stable=True), counts.cumsum(0))

@@ -31,6 +31,9 @@ from scfmlip_kernels.indexed_linear.tiles import _sum_tiles_kernel, tile_constan
 from scfmlip_kernels.lattice import monomial_count
 from scfmlip_kernels.lattice.tiles import lattice_launch
 from scfmlip_kernels.lattice_field.kernel import _lattice_field_kernel
+from scfmlip_kernels.mesh.grid import KERNEL_BLOCK
+from scfmlip_kernels.mesh_gather.kernel import _mesh_gather_kernel, gather_atoms
+from scfmlip_kernels.mesh_spread.kernel import _mesh_spread_kernel
 from scfmlip_kernels.registry import describe
 from scfmlip_kernels.structure_factor.kernel import _structure_factor_kernel
 from scfmlip_kernels.symmetric_contraction.generate import kernel, n_pieces
@@ -55,6 +58,42 @@ class Variant:
     signature: dict[str, str]
     constants: dict[str, Any]
     options: dict[str, int]
+
+
+def _meshes() -> Iterator[Variant]:
+    """Spreading and gathering of what energies, forces and their derivatives need, at two orders."""
+    for dtype, real in (("float32", "fp32"), ("float64", "fp64")):
+        options = tuned("mesh", CPU, getattr(torch, dtype))
+        launch = {key: options[key] for key in ("num_warps", "num_stages")}
+        sizes = {"n_atoms": "i32", "n_points": "i32"}
+        for order, rank in itertools.product((8, 12), range(4)):
+            common = {"ORDER": order, "RANK": rank, "N_MONOMIALS": monomial_count(rank)}
+            pointers = {"first_ptr": "*i32", "weights_ptr": f"*{real}"}
+            own = {
+                "moments_ptr": f"*{real}",
+                "block_ptr_ptr": "*i64",
+                "rows_ptr": "*i64",
+                "out_ptr": f"*{real}",
+            }
+            blocks = dict(zip(("BLOCK_X", "BLOCK_Y", "BLOCK_Z"), KERNEL_BLOCK, strict=True))
+            constants = {
+                **common,
+                **blocks,
+                "BLOCK_ATOMS": options["atoms"],
+                "PRECISION": options["precision"],
+            }
+            label = f"order {order} rank {rank}"
+            signature = {**pointers, **own, "out_ptr": f"*{real}", **sizes}
+            yield Variant("mesh_spread", label, dtype, _mesh_spread_kernel, signature, constants, launch)
+            own = {"values_ptr": f"*{real}", "atoms_ptr": "*i64", "rows_ptr": "*i64", "out_ptr": f"*{real}"}
+            constants = {
+                **common,
+                "PADDED_ORDER": triton.next_power_of_2(order),
+                "PADDED_MONOMIALS": triton.next_power_of_2(monomial_count(rank)),
+                "BLOCK_ATOMS": gather_atoms(order, options),
+            }
+            signature = {**pointers, **own, **sizes}
+            yield Variant("mesh_gather", label, dtype, _mesh_gather_kernel, signature, constants, launch)
 
 
 def _electrostatics() -> Iterator[Variant]:
@@ -433,6 +472,7 @@ def _linear_maps(dtype: str, real: str) -> Iterator[Variant]:
 def variants() -> Iterator[Variant]:
     """Every kernel at both dtypes."""
     yield from _electrostatics()
+    yield from _meshes()
     for dtype, real in (("float32", "fp32"), ("float64", "fp64")):
         yield from _charge_solves(dtype, real)
         yield from _convolutions(dtype, real)

@@ -10,6 +10,9 @@ from .gaussian_pairs import gaussian_pairs
 from .indexed_linear import indexed_linear
 from .lattice import LatticeGrid, build_lattice_grid
 from .lattice_field import lattice_field
+from .mesh import MeshGrid, MeshPlaces, build_mesh_grid, mesh_values, mesh_waves, place_atoms
+from .mesh_gather import mesh_gather
+from .mesh_spread import mesh_spread
 from .segments import segment_expand, segment_sum
 from .structure_factor import structure_factor
 from .symmetric_contraction import symmetric_contraction
@@ -20,15 +23,23 @@ __all__ = [
     "ChargeSolve",
     "EdgeOrder",
     "LatticeGrid",
+    "MeshGrid",
+    "MeshPlaces",
     "ProductPath",
     "SymmetricPolynomial",
     "backend",
     "build_lattice_grid",
+    "build_mesh_grid",
     "channelwise_conv",
     "charge_solve",
     "gaussian_pairs",
     "indexed_linear",
     "lattice_field",
+    "mesh_gather",
+    "mesh_spread",
+    "mesh_values",
+    "mesh_waves",
+    "place_atoms",
     "segment_expand",
     "segment_sum",
     "sort_edges",

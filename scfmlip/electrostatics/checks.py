@@ -16,6 +16,7 @@ from .boundary import Boundary
 from .slab import slab_extents
 
 if TYPE_CHECKING:
+    from .mesh_error import MeshResolution
     from .plan import CoulombPlan
 
 
@@ -195,8 +196,33 @@ def check_wave_vectors(cells: Tensor, systems: list[int], cutoff: float, device:
     )
 
 
+def check_mesh(
+    shapes: list[tuple[int, int, int]], systems: list[int], mesh: MeshResolution, device: torch.device
+) -> None:
+    """
+    Refuse meshes that do not fit into memory.
+
+    Args:
+        shapes: Mesh points along the vectors of each cell.
+        systems: Which of the batch they are.
+        mesh: Their resolution.
+        device: Where they go.
+    """
+    counts = [a * b * c for a, b, c in shapes]
+    needed, free = sum(counts) * _BYTES_PER_POINT, free_memory(device)
+    if needed < _SURELY_FREE or needed <= free:
+        return
+    worst = max(range(len(counts)), key=counts.__getitem__)
+    raise ValueError(
+        f"system {systems[worst]} needs a mesh of {' x '.join(map(str, shapes[worst]))} points "
+        f"({mesh.spacing:.3g} angstrom apart). Those of the batch would take about "
+        f"{needed / 2**30:.3g} GiB of memory, {free / 2**30:.3g} GiB are free: use smaller cells or thinner "
+        "slabs, wider Gaussians, a larger tolerance, or boundary='open' for an isolated system"
+    )
+
+
 # of tables while they are made and used, measured on a CPU; and what needs no look at the machine
-_BYTES_PER_WAVE, _SURELY_FREE = 500.0, 2**28
+_BYTES_PER_WAVE, _BYTES_PER_POINT, _SURELY_FREE = 500.0, 250.0, 2**28
 
 
 def check_thickness(plan: CoulombPlan, positions: Tensor, cell: Tensor | None) -> None:

@@ -18,7 +18,8 @@ from .boundary import EXACT, GRAPH_LONGRANGE, Boundary, Quirks, resolve_boundari
 from .cutoff import check_cutoff, cutoff_for_tolerance, reference_cutoff, truncation_error
 from .density import GaussianMultipoles, to_widths
 from .geometry import Geometry
-from .plan import CoulombPlan, make_plan
+from .mesh_error import MeshResolution, cell_sizes, choose_mesh
+from .plan import CoulombPlan, make_plan, summed_cells
 from .slab import SlabPlan, plan_slabs, slab_extents, slab_normals
 
 Background = Literal["uniform", "none"]
@@ -44,11 +45,13 @@ class Coulomb:
         boundary: "auto" goes by each system's ``pbc`` (crystal, slab along any axis, isolated);
             "periodic", "slab", "molecule_in_box" (cubic box, Makov-Payne) and "open" hold for all.
         self_interaction: Whether a Gaussian's interaction with itself counts.
-        method: "auto" or "direct": wave-vector sums are direct, of cost atoms x wave vectors.
+        method: Of crystals, slabs and boxes: "direct" sums over atoms x wave vectors; "mesh" goes through a
+            mesh and Fourier transforms, O(N log N), for thousands of atoms and Gaussians of about 1 angstrom
+            and wider. "auto" is "direct". Isolated systems are sums over pairs in all of them.
         tolerance: Energy, eV, that the wave vectors left out carry for a pair of charges of 1 e, or dipoles
-            of 1 e times the width; sets the cutoff. The images of a slab leave a hundredth of it.
-            Estimated for a large cell: in cubes of more than 8 widths up to 1.5 times as much was found, from
-            4 to 8 widths 3.5 times, below up to 11 times.
+            of 1 e times the width; sets the cutoff, or the mesh. The images of a slab leave a hundredth of
+            it. Estimated for a large cell: in cubes of more than 8 widths up to 1.5 times as much was found,
+            from 4 to 8 widths 3.5 times, below up to 11 times. A mesh stays below it in all of them.
         kspace_cutoff: Largest wave vector, 1/angstrom; overrides ``tolerance``.
         compat: "graph_longrange" reproduces that package's formulas, quirks and option names (0.4.4):
             finite-difference open boundary, uncorrected charged slabs, its box and self terms, and
@@ -78,7 +81,7 @@ class Coulomb:
     sigma: float | Sequence[float] = 1.5
     boundary: BoundaryName = "auto"
     self_interaction: bool = False
-    method: Literal["auto", "direct"] = "auto"
+    method: Literal["auto", "direct", "mesh"] = "auto"
     tolerance: float = 1e-6
     kspace_cutoff: float | None = None
     compat: Compat | None = None
@@ -90,8 +93,14 @@ class Coulomb:
     quirks: Quirks = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.method not in ("auto", "direct"):
-            raise ValueError(f"method must be 'auto' or 'direct', got {self.method!r}")
+        if self.method not in ("auto", "direct", "mesh"):
+            raise ValueError(f"method must be 'auto', 'direct' or 'mesh', got {self.method!r}")
+        if self.method == "mesh" and (self.kspace_cutoff is not None or self.compat is not None):
+            given = "kspace_cutoff" if self.kspace_cutoff is not None else "compat"
+            raise ValueError(
+                f"method='mesh' takes its waves from the tolerance, {given} is for method='direct': leave "
+                "one of them out"
+            )
         if self.boundary not in get_args(BoundaryName):
             raise ValueError(f"boundary must be one of {list(get_args(BoundaryName))}, got {self.boundary!r}")
         if self.compat not in (None, *get_args(Compat)):
@@ -191,7 +200,16 @@ class Coulomb:
             checks.check_cell(host_cells, boundaries, axes, cubic_boxes=not compat, whole_slabs=compat)
             if not compat and lattice:
                 slabs = self._plan_slabs(host_cells, boundaries, axes, lattice, atom_ptr, positions, device)
-        return make_plan(host_cells, boundaries, axes, atom_ptr, torch.device(device), self.cutoff, slabs)
+        resolution = self.cutoff
+        if self.method == "mesh" and host_cells is not None and lattice:
+            resolution = self._mesh_resolution(summed_cells(host_cells[lattice], slabs), int(atom_ptr[-1]))
+        return make_plan(host_cells, boundaries, axes, atom_ptr, torch.device(device), resolution, slabs)
+
+    def _mesh_resolution(self, cells: Tensor, n_atoms: int) -> MeshResolution:
+        """Of a batch of cells ``[n, 3, 3]`` on the CPU."""
+        volume, height = cell_sizes(cells)
+        given = (self._pair_sigma_squared, self.tolerance, self.l_max)
+        return choose_mesh(*given, n_atoms, volume, height)
 
     def _plan_slabs(
         self,

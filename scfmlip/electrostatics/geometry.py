@@ -18,6 +18,8 @@ from .counter_charge import CounterCharge
 from .cutoff import truncation_error
 from .density import GaussianMultipoles, to_widths
 from .kspace import KSpace
+from .mesh import Mesh
+from .mesh_error import MeshResolution, mesh_error
 from .openspace import OpenSpace
 from .plan import CoulombPlan
 from .points import PointValues, evaluate_points
@@ -63,7 +65,8 @@ class Geometry:
             if counter_bounds is not None:
                 self.counter = CounterCharge(counter_bounds, sub, cells, source.widths)
                 quirks = dataclasses.replace(quirks, slab_charge=True)
-            self.kspace = KSpace(sub, sub.take(positions), cells, source.widths, quirks)
+            kind = KSpace if sub.mesh is None else Mesh
+            self.kspace = kind(sub, sub.take(positions), cells, source.widths, quirks)
         if plan.open is not None:
             sub = plan.open
             self.openspace = OpenSpace(
@@ -74,6 +77,13 @@ class Geometry:
                 coulomb.source.widths,
                 coulomb.quirks,
             )
+
+    @property
+    def method(self) -> list[str]:
+        """How each system is summed: "direct", "mesh" or "pairs"."""
+        mesh = isinstance(self.plan.resolution, MeshResolution)
+        waves = "mesh" if mesh else "direct"
+        return ["pairs" if kind == Boundary.OPEN else waves for kind in self.plan.boundaries]
 
     # shapes ---------------------------------------------------------------------------------------
 
@@ -316,7 +326,7 @@ class Geometry:
             (coulomb.widest[0], max(widths)),
             coulomb.image_tolerance,
             coulomb.l_max,
-            self.plan.kspace_cutoff,
+            self.plan.resolution,
         )
         # asked for without gradients first, it may be asked for with gradients later
         with torch.enable_grad():
@@ -330,7 +340,7 @@ class Geometry:
                 self.counter_bounds,
                 self.validate,
             )
-        if not torch.is_inference_mode_enabled():
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
             self._roomy[widths] = roomy
         return roomy
 
@@ -339,12 +349,19 @@ class Geometry:
             return
         pair = 0.5 * (min(self.coulomb.source.widths) ** 2 + min(basis.widths) ** 2)
         l_max = max(self.coulomb.source.l_max, basis.l_max)
-        error = truncation_error(pair, self.plan.kspace_cutoff, l_max)
+        resolution = self.plan.resolution
+        more, rest = "more wave vectors than this geometry holds", ", or a larger kspace_cutoff"
+        if isinstance(resolution, MeshResolution):
+            if torch.compiler.is_compiling():  # an integral that a graph cannot hold
+                return
+            more, rest = "a finer mesh than this geometry has", ""
+            error = mesh_error(pair, resolution.order, resolution.spacing, l_max)
+        else:
+            error = truncation_error(pair, resolution, l_max)
         if error > max(1e-3, 100 * self.coulomb.tolerance):
             raise ValueError(
-                f"features of width {min(basis.widths):g} angstrom need more wave vectors than this "
-                f"geometry holds (truncated tail {error:.2g} eV): pass "
-                f"feature_widths={basis.widths} to Coulomb, or a larger kspace_cutoff"
+                f"features of width {min(basis.widths):g} angstrom need {more} (error up to {error:.2g} eV): "
+                f"pass feature_widths={basis.widths} to Coulomb{rest}"
             )
 
     def vacuum_levels(self, multipoles: Tensor) -> Tensor:

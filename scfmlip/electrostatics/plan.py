@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import LatticeGrid, build_lattice_grid
+from scfmlip_kernels import LatticeGrid, MeshGrid, build_lattice_grid, build_mesh_grid
+from scfmlip_kernels.mesh import smooth_size
 
 from .boundary import Boundary
-from .checks import check_wave_vectors
+from .checks import check_mesh, check_wave_vectors
+from .mesh_error import MeshResolution
 from .slab import SlabPlan, plan_slabs
 
 
@@ -49,7 +51,8 @@ class LatticePlan(SubBatch):
         slab, box: ``[n_systems]`` float64, 1 for a slab, a molecule in a box.
         corrected: Whether any of them is a slab or a molecule in a box.
         slabs: The cells that slabs are summed in, or None: no slab, or a reference's that keeps its own.
-        grid: Miller boxes.
+        grid: Miller boxes, or meshes.
+        mesh: Resolution of the meshes, or None.
         point_ptr: ``[n_systems + 1]`` int64 on the device, first wave vector of each system.
     """
 
@@ -58,7 +61,8 @@ class LatticePlan(SubBatch):
     box: Tensor
     corrected: bool
     slabs: SlabPlan | None
-    grid: LatticeGrid
+    grid: LatticeGrid | MeshGrid
+    mesh: MeshResolution | None
     point_ptr: Tensor
 
     def cells(self, cell: Tensor) -> Tensor:
@@ -72,7 +76,7 @@ class LatticePlan(SubBatch):
         widths: tuple[float, float],
         tolerance: float,
         l_max: int,
-        cutoff: float,
+        resolution: float | MeshResolution,
     ) -> LatticePlan:
         """
         The same systems with other wave vectors, and slabs in cells for another thickness.
@@ -83,24 +87,36 @@ class LatticePlan(SubBatch):
             widths: Of the widest source and receiver, angstrom.
             tolerance: That images of slabs may leave, eV.
             l_max: Highest multipole.
-            cutoff: 1/angstrom.
+            resolution: Cutoff, 1/angstrom, or that of a mesh.
         """
         host, slabs = cell.detach().to("cpu", torch.float64), None
         if self.slabs is not None:
             kinds, axes = self.slabs.slab.tolist(), self.slabs.axis.tolist()
             slabs = plan_slabs(host, kinds, axes, extents, widths, tolerance, l_max, self.ptr.device)
-        return dataclasses.replace(self, **_waves(host, slabs, cutoff, self))
+        return dataclasses.replace(self, **_waves(host, slabs, resolution, self))
 
 
-def _waves(host_cell: Tensor, slabs: SlabPlan | None, cutoff: float, sub: SubBatch) -> dict:
-    device = sub.ptr.device
-    cells = host_cell
-    if slabs is not None:
-        on_host = SlabPlan(*(getattr(slabs, f.name).cpu() for f in dataclasses.fields(slabs)))
-        cells = on_host.cells(host_cell)
-    check_wave_vectors(cells, sub.systems.tolist(), cutoff, device)
-    grid = build_lattice_grid(cells, cutoff, sub.host_ptr, device)
-    return {"slabs": slabs, "grid": grid, "point_ptr": grid.point_ptr.to(device)}
+def summed_cells(host_cell: Tensor, slabs: SlabPlan | None) -> Tensor:
+    """The cells to sum in on the CPU, ``[n_systems, 3, 3]``, from the user's."""
+    if slabs is None:
+        return host_cell
+    on_host = SlabPlan(*(getattr(slabs, f.name).cpu() for f in dataclasses.fields(slabs)))
+    return on_host.cells(host_cell)
+
+
+def _waves(
+    host_cell: Tensor, slabs: SlabPlan | None, resolution: float | MeshResolution, sub: SubBatch
+) -> dict:
+    device, cells, mesh = sub.ptr.device, summed_cells(host_cell, slabs), None
+    if isinstance(resolution, MeshResolution):
+        mesh = resolution
+        shapes = [mesh.shape(cell, smooth_size) for cell in cells]
+        check_mesh(shapes, sub.systems.tolist(), mesh, device)
+        grid = build_mesh_grid(shapes, mesh.order, sub.index, device)
+    else:
+        check_wave_vectors(cells, sub.systems.tolist(), resolution, device)
+        grid = build_lattice_grid(cells, resolution, sub.host_ptr, device)
+    return {"slabs": slabs, "grid": grid, "mesh": mesh, "point_ptr": grid.point_ptr.to(device)}
 
 
 @dataclass
@@ -117,7 +133,7 @@ class CoulombPlan:
         index: ``[n_atoms]`` system of each atom.
         lattice: Systems summed over wave vectors, or None.
         open: Systems summed over pairs, or None.
-        kspace_cutoff: 1/angstrom.
+        resolution: Cutoff of the wave vectors, 1/angstrom, or that of the meshes.
     """
 
     boundaries: list[Boundary]
@@ -126,7 +142,7 @@ class CoulombPlan:
     index: Tensor
     lattice: LatticePlan | None
     open: SubBatch | None
-    kspace_cutoff: float
+    resolution: float | MeshResolution
 
     @property
     def n_systems(self) -> int:
@@ -168,7 +184,7 @@ def make_plan(
     axes: list[int],
     atom_ptr: Tensor,
     device: torch.device,
-    kspace_cutoff: float,
+    resolution: float | MeshResolution,
     slabs: SlabPlan | None,
 ) -> CoulombPlan:
     """
@@ -180,7 +196,7 @@ def make_plan(
         axes: Lattice direction along which each slab ends.
         atom_ptr: ``[n_systems + 1]`` int64 on the CPU.
         device: Where tables go.
-        kspace_cutoff: 1/angstrom.
+        resolution: Cutoff of the wave vectors, 1/angstrom, or that of the meshes.
         slabs: Of the systems that are summed over wave vectors.
     """
     numbers = [i for i, b in enumerate(boundaries) if b != Boundary.OPEN]
@@ -194,7 +210,7 @@ def make_plan(
             slab=(kinds == Boundary.SLAB).double().to(device),
             box=(kinds == Boundary.MOLECULE_IN_BOX).double().to(device),
             corrected=bool((kinds != Boundary.PERIODIC).any()),
-            **_waves(host_cell[numbers], slabs, kspace_cutoff, sub),
+            **_waves(host_cell[numbers], slabs, resolution, sub),
         )
     counts = atom_ptr[1:] - atom_ptr[:-1]
     return CoulombPlan(
@@ -204,5 +220,5 @@ def make_plan(
         index=torch.arange(len(counts)).repeat_interleave(counts).to(device),
         lattice=lattice,
         open=_sub_batch([i for i, b in enumerate(boundaries) if b == Boundary.OPEN], atom_ptr, device),
-        kspace_cutoff=kspace_cutoff,
+        resolution=resolution,
     )

@@ -10,14 +10,16 @@ from torch import Tensor
 
 from scfmlip_kernels import segment_expand
 from scfmlip_kernels.gaussian_pairs.radial import gaussian_radial
-from scfmlip_kernels.lattice import grid_at_points
 
 from ..units import COULOMB_CONSTANT
 from . import checks
 from .cutoff import cutoff_for_tolerance
 from .density import GaussianMultipoles
-from .kspace import KSpace, synthesis, turn
+from .kspace import KSpace
+from .mesh import Mesh
+from .mesh_error import MeshResolution, cell_sizes, choose_mesh
 from .slab import SlabPlan, gaussian_reach, lateral_reach, slab_extents
+from .waves import Places, WaveSum, turn
 
 if TYPE_CHECKING:
     from .geometry import Geometry
@@ -130,7 +132,7 @@ def _lattice_points(
     atoms = plan.take(geometry.positions)
     tolerance = min(geometry.coulomb.tolerance, 1e-6)
     image_tolerance = 1e-2 * tolerance
-    cutoff = cutoff_for_tolerance(0.5 * min(source.widths) ** 2, tolerance, source.l_max)
+    resolution = _bare_resolution(geometry, tolerance, len(points))
     points, beyond, normal, extents = points.double(), None, None, []
     if plan.slabs is not None:
         window = _slab_windows(plan.slabs, cell, atoms, plan.index, source, image_tolerance)
@@ -143,16 +145,16 @@ def _lattice_points(
         lowest, highest = slab_extents(both[0], plan.slabs.normals(cell.double())[0], both[1])
         extents = (highest - lowest).clamp(min=0.0).tolist()
     widths = (max(source.widths), 0.0)
-    dense_plan = plan.resized(cell, extents, widths, image_tolerance, source.l_max, cutoff)
-    dense = KSpace(dense_plan, atoms, cell.double(), source.widths, geometry.coulomb.quirks)
+    dense_plan = plan.resized(cell, extents, widths, image_tolerance, source.l_max, resolution)
+    kind = KSpace if dense_plan.mesh is None else Mesh
+    dense = kind(dense_plan, atoms, cell.double(), source.widths, geometry.coulomb.quirks)
     grid = dense_plan.grid
     rho = dense.density(moments)
-    frac = turn(points, dense.inverse, ptr, index)
-    where = grid_at_points(grid, host_ptr)
+    places = Places(turn(points, dense.inverse, ptr, index), host_ptr, ptr, index)
+    rho = rho * dense.form_factor(0.0)[:, None, None]
 
     def at(coefficients: Tensor, rank: int) -> Tensor:
-        out = synthesis(frac, dense.inverse, ptr, index, where, coefficients.contiguous(), rank, dense.dtype)
-        return out[:, 0]
+        return dense.series(coefficients, rank, places)[:, 0]
 
     volume = segment_expand(dense.volume, dense.point_ptr, grid.system)
     to_density = 2 * grid.weight / volume  # the origin's weight is 1/2
@@ -170,6 +172,17 @@ def _lattice_points(
         value = torch.where(outside[:, None], plane[:, 0].to(value.dtype), value)
         density = torch.where(outside, torch.zeros_like(density), density)
     return density, value
+
+
+def _bare_resolution(geometry: Geometry, tolerance: float, n_points: int) -> float | MeshResolution:
+    """Cutoff or mesh for the potential of Gaussians at points."""
+    source, plan, waves = geometry.coulomb.source, geometry.plan, geometry.kspace
+    half = 0.5 * min(source.widths) ** 2
+    if not isinstance(plan.resolution, MeshResolution):
+        return cutoff_for_tolerance(half, tolerance, source.l_max)
+    assert waves is not None
+    volume, height = cell_sizes(waves.cell.detach())
+    return choose_mesh(half, tolerance, source.l_max, len(plan.index) + n_points, volume, height)
 
 
 def _slab_windows(
@@ -195,7 +208,7 @@ def _slab_windows(
     return torch.stack((low - reach, high + reach), 1)
 
 
-def _check_window(atoms: KSpace, points: Tensor, index: Tensor) -> None:
+def _check_window(atoms: WaveSum, points: Tensor, index: Tensor) -> None:
     """
     Refuse points a cell height or more away from an atom of a slab that is summed in the user's own cell.
 

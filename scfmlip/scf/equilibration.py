@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..electrostatics import Geometry
+from ..electrostatics.kspace import KSpace
 from ..electrostatics.range_split import NeighbourPairs
 from .arguments import read_arguments
 from .eager import runs_eagerly
@@ -109,7 +110,7 @@ def _whole_matrices(
 ) -> list[Tensor] | None:
     """``J + K`` of every system where all are crystals and rows are Cartesian, else None."""
     plan, kspace, source = problem.plan, interaction.geometry.kspace, problem.coulomb.source
-    if plan.open is not None or plan.corrected or kspace is None:
+    if plan.open is not None or plan.corrected or not isinstance(kspace, KSpace):
         return None
     if source.order != "cartesian" or source.normalization != "multipoles":
         return None

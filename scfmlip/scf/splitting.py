@@ -131,6 +131,8 @@ def split_operator(
         if interaction == "split":
             raise ValueError(f"interaction='split' is not for {reason}: use 'auto' or 'direct'")
         return None
+    if interaction == "auto" and coulomb.method == "mesh":
+        return None  # what a mesh costs hardly depends on how wide the Gaussians are
     assert geometry.cell is not None
     own = coulomb.source.widths
     tolerance = min(coulomb.tolerance, tolerance)

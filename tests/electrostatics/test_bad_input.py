@@ -38,7 +38,7 @@ OPTIONS = [
     ({"feature_widths": (1.0, -1.0)}, "widths must be positive"),
     ({"feature_widths": ()}, "widths must be positive"),
     ({"boundary": "wire"}, r"boundary must be one of \['auto', .*'open'.*got 'wire'"),
-    ({"method": "mesh"}, "method must be 'auto' or 'direct', got 'mesh'"),
+    ({"method": "pme"}, "method must be 'auto', 'direct' or 'mesh', got 'pme'"),
     ({"compat": "nvalchemi"}, "compat must be .*graph_longrange.*got 'nvalchemi'"),
     ({"background": "jellium"}, "background must be 'uniform' or 'none', got 'jellium'"),
     ({"order": "zxy"}, "order must be 'cartesian' or 'e3nn', got 'zxy'"),

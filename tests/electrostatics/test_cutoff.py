@@ -125,6 +125,6 @@ def test_no_more_wave_vectors_than_the_volume_asks_for():
     cell = torch.tensor([[12.0, 0, 0], [3.0, 11.0, 0], [-2.0, 4.0, 13.0]], dtype=F64)
     plan = Coulomb().plan(cell, None, None, 100)
     count = int((plan.lattice.grid.weight > 0).sum())
-    estimate = float(torch.linalg.det(cell)) * plan.kspace_cutoff**3 / (12 * math.pi**2)
+    estimate = float(torch.linalg.det(cell)) * plan.resolution**3 / (12 * math.pi**2)
     assert abs(count / estimate - 1) < 0.1
     assert plan.lattice.grid.n_points < 3 * count

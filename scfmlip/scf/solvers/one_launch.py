@@ -15,6 +15,7 @@ from scfmlip_kernels import charge_solve
 from scfmlip_kernels.charge_solve.kernel import MAX_ATOMS
 from scfmlip_kernels.dispatch import runs_triton
 
+from ...electrostatics.kspace import KSpace
 from ..convergence import ROUNDING
 from ..quadratic import Interaction, QuadraticProblem
 from .conjugate_gradients import LinearResult, chemical_potential
@@ -64,7 +65,8 @@ class SmallSolver:
         device, dtype = hardness.device, hardness.dtype
         width = int(self.counts.max())
         number = torch.arange(len(hardness), device=device) - plan.ptr[plan.index]
-        if problem.pairs is None and plan.open is None and not plan.corrected:
+        direct = isinstance(interaction.geometry.kspace, KSpace)
+        if direct and problem.pairs is None and plan.open is None and not plan.corrected:
             padded = _crystal_matrices(problem, interaction, hardness, number, width)
             padded[plan.index, number, number] += hardness[:, 0].double()
         else:

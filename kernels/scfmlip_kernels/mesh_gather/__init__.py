@@ -1,0 +1,3 @@
+from .op import mesh_gather
+
+__all__ = ["mesh_gather"]

@@ -1,0 +1,3 @@
+from .op import mesh_spread
+
+__all__ = ["mesh_spread"]

@@ -1,0 +1,240 @@
+"""
+Sums over the wave vectors of a batch of cells, whichever way they are done: crystals, slabs, molecules in a
+box.
+
+With S(k) the structure factor of the multipoles and f(k) = exp(-sigma^2 k^2 / 2),
+    E = (1 / eps0 V) sum'_k |f S|^2 / k^2,      V(r) = Re (2 / eps0 V) sum'_k f_r f S e^{i k.r} / k^2
+over half of all k != 0. `kspace.KSpace` sums directly, `mesh.Mesh` through a mesh and Fourier transforms:
+they differ in how S and the series come about. Operators know fractional coordinates and Miller indices only;
+the cell enters through them and through O(wave vectors) arithmetic here, so its derivative, the stress, is
+exact to all orders autograd is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scfmlip_kernels import segment_expand, segment_sum
+
+from ..units import FIELD_CONSTANT
+from .boundary import Correction, Quirks
+from .plan import LatticePlan
+from .slab import SlabPlan
+
+
+@dataclass(frozen=True)
+class Places:
+    """
+    Points of a batch of systems.
+
+    Attributes:
+        frac: ``[n, 3]`` float64 fractional coordinates.
+        host_ptr: ``[n_systems + 1]`` int64 on the CPU, first point of each system.
+        ptr: The same on the device.
+        index: ``[n]`` int64 system of each point.
+    """
+
+    frac: Tensor
+    host_ptr: Tensor
+    ptr: Tensor
+    index: Tensor
+
+
+def turn(vectors: Tensor, matrices: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
+    """
+    Each atom's row vectors times its system's matrix.
+
+    Args:
+        vectors: ``[n, ..., 3]``.
+        matrices: ``[n_systems, 3, 3]``.
+        ptr: ``[n_systems + 1]`` first row of each system.
+        index: ``[n]`` system of each row.
+
+    Returns:
+        Shape of ``vectors``.
+    """
+    if len(matrices) == 1:
+        return vectors @ matrices[0]
+    each = segment_expand(matrices, ptr, index)
+    rows = vectors.flatten(1, -2) if vectors.ndim > 2 else vectors[:, None]
+    return torch.einsum("nci,nij->ncj", rows, each).reshape(vectors.shape)
+
+
+class WaveSum:
+    """
+    One batch of cells and positions, ready for any multipoles.
+
+    Args:
+        plan: Sizes, boundaries and wave vectors.
+        positions: ``[n_atoms, 3]`` angstrom, float32 or float64.
+        cell: ``[n_systems, 3, 3]`` angstrom, float64, as the user gave it: slabs are summed in another.
+        widths: Source widths, angstrom.
+        quirks: Departures of a reference code.
+    """
+
+    def __init__(
+        self, plan: LatticePlan, positions: Tensor, cell: Tensor, widths: tuple[float, ...], quirks: Quirks
+    ) -> None:
+        grid, ptr, index = plan.grid, plan.ptr, plan.index
+        self.host_ptr = plan.host_ptr
+        self.grid, self.ptr, self.index, self.point_ptr = grid, ptr, index, plan.point_ptr
+        self.dtype, self.widths = positions.dtype, widths
+        self.cell = cell = plan.cells(cell)
+        self.inverse = inverse = torch.linalg.inv(cell)
+        self.volume = torch.linalg.det(cell).abs()
+        self.frac = turn(positions.double(), inverse, ptr, index)
+        self._factors: dict[tuple[float, ...], Tensor] = {}
+        self.k_squared = self._squares()
+        origin = (grid.miller == 0).all(-1)
+        point_volume = segment_expand(self.volume, self.point_ptr, grid.system)
+        safe = torch.where(origin, torch.ones_like(self.k_squared), self.k_squared)
+        weight = torch.where(origin, torch.zeros_like(grid.weight), grid.weight)
+        self.coulomb = FIELD_CONSTANT * weight / (point_volume * safe)
+        if plan.slabs is not None:
+            self.coulomb = self.coulomb * self._truncation(plan.slabs)
+        self.correction = None
+        if not plan.corrected:
+            return
+        normal = torch.take_along_dim(inverse, plan.slab_axis[:, None, None], 2).squeeze(2)
+        height = 1 / normal.norm(dim=-1)
+        normal = normal * height[:, None]
+        counts = (ptr[1:] - ptr[:-1]).clamp(min=1)
+        origin = segment_sum(positions.detach().double(), ptr, index) / counts[:, None]
+        if quirks.slab_along_z:  # and what depends on the origin there does so
+            normal, origin = torch.zeros_like(normal), torch.zeros_like(origin)
+            normal[:, 2] = 1.0
+        self.correction = Correction(
+            positions=positions.double(),
+            origin=origin,
+            volume=self.volume,
+            slab=plan.slab,
+            box=plan.box,
+            normal=normal,
+            height=height,
+            ptr=ptr,
+            index=index,
+            widths=widths,
+            quirks=quirks,
+        )
+
+    def _squares(self) -> Tensor:
+        """``[n_points]`` squared wave vectors, 1/angstrom^2."""
+        grid = self.grid
+        n = grid.miller.double()
+        metric = (4 * math.pi**2) * self.inverse.mT @ self.inverse
+        rows, columns = (0, 0, 0, 1, 1, 2), (0, 1, 2, 1, 2, 2)
+        twice = torch.tensor([1.0, 2.0, 2.0, 1.0, 2.0, 1.0], dtype=n.dtype, device=n.device)
+        pairs = n[:, list(rows)] * n[:, list(columns)] * twice
+        point_metric = segment_expand(metric[:, list(rows), list(columns)], self.point_ptr, grid.system)
+        return (pairs * point_metric).sum(-1)
+
+    def _truncation(self, slabs: SlabPlan) -> Tensor:
+        """``1 - (-1)^m exp(-G H / 2)`` where a slab's interaction ends at half the height H, else 1."""
+        height = torch.where(slabs.slab & slabs.truncated, slabs.height, torch.zeros_like(slabs.height))
+        each = torch.stack((height, slabs.axis.double()), 1)
+        height, axis = segment_expand(each, self.point_ptr, self.grid.system).unbind(1)
+        along = torch.nn.functional.one_hot(axis.long(), 3).bool()
+        m = torch.where(along, self.grid.miller, 0).sum(1).double()
+        lateral = (torch.where(along, 0, self.grid.miller) != 0).any(1) & (height > 0)
+        k = 2 * math.pi * m / torch.where(lateral, height, torch.ones_like(height))
+        wave = torch.where(lateral, self.k_squared - k**2, torch.ones_like(k)).sqrt()
+        image = (1 - 2 * (m % 2)) * torch.exp(-0.5 * wave * height)
+        return 1 - torch.where(lateral, image, torch.zeros_like(image))
+
+    def form_factor(self, width: float) -> Tensor:
+        """``exp(-width^2 k^2 / 2)``, ``[n_points]``."""
+        return self.form_factors((width,))[:, 0]
+
+    def form_factors(self, widths: tuple[float, ...]) -> Tensor:
+        """Of several widths, ``[n_points, n_widths]``; kept while the geometry is."""
+        if widths in self._factors:
+            return self._factors[widths]
+        # asked for without gradients first, they may be asked for with gradients later
+        with torch.enable_grad():
+            factors = self.make_factors(widths)
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+            self._factors[widths] = factors
+        return factors
+
+    def make_factors(self, widths: tuple[float, ...]) -> Tensor:
+        """Those that `form_factors` keeps."""
+        exponents = torch.tensor([-0.5 * w**2 for w in widths], dtype=torch.float64)
+        return torch.exp(exponents.to(self.k_squared.device) * self.k_squared[:, None])
+
+    def structure_factors(self, moments: Tensor) -> Tensor:
+        """
+        Structure factors at the wave vectors, without form factors.
+
+        Args:
+            moments: ``[n_atoms, n_channels, 1 | 4]``, dipoles in reciprocal lattice vectors times 2 pi.
+
+        Returns:
+            ``[n_points, n_channels, 2]`` float64, real and imaginary part.
+        """
+        raise NotImplementedError
+
+    def series(self, coefficients: Tensor, rank: int, places: Places | None = None) -> Tensor:
+        """
+        A real Fourier series at the atoms, or at other points, and its Cartesian gradient.
+
+        Args:
+            coefficients: ``[n_points, n_channels, 2]`` float64.
+            rank: 0 for values, 1 to add gradients.
+            places: Other points than the atoms.
+
+        Returns:
+            ``[n, n_channels, 1 | 4]`` in the positions' dtype.
+        """
+        raise NotImplementedError
+
+    def density(self, moments: Tensor) -> Tensor:
+        """
+        Fourier coefficients of the charge density times the volume.
+
+        Args:
+            moments: ``[n_atoms, n_channels, n_widths, 1 | 4]`` e and e angstrom.
+
+        Returns:
+            ``[n_points, n_channels, 2]`` float64, real and imaginary part.
+        """
+        n_atoms, n_channels, n_widths, size = moments.shape
+        if size > 1:
+            dipoles = turn(moments[..., 1:4].double(), 2 * math.pi * self.inverse, self.ptr, self.index)
+            moments = torch.cat((moments[..., :1], dipoles.to(self.dtype)), -1)
+        sums = self.structure_factors(moments.reshape(n_atoms, n_channels * n_widths, size))
+        sums = sums.unflatten(1, (n_channels, n_widths))
+        return (sums * self.form_factors(self.widths)[:, None, :, None]).sum(2)
+
+    def energy(self, moments: Tensor) -> Tensor:
+        """``[n_systems, n_channels]`` float64, eV, self-interaction included."""
+        rho = self.density(moments)
+        per_point = self.coulomb[:, None] * (rho**2).sum(-1)
+        energy = segment_sum(per_point, self.point_ptr, self.grid.system)
+        if self.correction is not None:
+            energy = energy + self.correction.energy(moments)
+        return energy
+
+    def field(self, moments: Tensor, widths: tuple[float, ...], rank: int) -> Tensor:
+        """
+        Potential and gradient at the atoms, averaged over Gaussians, self-interaction included.
+
+        Args:
+            moments: ``[n_atoms, n_channels, n_widths, 1 | 4]``.
+            widths: Of the receiving Gaussians, angstrom.
+            rank: 0 for the potential, 1 to add its gradient.
+
+        Returns:
+            ``[n_atoms, n_channels, len(widths), 1 | 4]`` in the positions' dtype, V and V/angstrom.
+        """
+        rho = self.density(moments)
+        n_channels = rho.shape[1]
+        factors = 2 * self.coulomb[:, None] * self.form_factors(widths)
+        coefficients = (rho[:, :, None, :] * factors[:, None, :, None]).flatten(1, 2)
+        out = self.series(coefficients, rank).unflatten(1, (n_channels, len(widths)))
+        if self.correction is not None:
+            out = out + self.correction.field(moments, widths, rank).to(self.dtype)
+        return out

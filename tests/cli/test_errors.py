@@ -129,8 +129,11 @@ def test_debug_shows_where(command, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129)])
-def test_a_terminated_command_clears_away(name, status, monkeypatch, capsys, tmp_path):
+def test_a_terminated_command_clears_away(name, status, monkeypatch, capsys, tmp_path, request):
     number = getattr(signal, name)
+    # a run in the background may have them ignored
+    first = signal.signal(number, signal.SIG_DFL)
+    request.addfinalizer(lambda: signal.signal(number, first))
 
     def terminated(*_):
         assert list(tmp_path.iterdir()), "the output is in the making"
@@ -150,9 +153,14 @@ def test_a_terminated_command_clears_away(name, status, monkeypatch, capsys, tmp
 def test_ctrl_c_while_packages_load_takes_one_line(wait, tmp_path):
     """Importing torch takes most of a short command's time."""
     command = [sys.executable, "-m", "scfmlip", "evaluate", FRAMES, "--model", MODEL]
-    process = subprocess.Popen(
-        [*command, "-o", str(tmp_path / "out.xyz")], env=environment(), stderr=subprocess.PIPE, text=True
-    )
+    # a child inherits what is ignored, as Ctrl-C is for runs in the background
+    first = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [*command, "-o", str(tmp_path / "out.xyz")], env=environment(), stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, first)
     time.sleep(wait)
     process.send_signal(signal.SIGINT)
     _, printed = process.communicate()

@@ -20,6 +20,7 @@ TABLES = sorted(
 )
 FAMILIES = {
     "lattice": set(LatticeLaunch._fields),
+    "mesh": {"atoms", "gather_atoms", "num_warps", "num_stages", "precision"},
     "pairs": {"block", "sources", "num_warps", "num_stages"},
     "charge_solve": {"tile", "num_warps", "num_stages"},
     "channelwise": {

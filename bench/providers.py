@@ -22,7 +22,7 @@ from scfmlip.types import Compat
 
 from . import dense
 from .problems import Problem
-from .registry import KSPACE_CUTOFF, SIGMA, WIDTHS
+from .registry import KSPACE_CUTOFF, MESH_TOLERANCE, SIGMA, WIDTHS
 
 Function = Callable[[Tensor, Tensor], Tensor]
 # of rows of multipoles at one geometry
@@ -86,7 +86,7 @@ def choose(problem: Problem, energy: AtGeometry, features: AtGeometry, rows: Ten
     return polar(problem, rows, channelwise(features), energy)
 
 
-def _ours(problem: Problem, compat: Compat | None = None) -> Function:
+def _ours(problem: Problem, compat: Compat | None = None, mesh: bool = False) -> Function:
     case = problem.case
     if case.quantity == "structure_factor":
         return lambda frac, moments: scfmlip_kernels.structure_factor(frac, moments, problem.grid)
@@ -100,7 +100,9 @@ def _ours(problem: Problem, compat: Compat | None = None) -> Function:
         l_max=case.l_max,
         sigma=SIGMA,
         boundary="open" if case.open_boundary else "periodic",
-        kspace_cutoff=KSPACE_CUTOFF,
+        method="mesh" if mesh else "direct",
+        kspace_cutoff=None if mesh else KSPACE_CUTOFF,
+        tolerance=MESH_TOLERANCE if mesh else 1e-6,
         compat=compat,
         feature_widths=WIDTHS,
         order="e3nn",
@@ -122,6 +124,10 @@ def _ours(problem: Problem, compat: Compat | None = None) -> Function:
 
 def _ours_compat(problem: Problem) -> Function:
     return _ours(problem, "graph_longrange")
+
+
+def _ours_mesh(problem: Problem) -> Function:
+    return _ours(problem, mesh=True)
 
 
 def _torch(problem: Problem) -> Function:
@@ -211,6 +217,7 @@ def providers() -> dict[str, Provider]:
     return {
         "scfmlip": Provider("scfmlip", _ours),
         "scfmlip-compat": Provider("scfmlip", _ours_compat),
+        "scfmlip-mesh": Provider("scfmlip", _ours_mesh),
         "torch": Provider("torch", _torch),
         "graph-longrange": Provider("graph-longrange", _graph_longrange),
         "torch-pme-ewald": Provider("torch-pme", peers.torch_pme_ewald),

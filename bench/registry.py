@@ -10,6 +10,8 @@ SIGMA = 1.5
 WIDTHS = (1.5, 3.0)
 # what MACE-POLAR sums to: 1.5 * graph_longrange.gto_basis_kspace_cutoff(widths, l_max = 1)
 KSPACE_CUTOFF = 1.5 * 0.75 * 3.0 * 2**0.3 / SIGMA
+# eV: forces to about 1e-5
+MESH_TOLERANCE = 1e-4
 DENSITY = 0.1  # atoms/angstrom^3, as in water
 
 FORWARD: Mode = "forward"
@@ -86,7 +88,7 @@ def _sizes(*atoms: int) -> tuple[Size, ...]:
 _CPU = _sizes(100, 500, 1000, 2000)
 _GPU = _sizes(100, 1000, 5000, 20000)
 _OPS = ("scfmlip", "torch")
-_PERIODIC = ("scfmlip", "torch", "graph-longrange", "nvalchemi")
+_PERIODIC = ("scfmlip", "scfmlip-mesh", "torch", "graph-longrange", "nvalchemi")
 _OPEN = ("scfmlip", "scfmlip-compat", "torch", "graph-longrange")
 
 CASES: dict[str, Case] = {

@@ -22,7 +22,7 @@ TOLERANCES: dict[torch.dtype, dict[Mode, float]] = {
     torch.float64: {"forward": 1e-8, "forward_backward": 1e-8, "double_backward": 1e-8},
 }
 # Where a provider's method has an error of its own, whatever the dtype: meshes
-METHOD_ERROR = {"torch-pme-mesh": 5e-5, "nvalchemi-pme": 5e-5}
+METHOD_ERROR = {"scfmlip-mesh": 5e-5, "torch-pme-mesh": 5e-5, "nvalchemi-pme": 5e-5}
 # graph_longrange's open boundary takes finite differences over 0.02 angstrom: in float32 their noise
 FINITE_DIFFERENCES = ("graph-longrange", "scfmlip-compat")
 FINITE_DIFFERENCE_NOISE = 5e-3

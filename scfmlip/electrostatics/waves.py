@@ -13,6 +13,7 @@ exact to all orders autograd is asked for.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -64,7 +65,7 @@ def turn(vectors: Tensor, matrices: Tensor, ptr: Tensor, index: Tensor) -> Tenso
     return torch.einsum("nci,nij->ncj", rows, each).reshape(vectors.shape)
 
 
-class WaveSum:
+class WaveSum(ABC):
     """
     One batch of cells and positions, ready for any multipoles.
 
@@ -165,6 +166,7 @@ class WaveSum:
         exponents = torch.tensor([-0.5 * w**2 for w in widths], dtype=torch.float64)
         return torch.exp(exponents.to(self.k_squared.device) * self.k_squared[:, None])
 
+    @abstractmethod
     def structure_factors(self, moments: Tensor) -> Tensor:
         """
         Structure factors at the wave vectors, without form factors.
@@ -175,8 +177,9 @@ class WaveSum:
         Returns:
             ``[n_points, n_channels, 2]`` float64, real and imaginary part.
         """
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def series(self, coefficients: Tensor, rank: int, places: Places | None = None) -> Tensor:
         """
         A real Fourier series at the atoms, or at other points, and its Cartesian gradient.
@@ -189,7 +192,7 @@ class WaveSum:
         Returns:
             ``[n, n_channels, 1 | 4]`` in the positions' dtype.
         """
-        raise NotImplementedError
+        ...
 
     def density(self, moments: Tensor) -> Tensor:
         """

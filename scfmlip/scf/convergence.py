@@ -124,9 +124,9 @@ def make_criterion(
     first: Tensor,
     nothing: Callable[[], Tensor],
     evenly: Tensor | None,
-) -> tuple[Criterion, int]:
+) -> Criterion:
     """
-    The criterion of a problem, and how often the map was evaluated for it.
+    The criterion of a problem.
 
     Args:
         batch: As `Criterion`.
@@ -140,15 +140,14 @@ def make_criterion(
     ones = torch.ones_like(first) if state is None else state
     unit = batch.norm(ones).clamp(min=1.0)
     criterion = Criterion(batch, tolerance, dtype, unit, unit, state)
-    own, evaluations = batch.norm(first), 0
+    own = batch.norm(first)
     large = tolerance * own > BELIEVED * unit
     if bool(large.any()):
         known = torch.nan_to_num(criterion.size(nothing()), nan=torch.inf)
-        evaluations = 1
         own = torch.where(large, torch.minimum(own, torch.maximum(known, unit)), own)
     if evenly is not None:
         own = torch.maximum(own, batch.norm(evenly))
-    return replace(criterion, own=torch.maximum(own, SMALLEST * unit)), evaluations
+    return replace(criterion, own=torch.maximum(own, SMALLEST * unit))
 
 
 def ended(status: Tensor, verdict: Verdict) -> Tensor:

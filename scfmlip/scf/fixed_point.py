@@ -311,7 +311,7 @@ class FixedPointSearch:
         problem = self.problem
         kept = start if problem.is_state is None else problem.is_state * start
         nothing = torch.zeros_like(start)
-        self.criterion, _ = make_criterion(
+        self.criterion = make_criterion(
             problem.batch,
             self.tolerance,
             problem.like.dtype,

@@ -61,6 +61,7 @@ class Problem:
         extra = (solution.chemical_potential,) if self.leveled else ()
         nothing = tuple(torch.zeros_like(level) for level in extra) if totals is not None else extra
         new, first = self.update(s, *extra), self.update(torch.zeros_like(s), *nothing)
+        guess = self.update(self.state, *nothing)
         tolerance = max(self.options["tolerance"], 2e-6 if single else 1e-13)
         found = []
         for i, status in enumerate(solution.status.tolist()):
@@ -70,7 +71,9 @@ class Problem:
             size, left, image, source = (float(v[mine].double().norm()) for v in (s, new - s, new, first))
             unit = max(int(mine.sum()) * s.shape[1], 1) ** 0.5
             asked = 0.0 if totals is None else abs(float(totals[i]))
-            own = max(source, unit, asked)
+            # the first guess is believed, and sets the scale, where no more than 1e-4 e would pass by it
+            believed = max(float(guess[mine].double().norm()), unit, asked)
+            own = believed if tolerance * believed <= 1e-4 * unit else max(source, unit, asked)
             allowed = 2 * tolerance * min(max(image, unit), own)
             allowed += min((2e-6 if single else 2e-14) * size, (2e-3 if single else 2e-9) * own)
             if totals is not None:

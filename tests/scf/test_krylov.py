@@ -106,7 +106,7 @@ def test_newton_reuses_what_it_has_learnt(generator):
         return matrix @ x + 0.1 * torch.tanh(x) + source
 
     start = torch.zeros_like(source)
-    criterion, _ = make_criterion(BATCH, 1e-10, F64, None, source, lambda: source, None)
+    criterion = make_criterion(BATCH, 1e-10, F64, None, source, lambda: source, None)
     result = newton(function, start, criterion, 30, 40, affine=False)
     assert bool((result.residual <= 1e-10).all())
     assert result.evaluations == count

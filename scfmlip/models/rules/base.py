@@ -301,25 +301,20 @@ class Geometries:
         self._make = make
         self._recorded: tuple[tuple, Geometry] | None = None
         self._plain: tuple[tuple, tuple, Geometry] | None = None
-        self.made = 0
 
     def __call__(self, *arguments: Tensor | None) -> Geometry:
         """The geometry of these tensors."""
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
             kept = self._recorded
             if kept is None or any(a is not b for a, b in zip(arguments, kept[0], strict=True)):
-                kept = self._recorded = arguments, self._new(arguments)
+                kept = self._recorded = arguments, self._make(*arguments)
             return kept[1]
         detached = tuple(None if t is None else t.detach() for t in arguments)
         try:
             key = tuple(None if t is None else (t.data_ptr(), t._version, t.dtype) for t in detached)
         except RuntimeError:  # inside torch.func, or made in inference mode: no numbers to know them by
-            return self._new(arguments)
+            return self._make(*arguments)
         if self._plain is None or self._plain[0] != key:
             # tensors are held, so that no other can take their place in memory
-            self._plain = key, detached, self._new(detached)
+            self._plain = key, detached, self._make(*detached)
         return self._plain[2]
-
-    def _new(self, arguments: tuple[Tensor | None, ...]) -> Geometry:
-        self.made += 1
-        return self._make(*arguments)

@@ -11,7 +11,7 @@ import pytest
 
 import scfmlip
 import scfmlip_kernels
-from bench.import_graph import find_circle, module_graph, package_graph
+from profiling.import_graph import find_circle, imported_names, module_graph, package_graph
 
 ROOT = Path(__file__).parents[1]
 KERNELS = ROOT / "kernels" / "scfmlip_kernels"
@@ -48,27 +48,6 @@ def name(path):
     return str(path.relative_to(ROOT))
 
 
-def imports(path):
-    """Absolute names of the modules a file imports when it runs, those for type checkers left out."""
-    tree = ast.parse(path.read_text())
-    package = path.parent.relative_to(ROOT / "kernels" if KERNELS in path.parents else ROOT).parts
-    hidden = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in hidden:
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            yield from (f"{module}.{alias.name}" for alias in node.names)
-
-
 def layer(module):
     """Folder or module of scfmlip; its top package, which imports all of them, counts as `interfaces`."""
     parts = module.split(".")
@@ -82,7 +61,7 @@ def layer(module):
 @pytest.mark.parametrize("path", sorted(KERNELS.rglob("*.py")), ids=name)
 def test_kernels_know_no_atoms(path):
     forbidden = {"scfmlip", "mace", "ase", "e3nn", "graph_longrange", "kernels"}
-    assert not [m for m in imports(path) if m.split(".")[0] in forbidden]
+    assert not [m for m in imported_names(path) if m.split(".")[0] in forbidden]
 
 
 @pytest.mark.parametrize("path", sorted(LIBRARY.rglob("*.py")), ids=name)
@@ -90,7 +69,7 @@ def test_calls_go_down(path):
     if path.name == "__init__.py" and path.parent == LIBRARY:
         return
     mine = layer(".".join(("scfmlip", *path.relative_to(LIBRARY).with_suffix("").parts)))
-    for module in imports(path):
+    for module in imported_names(path):
         used = layer(module)
         if used in LAYERS and mine in LAYERS:
             assert LAYERS.index(used) <= LAYERS.index(mine), f"{mine} imports {module}"

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import torch
-from interfaces.mace_models import frames, mace_batch, mace_model
+from mace_torch.mace_models import frames, mace_batch, mace_model
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -10,8 +10,8 @@ import ase.io.formats
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
-from interfaces.mace_models import mace_model
-from interfaces.polar_models import batch_of, random_frames, shared_polar_model
+from mace_torch.mace_models import mace_model
+from mace_torch.polar_models import batch_of, random_frames, shared_polar_model
 from models.cases import batch, crystal, make_model, water
 from models.test_external_charges import with_ions
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.geometry import get_distances
-from interfaces.mace_models import mace_model
+from mace_torch.mace_models import mace_model
 from models.cases import BACKBONE, ELEMENTS, make_model
 
 import scfmlip.models

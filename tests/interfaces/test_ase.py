@@ -9,10 +9,10 @@ pytest.importorskip("ase", reason="needs ASE")
 
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
+from mace_torch.polar_models import batch_of, random_frames, shared_polar_model
 from models.cases import crystal, make_model, water
 
 import scfmlip
-from interfaces.polar_models import batch_of, random_frames, shared_polar_model
 from scfmlip.ase import Calculator
 
 T, F = True, False

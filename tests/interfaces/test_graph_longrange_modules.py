@@ -337,7 +337,7 @@ import torch
 torch.set_default_dtype(torch.float64)
 import graph_longrange
 assert graph_longrange.__file__.startswith({oracles!r})
-from interfaces.polar_models import batch_of, polar_model, random_frames
+from mace_torch.polar_models import batch_of, polar_model, random_frames
 from scfmlip import accelerate
 model = polar_model(hidden_irreps="8x0e", num_interactions=1)
 batch = batch_of(random_frames([(True, True, True)]), model)
@@ -355,7 +355,7 @@ print("energy:", accelerate(model)(dict(batch))["energy"].item())
     )
     assert run.returncode == 0, run.stderr[-2000:]
     assert "theirs:" in run.stdout
-    from interfaces.polar_models import batch_of, polar_model, random_frames
+    from mace_torch.polar_models import batch_of, polar_model, random_frames
 
     model = polar_model(hidden_irreps="8x0e", num_interactions=1)
     want = model(batch_of(random_frames([(True, True, True)]), model))["energy"].item()

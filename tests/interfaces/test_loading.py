@@ -9,10 +9,10 @@ import torch
 pytest.importorskip("mace", reason="needs mace-torch")
 
 from ase.build import molecule
+from mace_torch.mace_models import mace_model
 from models.cases import make_model
 
 import scfmlip
-from interfaces.mace_models import mace_model
 from scfmlip.ase import Calculator
 from scfmlip.cli import main
 from scfmlip.interfaces.ase import load_model

@@ -166,7 +166,7 @@ def test_the_basis_is_the_configurations():
 @pytest.mark.skipif(not CUEQ, reason="needs cuequivariance")
 def test_from_and_to_mace_keep_the_basis(tmp_path):
     """By its name, which mace-torch's own conversion goes by."""
-    from interfaces.mace_models import frames, mace_batch, mace_model
+    from mace_torch.mace_models import frames, mace_batch, mace_model
 
     original = mace_model.__wrapped__(correlation=3, hidden="8x0e + 8x1o")
     assert original.use_reduced_cg

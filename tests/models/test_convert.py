@@ -8,9 +8,9 @@ import pytest
 import torch
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
-from interfaces.les_models import NORM_FACTORS, les_model
-from interfaces.mace_models import mace_model
-from interfaces.polar_models import batch_of, random_frames, shared_polar_model
+from mace_torch.les_models import NORM_FACTORS, les_model
+from mace_torch.mace_models import mace_model
+from mace_torch.polar_models import batch_of, random_frames, shared_polar_model
 
 import scfmlip
 import scfmlip.models

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from interfaces.mace_models import mace_model
+from mace_torch.mace_models import mace_model
 
 import scfmlip
 from scfmlip.mace_torch.batches import make_batch

@@ -1,8 +1,8 @@
 """
 The import graph of scfmlip: which module needs which, the floors that follow, and circles.
 
-    python -m bench.import_graph          # floors of packages, arrows, circles
-    python -m bench.import_graph --modules
+    python -m profiling.import_graph          # floors of packages, arrows, circles
+    python -m profiling.import_graph --modules
 
 Imports inside functions count, those for type checkers do not.
 """
@@ -21,6 +21,9 @@ LIBRARY = ROOT / "scfmlip"
 Graph = Mapping[str, set[str]]
 
 
+KERNELS = ROOT / "kernels"
+
+
 def module_name(path: Path) -> str:
     """``scfmlip.models.build`` of a file; a package goes by its own name."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -29,7 +32,7 @@ def module_name(path: Path) -> str:
 def imported_names(path: Path) -> Iterator[str]:
     """Absolute names of what a file imports when it runs: modules, or names in them."""
     tree = ast.parse(path.read_text())
-    package = list(path.parent.relative_to(ROOT).parts)
+    package = list(path.parent.relative_to(KERNELS if KERNELS in path.parents else ROOT).parts)
     hidden = {
         id(inner)
         for node in ast.walk(tree)

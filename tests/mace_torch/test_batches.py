@@ -17,9 +17,9 @@ from ase.build import bulk, fcc111, molecule
 from scipy.spatial.transform import Rotation
 
 import scfmlip
-from interfaces.les_models import les_model
-from interfaces.mace_models import mace_batch, mace_model
-from interfaces.polar_models import batch_of, shared_polar_model
+from mace_torch.les_models import les_model
+from mace_torch.mace_models import mace_batch, mace_model
+from mace_torch.polar_models import batch_of, shared_polar_model
 from scfmlip.ase import Calculator
 from scfmlip.mace_torch.batches import check_frame, make_batch, split_outputs
 from scfmlip.mace_torch.building import default_dtype, running

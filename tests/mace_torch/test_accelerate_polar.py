@@ -16,8 +16,8 @@ if not hasattr(pytest.importorskip("mace.modules.extensions"), "PolarMACE"):
 
 from tolerances import RELATIVE, assert_close
 
-from interfaces.mace_models import with_lora
-from interfaces.polar_models import batch_of, polar_model, random_frames, shared_polar_model
+from mace_torch.mace_models import with_lora
+from mace_torch.polar_models import batch_of, polar_model, random_frames, shared_polar_model
 from scfmlip import accelerate, is_accelerated, restore
 from scfmlip.mace_torch import polar_tables
 from scfmlip.mace_torch.swapped import Swapped

@@ -10,8 +10,8 @@ pytest.importorskip("mace", reason="needs mace-torch")
 
 from tolerances import assert_close
 
-from interfaces.les_models import NORM_FACTORS, les_model
-from interfaces.polar_models import batch_of, random_frames
+from mace_torch.les_models import NORM_FACTORS, les_model
+from mace_torch.polar_models import batch_of, random_frames
 from scfmlip import accelerate, is_accelerated, restore
 from scfmlip.mace_torch import les as door
 from scfmlip.mace_torch.latent import latent_energy, les_options

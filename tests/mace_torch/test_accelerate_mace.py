@@ -10,7 +10,7 @@ pytest.importorskip("mace", reason="needs mace-torch")
 
 from tolerances import assert_close
 
-from interfaces.mace_models import ELEMENTS, copies, frames, mace_batch, mace_model, with_lora
+from mace_torch.mace_models import ELEMENTS, copies, frames, mace_batch, mace_model, with_lora
 from scfmlip import accelerate, is_accelerated, restore
 from scfmlip.mace_torch.accelerate import accelerate_blocks
 
@@ -424,7 +424,7 @@ def test_averaged_weights():
 def test_one_head_of_several_stays_accelerated():
     from mace.tools.scripts_utils import remove_pt_head
 
-    from interfaces.les_models import les_model
+    from mace_torch.les_models import les_model
 
     model = les_model(heads=("pt_head", "own"))
     assert is_accelerated(remove_pt_head(accelerate(model)))

@@ -11,8 +11,8 @@ pytest.importorskip("cuequivariance_torch", reason="needs cuequivariance_torch")
 import cuequivariance_torch as cuet
 from tolerances import assert_close
 
-from interfaces.mace_models import copies, frames, mace_batch, mace_model
-from interfaces.test_accelerate_mace import BLOCKS, compare, run, swapped
+from mace_torch.mace_models import copies, frames, mace_batch, mace_model
+from mace_torch.test_accelerate_mace import BLOCKS, compare, run, swapped
 from scfmlip import accelerate, restore
 
 PRODUCTS = {"FastChannelWiseTensorProduct", "FastCueqSymmetricContraction"}

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("mace", reason="needs mace-torch")
 
-from fuzz import calculator, coulomb, evaluation, solvers, training
+from fuzz import calculator, coulomb, evaluation, solvers, spoilt_atoms, training
 from fuzz.outcomes import fuzz
 
 # what is called, how often in every run, and in the long one
@@ -21,8 +21,8 @@ CALLS = {
     "calculator, symmetries": (calculator.symmetry, 6, 900),
     "calculator, slopes": (calculator.slopes, 4, 400),
     "calculator, batches": (calculator.company, 4, 300),
-    "calculator, spoilt atoms": (calculator.spoilt_atoms, 15, 900),
-    "calculator, spoilt arguments": (calculator.spoilt_arguments, 8, 200),
+    "calculator, spoilt atoms": (spoilt_atoms.spoilt_atoms, 15, 900),
+    "calculator, spoilt arguments": (spoilt_atoms.spoilt_arguments, 8, 200),
     "evaluate": (evaluation.good_files, 2, 300),
     "evaluate, spoilt files": (evaluation.bad_files, 10, 500),
     "evaluate, spoilt options": (evaluation.bad_options, 10, 400),
@@ -34,7 +34,7 @@ CALLS = {
 QUICK = {
     name: partial(call, names=calculator.QUICK)
     for name, (call, *_) in CALLS.items()
-    if name.startswith("calculator") and call is not calculator.spoilt_arguments
+    if name.startswith("calculator") and call is not spoilt_atoms.spoilt_arguments
 }
 QUICK["evaluate"] = partial(evaluation.good_files, names=("short_range",))
 

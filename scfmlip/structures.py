@@ -1,18 +1,27 @@
-"""Structures from files, with one kind of error for whatever is wrong with a file."""
+"""
+Structures from files, as far as they can be read, and to extended XYZ, as far as it can hold them.
+
+ASE reads them. Around it stands what it does not look at: flags of periodicity that are no flags, frames
+behind an empty line, numbers of atoms that no file holds, frames that are not there.
+"""
 
 from __future__ import annotations
 
+import io
 import re
+import sys
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from ase import Atoms
 
 _PBC = re.compile(r"""\bpbc=("[^"]*"|'[^']*'|\{[^}]*\}|\[[^]]*\]|\S+)""", re.IGNORECASE)
-_XYZ = re.compile(r"\.(ext)?xyz(\.\w+)?$")
 _FLAGS = {"t", "f", "true", "false", "1", "0"}
+# atoms, below which nobody waits
+_LARGE = 10**6
 
 
 class FileError(ValueError):
@@ -25,67 +34,127 @@ def read_structures(path: str | Path, index: str | int = ":", what: str = "") ->
 
     Args:
         path: The file.
-        index: ASE's index of the frames.
+        index: ASE's index of the frames: 0, "-1", "10:20", "::5".
         what: What named the file, for messages.
 
     Raises:
         FileNotFoundError: if there is none.
-        FileError: for one that is empty, cut off or of no known format, that holds no such frame, or whose
-            ``pbc`` is anything but T and F, which ASE takes for T.
+        FileError: for one that is empty, cut off or of no known format, that holds no such frame, or frames
+            behind an empty line, or whose ``pbc`` is anything but T and F, which ASE takes for T.
     """
+    try:
+        return _read(Path(path), index)
+    except FileError as error:
+        raise FileError(f"{what}: {error}" if what else f"{error}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{what}: {error}" if what else f"{error}") from None
+
+
+def read_frames(
+    path: Path, index: str = ":", skip: bool = False
+) -> tuple[list[tuple[str, Atoms]], list[str]]:
+    """
+    The frames of a file with their names, without those that cannot be read if they are to be skipped.
+
+    Args:
+        path: The file.
+        index: As in `read_structures`.
+        skip: Go on after frames that cannot be read, in extended XYZ.
+
+    Returns:
+        Names and frames, and what was wrong with those left out.
+
+    Raises:
+        FileNotFoundError, FileError: as `read_structures`.
+    """
+    where = f"{path}" if index == ":" else f"{path}@{index}"
+    try:
+        found: list[Atoms | str] = [*_read(path, index)]
+    except FileError:
+        if not skip:
+            raise
+        try:
+            found = [*_each(path)][_wanted(index)]
+        except Exception:  # a damaged archive
+            found = []
+        if all(isinstance(frame, str) for frame in found):
+            raise
+    named = [(f"frame {i} of {where}", frame) for i, frame in enumerate(found)]
+    bad = [f"{name}: {text}" for name, text in named if isinstance(text, str)]
+    return [(name, atoms) for name, atoms in named if not isinstance(atoms, str)], bad
+
+
+def read_frame(path: Path, index: int) -> Atoms:
+    """
+    One frame of a file.
+
+    Raises:
+        FileNotFoundError, FileError: as `read_structures`.
+    """
+    return _read(path, index)[0]
+
+
+def _wanted(index: str | int) -> slice:
+    """
+    Frames as a slice, one too: for -6 ASE reads some frame where there are five.
+
+    Raises:
+        FileError: for an index that is none.
+    """
+    from ase.utils import string2index
+
+    try:
+        found = string2index(index) if isinstance(index, str) else index
+        assert not isinstance(found, str) and (isinstance(found, int) or found.step != 0)
+    except (ValueError, TypeError, AssertionError):
+        raise FileError(f"the index must be such as 0, -1, 10:20 or ::5, got {index!r}") from None
+    return slice(found, found + 1 or None) if isinstance(found, int) else found
+
+
+def _read(path: Path, index: str | int) -> list[Atoms]:
+    """Frames, or a `FileError` that names the file."""
     from ase.io import read
 
-    path, before = Path(path), f"{what}: " if what else ""
+    if path.is_dir():
+        raise FileError(f"{path} is a folder: give a file of structures")
     if not path.is_file():
-        raise FileNotFoundError(f"{before}there is no file {path}")
+        raise FileNotFoundError(f"there is no file {path}")
+    wanted = _wanted(index)
+    one = isinstance(index, int) or ":" not in index
     try:
-        if _XYZ.search(path.name.lower()):
-            check_counts(path)
-        found = read(path, index if isinstance(index, str) else one_frame(index))
+        if is_extxyz(path):
+            _check_counts(path)
+        frames = cast("list[Atoms]", read(path, wanted, do_not_split_by_at_sign=True))
+        if is_extxyz(path):
+            # what stands behind one frame, counted from the start, does not matter
+            _check_whole(path, not one or wanted.start < 0)
     except Exception as error:  # ASE's readers raise whatever they trip over
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         if path.stat().st_size == 0:
             reason = "it is empty"
-        elif isinstance(error, IndexError):
-            reason = f"it has no frame {index}"
         elif isinstance(error, StopIteration) or isinstance(error.__cause__, StopIteration):
             reason = "it ends in the middle of a frame"
-            reason = reason if index == ":" else f"it has no frame {index}, or ends in the middle of one"
         else:
             reason = str(error) if isinstance(error, FileError) else f"{type(error).__name__}: {error}"
-        raise FileError(f"{before}{path} cannot be read: {reason}") from error
-    frames = list(found) if isinstance(found, list) else [found]
+        raise FileError(f"{path} cannot be read: {' '.join(reason.split())}") from error
     if not frames:
-        missing = f"holds no frames {index}" if isinstance(index, str) else f"has no frame {index}"
-        raise FileError(f"{before}{path} {'holds no frames' if index == ':' else missing}")
-    if _XYZ.search(path.name.lower()):
-        _check_flags(path, before)
+        missing = f"has no frame {index}" if one else f"holds no frames {index}"
+        raise FileError(f"{path} {'holds no frames' if index == ':' else missing}")
     return frames
 
 
-def one_frame(index: int) -> slice:
-    """The same frame as a slice: for -6 ASE reads some frame where there are five."""
-    return slice(index, index + 1 or None)
+def is_extxyz(path: Path) -> bool:
+    """Whether ASE takes a file for extended XYZ."""
+    from ase.io.formats import UnknownFileTypeError, filetype
+
+    try:
+        return filetype(str(path)) == "extxyz"
+    except UnknownFileTypeError:
+        return False
 
 
-def wrong_flags(line: str) -> str | None:
-    """What a line of extended XYZ says of periodicity, if that is neither true nor false; None if it is."""
-    found = _PBC.search(line) if "pbc" in line.lower() else None
-    flags = re.findall(r"[^\s,\"'{}\[\]]+", found.group(1)) if found else []
-    wrong = any(flag.lower() not in _FLAGS for flag in flags)
-    return f"pbc={found.group(1)}" if found and wrong else None
-
-
-def _check_flags(path: Path, before: str) -> None:
-    from ase.io.formats import open_with_compression
-
-    with open_with_compression(str(path), "rb") as file:
-        for i, line in enumerate(file):
-            wrong = wrong_flags(line.decode(errors="replace"))
-            if wrong:
-                raise FileError(f"{before}{path} has {wrong} in line {i + 1}: T or F only")
-
-
-def check_counts(path: Path) -> None:
+def _check_counts(path: Path) -> None:
     """
     Look at the numbers of atoms in an extended XYZ file, which ASE believes: it would count to a billion.
 
@@ -104,5 +173,123 @@ def check_counts(path: Path) -> None:
                 raise FileError(f"it ends in the middle of a frame of {count} atoms")
 
 
-# atoms, below which nobody waits
-_LARGE = 10**6
+def _wrong_flags(line: str) -> str | None:
+    """What a line of extended XYZ says of periodicity, if that is neither true nor false; None if it is."""
+    found = _PBC.search(line) if "pbc" in line.lower() else None
+    flags = re.findall(r"[^\s,\"'{}\[\]]+", found.group(1)) if found else []
+    wrong = any(flag.lower() not in _FLAGS for flag in flags)
+    return f"pbc={found.group(1)}: T or F only" if found and wrong else None
+
+
+def _check_whole(path: Path, all_count: bool) -> None:
+    """
+    Look at what ASE does not in an extended XYZ file that it could read.
+
+    Raises:
+        FileError: for ``pbc`` that is anything but T and F, which ASE takes for T; where the number of frames
+            matters (``all_count``), for frames behind an empty line, at which ASE stops.
+    """
+    from ase.io.formats import open_with_compression
+
+    number = 0
+    with open_with_compression(str(path), "r") as content:
+        while line := content.readline():
+            if not line.strip():
+                if content.read().strip() and all_count:
+                    raise FileError(f"an empty line stands before frame {number}")
+                return
+            if line.lstrip().startswith("VEC"):
+                continue
+            for i in range(int(line) + 1):
+                line = content.readline()
+                wrong = _wrong_flags(line) if i == 0 else None
+                if wrong:
+                    raise FileError(f"frame {number} has {wrong}")
+            number += 1
+            if not line.endswith("\n"):
+                text = f"warning: {path} ends within a line: if it is cut off, its last number is wrong"
+                print(text, file=sys.stderr)
+
+
+def _each(path: Path) -> Iterator[Atoms | str]:
+    """Every frame of an extended XYZ file, or what is wrong with it."""
+    from ase.io import read
+    from ase.io.formats import open_with_compression
+
+    if not is_extxyz(path):
+        return
+    with open_with_compression(str(path), "rb") as lines:
+        for line in lines:
+            if not line.strip():
+                continue
+            try:
+                count = int(line)
+                assert count >= 0
+            except (ValueError, AssertionError):
+                begin = line.decode(errors="replace").strip()[:40]
+                yield f"no number of atoms, but {begin!r}; nothing after it can be read"
+                return
+            frame = list(islice(lines, count + 1))
+            if len(frame) <= count:
+                yield "it ends in the middle"
+                return
+            try:
+                text = b"".join([line, *frame]).decode()
+                wrong = _wrong_flags(text.split("\n")[1])
+                if wrong:
+                    raise FileError(wrong)
+                yield cast("Atoms", read(io.StringIO(text), 0, format="extxyz"))
+            except Exception as error:  # as above
+                yield " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def frame_text(atoms: Atoms, wanted: Iterable[str]) -> tuple[str, list[str]]:
+    """
+    A frame as extended XYZ from which it can be read again.
+
+    Empty texts, some backslashes and spaces in columns make ASE's reader lose what stands behind them.
+
+    Args:
+        atoms: The frame; what the format cannot hold is taken from it.
+        wanted: Names of ``atoms.info`` and ``atoms.arrays`` that must not be lost.
+
+    Returns:
+        The text, and the names of what was left out.
+
+    Raises:
+        ValueError: if it cannot be written all the same.
+    """
+    text = _survives(atoms)
+    dropped: list[str] = []
+    if text is None:
+        fixed = {"numbers", "positions", *wanted}
+        for store in ("info", "arrays"):
+            for key in [k for k in getattr(atoms, store) if k not in fixed]:
+                alone = type(atoms)(atoms.numbers, atoms.positions)
+                getattr(alone, store)[key] = getattr(atoms, store)[key]
+                alone.info["after"] = 1.0
+                if _survives(alone) is None:
+                    del getattr(atoms, store)[key]
+                    dropped.append(key)
+        text = _survives(atoms)
+    if text is None:
+        raise ValueError("extended XYZ cannot hold it")
+    return text, dropped
+
+
+def _survives(atoms: Atoms) -> str | None:
+    """A frame's text if every name in it is there after reading, else None."""
+    from ase.io import read, write
+
+    if any(value is None for value in atoms.info.values()):  # would be read as T
+        return None
+    content = io.StringIO()
+    try:
+        write(content, atoms, format="extxyz")
+        text = content.getvalue()
+        back = cast("list[Atoms]", read(io.StringIO(text), ":", format="extxyz"))
+    except Exception:  # as above
+        return None
+    results = back[0].calc.results if len(back) == 1 and back[0].calc is not None else {}
+    found = {*back[0].info, *back[0].arrays, *results} if len(back) == 1 else set()
+    return text if {*atoms.info, *atoms.arrays} <= found and "\r" not in text else None

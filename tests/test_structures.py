@@ -42,8 +42,9 @@ def test_good_files(tmp_path, lines):
         (lambda lines: [*lines[:11], "9"], "it ends in the middle of a frame"),
         (lambda lines: [*lines, "hello"], "Expected xyz header"),
         (lambda lines: ["hello", "world"], "cannot be read"),
-        (lambda lines: ["1", 'pbc="nan nan nan"', "H 0 0 0"], 'has pbc="nan nan nan" in line 2: T or F only'),
-        (lambda lines: ["1", 'pbc="T F X"', "H 0 0 0"], 'has pbc="T F X" in line 2'),
+        (lambda lines: ["1", 'pbc="nan nan nan"', "H 0 0 0"], 'frame 0 has pbc="nan nan nan": T or F only'),
+        (lambda lines: ["1", 'pbc="T F X"', "H 0 0 0"], 'frame 0 has pbc="T F X"'),
+        (lambda lines: [*lines, "", *lines], "an empty line stands before frame 2"),
     ],
 )
 def test_bad_files(tmp_path, lines, spoil, message):
@@ -51,6 +52,15 @@ def test_bad_files(tmp_path, lines, spoil, message):
     with pytest.raises(FileError, match=rf"data.train: .*bad.xyz.*{message}"):
         read_structures(tmp_path / "bad.xyz", what="data.train")
     assert issubclass(FileError, ValueError)
+
+
+def test_an_empty_line_ends_nothing(tmp_path, lines):
+    """ASE stops there: -1 would be another frame, and a slice shorter."""
+    (tmp_path / "in.xyz").write_text("\n".join([*lines, "", *lines, ""]))
+    for index in (-1, "1:3", ":"):
+        with pytest.raises(FileError, match="an empty line stands before frame 2"):
+            read_structures(tmp_path / "in.xyz", index)
+    assert len(read_structures(tmp_path / "in.xyz", 1)) == 1
 
 
 def test_no_such_file_or_frame(tmp_path, lines):
@@ -75,7 +85,7 @@ def test_frames_that_are_not_there(tmp_path, lines, index):
 def test_flags_of_compressed_files(tmp_path, lines):
     with gzip.open(tmp_path / "bad.xyz.gz", "wt") as file:
         file.write('1\npbc="T F X"\nH 0 0 0\n')
-    with pytest.raises(FileError, match='has pbc="T F X" in line 2'):
+    with pytest.raises(FileError, match='frame 0 has pbc="T F X"'):
         read_structures(tmp_path / "bad.xyz.gz")
 
 

@@ -167,7 +167,7 @@ def _check(arguments: argparse.Namespace) -> bool:
     from ase.io.formats import extension2format
 
     from ..files import check_new
-    from .structures import is_extxyz
+    from ..structures import is_extxyz
 
     source, output = arguments.input, arguments.output
     check_new(output, arguments.overwrite)
@@ -213,7 +213,7 @@ class _Output:
         """
         from ase.io.formats import open_with_compression
 
-        from .structures import frame_text
+        from ..structures import frame_text
 
         content, dropped = frame_text(atoms, [prefix + key for key in (*_PER_FRAME, *_PER_ATOM)])
         for key in dropped:
@@ -261,7 +261,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..interfaces.ase import Calculator
     from ..mace_torch.batches import check_frame
     from ..mace_torch.inputs import set_default
-    from .structures import read_frames
+    from ..structures import read_frames
 
     within = _check(arguments)
     frames, unread = read_frames(arguments.input, arguments.index, arguments.skip_bad)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..files import check_writable, replacing
-from .structures import read_frame
+from ..structures import read_frame
 
 if TYPE_CHECKING:
     from ase import Atoms

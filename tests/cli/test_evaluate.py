@@ -362,7 +362,7 @@ def test_frames_that_cannot_be_read(local_file, tmp_path, capsys):
     file.write_text("".join(lines[:-1]))
     command = ["evaluate", str(file), "--model", str(local_file), "-o", str(tmp_path / "out.xyz"), "--quiet"]
     assert main(command) == 2
-    assert "cannot be read, is it cut off or damaged?" in capsys.readouterr().err
+    assert "in.xyz cannot be read: ValueError: could not convert string to float" in capsys.readouterr().err
     assert main([*command, "--skip-bad"]) == 1
     printed = capsys.readouterr().err
     assert "skipped: frame 3 of" in printed

@@ -46,7 +46,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 def structure(case: str) -> Atoms:
     """The frame of a case, with charge and spin."""
     from ...data import path
-    from ..structures import read_frame
+    from ...structures import read_frame
 
     _, file, index, repeat, _ = next(c for c in CASES if c[0] == case)
     atoms = read_frame(path(file), index)
@@ -245,8 +245,8 @@ def draw(output: Path) -> list[Path]:
     import matplotlib.pyplot as plt
 
     from ...data import path
+    from ...structures import read_frame
     from ..plot import draw_slice, planar_averages
-    from ..structures import read_frame
 
     files = []
     sigma = 0.6

@@ -27,7 +27,7 @@ def compare_with_dft() -> list[dict[str, Any]]:
     """Errors of the trained models on the package's interface without a field, which they have not seen."""
     from ...data import path
     from ...interfaces.ase import Calculator
-    from ..structures import read_frame
+    from ...structures import read_frame
 
     rows = []
     atoms = read_frame(path("al_water.xyz"), 0)
@@ -58,9 +58,9 @@ def draw_response(output: Path) -> Path:
 
     from ...data import path
     from ...interfaces.ase import Calculator
+    from ...structures import read_frame
     from ...units import FIELD_CONSTANT
     from ..plot import planar_averages
-    from ..structures import read_frame
 
     atoms = read_frame(path("al_water.xyz"), 0)
     fig, axes = plt.subplots(1, 3, figsize=(13.5, 4.2), constrained_layout=True)
@@ -99,7 +99,7 @@ def _answer_to_an_ion(axis: Any) -> None:
     """Charge of the metal's bottom layer around an ion below it, and an ideal metal's."""
     from ...data import path
     from ...interfaces.ase import Calculator
-    from ..structures import read_frame
+    from ...structures import read_frame
 
     atoms = read_frame(path("al_water.xyz"), 0).repeat(REPEAT)
     atoms.info = {"charge": 0, "spin": 1}
@@ -144,7 +144,7 @@ def run_dynamics() -> dict[str, Any]:
 
     from ...data import path
     from ...interfaces.ase import Calculator
-    from ..structures import read_frame
+    from ...structures import read_frame
 
     atoms = read_frame(path("al_water.xyz"), 0)
     name, file, _ = MODELS[1]

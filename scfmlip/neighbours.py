@@ -26,7 +26,11 @@ def normals_of(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def neighbour_pairs(
-    positions: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_], cutoff: float
+    positions: NDArray[np.float64],
+    cell: NDArray[np.float64],
+    pbc: NDArray[np.bool_],
+    cutoff: float,
+    apart: bool = True,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """
     All pairs nearer than a cutoff, images included, an atom with itself only across the cell.
@@ -36,6 +40,7 @@ def neighbour_pairs(
         cell: ``[3, 3]`` angstrom, rows are lattice vectors; those that are not periodic do not matter.
         pbc: ``[3]``.
         cutoff: Angstrom.
+        apart: Refuse two atoms in one place.
 
     Returns:
         ``[2, n_pairs]`` sender and receiver, sorted by the sender, and ``[n_pairs, 3]`` lattice vectors of
@@ -80,7 +85,7 @@ def neighbour_pairs(
     i, j, image, length = neighbour_list("ijSd", positions=inside, cell=box, pbc=pbc, cutoff=reach)
     image = np.where(pbc, image, 0)
     keep = (length < cutoff) & ((i != j) | image.any(1))
-    if (length[keep] < _SAME).any():
+    if apart and (length[keep] < _SAME).any():
         first = np.flatnonzero(keep & (length < _SAME))[0]
         raise ValueError(f"atoms {i[first]} and {j[first]} are in one place, or in two images of one")
     i, j, image = i[keep].astype(np.int64), j[keep].astype(np.int64), image[keep].astype(np.int64)

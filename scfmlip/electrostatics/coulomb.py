@@ -15,11 +15,12 @@ from ..types import BoundaryName, Compat, MultipoleOrder
 from . import checks
 from .arguments import check_counter_charge, check_field, read_systems, to_cells, to_systems
 from .boundary import EXACT, GRAPH_LONGRANGE, Boundary, Quirks, resolve_boundaries
+from .choice import Batch, Choice, Need, choose, plan_neighbours
 from .cutoff import check_cutoff, cutoff_for_tolerance, reference_cutoff, truncation_error
 from .density import GaussianMultipoles, to_widths
 from .geometry import Geometry
-from .mesh_error import MeshResolution, cell_sizes, choose_mesh
-from .plan import CoulombPlan, make_plan, summed_cells
+from .near_field import Smoothing
+from .plan import CoulombPlan, make_plan
 from .slab import SlabPlan, plan_slabs, slab_extents, slab_normals
 
 Background = Literal["uniform", "none"]
@@ -61,6 +62,9 @@ class Coulomb:
         order: Components of dipole rows: "cartesian" ``[q, d_x, d_y, d_z]`` or "e3nn" ``[q, d_y, d_z, d_x]``.
         background: "uniform" or "none", see above.
         validate: Check values (NaN, cell) as well as shapes; costs a synchronisation on a GPU.
+        smooth: Of crystals, slabs and boxes: Gaussians narrower than this, angstrom, are summed as if they
+            were so wide, and the rest over neighbours (found on the host): far fewer waves or mesh points. 0
+            leaves all as they are, None takes what costs least (and 0 for method="direct").
 
     Raises:
         ValueError: for an option that does not exist or a cutoff that does not resolve the Gaussians.
@@ -89,6 +93,7 @@ class Coulomb:
     order: MultipoleOrder = "cartesian"
     background: Background = "uniform"
     validate: bool = True
+    smooth: float | None = None
     source: GaussianMultipoles = field(init=False)
     quirks: Quirks = field(init=False)
 
@@ -109,6 +114,7 @@ class Coulomb:
             raise ValueError(f"background must be 'uniform' or 'none', got {self.background!r}")
         if not checks.is_between(self.tolerance, 0.0, 1.0):
             raise ValueError(f"tolerance must be between 0 and 1 eV, got {self.tolerance!r}")
+        self._check_smooth()
         source = GaussianMultipoles(self.l_max, to_widths("sigma", self.sigma), order=self.order)
         object.__setattr__(self, "source", source)
         exact = self.compat != "graph_longrange"
@@ -124,6 +130,18 @@ class Coulomb:
                 )
             if self.compat is None:
                 check_cutoff(self._pair_sigma_squared, self.kspace_cutoff, self.l_max)
+
+    def _check_smooth(self) -> None:
+        if self.smooth is None:
+            return
+        if self.smooth != 0 and not checks.is_between(self.smooth, 0.0, 1e4):
+            raise ValueError(f"smooth must be a width in angstrom, 0 or None, got {self.smooth!r}")
+        if self.smooth and (self.kspace_cutoff is not None or self.compat is not None):
+            given = "kspace_cutoff" if self.kspace_cutoff is not None else "compat"
+            raise ValueError(
+                f"smooth={self.smooth!r} takes its waves from the tolerance, {given} is for Gaussians as "
+                "they are: leave one of them out"
+            )
 
     @property
     def _pair_sigma_squared(self) -> float:
@@ -193,23 +211,33 @@ class Coulomb:
                 "given: pass cell [n_systems, 3, 3], or set pbc to False"
             )
         host_cells = slabs = None
+        choice = Choice(self.cutoff, Smoothing(0.0, self.source.widths), 0.0, 0.0)
+        given = (boundaries, axes, lattice, atom_ptr, positions, device)
         if cells is not None:
             host_cells = cells.detach().to("cpu", torch.float64)
             # graph_longrange corrects a box of any shape as if it were a cube of its volume
             compat = self.compat == "graph_longrange"
             checks.check_cell(host_cells, boundaries, axes, cubic_boxes=not compat, whole_slabs=compat)
             if not compat and lattice:
-                slabs = self._plan_slabs(host_cells, boundaries, axes, lattice, atom_ptr, positions, device)
-        resolution = self.cutoff
-        if self.method == "mesh" and host_cells is not None and lattice:
-            resolution = self._mesh_resolution(summed_cells(host_cells[lattice], slabs), int(atom_ptr[-1]))
-        return make_plan(host_cells, boundaries, axes, atom_ptr, torch.device(device), resolution, slabs)
+                slabs = self._plan_slabs(host_cells, *given, self.widest)
+            if lattice and self.compat is None and self.kspace_cutoff is None:
+                batch = Batch.of(host_cells[lattice], slabs, atom_ptr.diff()[lattice], torch.device(device))
+                dtype = torch.float64 if positions is None else positions.dtype
+                choice = choose(self.method, self.smooth, self._need, batch, dtype, self.cutoff)
+                if choice.reach and slabs is not None:
+                    widest = choice.smoothing.widest(self._need.receivers)
+                    slabs = self._plan_slabs(host_cells, *given, widest)
+        ways = (torch.device(device), choice.resolution, slabs, choice.smoothing)
+        plan = make_plan(host_cells, boundaries, axes, atom_ptr, *ways)
+        if choice.reach:
+            assert plan.lattice is not None and cells is not None
+            plan.near = plan_neighbours(plan.lattice, self._need, choice, positions, cells)
+        return plan
 
-    def _mesh_resolution(self, cells: Tensor, n_atoms: int) -> MeshResolution:
-        """Of a batch of cells ``[n, 3, 3]`` on the CPU."""
-        volume, height = cell_sizes(cells)
-        given = (self._pair_sigma_squared, self.tolerance, self.l_max)
-        return choose_mesh(*given, n_atoms, volume, height)
+    @property
+    def _need(self) -> Need:
+        widths = self.source.widths
+        return Need(widths, (*widths, *(self.feature_widths or ())), self.tolerance, self.l_max)
 
     def _plan_slabs(
         self,
@@ -220,6 +248,7 @@ class Coulomb:
         atom_ptr: Tensor,
         positions: Tensor | None,
         device: torch.device | str,
+        widest: tuple[float, float],
     ) -> SlabPlan | None:
         """The heights of the slabs among the systems ``lattice``; ``cells`` on the CPU."""
         kinds = [boundaries[i] == Boundary.SLAB for i in lattice]
@@ -235,7 +264,7 @@ class Coulomb:
             kinds,
             [axes[i] for i in lattice],
             extents,
-            self.widest,
+            widest,
             self.image_tolerance,
             self.l_max,
             torch.device(device),

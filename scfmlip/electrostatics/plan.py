@@ -14,6 +14,7 @@ from scfmlip_kernels.mesh import smooth_size
 from .boundary import Boundary
 from .checks import check_mesh, check_wave_vectors
 from .mesh_error import MeshResolution
+from .near_field import NearPlan, Smoothing
 from .slab import SlabPlan, plan_slabs
 
 
@@ -98,10 +99,7 @@ class LatticePlan(SubBatch):
 
 def summed_cells(host_cell: Tensor, slabs: SlabPlan | None) -> Tensor:
     """The cells to sum in on the CPU, ``[n_systems, 3, 3]``, from the user's."""
-    if slabs is None:
-        return host_cell
-    on_host = SlabPlan(*(getattr(slabs, f.name).cpu() for f in dataclasses.fields(slabs)))
-    return on_host.cells(host_cell)
+    return host_cell if slabs is None else slabs.on_host().cells(host_cell)
 
 
 def _waves(
@@ -134,6 +132,8 @@ class CoulombPlan:
         lattice: Systems summed over wave vectors, or None.
         open: Systems summed over pairs, or None.
         resolution: Cutoff of the wave vectors, 1/angstrom, or that of the meshes.
+        smoothing: The widths that waves are summed with.
+        near: What neighbours add to waves of other widths, or None.
     """
 
     boundaries: list[Boundary]
@@ -143,6 +143,8 @@ class CoulombPlan:
     lattice: LatticePlan | None
     open: SubBatch | None
     resolution: float | MeshResolution
+    smoothing: Smoothing
+    near: NearPlan | None
 
     @property
     def n_systems(self) -> int:
@@ -186,6 +188,7 @@ def make_plan(
     device: torch.device,
     resolution: float | MeshResolution,
     slabs: SlabPlan | None,
+    smoothing: Smoothing,
 ) -> CoulombPlan:
     """
     Sort the systems of a batch by solver and lay out their wave vectors.
@@ -198,6 +201,7 @@ def make_plan(
         device: Where tables go.
         resolution: Cutoff of the wave vectors, 1/angstrom, or that of the meshes.
         slabs: Of the systems that are summed over wave vectors.
+        smoothing: The widths that waves are summed with.
     """
     numbers = [i for i, b in enumerate(boundaries) if b != Boundary.OPEN]
     sub, lattice = _sub_batch(numbers, atom_ptr, device), None
@@ -221,4 +225,6 @@ def make_plan(
         lattice=lattice,
         open=_sub_batch([i for i, b in enumerate(boundaries) if b == Boundary.OPEN], atom_ptr, device),
         resolution=resolution,
+        smoothing=smoothing,
+        near=None,
     )

@@ -110,7 +110,8 @@ def _whole_matrices(
 ) -> list[Tensor] | None:
     """``J + K`` of every system where all are crystals and rows are Cartesian, else None."""
     plan, kspace, source = problem.plan, interaction.geometry.kspace, problem.coulomb.source
-    if plan.open is not None or plan.corrected or not isinstance(kspace, KSpace):
+    split = interaction.geometry.near is not None
+    if plan.open is not None or plan.corrected or split or not isinstance(kspace, KSpace):
         return None
     if source.order != "cartesian" or source.normalization != "multipoles":
         return None

@@ -188,7 +188,12 @@ def _smooth(geometry: Geometry, width: float, tolerance: float) -> Geometry:
     """The same atoms and fields in Gaussians of one width."""
     # solvers ask for more than sums in float64 have
     coulomb = replace(
-        geometry.coulomb, l_max=0, sigma=width, tolerance=max(tolerance, 1e-15), feature_widths=None
+        geometry.coulomb,
+        l_max=0,
+        sigma=width,
+        tolerance=max(tolerance, 1e-15),
+        feature_widths=None,
+        smooth=0.0,
     )
     plan, positions = geometry.plan, geometry.positions
     pbc, n_atoms = _periodic(geometry), len(positions)

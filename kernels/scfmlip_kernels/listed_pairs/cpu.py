@@ -72,11 +72,11 @@ def listed_pairs_chunked(
         source = near[first:last]
         here = counts[begin:end]
         vectors = targets[begin:end].repeat_interleave(here, 0, output_size=last - first) - sources[source]
-        xyz = vectors.T.contiguous().unbind(0)
+        x, y, z = vectors.T.contiguous().unbind(0)
         if kept is not None and number < len(kept):
             radials = kept[number]
         else:
-            r = (xyz[0] ** 2 + xyz[1] ** 2 + xyz[2] ** 2).sqrt()
+            r = (x**2 + y**2 + z**2).sqrt()
             radials = [_radial(r, inner, outer, order) for inner, outer in pairs_of_widths]
             if kept is not None:
                 kept.append(radials)
@@ -84,7 +84,7 @@ def listed_pairs_chunked(
         values = moments.new_empty((n_widths, monomial_count(rank), n_channels, last - first))
         rows = moments[source].permute(2, 3, 1, 0).contiguous()  # widths, B, channels, pairs
         for w, radial in enumerate(radials):
-            tensors = cartesian_derivatives(xyz, radial, order)
+            tensors = cartesian_derivatives((x, y, z), radial, order)
             for a, wanted in enumerate(places):
                 total = values[w, a]
                 torch.mul(rows[w, 0], tensors[wanted[0]], out=total)

@@ -172,12 +172,13 @@ def choose(
     nothing = Smoothing(0.0, need.widths)
     if method == "direct" and not smooth:
         return Choice(plain, nothing, 0.0, 0.0)
-    costs = tuned("coulomb", batch.device, dtype)
+    table = tuned("coulomb", batch.device, dtype)
+    costs = table["dipoles" if need.l_max else "charges"]
     if method == "auto" and smooth is None:
         # all atoms with the waves of all systems: more than there is to do
         volume, n_atoms = float(batch.volumes.sum()), int(batch.counts.sum())
         most = plain**3 * volume * (costs["wave"] * n_atoms + costs["table"]) / (12 * math.pi**2)
-        if most < _CHEAP or not (costs["measured"] or batch.device.type == "cpu"):
+        if most < _CHEAP or not table["measured"]:
             return Choice(plain, nothing, 0.0, most)
     direct = Choice(plain, nothing, 0.0, _direct_cost(plain, batch, costs))
     if method == "auto" and smooth is None and direct.cost < _CHEAP:
@@ -228,7 +229,7 @@ def _ways(
         pairs = batch.n_pairs(reach)
         if pairs * _PAIR_BYTES > _MOST_BYTES and not wanted:
             return []
-        near = costs["near"] + pairs * costs["pair"] + int(batch.counts.sum()) * costs["near_atom"]
+        near = costs["near"] + pairs * costs["pair"]
     found = []
     if method != "mesh" and reach:
         cutoff = wave_cutoff(need, smoothing, batch)

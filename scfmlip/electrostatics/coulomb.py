@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -47,8 +47,9 @@ class Coulomb:
             "periodic", "slab", "molecule_in_box" (cubic box, Makov-Payne) and "open" hold for all.
         self_interaction: Whether a Gaussian's interaction with itself counts.
         method: Of crystals, slabs and boxes: "direct" sums over atoms x wave vectors; "mesh" goes through a
-            mesh and Fourier transforms, O(N log N), for thousands of atoms and Gaussians of about 1 angstrom
-            and wider. "auto" is "direct". Isolated systems are sums over pairs in all of them.
+            mesh and Fourier transforms, O(N log N), and splits narrow Gaussians, see ``smooth``. "auto" takes
+            what costs least by a recorded table: "direct" for small systems, and on a GPU that none was
+            recorded for; `CoulombPlan.method` says what. Isolated systems are sums over pairs in all of them.
         tolerance: Energy, eV, that the wave vectors left out carry for a pair of charges of 1 e, or dipoles
             of 1 e times the width; sets the cutoff, or the mesh. The images of a slab leave a hundredth of
             it. Estimated for a large cell: in cubes of more than 8 widths up to 1.5 times as much was found,
@@ -348,8 +349,11 @@ class Coulomb:
     ) -> CoulombPlan:
         """A plan for these positions."""
         mapped = is_batched(positions)
-        n_atoms, known = len(positions), None if mapped else positions
-        plan = self.plan(cell, pbc, batch_idx, n_atoms, positions.device, known)
+        n_atoms, known, operator = len(positions), positions, self
+        if mapped:  # neighbours cannot be looked for
+            known = None
+            operator = replace(self, smooth=0.0) if self.smooth is None else self
+        plan = operator.plan(cell, pbc, batch_idx, n_atoms, positions.device, known)
         if mapped and plan.lattice is not None and plan.lattice.slabs is not None:
             raise ValueError(
                 "torch.vmap over positions of slabs cannot see how thick the thickest is: make the plan "

@@ -85,14 +85,12 @@ class Geometry:
     @property
     def method(self) -> list[str]:
         """How each system is summed: "direct", "mesh" or "pairs"."""
-        mesh = isinstance(self.plan.resolution, MeshResolution)
-        waves = "mesh" if mesh else "direct"
-        return ["pairs" if kind == Boundary.OPEN else waves for kind in self.plan.boundaries]
+        return self.plan.method
 
     @property
     def smooth_width(self) -> float | None:
         """Width, angstrom, that waves are smoothed to, the rest over neighbours; None where none are."""
-        return None if self.near is None else self.plan.smoothing.width
+        return self.plan.smooth_width
 
     # shapes ---------------------------------------------------------------------------------------
 

@@ -151,6 +151,17 @@ class CoulombPlan:
         """Number of systems of the batch."""
         return len(self.boundaries)
 
+    @property
+    def method(self) -> list[str]:
+        """How each system is summed: "direct", "mesh" or "pairs"."""
+        waves = "mesh" if isinstance(self.resolution, MeshResolution) else "direct"
+        return ["pairs" if kind == Boundary.OPEN else waves for kind in self.boundaries]
+
+    @property
+    def smooth_width(self) -> float | None:
+        """Width, angstrom, that waves are smoothed to, the rest over neighbours; None where none are."""
+        return None if self.near is None else self.smoothing.width
+
     def cells(self, cell: Tensor) -> Tensor:
         """``[n_systems, 3, 3]`` the user's cells, those of slabs as they are summed: with a volume."""
         if self.lattice is None or self.lattice.slabs is None:

@@ -166,7 +166,7 @@ def choose(
         smooth: Width that waves are smoothed to, angstrom, 0 for none; None for the best.
         need: What is asked for.
         batch: Of which systems.
-        dtype: Of the positions, for the costs.
+        dtype: Of the positions.
         plain: Cutoff of the direct sum over Gaussians as they are, 1/angstrom.
     """
     nothing = Smoothing(0.0, need.widths)
@@ -194,10 +194,17 @@ def choose(
         worse, last = (worse + 1 if here >= last else 0), here
         if worse == 2:
             break
-    best = min(found, key=lambda choice: choice.cost)
+    # a mesh that float32 is not accurate enough for would be refused
+    good = [way for way in found if dtype == torch.float64 or not _refused(way.resolution)]
+    best = min(good or found, key=lambda choice: choice.cost)
     if method == "auto" and direct in found and best.cost * _WORTH > direct.cost:
         return direct
     return best
+
+
+def _refused(resolution: float | MeshResolution) -> bool:
+    """Whether float32 positions are, see `check_single`."""
+    return isinstance(resolution, MeshResolution) and resolution.least > 0
 
 
 def narrowest(need: Need) -> float:

@@ -223,7 +223,7 @@ class Coulomb:
                 slabs = self._plan_slabs(host_cells, *given, self.widest)
             if lattice and self.compat is None and self.kspace_cutoff is None:
                 batch = Batch.of(host_cells[lattice], slabs, atom_ptr.diff()[lattice], torch.device(device))
-                dtype = torch.float64 if positions is None else positions.dtype
+                dtype = (cells if positions is None else positions).dtype
                 choice = choose(self.method, self.smooth, self._need, batch, dtype, self.cutoff)
                 if choice.reach and slabs is not None:
                     widest = choice.smoothing.widest(self._need.receivers)

@@ -46,6 +46,12 @@ class MeshResolution(NamedTuple):
         return a, b, c
 
 
+@lru_cache(maxsize=1)
+def _quadrature() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights between -1 and 1."""
+    return np.polynomial.legendre.leggauss(48)
+
+
 @lru_cache(maxsize=4096)
 def mesh_error(sigma_squared: float, order: int, spacing: float, l_max: int) -> float:
     """
@@ -65,7 +71,7 @@ def mesh_error(sigma_squared: float, order: int, spacing: float, l_max: int) -> 
         l_max: Highest multipole.
     """
     s = math.sqrt(sigma_squared)
-    nodes, weights = np.polynomial.legendre.leggauss(48)
+    nodes, weights = _quadrature()
     mu, mu_weights = 0.5 * (nodes + 1), 0.5 * weights  # one half of the sphere
     k = 7.0 / s * 0.5 * (nodes + 1)
     k_weights = 7.0 / s * 0.5 * weights

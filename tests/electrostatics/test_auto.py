@@ -63,6 +63,25 @@ def test_what_is_picked(n, sigma, method, split):
     assert_close(*forces, 1e-5)
 
 
+@pytest.mark.parametrize("method", ["auto", "mesh"])
+def test_float32(method):
+    """A way that float32 is accurate enough for, where there is one; else the number that it can give."""
+    positions, cell, rows = lattice(8, 0.1)
+    want = Coulomb(sigma=0.1, tolerance=1e-9).prepare(positions, cell).potential(rows)
+    single = [x.float() for x in (positions, cell, rows)]
+    for tolerance in (1e-5, 1e-6):
+        operator = Coulomb(sigma=0.1, method=method, tolerance=tolerance)
+        geometry = operator.prepare(*single[:2])
+        assert geometry.smooth_width
+        assert_close(geometry.potential(single[2]), want, 1e-5)
+        operator.prepare(*single[:2], plan=operator.plan(single[1], None, None, 512))
+    if method == "mesh":
+        with pytest.raises(
+            ValueError, match=r"float32 .* ask for a tolerance of at least \d.\de-07 eV, or use float64"
+        ):
+            Coulomb(sigma=0.1, method=method, tolerance=1e-8).prepare(*single[:2])
+
+
 def test_slabs_and_batches():
     """One way for the systems of a batch; a slab's neighbours lie in its plane."""
     positions, cell, rows = lattice(9, 0.3)

@@ -1,5 +1,5 @@
 """
-Narrow Gaussians of charges and dipoles: what a sum over smooth ones leaves out, over neighbours.
+Narrow Gaussians of charges, dipoles and quadrupoles: what a sum over smooth ones leaves out, over neighbours.
 
 The wave vectors that Gaussians of width s need grow as s^-3. A pair of variance ``v = s^2 + t^2`` (source and
 receiver) is summed with a larger one u instead, source and receiver both smoothed, and the rest,
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import PairList, listed_pairs, segment_expand, segment_sum, sort_pairs
+from scfmlip_kernels import PairList, listed_pairs, sort_pairs
 from scfmlip_kernels.transforms import is_batched, on_values, unwrapped
 
 from .. import neighbours
@@ -118,7 +118,7 @@ def near_reach(
         smoothing: The widths that waves are summed with.
         widths: Of the receivers, angstrom.
         tolerance: Energy, eV, that all images beyond the cutoff leave of a pair of unit charges, or of
-            dipoles of 1 e times the smooth width.
+            dipoles of 1 e times the smooth width (quadrupoles: its square).
         l_max: Highest multipole.
         crowding: Of the images.
     """
@@ -349,7 +349,7 @@ class NearField:
     def _sources(self, near: NearList) -> Tensor:
         """``[n_sources, 3]`` positions of atoms and images."""
         places = self.positions[near.atoms]
-        system = self.sub.index[near.atoms]
+        system = self.sub.segments.index[near.atoms]
         return places + (near.shift[:, None] @ self.cell[system])[:, 0]
 
     def _reach(self, widths: tuple[float, ...], most: float = 1.0) -> float:
@@ -383,7 +383,7 @@ class NearField:
 
     def _level(self, moments: Tensor, table: list[tuple[int, int, float, float]], n_widths: int) -> Tensor:
         """``[n_systems, n_channels, n_widths]`` V: the average of what neighbours add, of crystals."""
-        charges = segment_sum(moments[..., 0].double(), self.sub.ptr, self.sub.index)
+        charges = self.sub.segments.sum(moments[..., 0].double())
         added = charges.new_zeros((charges.shape[-1], n_widths))
         for a, b, own, smooth in table:
             added[a, b] = smooth - own
@@ -394,20 +394,20 @@ class NearField:
         What neighbours add to the potential at the atoms, averaged over Gaussians, and to its gradient.
 
         Args:
-            moments: ``[n_atoms, n_channels, n_widths, 1 | 4]``, of the density's widths.
+            moments: ``[n_atoms, n_channels, n_widths, 1 | 4 | 10]``, of the density's widths.
             widths: Of the receiving Gaussians, angstrom.
-            rank: 0 for the potential, 1 to add its gradient.
+            rank: 0 for the potential, 1 to add its gradient, 2 its second derivatives.
 
         Returns:
-            ``[n_atoms, n_channels, len(widths), 1 | 4]`` float64, V and V/angstrom; without the interaction
-            of a Gaussian with itself.
+            ``[n_atoms, n_channels, len(widths), 1 | 4 | 10]`` float64, V, V/angstrom and so on; without the
+            interaction of a Gaussian with itself.
 
         Raises:
             ValueError: for widths that need a longer list.
         """
         table = self.smoothing.pairs(widths)
         if not table:
-            shape = (*moments.shape[:2], len(widths), 4 if rank else 1)
+            shape = (*moments.shape[:2], len(widths), (1, 4, 10)[rank])
             return moments.new_zeros(shape, dtype=torch.float64)
         if self._reach(widths) > self.near.reach * (1 + 1e-9):
             raise ValueError(
@@ -417,15 +417,15 @@ class NearField:
             )
         near = self.near
         out = self._sums(moments, table, len(widths), self.positions, near, self.sources, rank)
-        level = segment_expand(self._level(moments, table, len(widths)), self.sub.ptr, self.sub.index)
+        level = self.sub.segments.expand(self._level(moments, table, len(widths)))
         return torch.cat(((out[..., 0] - level)[..., None], out[..., 1:]), -1)
 
     def energy(self, moments: Tensor) -> Tensor:
         """``[n_systems, n_channels]`` float64, eV, without the interaction of a Gaussian with itself."""
-        rank = 0 if moments.shape[-1] == 1 else 1
+        rank = {1: 0, 4: 1, 10: 2}[moments.shape[-1]]
         field = self.field(moments, self.smoothing.widths, rank)
         per_atom = 0.5 * (field * moments.double()).sum((2, 3))
-        return segment_sum(per_atom, self.sub.ptr, self.sub.index)
+        return self.sub.segments.sum(per_atom)
 
     def at(
         self, moments: Tensor, points: Tensor, counts: Tensor, index: Tensor, tolerance: float
@@ -434,7 +434,7 @@ class NearField:
         Density, potential and its gradient at points, beyond those of the smooth Gaussians.
 
         Args:
-            moments: ``[n_atoms, 1, n_widths, 1 | 4]``.
+            moments: ``[n_atoms, 1, n_widths, 1 | 4 | 10]``.
             points: ``[n_points, 3]`` float64 angstrom, of one system after another.
             counts: ``[n_systems]`` points of each, on the CPU.
             index: ``[n_points]`` system of each.

@@ -89,6 +89,23 @@ def test_channels_and_several_widths(generator):
             assert_close(got, want, 1e-10)
 
 
+@pytest.mark.parametrize("pbc", [CRYSTAL, SLAB])
+def test_quadrupoles(pbc, generator):
+    """Forces and points too."""
+    positions, cell, _, _ = random_batch([5], generator, 0.3)
+    rows, found = torch.randn(5, 9, generator=generator, dtype=F64), []
+    points = positions + 0.5
+    for options in (SPLIT, PLAIN):
+        r = positions.clone().requires_grad_()
+        geometry = Coulomb(l_max=2, sigma=0.6, feature_widths=(0.4, 1.5), **options).prepare(r, cell, pbc)
+        energy = geometry.energy(rows, self_interaction=True)
+        force = torch.autograd.grad(energy.sum(), r, retain_graph=True)[0]
+        values = geometry.at(points, rows)
+        found.append((energy, force, geometry.potential(rows), geometry.features(rows), *values))
+    for got, want in zip(*found, strict=True):
+        assert_close(got, want, 1e-8)
+
+
 def test_features_of_any_width(generator):
     """Not asked for when the operator was made: right, or refused with what to do."""
     positions, cell, _, rows = random_batch([6], generator, 0.3)

@@ -199,6 +199,7 @@ class Model(torch.nn.Module):
         compute_stability: bool = False,
         scf: Scf = "converged",
         initial_density: Tensor | None = None,
+        initial_level: Tensor | None = None,
     ) -> dict[str, Tensor | None]:
         """
         Evaluate a batch; the same under ``torch.no_grad`` and ``torch.inference_mode``.
@@ -225,6 +226,8 @@ class Model(torch.nn.Module):
             scf: "converged", or "direct": one update from the given density, by rules that can.
             initial_density: ``[n_atoms, dim]`` rows ``[q, d_y, d_z, d_x]`` to start the solve from, for
                 instance the last step's; not differentiated.
+            initial_level: ``[n_systems]`` eV, the ``fermi_level`` that belongs to it: where the charge is
+                given fixed points solve for that too, and a density alone is a poor start.
 
         Returns:
             mace-torch's names: ``energy``, ``interaction_energy``, ``electrostatic_energy``,
@@ -260,6 +263,7 @@ class Model(torch.nn.Module):
                 initial_density,
                 compute_stability,
                 external,
+                initial_level,
             )
             out, _ = self._energies(strained, system, compute_potential)
             if compute_response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,35 @@ class Calculator(AseCalculator):
             from ..models import work_functions
 
             self.results["work_functions"] = work_functions(self.model, batch)[0].cpu().numpy()
+
+    def evaluate(
+        self,
+        frames: Sequence[Atoms],
+        start: Mapping[str, torch.Tensor] | None = None,
+        compute_force: bool = True,
+        compute_stress: bool = False,
+    ) -> dict[str, Any]:
+        """
+        The model's outputs for several frames in one batch, as tensors; ``self.results`` stays what it is.
+
+        Args:
+            frames: With ``info`` as for one; charge, spin and Fermi level that it lacks are the calculator's.
+            start: ``initial_density`` and ``initial_level`` of the batch, see `scfmlip.models.Model`.
+            compute_force: Whether forces are wanted.
+            compute_stress: Whether the stress is.
+
+        Raises:
+            ValueError, ConvergenceError: as for one frame; names it by its number.
+        """
+        copies = [atoms.copy() for atoms in frames]
+        for frame in copies:
+            for which, value in self.given.items():
+                set_default(frame, which, value)
+        batch = make_batch(self.model, copies, self.device, self.dtype, self.head)
+        with running(self.model):
+            return self.model(
+                batch, compute_force=compute_force, compute_stress=compute_stress, **(start or {})
+            )
 
     def _guess(self, moved: bool, system_changes: list[str]) -> dict[str, torch.Tensor]:
         """Where a solve starts: of a geometry that it has had, from what it found there."""

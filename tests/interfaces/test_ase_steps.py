@@ -1,5 +1,8 @@
 """The ASE calculator along a trajectory: neighbours that are kept, where solves start, exact restarts."""
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -28,7 +31,7 @@ def test_a_skin_changes_no_number():
     for skin in (0.0, 0.6):
         calc, results = Calculator(model, extrapolation=None, skin=skin), []
         for atoms in walk(slab(), 8):
-            calc.calculate(atoms)
+            calc.get_property("forces", atoms)
             results.append({k: calc.results[k] for k in ("energy", "forces", "charges")})
         counts.append((calc.neighbours.builds, results))
     (fresh, want), (kept, got) = counts
@@ -53,16 +56,18 @@ def test_a_level_is_part_of_a_start():
 
 def test_warm_starts_spare_iterations():
     taken = {}
+    model = copy.deepcopy(make_model("affine"))
+    model.rule.config = dataclasses.replace(model.rule.config, tolerance=1e-5)
     for name, guess in (("cold", None), ("warm", 3), ("auxiliary", ExtendedLagrangian())):
-        calc, counts = Calculator(make_model("affine"), extrapolation=guess), []
+        calc, counts = Calculator(model, extrapolation=guess), []
         for atoms in walk(water(), 8, 0.002):
-            calc.calculate(atoms)
+            calc.get_property("forces", atoms)
             counts.append(calc.results["scf_iterations"])
         taken[name] = sum(counts[4:]), calc.results["energy"], calc.results["forces"]
     for name in ("warm", "auxiliary"):
         assert taken[name][0] < taken["cold"][0]
-        assert taken[name][1] == pytest.approx(taken["cold"][1], abs=1e-9)
-        np.testing.assert_allclose(taken[name][2], taken["cold"][2], atol=1e-8)
+        assert taken[name][1] == pytest.approx(taken["cold"][1], abs=1e-5)
+        np.testing.assert_allclose(taken[name][2], taken["cold"][2], atol=1e-4)
 
 
 def test_one_more_property_is_no_step():
@@ -100,13 +105,15 @@ def test_state(guess):
 
     first, second, frames = make(), make(), [*walk(water(), 6)]
     for atoms in frames[:3]:
-        first.calculate(atoms)
+        first.get_property("forces", atoms)
     second.set_state(first.get_state(), frames[2])
+    if guess is not None:
+        assert len(second._states.states) >= 3
     assert not second.check_state(frames[2])
     assert second.results.keys() == first.results.keys()
     for atoms in frames[3:]:
-        first.calculate(atoms)
-        second.calculate(atoms)
+        first.get_property("forces", atoms)
+        second.get_property("forces", atoms)
         assert first.results["energy"] == second.results["energy"]
         np.testing.assert_array_equal(first.results["forces"], second.results["forces"])
 

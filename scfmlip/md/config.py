@@ -74,6 +74,8 @@ class MdConfig:
         fixed_atoms: Numbers of atoms that do not move, beside those the file fixes.
         charge: Total charge of a structure whose info has none, e.
         spin: Multiplicity 2S+1 of a structure whose info has none.
+        counter_charge: Of a slab whose info has none: lower and upper end, angstrom along its normal, of what
+            balances its charge, see `scfmlip.Coulomb`.
         head: Of a multi-head model.
         fermi_level: Constant potential: the electrons' Fermi level, eV, a number or a ramp. The charge
             follows at once, whatever it was.
@@ -111,6 +113,7 @@ class MdConfig:
     fixed_atoms: tuple[int, ...] = ()
     charge: float | None = None
     spin: float | None = None
+    counter_charge: tuple[float, ...] | None = None
     head: str | None = None
     fermi_level: float | Ramp | None = None
     external_field: Any = None
@@ -130,7 +133,10 @@ class MdConfig:
         check_numbers("", self, "steps", "seed", least=0)
         check_numbers("", self, "timestep", "thermostat_time", "barostat_time", above=0)
         check_numbers("", self, "temperature", "skin", least=0)
-        check_numbers("", self, "pressure", "charge", "spin", "index")
+        check_numbers("", self, "pressure", "charge", "spin", "index", "counter_charge")
+        ends = self.counter_charge
+        if ends is not None and not (len(ends) == 2 and ends[0] < ends[1]):
+            raise ValueError(f"counter_charge must be a lower and an upper end, angstrom, got {list(ends)}")
         check_numbers("", self, "trajectory_interval", "log_interval", "restart_interval", least=1)
         self._check_ensemble()
         self._check_drive()

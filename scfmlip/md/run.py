@@ -99,6 +99,8 @@ def make_atoms(config: MdConfig) -> Atoms:
     atoms = read_frame(Path(config.structure), config.index)
     # results of the file are not the model's
     atoms.calc = None
+    if config.counter_charge is not None:
+        atoms.info.setdefault("counter_charge", np.array(config.counter_charge))
     if max(config.fixed_atoms, default=-1) >= len(atoms):
         raise ValueError(f"fixed_atoms names atom {max(config.fixed_atoms)}, there are {len(atoms)}")
     if config.fixed_atoms:

@@ -59,6 +59,7 @@ def test_defaults():
         ({"trajectory": "run.dcd"}, "must be a name in the output folder that ends in"),
         ({"trajectory": "../run.xyz"}, "must be a name in the output folder"),
         ({"trajectory": "last_good.xyz"}, "is another file of the run"),
+        ({"counter_charge": [3, 2]}, "counter_charge must be a lower and an upper end"),
         ({"skin": -1}, "skin must be a number of at least 0"),
         ({"output": ""}, "output must be the name of a folder"),
         ({"log_interval": 0}, "log_interval must be a number of at least 1"),

@@ -1,5 +1,5 @@
 """
-Charge against potential along constant-potential dynamics, and by static solves: `python -m profiling.dynamics`.
+Charge against potential along dynamics, and by static solves: `python -m profiling.dynamics`.
 
 Langevin dynamics of the shipped water on Al(100) at several Fermi levels. The slope of the mean charge is
 compared with the mean of finite differences of static solves on the frames of the middle run, where only the

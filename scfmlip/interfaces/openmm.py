@@ -23,6 +23,8 @@ from .ase import Calculator
 # eV of a kJ/mol
 _KJ_PER_MOL = units.kJ / units.mol
 _LEVEL = "scfmlip_fermi_level"
+# made while it is imported, of which type checkers know nothing
+_UNIT: Any = openmm.unit
 
 
 class ModelForce:
@@ -54,12 +56,12 @@ class ModelForce:
 
     def __call__(self, state: openmm.State) -> tuple[float, NDArray[np.float64]]:
         """Energy, kJ/mol, and forces ``[n_particles, 3]``, kJ/mol/nm."""
-        nanometer = openmm.unit.nanometer
-        positions = 10 * np.asarray(state.getPositions(asNumpy=True).value_in_unit(nanometer))
+        place: Any = state.getPositions(asNumpy=True)
+        positions = 10 * np.asarray(place.value_in_unit(_UNIT.nanometer))
         atoms = self.atoms
         if atoms.pbc.any():
-            vectors = state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(nanometer)
-            atoms.cell[:] = 10 * np.asarray(vectors)
+            vectors: Any = state.getPeriodicBoxVectors(asNumpy=True)
+            atoms.set_cell(10 * np.asarray(vectors.value_in_unit(_UNIT.nanometer)))
         atoms.positions[:] = positions[self.particles]
         if len(self.outside):
             atoms.info["external_charges"] = self.charges
@@ -67,7 +69,7 @@ class ModelForce:
         parameters = state.getParameters()
         if _LEVEL in parameters:
             atoms.info["fermi_level"] = parameters[_LEVEL]
-        energy = self.calc.get_property("energy", atoms)
+        energy: Any = self.calc.get_property("energy", atoms)
         forces = np.zeros_like(positions)
         forces[self.particles] = self.calc.get_property("forces", atoms)
         if len(self.outside):
@@ -217,7 +219,7 @@ def _unbind(force: Any, chosen: set[int]) -> None:
 
 def _uncharge(force: openmm.NonbondedForce, chosen: set[int]) -> NDArray[np.float64]:
     """All charges, e, after the model's particles have lost theirs and their Lennard-Jones pairs."""
-    unit = openmm.unit.elementary_charge
+    unit = _UNIT.elementary_charge
     charges = np.zeros(force.getNumParticles())
     for i in range(force.getNumParticles()):
         charge, sigma, epsilon = force.getParticleParameters(i)

@@ -28,6 +28,7 @@ LAYERS = [
     "devices",
     "units",
     "types",
+    "segments",
     "neighbours",
     "structures",
     "nn",

@@ -13,10 +13,10 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import segment_expand, segment_sum
-
+from ..segments import Segments
 from ..types import BoundaryName, Compat
 from ..units import COULOMB_CONSTANT, CUBIC_MADELUNG, FIELD_CONSTANT
+from .density import symmetric_matrices
 
 
 class Boundary(IntEnum):
@@ -161,7 +161,7 @@ class Correction:
     ``E = (1 / 2 eps0 V) (M_z^2 - Q T_zz - Q^2 L^2 / 12)``, T the second moment.
     Molecule in a cubic box of edge L (Makov and Payne, Phys. Rev. B 51, 4014 (1995); Dabo et al.,
     Phys. Rev. B 77, 115139 (2008)): ``E = alpha k_e Q^2 / 2 L + (1 / 6 eps0 V) (M^2 - Q tr T)``.
-    Gaussians contribute sigma^2 q per axis to T.
+    Gaussians contribute sigma^2 q per axis to T, and quadrupoles ``2 c_ab`` of their Cartesian moments.
 
     Attributes:
         positions: ``[n_atoms, 3]`` float64, angstrom.
@@ -172,7 +172,7 @@ class Correction:
         box: ``[n_systems]`` float64, 1 for a molecule in a box.
         normal: ``[n_systems, 3]`` float64 unit normals of the slabs.
         height: ``[n_systems]`` float64, volume over area, angstrom.
-        ptr: ``[n_systems + 1]``, index: ``[n_atoms]``: the segments.
+        segments: The system of each atom.
         widths: Source widths, angstrom.
         quirks: Departures of a reference code.
     """
@@ -184,16 +184,9 @@ class Correction:
     box: Tensor
     normal: Tensor
     height: Tensor
-    ptr: Tensor
-    index: Tensor
+    segments: Segments
     widths: tuple[float, ...]
     quirks: Quirks
-
-    def _sum(self, values: Tensor) -> Tensor:
-        return segment_sum(values, self.ptr, self.index)
-
-    def _spread(self, values: Tensor) -> Tensor:
-        return segment_expand(values, self.ptr, self.index)
 
     def _moments(self, moments: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """
@@ -204,8 +197,9 @@ class Correction:
         m = moments.double()
         q = m[..., 0]
         variance = torch.tensor(self.widths, dtype=q.dtype, device=q.device) ** 2
-        r = (self.positions - self._spread(self.origin))[:, None]
-        z = (r * self._spread(self.normal)[:, None]).sum(-1)
+        normal = self.segments.expand(self.normal)[:, None]
+        r = (self.positions - self.segments.expand(self.origin))[:, None]
+        z = (r * normal).sum(-1)
         charge = q.sum(-1)
         dipole = charge[..., None] * r
         height_moment = charge * z
@@ -213,16 +207,19 @@ class Correction:
         trace = charge * (r**2).sum(-1)
         if m.shape[-1] > 1:
             d = m[..., 1:4].sum(2)
-            d_z = (d * self._spread(self.normal)[:, None]).sum(-1)
+            d_z = (d * normal).sum(-1)
             dipole = dipole + d
             height_moment = height_moment + d_z
             second_z = second_z + 2 * d_z * z
             trace = trace + 2 * (d * r).sum(-1)
+        if m.shape[-1] > 4:  # traceless
+            c = symmetric_matrices(m[..., 4:].sum(2))
+            second_z = second_z + 2 * (normal * (c @ normal[..., None])[..., 0]).sum(-1)
         spread = (q * variance).sum(-1)
         second_z = second_z + spread
         if self.quirks.box_second_moment:
             trace = trace + 3 * spread
-        return tuple(self._sum(x) for x in (charge, height_moment, second_z, dipole, trace))  # type: ignore[return-value]
+        return tuple(self.segments.sum(x) for x in (charge, height_moment, second_z, dipole, trace))  # type: ignore[return-value]
 
     def second_moment(self, moments: Tensor) -> Tensor:
         """``[n_systems, n_channels]`` along the normals, e angstrom^2."""
@@ -245,27 +242,24 @@ class Correction:
         moments: Tensor,
         widths: tuple[float, ...],
         rank: int,
-        at: tuple[Tensor, Tensor, Tensor] | None = None,
+        at: tuple[Tensor, Segments] | None = None,
     ) -> Tensor:
         """
-        Potential and gradient of the correction at the atoms, averaged over Gaussians.
+        Potential and derivatives of the correction at the atoms, averaged over Gaussians.
 
         Args:
             moments: As in `energy`.
             widths: Of the receiving Gaussians, angstrom.
-            rank: 0 for the potential, 1 to add its gradient.
-            at: Other points than the atoms: positions float64, pointers and systems.
+            rank: 0 for the potential, 1 to add its gradient, 2 its second derivatives.
+            at: Other points than the atoms: positions float64, and their systems.
 
         Returns:
-            ``[n_atoms, n_channels, n_widths, 1 | 4]`` float64, V and V/angstrom.
+            ``[n_atoms, n_channels, n_widths, 1 | 4 | 10]`` float64, V, V/angstrom and V/angstrom^2.
         """
         charge, m_z, t_zz, dipole, trace = self._moments(moments)
         volume, height = self.volume[:, None], self.height[:, None]
-        positions, ptr, index = at or (self.positions, self.ptr, self.index)
-
-        def spread(values: Tensor) -> Tensor:
-            return segment_expand(values, ptr, index)
-
+        positions, segments = at or (self.positions, self.segments)
+        spread = segments.expand
         r = (positions - spread(self.origin))[:, None]
         normal = spread(self.normal)[:, None]
         z = (r * normal).sum(-1)
@@ -294,8 +288,14 @@ class Correction:
             return out
         along = slab_m - (slab_q * z if charged else 0.0)
         gradient = along[..., None] * normal + 2 * (box_m - box_q[..., None] * r)
-        gradient = gradient[:, :, None].expand(-1, -1, len(widths), -1)
-        return torch.cat((out.expand(*gradient.shape[:-1], 1), gradient), -1)
+        parts = [out, gradient[:, :, None]]
+        if rank > 1:
+            eye = torch.eye(3, dtype=values.dtype, device=values.device)
+            second = -2 * box_q[..., None, None] * eye
+            if charged:
+                second = second - slab_q[..., None, None] * normal[..., :, None] * normal[..., None, :]
+            parts.append(second.flatten(-2)[..., [0, 1, 2, 4, 5, 8]][:, :, None])
+        return torch.cat([part.expand(-1, -1, len(widths), -1) for part in parts], -1)
 
     def far_levels(self, moments: Tensor) -> Tensor:
         """``[n_systems, n_channels, 2]`` V far below and above slabs, without ``-(2 pi k_e / A) Q |z|``."""
@@ -303,23 +303,22 @@ class Correction:
         step = half * self._moments(moments)[1]
         return torch.stack((-step, step), -1)
 
-    def far_field(self, moments: Tensor, positions: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
+    def far_field(self, moments: Tensor, positions: Tensor, segments: Segments) -> Tensor:
         """
         Potential and gradient far above and below slabs, ``-(2 pi k_e / A) (Q abs(z) - sign(z) M_z)``.
 
         Args:
             moments: As in `energy`.
             positions: ``[n, 3]`` float64, angstrom.
-            ptr: ``[n_systems + 1]`` first point of each system.
-            index: ``[n]`` system of each point.
+            segments: The system of each point.
 
         Returns:
             ``[n, n_channels, 4]`` float64, V and V/angstrom.
         """
         charge, m_z, *_ = self._moments(moments)
         half = 0.5 * FIELD_CONSTANT * self.height[:, None] / self.volume[:, None]
-        normal = segment_expand(self.normal, ptr, index)
-        z = ((positions - segment_expand(self.origin, ptr, index)) * normal).sum(1, keepdim=True)
-        slope = -segment_expand(half * charge, ptr, index) * z.sign()
-        value = slope * z + segment_expand(half * m_z, ptr, index) * z.sign()
+        normal = segments.expand(self.normal)
+        z = ((positions - segments.expand(self.origin)) * normal).sum(1, keepdim=True)
+        slope = -segments.expand(half * charge) * z.sign()
+        value = slope * z + segments.expand(half * m_z) * z.sign()
         return torch.cat((value[..., None], slope[..., None] * normal[:, None]), -1)

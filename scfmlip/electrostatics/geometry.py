@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import segment_expand, segment_sum
-
 from ..units import FIELD_CONSTANT
 from . import checks
 from .boundary import Boundary
@@ -72,8 +70,7 @@ class Geometry:
             self.openspace = OpenSpace(
                 sub.take(positions),
                 sub.host_ptr,
-                sub.ptr,
-                sub.index,
+                sub.segments,
                 coulomb.source.widths,
                 coulomb.quirks,
             )
@@ -110,7 +107,7 @@ class Geometry:
         lattice = self.plan.lattice
         if background == "none" and lattice is not None and not torch.compiler.is_compiling():
             charges = lattice.take(moments)[..., 0]
-            totals = segment_sum(charges.double().sum(-1), lattice.ptr, lattice.index)
+            totals = lattice.segments.sum(charges.double().sum(-1))
             checks.check_neutral(charges, totals, self.plan.boundaries, lattice.systems.tolist())
         return moments
 
@@ -167,15 +164,15 @@ class Geometry:
             energy = energy + self.counter.energy(*self._overlap(moments))
         if self.external_field is not None or self.external_potential is not None:
             widths = (0.0,) * self.coulomb.source.n_widths
-            external = self._external_field(widths, 1 if moments.shape[-1] > 1 else 0)
+            external = self._external_field(widths, self.coulomb.source.l_max)
             per_atom = (moments.double() * external).sum((2, 3))
-            energy = energy + segment_sum(per_atom, self.plan.ptr, self.plan.index)
+            energy = energy + self.plan.segments.sum(per_atom)
         energy = energy.to(self.positions.dtype)
         return energy if multipoles.ndim == 3 else energy[:, 0]
 
     def _overlap(self, moments: Tensor) -> tuple[Tensor, Tensor]:
         assert self.counter is not None
-        return self.counter.overlap(moments, self.positions, self.plan.ptr, self.plan.index)
+        return self.counter.overlap(moments, self.positions, self.plan.segments)
 
     def _counter_zero(self, moments: Tensor, conjugate: bool = False) -> tuple[Tensor, Tensor]:
         """Charges and the level that potentials of slabs with a counter-charge are measured from, V."""
@@ -188,27 +185,28 @@ class Geometry:
 
     def _self_energy(self, moments: Tensor, sub) -> Tensor:
         source = self.coulomb.source
-        rank = 0 if source.l_max == 0 else 1
-        field = self_field(moments.double(), source, source.widths, rank, self.coulomb.quirks)
-        return segment_sum(0.5 * (field * moments.double()).sum((2, 3)), sub.ptr, sub.index)
+        field = self_field(moments.double(), source, source.widths, source.l_max, self.coulomb.quirks)
+        return sub.segments.sum(0.5 * (field * moments.double()).sum((2, 3)))
 
     def _external_field(self, widths: tuple[float, ...], rank: int) -> Tensor:
-        """``[n_atoms, 1, len(widths), 1 | 4]`` float64: a linear potential is its own Gaussian average."""
-        ptr, index = self.plan.ptr, self.plan.index
+        """``[n_atoms, 1, len(widths), 1 | 4 | 10]`` float64: a linear potential is its own average."""
+        segments = self.plan.segments
         positions = self.positions.double()  # far from the origin -r.E is large and cancels
         if self.counter is not None:  # what the field does to the charges it does to the counter-charge
-            positions = positions - segment_expand(self.counter.center, ptr, index)
+            positions = positions - segments.expand(self.counter.center)
         values = positions.new_zeros(len(positions))
         gradient = torch.zeros_like(positions)
         if self.external_potential is not None:
-            values = values + segment_expand(self.external_potential.double(), ptr, index)
+            values = values + segments.expand(self.external_potential.double())
         if self.external_field is not None:
-            gradient = segment_expand(self.external_field.double(), ptr, index)
+            gradient = segments.expand(self.external_field.double())
             gradient = self.coulomb.quirks.field_sign * gradient
             values = values + (gradient * positions).sum(-1)
         out = values[:, None]
         if rank > 0:
             out = torch.cat((out, gradient), -1)
+        if rank > 1:
+            out = torch.nn.functional.pad(out, (0, 6))
         return out[:, None, None].expand(-1, -1, len(widths), -1)
 
     def _field(
@@ -222,7 +220,7 @@ class Geometry:
         """Potential projected on the functions of ``basis``."""
         moments = self._moments(multipoles)
         with_self = self.coulomb.self_interaction if self_interaction is None else self_interaction
-        rank, widths = (0 if basis.l_max == 0 else 1), basis.widths
+        rank, widths = basis.l_max, basis.widths
         quirks, source = self.coulomb.quirks, self.coulomb.source
         lattice = opened = None
         if self.kspace is not None and self.plan.lattice is not None:
@@ -241,7 +239,7 @@ class Geometry:
         field = self._join(lattice, opened, per_system=False)
         if self.counter is not None:
             charge, zero = self._counter_zero(moments, conjugate)
-            places = (self.positions, self.plan.ptr, self.plan.index)
+            places = self.positions, self.plan.segments
             field = field + self.counter.field(charge, zero, *places, widths, rank).to(field.dtype)
         if external and (self.external_field is not None or self.external_potential is not None):
             field = field + self._external_field(widths, rank).to(field.dtype)
@@ -277,13 +275,14 @@ class Geometry:
         Projections of the potential on Gaussian orbitals at every atom, as MACE-POLAR's field features.
 
         ``v_nlm = int V(r) phi_nlm(r - r_i) dr`` with "receiver" normalisation: sqrt(4 pi) times the
-        Gaussian-averaged potential for l = 0, sqrt(3/2) pi width times its averaged gradient for l = 1.
+        Gaussian-averaged potential for l = 0, sqrt(3/2) pi width times its averaged gradient for l = 1, and
+        its averaged second derivatives in the components of `GaussianMultipoles` for l = 2.
         External fields are included.
 
         Args:
             multipoles: See the class.
             widths: Widths of the orbitals, angstrom; the operator's ``feature_widths`` if None.
-            l_max: 0 or 1; that of the multipoles if None.
+            l_max: 0, 1 or 2; that of the multipoles if None.
             self_interaction: As in `energy`.
 
         Returns:
@@ -302,6 +301,8 @@ class Geometry:
             normalization="receiver",
             order=coulomb.source.order,
         )
+        if basis.l_max > 1 and coulomb.compat == "graph_longrange":
+            raise ValueError("compat='graph_longrange' knows features up to l_max=1: leave compat out")
         self._check_resolved(basis)
         slabs = self.plan.lattice is not None and self.plan.lattice.slabs is not None
         if slabs and max(basis.widths) > coulomb.widest[1]:
@@ -390,7 +391,7 @@ class Geometry:
             )
         assert self.kspace is not None and self.kspace.correction is not None
         if self.counter is None:
-            charges = segment_sum(moments[..., 0].double().sum(-1), self.plan.ptr, self.plan.index)
+            charges = self.plan.segments.sum(moments[..., 0].double().sum(-1))
             checks.check_neutral_slabs(moments[..., 0], charges)
         levels = self.kspace.correction.far_levels(moments)[:, 0]
         if self.counter is not None:

@@ -8,8 +8,10 @@ differences that code uses; the same pair operator then runs on four points an a
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import gaussian_pairs, segment_sum
+from scfmlip_kernels import gaussian_pairs
+from scfmlip_kernels.lattice.monomials import rank_of_count
 
+from ..segments import Segments
 from ..units import COULOMB_CONSTANT
 from .boundary import Quirks
 
@@ -21,7 +23,7 @@ class OpenSpace:
     Args:
         positions: ``[n_atoms, 3]`` angstrom, float32 or float64.
         host_ptr: ``[n_systems + 1]`` int64 on the CPU.
-        ptr, index: The segments, on the device.
+        segments: The system of each atom, on the device.
         widths: Source widths, angstrom.
         quirks: Departures of a reference code.
     """
@@ -30,12 +32,11 @@ class OpenSpace:
         self,
         positions: Tensor,
         host_ptr: Tensor,
-        ptr: Tensor,
-        index: Tensor,
+        segments: Segments,
         widths: tuple[float, ...],
         quirks: Quirks,
     ) -> None:
-        self.positions, self.host_ptr, self.ptr, self.index = positions, host_ptr, ptr, index
+        self.positions, self.host_ptr, self.segments = positions, host_ptr, segments
         self.widths, self.quirks = widths, quirks
 
     def _displaced(self, offset: float) -> Tensor:
@@ -104,8 +105,8 @@ class OpenSpace:
 
     def energy(self, moments: Tensor) -> Tensor:
         """``[n_systems, n_channels]`` float64, eV, without self-interaction."""
-        rank = 0 if moments.shape[-1] == 1 else 1
+        rank = rank_of_count(moments.shape[-1])
         # accumulated in float64: in neutral systems large terms cancel
         field = self.conjugate(moments, rank)
         per_atom = 0.5 * (field.double() * moments.double()).sum((2, 3))
-        return segment_sum(per_atom, self.ptr, self.index)
+        return self.segments.sum(per_atom)

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import segment_expand, segment_sum
-
+from ..segments import Segments
 from ..units import FIELD_CONSTANT
 from .boundary import Correction, Quirks
+from .density import symmetric_coefficients, symmetric_matrices
 from .plan import LatticePlan
 from .slab import SlabPlan
 
@@ -35,34 +35,52 @@ class Places:
     Attributes:
         frac: ``[n, 3]`` float64 fractional coordinates.
         host_ptr: ``[n_systems + 1]`` int64 on the CPU, first point of each system.
-        ptr: The same on the device.
-        index: ``[n]`` int64 system of each point.
+        segments: The system of each point, on the device.
     """
 
     frac: Tensor
     host_ptr: Tensor
-    ptr: Tensor
-    index: Tensor
+    segments: Segments
 
 
-def turn(vectors: Tensor, matrices: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
+def turn(vectors: Tensor, matrices: Tensor, segments: Segments) -> Tensor:
     """
     Each atom's row vectors times its system's matrix.
 
     Args:
         vectors: ``[n, ..., 3]``.
         matrices: ``[n_systems, 3, 3]``.
-        ptr: ``[n_systems + 1]`` first row of each system.
-        index: ``[n]`` system of each row.
+        segments: The system of each row.
 
     Returns:
         Shape of ``vectors``.
     """
     if len(matrices) == 1:
         return vectors @ matrices[0]
-    each = segment_expand(matrices, ptr, index)
+    each = segments.expand(matrices)
     rows = vectors.flatten(1, -2) if vectors.ndim > 2 else vectors[:, None]
     return torch.einsum("nci,nij->ncj", rows, each).reshape(vectors.shape)
+
+
+def turn_derivatives(field: Tensor, matrices: Tensor, segments: Segments) -> Tensor:
+    """
+    A field and its derivatives along other axes.
+
+    Args:
+        field: ``[n, n_channels, 1 | 4 | 10]``, values, gradients, second derivatives xx, xy, xz, yy, yz, zz.
+        matrices: ``[n_systems, 3, 3]``, gradients times which are the new ones.
+        segments: The system of each row.
+
+    Returns:
+        Shape of ``field``.
+    """
+    parts = [field[..., :1], turn(field[..., 1:4], matrices, segments)]
+    if field.shape[-1] > 4:
+        second = field[..., [4, 5, 6, 5, 7, 8, 6, 8, 9]].unflatten(-1, (3, 3))
+        for _ in range(2):  # once for each index
+            second = turn(second, matrices, segments).mT
+        parts.append(second.flatten(-2)[..., [0, 1, 2, 4, 5, 8]])
+    return torch.cat(parts, -1)
 
 
 class WaveSum(ABC):
@@ -80,18 +98,18 @@ class WaveSum(ABC):
     def __init__(
         self, plan: LatticePlan, positions: Tensor, cell: Tensor, widths: tuple[float, ...], quirks: Quirks
     ) -> None:
-        grid, ptr, index = plan.grid, plan.ptr, plan.index
-        self.host_ptr = plan.host_ptr
-        self.grid, self.ptr, self.index, self.point_ptr = grid, ptr, index, plan.point_ptr
+        grid, segments = plan.grid, plan.segments
+        self.host_ptr, self.segments = plan.host_ptr, segments
+        self.grid, self.points = grid, Segments(plan.point_ptr, grid.system)
         self.dtype, self.widths = positions.dtype, widths
         self.cell = cell = plan.cells(cell)
         self.inverse = inverse = torch.linalg.inv(cell)
         self.volume = torch.linalg.det(cell).abs()
-        self.frac = turn(positions.double(), inverse, ptr, index)
+        self.frac = turn(positions.double(), inverse, segments)
         self._factors: dict[tuple[float, ...], Tensor] = {}
         self.k_squared = self._squares()
         origin = (grid.miller == 0).all(-1)
-        point_volume = segment_expand(self.volume, self.point_ptr, grid.system)
+        point_volume = self.points.expand(self.volume)
         safe = torch.where(origin, torch.ones_like(self.k_squared), self.k_squared)
         weight = torch.where(origin, torch.zeros_like(grid.weight), grid.weight)
         self.coulomb = FIELD_CONSTANT * weight / (point_volume * safe)
@@ -103,8 +121,7 @@ class WaveSum(ABC):
         normal = torch.take_along_dim(inverse, plan.slab_axis[:, None, None], 2).squeeze(2)
         height = 1 / normal.norm(dim=-1)
         normal = normal * height[:, None]
-        counts = (ptr[1:] - ptr[:-1]).clamp(min=1)
-        origin = segment_sum(positions.detach().double(), ptr, index) / counts[:, None]
+        origin = segments.mean(positions.detach().double())
         if quirks.slab_along_z:  # and what depends on the origin there does so
             normal, origin = torch.zeros_like(normal), torch.zeros_like(origin)
             normal[:, 2] = 1.0
@@ -116,8 +133,7 @@ class WaveSum(ABC):
             box=plan.box,
             normal=normal,
             height=height,
-            ptr=ptr,
-            index=index,
+            segments=segments,
             widths=widths,
             quirks=quirks,
         )
@@ -130,14 +146,14 @@ class WaveSum(ABC):
         rows, columns = (0, 0, 0, 1, 1, 2), (0, 1, 2, 1, 2, 2)
         twice = torch.tensor([1.0, 2.0, 2.0, 1.0, 2.0, 1.0], dtype=n.dtype, device=n.device)
         pairs = n[:, list(rows)] * n[:, list(columns)] * twice
-        point_metric = segment_expand(metric[:, list(rows), list(columns)], self.point_ptr, grid.system)
+        point_metric = self.points.expand(metric[:, list(rows), list(columns)])
         return (pairs * point_metric).sum(-1)
 
     def _truncation(self, slabs: SlabPlan) -> Tensor:
         """``1 - (-1)^m exp(-G H / 2)`` where a slab's interaction ends at half the height H, else 1."""
         height = torch.where(slabs.slab & slabs.truncated, slabs.height, torch.zeros_like(slabs.height))
         each = torch.stack((height, slabs.axis.double()), 1)
-        height, axis = segment_expand(each, self.point_ptr, self.grid.system).unbind(1)
+        height, axis = self.points.expand(each).unbind(1)
         along = torch.nn.functional.one_hot(axis.long(), 3).bool()
         m = torch.where(along, self.grid.miller, 0).sum(1).double()
         lateral = (torch.where(along, 0, self.grid.miller) != 0).any(1) & (height > 0)
@@ -172,7 +188,7 @@ class WaveSum(ABC):
         Structure factors at the wave vectors, without form factors.
 
         Args:
-            moments: ``[n_atoms, n_channels, 1 | 4]``, dipoles in reciprocal lattice vectors times 2 pi.
+            moments: ``[n_atoms, n_channels, 1 | 4 | 10]``, in reciprocal lattice vectors times 2 pi.
 
         Returns:
             ``[n_points, n_channels, 2]`` float64, real and imaginary part.
@@ -182,15 +198,15 @@ class WaveSum(ABC):
     @abstractmethod
     def series(self, coefficients: Tensor, rank: int, places: Places | None = None) -> Tensor:
         """
-        A real Fourier series at the atoms, or at other points, and its Cartesian gradient.
+        A real Fourier series at the atoms, or at other points, and its Cartesian derivatives.
 
         Args:
             coefficients: ``[n_points, n_channels, 2]`` float64.
-            rank: 0 for values, 1 to add gradients.
+            rank: 0 for values, 1 to add gradients, 2 second derivatives.
             places: Other points than the atoms.
 
         Returns:
-            ``[n, n_channels, 1 | 4]`` in the positions' dtype.
+            ``[n, n_channels, 1 | 4 | 10]`` in the positions' dtype.
         """
         ...
 
@@ -199,15 +215,21 @@ class WaveSum(ABC):
         Fourier coefficients of the charge density times the volume.
 
         Args:
-            moments: ``[n_atoms, n_channels, n_widths, 1 | 4]`` e and e angstrom.
+            moments: ``[n_atoms, n_channels, n_widths, 1 | 4 | 10]``, see `GaussianMultipoles.to_moments`.
 
         Returns:
             ``[n_points, n_channels, 2]`` float64, real and imaginary part.
         """
         n_atoms, n_channels, n_widths, size = moments.shape
         if size > 1:
-            dipoles = turn(moments[..., 1:4].double(), 2 * math.pi * self.inverse, self.ptr, self.index)
-            moments = torch.cat((moments[..., :1], dipoles.to(self.dtype)), -1)
+            axes, parts = 2 * math.pi * self.inverse, [moments[..., :1]]
+            parts.append(turn(moments[..., 1:4].double(), axes, self.segments).to(self.dtype))
+            if size > 4:
+                second = symmetric_matrices(moments[..., 4:].double())
+                for _ in range(2):  # once for each index
+                    second = turn(second, axes, self.segments).mT
+                parts.append(symmetric_coefficients(second).to(self.dtype))
+            moments = torch.cat(parts, -1)
         sums = self.structure_factors(moments.reshape(n_atoms, n_channels * n_widths, size))
         sums = sums.unflatten(1, (n_channels, n_widths))
         return (sums * self.form_factors(self.widths)[:, None, :, None]).sum(2)
@@ -216,22 +238,23 @@ class WaveSum(ABC):
         """``[n_systems, n_channels]`` float64, eV, self-interaction included."""
         rho = self.density(moments)
         per_point = self.coulomb[:, None] * (rho**2).sum(-1)
-        energy = segment_sum(per_point, self.point_ptr, self.grid.system)
+        energy = self.points.sum(per_point)
         if self.correction is not None:
             energy = energy + self.correction.energy(moments)
         return energy
 
     def field(self, moments: Tensor, widths: tuple[float, ...], rank: int) -> Tensor:
         """
-        Potential and gradient at the atoms, averaged over Gaussians, self-interaction included.
+        Potential and derivatives at the atoms, averaged over Gaussians, self-interaction included.
 
         Args:
-            moments: ``[n_atoms, n_channels, n_widths, 1 | 4]``.
+            moments: ``[n_atoms, n_channels, n_widths, 1 | 4 | 10]``.
             widths: Of the receiving Gaussians, angstrom.
-            rank: 0 for the potential, 1 to add its gradient.
+            rank: 0 for the potential, 1 to add its gradient, 2 its second derivatives.
 
         Returns:
-            ``[n_atoms, n_channels, len(widths), 1 | 4]`` in the positions' dtype, V and V/angstrom.
+            ``[n_atoms, n_channels, len(widths), 1 | 4 | 10]`` in the positions' dtype, V, V/angstrom and
+            V/angstrom^2.
         """
         rho = self.density(moments)
         n_channels = rho.shape[1]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..electrostatics.external import ExternalCharges
+from ..segments import Segments
 from ..types import CARTESIAN_ROWS_FROM_E3NN
 from .config import ModelConfig
 from .rules import ChargeRule, System, name_of
@@ -82,8 +83,7 @@ def make_system(
         positions=batch["positions"],
         cell=cell,
         pbc=pbc,
-        index=index,
-        ptr=ptr,
+        segments=Segments(ptr, index),
         edge_index=batch["edge_index"],
         edge_vectors=vectors,
         external_field=field,

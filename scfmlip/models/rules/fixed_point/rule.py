@@ -11,6 +11,7 @@ included. The response is one of
 * "many_body": the same plus one more MACE layer, through which atoms see the potential at their neighbours;
 * "passive": ``R_i = -S_i`` with S_i positive definite and v conjugate to p, so that a solution always exists
   and is the minimum of ``1/2 p.K p + 1/2 (p - p0).S^-1 (p - p0)``.
+Quadrupoles (density.l_max = 2) respond in "passive"; in the others they are part of p0 alone.
 
 Baldwin et al., arXiv:2603.14700.
 """
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from ....scf import fixed_point
 from ...readouts import FeatureMix, MultipoleReadout, ScalarReadout
-from ..base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
+from ..base import ChargeRule, RuleContext, RuleDensity, RuleEnergies, RuleOutput, System, make_coulomb
 from ..options import FixedPointConfig
 from ..registry import register
 from .field_features import FieldFeatures, quadratic_terms
@@ -40,6 +41,7 @@ class FixedPoint(ChargeRule):
     constraints = ("none", "charge", "fermi_level")
     iterates = True
     supports_direct = True
+    highest_multipole = 2
 
     def __init__(self, config: FixedPointConfig, context: RuleContext) -> None:
         super().__init__(config, context)
@@ -55,6 +57,7 @@ class FixedPoint(ChargeRule):
         self.response = Response(config, context, features.own(density.sigma))
         self.readout = None
         if config.energy == "quadratic":
+            l_max = min(l_max, 1)
             n_terms = len(features.widths) * (min(l_max, features.l_max) + 1) + l_max + 1
             self.readout = ScalarReadout(context.feature_irreps, n_elements, n_terms, config.hidden)
 
@@ -86,7 +89,8 @@ class FixedPoint(ChargeRule):
             field, matrix = step.values(rows, level, step.tensors), step.tensors["matrix"]
             response = self._response_energy(system, rows - start, field, matrix)
         extra["initial_charges"] = start[:, 0]
-        return RuleOutput(system.coulomb_energy(geometry, rows), response, rows, geometry, extra=extra)
+        energies = RuleEnergies(system.coulomb_energy(geometry, rows), response)
+        return RuleOutput(energies, RuleDensity(rows, geometry), extra)
 
     def _solve(
         self, system: System, start: Tensor, step: Step
@@ -97,8 +101,7 @@ class FixedPoint(ChargeRule):
             step.update,
             start if system.reference_density is None else system.reference_density,
             tuple(step.tensors.values()),
-            batch_idx=system.index,
-            n_systems=system.n_systems,
+            batch_idx=system.segments,
             total_charge=system.total_charge if at_charge else None,
             chemical_potential=system.reference_level if at_charge else None,
             tolerance=self.config.tolerance,
@@ -183,7 +186,7 @@ class Step:
         given: dict[str, Tensor] | None = None,
         linear: bool = False,
     ) -> Tensor:
-        """``[n_atoms, 1 | 4]`` multipoles in answer to the potential of ``state``."""
+        """``[n_atoms, 1 | 4 | 9]`` multipoles in answer to the potential of ``state``."""
         given, response, system = self.tensors if given is None else given, self.rule.response, self.system
         field = self.values(state, level, given)
         change = (given["matrix"] @ field[..., None])[..., 0]
@@ -192,7 +195,8 @@ class Step:
             edges = (system.edge_index, given.get("edge_attrs"), given.get("edge_weights"))
             arguments = (field, system.node_attrs, given["scalars"], given["vectors"], edges)
             change = change + torch.func.functional_call(response, weights, arguments)
-        return given["start"] + change
+        still = given["start"].shape[1] - change.shape[1]  # quadrupoles that do not respond
+        return given["start"] + torch.nn.functional.pad(change, (0, still))
 
     def update(self, state: Tensor, *parameters: Tensor, linear: bool = False) -> Tensor:
         """The map whose fixed point is looked for; parameters are the potential, if any, and `tensors`."""

@@ -101,7 +101,7 @@ def molecules():
     return np.concatenate([place, turned + np.array([0, 0, 3.1]), place + np.array([3.0, 0.4, 0.3])])
 
 
-@pytest.mark.parametrize("case", ["qeq", "affine"])
+@pytest.mark.parametrize("case", ["qeq", pytest.param("affine", marks=pytest.mark.slow)])
 def test_embedding_by_differences(case):
     """The total energy's slopes at every particle, the model's and the force field's."""
     positions, atoms = molecules(), Atoms("OHH", info={"charge": 0.0})
@@ -143,6 +143,7 @@ def test_who_acts_on_whom():
     assert abs(lennard) > 1e-4
 
 
+@pytest.mark.slow
 def test_dynamics_conserve_energy():
     positions, atoms = molecules(), Atoms("OHH", info={"charge": 0.0})
     system = mixed_system(force_field(), Calculator(make_model("qeq")), atoms, [0, 1, 2])

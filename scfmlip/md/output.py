@@ -65,7 +65,7 @@ def frame_of(atoms: Atoms, results: Mapping[str, Any], step: int, time: float) -
         momenta=atoms.get_momenta(),
     )
     frame.set_constraint(atoms.constraints)
-    frame.info = {k: v for k, v in atoms.info.items() if changes_energy(k)}
+    frame.info = {k: v for k, v in atoms.info.items() if changes_energy(k) and v is not None}
     frame.info |= {"md_step": step, "md_time": time}
     for store, names in _OWN.items():
         getattr(frame, store).update({f"scfmlip_{n}": results[n] for n in names if n in results})

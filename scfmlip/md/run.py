@@ -198,6 +198,7 @@ class Run:
         self.digests = {"structure": digest(config.structure), "model": digest(config.model)}
         self.rng = np.random.default_rng(config.seed)
         self.step, self.first, self.good = 0, math.nan, None
+        self._written: dict[str, int] | None = None
         if state is not None:
             self._check_same(state)
             self._resume(state)
@@ -231,7 +232,10 @@ class Run:
         Raises:
             ValueError: names what differs.
         """
-        path, old, new = self.files["restart.pt"], dict(state["config"]), plain_config(self.config)
+        path, new = self.files["restart.pt"], plain_config(self.config)
+        # options that came after the file was written had their defaults
+        first = {name: new[name] for name in ("structure", "model", "steps")}
+        old = {**plain_config(MdConfig(**first)), **state["config"]}
         changed = [k for k in new if k not in _FREE and old.get(k) != new[k]]
         if changed:
             was = ", ".join(f"{k} was {old.get(k)!r} and is {new[k]!r}" for k in changed)
@@ -246,12 +250,7 @@ class Run:
                 )
 
     def _resume(self, state: dict[str, Any]) -> None:
-        """
-        Go on from a restart file.
-
-        Raises:
-            ValueError: for a trajectory or log that lacks what was written before.
-        """
+        """Take over what a restart file knows; `go` cuts trajectory and log back to it."""
         self.step, self.first = int(state["step"]), float(state["first"])
         atoms = self.atoms
         atoms.set_cell(state["cell"].numpy(), scale_atoms=False)
@@ -266,8 +265,7 @@ class Run:
         self.dynamics = self._make_dynamics()
         restore_integrator(self.method, self.dynamics, self.rng, state["integrator"])
         self.dynamics.nsteps = self.step
-        self.trajectory.resume(state["written"]["trajectory"])
-        self.log.resume(state["written"]["log"])
+        self._written = state["written"]
 
     def save(self) -> None:
         """Write the restart file, after all that it counts on."""
@@ -382,9 +380,19 @@ class Run:
         return f"{text}. The frame of step {self.step} is in {self.files['last_good.xyz']}"
 
     def go(self, quiet: bool = False) -> None:
-        """Run to the last step."""
+        """
+        Run to the last step.
+
+        Raises:
+            MdError: for a step that failed.
+            ValueError: for a trajectory or log that lacks what was written before.
+        """
         config, began = self.config, self.step
-        if self.step == 0 and math.isnan(self.first):
+        if self._written is not None:
+            self.trajectory.resume(self._written["trajectory"])
+            self.log.resume(self._written["log"])
+            self._written = None
+        elif self.step == 0:
             self.trajectory.start()
             self.log.start()
             self._record(self.moment())

@@ -161,7 +161,21 @@ def test_a_trajectory_that_is_too_short_is_refused(tmp_path, name):
     run_md(made, quiet=True)
     (tmp_path / "run" / name).unlink()
     with pytest.raises(ValueError, match="that the restart file knows of: put it back"):
-        Run(made)
+        run_md(made, quiet=True)
+
+
+def test_a_look_changes_nothing(tmp_path):
+    """`scfmlip md --check` leaves log and trajectory to the run that goes."""
+    made = config(tmp_path, "qeq", steps=4, restart_interval=3)
+    run = Run(made)
+    run.go(quiet=True)
+    folder = tmp_path / "run"
+    for name in ("log.csv", "trajectory.xyz"):
+        with open(folder / name, "a") as file:
+            file.write("rows of a run that goes on\n")
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    assert Run(made).step == 4
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ def main() -> None:
         start = Calculator(model, dtype="float64")
         atoms = read(path("al_water.xyz"), 0)
         atoms.info["counter_charge"] = np.array(COUNTER_CHARGE)
-        neutral = float(start.get_property("fermi_level", atoms))
+        neutral = round(float(start.get_property("fermi_level", atoms)), 3)
         levels = [neutral - 0.25, neutral, neutral + 0.25]
         means = [
             mean_charge(arguments.output / f"{name}_{i}", model, level, arguments.steps)

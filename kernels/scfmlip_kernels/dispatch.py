@@ -24,6 +24,14 @@ def backend(name: Backend) -> Iterator[None]:
 
     Raises:
         ValueError: for another name.
+
+    Example:
+        >>> import torch, scfmlip_kernels
+        >>> x, weights, species = torch.ones(2, 1, 3), torch.ones(1, 3, 3), torch.tensor([0, 0])
+        >>> with scfmlip_kernels.backend("cpu"):  # the CPU path, even where the interpreter is on
+        ...     out = scfmlip_kernels.indexed_linear(x, weights, species)
+        >>> out.flatten()
+        tensor([3., 3., 3., 3., 3., 3.])
     """
     if name not in ("auto", "cpu", "triton"):
         raise ValueError(f"backend must be 'auto', 'cpu' or 'triton', got {name!r}")

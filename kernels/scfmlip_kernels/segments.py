@@ -110,6 +110,13 @@ def segment_sum(values: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
     Raises:
         TypeError: for values that are not float32 or float64, or pointers and indices not int64.
         ValueError: for shapes that do not fit together, or tensors on different devices.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import segment_sum
+        >>> energies = torch.tensor([-1.0, -2.0, -0.5])  # two atoms in the first system, one in the second
+        >>> segment_sum(energies, torch.tensor([0, 2, 3]), torch.tensor([0, 0, 1]))
+        tensor([-3.0000, -0.5000])
     """
     (values,) = outside_autocast(values)
     _check("segment_sum", values, ptr, index)
@@ -136,6 +143,13 @@ def segment_expand(values: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
     Raises:
         TypeError: for pointers and indices that are not int64.
         ValueError: for shapes that do not fit together, or tensors on different devices.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import segment_expand
+        >>> potential = torch.tensor([0.3, -0.1])  # one value for each system
+        >>> segment_expand(potential, torch.tensor([0, 2, 3]), torch.tensor([0, 0, 1]))  # one for each atom
+        tensor([ 0.3000,  0.3000, -0.1000])
     """
     (values,) = outside_autocast(values)
     _check("segment_expand", values, ptr, index)

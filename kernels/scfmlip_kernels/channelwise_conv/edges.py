@@ -21,6 +21,16 @@ class EdgeOrder(NamedTuple):
         receiver_ptr: ``[n_receivers + 1]`` where each receiver's edges start in ``by_receiver``.
         by_sender: ``[n_edges]`` edges in the order of their senders, equal ones as they stand.
         sender_ptr: ``[n_senders + 1]`` where each sender's edges start in ``by_sender``.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import sort_edges
+        >>> sender, receiver = torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 0, 0])  # water: O, H, H
+        >>> edges = sort_edges(sender, receiver, n_nodes=3)
+        >>> edges.by_receiver  # oxygen receives edges 2 and 3, the hydrogens 0 and 1
+        tensor([2, 3, 0, 1])
+        >>> edges.receiver_ptr
+        tensor([0, 2, 3, 4])
     """
 
     sender: Tensor
@@ -57,6 +67,14 @@ def sort_edges(sender: Tensor, receiver: Tensor, n_nodes: int, n_receivers: int 
         TypeError: for indices that are not int64.
         ValueError: for shapes that do not fit, tensors on different devices, and on a CPU for indices
             that name no node.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import sort_edges
+        >>> sender, receiver = torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 0, 0])  # water: O, H, H
+        >>> edges = sort_edges(sender, receiver, n_nodes=3)
+        >>> edges.receiver_ptr.diff()  # number of neighbours of each atom
+        tensor([2, 1, 1])
     """
     n_receivers = n_nodes if n_receivers is None else n_receivers
     check_tensors("sort_edges", sender=sender, receiver=receiver)

@@ -223,6 +223,18 @@ def channelwise_conv(
         TypeError: for a dtype that is not float32 or float64, or different ones.
         ValueError: for shapes that do not fit together, tensors on different devices, or a product that
             contradicts itself.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import ChannelwiseProduct, ProductPath, channelwise_conv, sort_edges
+        >>> path = ProductPath(x=0, y=0, coefficients=((0, 0, 0, 1.0),), dim=1)
+        >>> product = ChannelwiseProduct(x=((2, 1),), y=(1,), paths=(path,), layout="mul_ir")
+        >>> edges = sort_edges(torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 0, 0]), n_nodes=3)  # water
+        >>> x = torch.tensor([[8.0, 1.0], [1.0, 0.0], [1.0, 0.0]])  # two channels per atom
+        >>> channelwise_conv(x, torch.ones(4, 1), torch.ones(4, 2), edges, product)  # sums over neighbours
+        tensor([[2., 0.],
+                [8., 1.],
+                [8., 1.]])
     """
     text = constant_text(product)
     x, y, weights, matrix = outside_autocast(x, y, weights, matrix)

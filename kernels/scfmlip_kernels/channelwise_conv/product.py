@@ -17,6 +17,13 @@ class ProductPath(NamedTuple):
         coefficients: Terms ``(i, j, k, value)``, component of x, of y and of the output; nonzero ones
             only, the weight of the path folded in.
         dim: Components of the output, 2 l + 1.
+
+    Example:
+        >>> from scfmlip_kernels import ProductPath
+        >>> dot = [(i, i, 0, 3**-0.5) for i in range(3)]  # two vectors give a scalar: sum_i x_i y_i / sqrt(3)
+        >>> path = ProductPath(x=0, y=0, coefficients=tuple(dot), dim=1)
+        >>> path.dim, len(path.coefficients)
+        (1, 3)
     """
 
     x: int
@@ -36,6 +43,14 @@ class ChannelwiseProduct(NamedTuple):
             segment of x. Weights come in the same order.
         layout: Of the segments of x and of the output: ``"mul_ir"`` is ``[channels, components]``,
             ``"ir_mul"`` is ``[components, channels]``.
+
+    Example:
+        >>> from scfmlip_kernels import ChannelwiseProduct, ProductPath
+        >>> scalar = ProductPath(x=0, y=0, coefficients=((0, 0, 0, 1.0),), dim=1)  # scalar x scalar
+        >>> vector = ProductPath(0, 1, tuple((0, i, i, 1.0) for i in range(3)), 3)  # scalar x vector
+        >>> product = ChannelwiseProduct(x=((8, 1),), y=(1, 3), paths=(scalar, vector), layout="ir_mul")
+        >>> product.x_dim, product.y_dim, product.out_dim, product.weight_numel
+        (8, 4, 32, 16)
     """
 
     x: tuple[tuple[int, int], ...]

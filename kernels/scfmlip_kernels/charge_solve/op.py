@@ -23,6 +23,18 @@ class ChargeSolve(NamedTuple):
         iterations: ``[n_systems]`` int64; 0 on a CPU, where systems are factorised.
         status: ``[n_systems]`` int64: 0 converged, 1 too few iterations, 2 not positive, 3 not finite, 4
             stagnated.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import charge_solve
+        >>> matrix = torch.tensor([[10.0, 0.0], [0.0, 14.0]], dtype=torch.float64)
+        >>> chi = torch.tensor([3.0, -3.0], dtype=torch.float64)
+        >>> total = torch.zeros(1, dtype=torch.float64)
+        >>> solve = charge_solve(matrix.flatten(), chi, total, torch.tensor([0, 2]))
+        >>> solve.status  # 0: converged
+        tensor([0])
+        >>> solve.slope  # equal on both atoms: electronegativity equalisation
+        tensor([0.5000, 0.5000], dtype=torch.float64)
     """
 
     state: Tensor
@@ -102,6 +114,16 @@ def charge_solve(
         TypeError: for another dtype.
         ValueError: for shapes that do not fit, or a system that is too large.
         NotImplementedError: where a gradient is wanted.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import charge_solve
+        >>> matrix = torch.tensor([[16.0, 5.0], [5.0, 18.0]], dtype=torch.float64)  # hardness + Coulomb, V/e
+        >>> chi = torch.tensor([2.0, -2.0], dtype=torch.float64)  # electronegativities, V
+        >>> total = torch.zeros(1, dtype=torch.float64)
+        >>> solve = charge_solve(matrix.flatten(), chi, total, torch.tensor([0, 2]))
+        >>> solve.state  # e
+        tensor([-0.1667,  0.1667], dtype=torch.float64)
     """
     check_tensors("charge_solve", matrices=matrices, source=source, totals=totals)
     if matrices.dtype not in FLOATS:

@@ -138,6 +138,15 @@ def gaussian_pairs(
         TypeError: for another dtype, or two different ones.
         ValueError: for shapes that do not fit together.
         NotImplementedError: for derivatives a softened sum does not have.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import gaussian_pairs
+        >>> positions = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 4.0]])
+        >>> charges = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)  # atoms, channels, widths, monomials
+        >>> widths = torch.tensor([0.5], dtype=torch.float64)
+        >>> gaussian_pairs(positions, charges, widths, torch.tensor([0, 2]), rank=0).flatten()  # -1/r and 1/r
+        tensor([-0.2500,  0.2500])
     """
     positions, moments = outside_autocast(positions, moments)
     _check(positions, moments, widths, atom_ptr, rank, softening, group_size)

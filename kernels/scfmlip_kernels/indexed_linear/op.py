@@ -83,6 +83,16 @@ def indexed_linear(x: Tensor, weights: Tensor, index: Tensor) -> Tensor:
         TypeError: for a dtype that is not float32 or float64, different ones, or an index not int64.
         ValueError: for shapes that do not fit together, tensors on different devices, and on a CPU for
             species that do not exist.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import indexed_linear
+        >>> x = torch.tensor([[1.0, 2.0], [1.0, 2.0], [3.0, 4.0]]).view(3, 1, 2)
+        >>> weights = torch.stack((torch.eye(2), 10 * torch.eye(2)))  # one matrix for each of two species
+        >>> indexed_linear(x, weights, torch.tensor([0, 1, 1])).view(3, 2)
+        tensor([[ 1.,  2.],
+                [10., 20.],
+                [30., 40.]])
     """
     x, weights = outside_autocast(x, weights)
     shapes = {"x": ("n_rows", "n_components", "n_in"), "weights": ("n_species", "n_in", "n_out")}

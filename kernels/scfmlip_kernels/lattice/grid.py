@@ -48,6 +48,14 @@ class LatticeGrid(NamedTuple):
         point_tiles: The same.
         atom_tiles: The same.
         row_ptr: ``[n_systems + 1]`` int32 on the CPU, first row tile of each system.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import build_lattice_grid
+        >>> cell = 4.0 * torch.eye(3, dtype=torch.float64).unsqueeze(0)  # a cube of 4 angstrom
+        >>> grid = build_lattice_grid(cell, cutoff=1.6, atom_ptr=torch.tensor([0, 2]))  # 1/angstrom
+        >>> grid.miller[grid.weight > 0].tolist()  # the origin, and one of each pair n, -n
+        [[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]]
     """
 
     boxes: Tensor
@@ -175,6 +183,14 @@ def build_lattice_grid(
         TypeError: for other dtypes.
         ValueError: for shapes that do not fit, pointers that decrease, cells that are not finite or have no
             volume, a cutoff that is not above 0, or more wave vectors than 32-bit tables count.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import build_lattice_grid
+        >>> cell = 4.0 * torch.eye(3, dtype=torch.float64).unsqueeze(0)  # a cube of 4 angstrom
+        >>> grid = build_lattice_grid(cell, cutoff=10.0, atom_ptr=torch.tensor([0, 2]))
+        >>> 2 * int((grid.weight == 1).sum()) + 1  # wave vectors in the whole sphere
+        1045
     """
     _check_grid(cells, cutoff, atom_ptr)
     device = cells.device if device is None else torch.device(device)

@@ -121,6 +121,17 @@ def lattice_field(
     Raises:
         TypeError: for another dtype.
         ValueError: for shapes that do not fit together, or tensors on different devices.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import build_lattice_grid, lattice_field
+        >>> cell = 4.0 * torch.eye(3, dtype=torch.float64).unsqueeze(0)
+        >>> grid = build_lattice_grid(cell, cutoff=1.6, atom_ptr=torch.tensor([0, 2]))
+        >>> coefficients = torch.zeros(grid.n_points, 1, 2, dtype=torch.float64)
+        >>> coefficients[(grid.miller == torch.tensor([1, 0, 0])).all(1), 0, 0] = 1.0  # cos(2 pi u_x)
+        >>> frac = torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]], dtype=torch.float64)
+        >>> lattice_field(frac, coefficients, grid, rank=0, dtype=torch.float64).flatten().round(decimals=6)
+        tensor([ 1., -1.], dtype=torch.float64)
     """
     check_lattice_arguments("lattice_field", frac, coefficients, "coefficients", grid)
     if dtype not in FLOATS:

@@ -127,6 +127,14 @@ def mesh_waves(values: Tensor, shapes: Sequence[int]) -> Tensor:
     Returns:
         ``[n_channels, n_waves, 2]`` real and imaginary part, in the order of `torch.fft.rfftn`.
         Differentiable any number of times.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import mesh_waves
+        >>> line = torch.cos(2 * torch.pi * torch.arange(4) / 4)  # one cosine along the last axis
+        >>> waves = mesh_waves(line.expand(4, 4, 4).reshape(1, -1), [4, 4, 4])
+        >>> [round(float(c)) for c in waves[0, :3, 0]]  # real parts of n = (0, 0, 0), (0, 0, 1), (0, 0, 2)
+        [0, 32, 0]
     """
     _check("mesh_waves", "values", values, ["n_channels", count_points(shapes)])
     return torch.ops.scfmlip.mesh_waves(values.contiguous(), list(shapes))
@@ -142,6 +150,14 @@ def mesh_values(waves: Tensor, shapes: Sequence[int]) -> Tensor:
 
     Returns:
         ``[n_channels, n_points]``. Differentiable any number of times.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import mesh_values
+        >>> waves = torch.zeros(1, 4 * 4 * 3, 2)
+        >>> waves[0, 1, 0] = 1.0  # the wave n = (0, 0, 1)
+        >>> [round(float(v)) for v in mesh_values(waves, [4, 4, 4])[0, :4]]  # a cosine along the last axis
+        [1, 0, -1, 0]
     """
     _check("mesh_values", "waves", waves, ["n_channels", count_waves(shapes), 2])
     return torch.ops.scfmlip.mesh_values(waves, list(shapes))

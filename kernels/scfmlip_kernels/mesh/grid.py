@@ -37,6 +37,14 @@ class MeshGrid:
         window: ``[n_waves]`` float64, see `splines.window`, of all three axes.
         system: ``[n_waves]`` int64.
         point_ptr: ``[n_systems + 1]`` int64 on the CPU, first wave of each system.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import build_mesh_grid
+        >>> system = torch.zeros(2, dtype=torch.long)  # both atoms belong to the first system
+        >>> grid = build_mesh_grid([(8, 8, 10)], 4, system, torch.device("cpu"))
+        >>> grid.n_points, grid.n_waves  # a real transform keeps 8 * 8 * (10 / 2 + 1) waves
+        (640, 384)
     """
 
     shapes: list[int]
@@ -81,6 +89,14 @@ class MeshPlaces(NamedTuple):
     Attributes:
         atoms: ``[n_atoms]`` int64, sorted by block.
         block_ptr: ``[n_blocks + 1]`` int64 first of them in each block.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import build_mesh_grid, place_atoms
+        >>> grid = build_mesh_grid([(16, 16, 16)], 4, torch.zeros(2, dtype=torch.long), torch.device("cpu"))
+        >>> places = place_atoms(torch.tensor([[12.0, 12.0, 12.0], [1.5, 1.5, 1.5]]).double(), grid)
+        >>> places.atoms  # the second atom is in the first block
+        tensor([1, 0])
     """
 
     atoms: Tensor
@@ -119,6 +135,14 @@ def build_mesh_grid(
 
     Raises:
         ValueError: for an order that is odd or not between 2 and 20, or a mesh that is too small.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import build_mesh_grid
+        >>> system = torch.tensor([0, 0, 1])  # two atoms in the first system, one in the second
+        >>> grid = build_mesh_grid([(8, 8, 8), (8, 8, 12)], 4, system, torch.device("cpu"))
+        >>> grid.shapes, grid.n_points
+        ([8, 8, 8, 8, 8, 12], 1280)
     """
     if order % 2 or not MIN_ORDER <= order <= MAX_ORDER:
         raise ValueError(f"build_mesh_grid: order must be even, {MIN_ORDER} to {MAX_ORDER}, got {order}")
@@ -176,6 +200,14 @@ def place_atoms(coords: Tensor, grid: MeshGrid) -> MeshPlaces:
     Args:
         coords: ``[n_atoms, 3]`` float64 in mesh spacings, any range.
         grid: Their meshes.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import build_mesh_grid, place_atoms
+        >>> grid = build_mesh_grid([(16, 16, 16)], 4, torch.zeros(2, dtype=torch.long), torch.device("cpu"))
+        >>> places = place_atoms(torch.tensor([[12.0, 12.0, 12.0], [1.5, 1.5, 1.5]]).double(), grid)
+        >>> int(places.block_ptr[-1])  # every atom is in a block
+        2
     """
     first, _ = lower_points(coords.detach(), grid.order)
     rows = grid.table[grid.atom_system]

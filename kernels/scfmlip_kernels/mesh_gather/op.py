@@ -107,6 +107,15 @@ def mesh_gather(coords: Tensor, values: Tensor, grid: MeshGrid, places: MeshPlac
         NotImplementedError: for more derivatives.
         TypeError: for another dtype.
         ValueError: for shapes that do not fit together, or tensors on different devices.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import build_mesh_grid, mesh_gather, place_atoms
+        >>> coords = torch.tensor([[4.0, 4.0, 4.0], [1.3, 2.6, 4.5]], dtype=torch.float64)
+        >>> grid = build_mesh_grid([(8, 8, 8)], 4, torch.zeros(2, dtype=torch.long), torch.device("cpu"))
+        >>> ramp = torch.arange(8.0).expand(8, 8, 8).reshape(1, -1)  # grows along the last axis
+        >>> mesh_gather(coords, ramp, grid, place_atoms(coords, grid), rank=0).flatten().round(decimals=4)
+        tensor([4.0000, 4.5000])
     """
     (values,) = outside_autocast(values)
     check_rank("mesh_gather", rank)

@@ -104,6 +104,16 @@ def mesh_spread(coords: Tensor, moments: Tensor, grid: MeshGrid, places: MeshPla
         ValueError: for shapes that do not fit together, or tensors on different devices.
 
     Essmann et al., J. Chem. Phys. 103, 8577 (1995), eq. 4.6, for charges.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import build_mesh_grid, mesh_spread, place_atoms
+        >>> coords = torch.tensor([[4.0, 4.0, 4.0], [1.3, 2.6, 7.9]], dtype=torch.float64)
+        >>> grid = build_mesh_grid([(8, 8, 8)], 4, torch.zeros(2, dtype=torch.long), torch.device("cpu"))
+        >>> charges = torch.tensor([1.0, -0.4]).view(2, 1, 1)
+        >>> mesh = mesh_spread(coords, charges, grid, place_atoms(coords, grid))
+        >>> mesh.shape, round(float(mesh.sum()), 4)  # spreading conserves the charge
+        (torch.Size([1, 512]), 0.6)
     """
     (moments,) = outside_autocast(moments)
     check_mesh_arguments("mesh_spread", coords, moments, "moments", 3, grid, places)

@@ -125,6 +125,17 @@ def structure_factor(frac: Tensor, moments: Tensor, grid: LatticeGrid) -> Tensor
         ValueError: for shapes that do not fit together, or tensors on different devices.
 
     The structure factor of Ewald sums, e.g. Essmann et al., J. Chem. Phys. 103, 8577 (1995), eq. 2.10.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import build_lattice_grid, structure_factor
+        >>> cell = 4.0 * torch.eye(3, dtype=torch.float64).unsqueeze(0)
+        >>> grid = build_lattice_grid(cell, cutoff=1.6, atom_ptr=torch.tensor([0, 2]))
+        >>> frac = torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]], dtype=torch.float64)  # CsCl
+        >>> charges = torch.tensor([1.0, -1.0], dtype=torch.float64).view(2, 1, 1)
+        >>> s = structure_factor(frac, charges, grid)
+        >>> s[grid.weight > 0, 0, 0].round(decimals=6)  # 0 at the origin, 2 where h + k + l is odd
+        tensor([0., 2., 2., 2.], dtype=torch.float64)
     """
     (moments,) = outside_autocast(moments)
     check_lattice_arguments("structure_factor", frac, moments, "moments", grid)

@@ -336,6 +336,15 @@ def symmetric_contraction(
             contradicts itself, and on a CPU for species that do not exist.
 
     The product basis of MACE: Batatia et al., arXiv:2206.07697 (2022), eqs. 10 and 11.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import SymmetricPolynomial, symmetric_contraction
+        >>> norm = SymmetricPolynomial.from_dense([(0, torch.eye(3).view(1, 3, 3, 1))])  # x.x of a vector
+        >>> x = torch.tensor([[[1.0, 2.0, 2.0]], [[0.0, 3.0, 4.0]]])  # two atoms, one channel
+        >>> weights = torch.tensor([1.0, 10.0]).view(2, 1, 1)  # of two species
+        >>> symmetric_contraction(x, weights, torch.tensor([0, 1]), norm).flatten()
+        tensor([  9., 250.])
     """
     text = constant_text(polynomial)
     x, weights = outside_autocast(x, weights)

@@ -30,6 +30,13 @@ class SymmetricPolynomial(NamedTuple):
         n_weights: Weights of each species and channel, of all outputs and degrees together.
         terms: ``(sorted indices of x, number of the weight, component of the output, coefficient)``; the
             first three are together different in all terms.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import SymmetricPolynomial
+        >>> norm = SymmetricPolynomial.from_dense([(0, torch.eye(3).view(1, 3, 3, 1))])  # x.x of a vector
+        >>> norm.terms  # factors, weight, output, coefficient
+        (((0, 0), 0, 0, 1.0), ((1, 1), 0, 0, 1.0), ((2, 2), 0, 0, 1.0))
     """
 
     n_inputs: int

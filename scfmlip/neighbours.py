@@ -19,7 +19,15 @@ _MANY = 1e5
 
 
 def normals_of(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``[3 - n, 3]`` orthonormal directions across ``n`` vectors."""
+    """
+    ``[3 - n, 3]`` orthonormal directions across ``n`` vectors.
+
+    Example:
+        >>> import numpy as np
+        >>> from scfmlip.neighbours import normals_of
+        >>> abs(normals_of(np.array([[3.0, 0.0, 0.0], [1.0, 2.0, 0.0]])))  # across two lateral vectors
+        array([[0., 0., 1.]])
+    """
     if not len(vectors):
         return np.eye(3)
     return np.linalg.qr(vectors.T, mode="complete")[0].T[len(vectors) :]

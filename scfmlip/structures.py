@@ -25,7 +25,21 @@ _LARGE = 10**6
 
 
 class FileError(ValueError):
-    """A file that is no file of structures; the message names it and says why."""
+    """
+    A file that is no file of structures; the message names it and says why.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from scfmlip.structures import FileError, read_structures
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder, "cut.xyz")
+        ...     _ = file.write_text("3 atoms are promised, none is there")
+        ...     try:
+        ...         frames = read_structures(file)
+        ...     except FileError as error:
+        ...         print(type(error).__name__, "cut.xyz" in str(error))
+        FileError True
+    """
 
 
 def read_structures(path: str | Path, index: str | int = ":", what: str = "") -> list[Atoms]:
@@ -41,6 +55,13 @@ def read_structures(path: str | Path, index: str | int = ":", what: str = "") ->
         FileNotFoundError: if there is none.
         FileError: for one that is empty, cut off or of no known format, that holds no such frame, or frames
             behind an empty line, or whose ``pbc`` is anything but T and F, which ASE takes for T.
+
+    Example:
+        >>> from scfmlip.data import path
+        >>> from scfmlip.structures import read_structures
+        >>> frames = read_structures(path("sio2_vacancy.xyz"))
+        >>> [(len(atoms), int(atoms.info["charge"])) for atoms in frames]
+        [(71, 1), (71, 2), (72, 0)]
     """
     try:
         return _read(Path(path), index)
@@ -66,6 +87,13 @@ def read_frames(
 
     Raises:
         FileNotFoundError, FileError: as `read_structures`.
+
+    Example:
+        >>> from scfmlip.data import path
+        >>> from scfmlip.structures import read_frames
+        >>> named, left_out = read_frames(path("al_water.xyz"), ":", skip=True)
+        >>> len(named), left_out
+        (2, [])
     """
     where = f"{path}" if index == ":" else f"{path}@{index}"
     try:
@@ -90,6 +118,12 @@ def read_frame(path: Path, index: int) -> Atoms:
 
     Raises:
         FileNotFoundError, FileError: as `read_structures`.
+
+    Example:
+        >>> from scfmlip.data import path
+        >>> from scfmlip.structures import read_frame
+        >>> read_frame(path("al_water.xyz"), 1).get_chemical_formula()
+        'H12Al18O6'
     """
     return _read(path, index)[0]
 
@@ -145,7 +179,15 @@ def _read(path: Path, index: str | int) -> list[Atoms]:
 
 
 def is_extxyz(path: Path) -> bool:
-    """Whether ASE takes a file for extended XYZ."""
+    """
+    Whether ASE takes a file for extended XYZ.
+
+    Example:
+        >>> from scfmlip.data import path
+        >>> from scfmlip.structures import is_extxyz
+        >>> is_extxyz(path("al_water.xyz"))
+        True
+    """
     from ase.io.formats import UnknownFileTypeError, filetype
 
     try:
@@ -258,6 +300,15 @@ def frame_text(atoms: Atoms, wanted: Iterable[str]) -> tuple[str, list[str]]:
 
     Raises:
         ValueError: if it cannot be written all the same.
+
+    Example:
+        >>> import ase.build
+        >>> from scfmlip.structures import frame_text
+        >>> water = ase.build.molecule("H2O")
+        >>> water.info["charge"] = 0
+        >>> text, left_out = frame_text(water, ["charge"])
+        >>> text.splitlines()[0], left_out
+        ('3', [])
     """
     text = _survives(atoms)
     dropped: list[str] = []

@@ -15,6 +15,11 @@ def path(name: str) -> Path:
 
     Raises:
         FileNotFoundError: for another name; lists those that exist.
+
+    Example:
+        >>> from scfmlip.data import path
+        >>> path("al_water.xyz").name
+        'al_water.xyz'
     """
     folder = Path(str(resources.files("scfmlip.data")))
     found = folder / name

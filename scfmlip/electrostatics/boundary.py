@@ -19,7 +19,16 @@ from ..units import COULOMB_CONSTANT, CUBIC_MADELUNG, FIELD_CONSTANT
 
 
 class Boundary(IntEnum):
-    """How one system continues in space."""
+    """
+    How one system continues in space.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> coulomb, cell = scfmlip.Coulomb(l_max=0), 10.0 * torch.eye(3)
+        >>> plan = coulomb.plan(cell, [True, True, False], None, n_atoms=2)  # periodic along two axes
+        >>> plan.boundaries
+        [<Boundary.SLAB: 1>]
+    """
 
     PERIODIC = 0
     SLAB = 1

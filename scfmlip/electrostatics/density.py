@@ -74,6 +74,14 @@ class GaussianMultipoles:
 
     Raises:
         ValueError: for an l_max, width, normalisation or order that does not exist; names it.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> basis = scfmlip.GaussianMultipoles(l_max=1, widths=(0.5, 1.0))
+        >>> basis.dim  # a charge and a dipole for each width
+        8
+        >>> basis.columns().tolist()  # columns of the first width, of the second
+        [[0, 2, 3, 4], [1, 5, 6, 7]]
     """
 
     l_max: int

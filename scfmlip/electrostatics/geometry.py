@@ -35,6 +35,17 @@ class Geometry:
     densities, for instance two spins) in the basis ``coulomb.source``: rows ``[q, d_x, d_y, d_z]`` for
     l_max = 1 and one width, unless the operator was made with ``order="e3nn"``. Results are
     differentiable in positions, cell, multipoles and external fields, twice and more.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> positions = torch.tensor([[0.0, 0.0, 0.0], [2.8, 0.0, 0.0]]).double().requires_grad_()
+        >>> charges = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+        >>> geometry = scfmlip.Coulomb(l_max=0, sigma=0.5).prepare(positions, None, False)
+        >>> (gradient,) = torch.autograd.grad(geometry.energy(charges).sum(), positions)
+        >>> round(float(-gradient[0, 0]), 3)  # force on the first charge, eV/angstrom, towards the second
+        1.834
+        >>> [round(v, 3) for v in geometry.potential(charges)[:, 0].tolist()]  # V, of the other charge
+        [-5.142, 5.142]
     """
 
     def __init__(

@@ -132,6 +132,18 @@ class CoulombPlan:
         lattice: Systems summed over wave vectors, or None.
         open: Systems summed over pairs, or None.
         resolution: Cutoff of the wave vectors, 1/angstrom, or that of the meshes.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> cell = 4.0 * torch.eye(3, dtype=torch.float64)
+        >>> charges = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+        >>> coulomb = scfmlip.Coulomb(l_max=0, sigma=0.5)
+        >>> plan = coulomb.plan(cell, True, None, n_atoms=2)  # once for a trajectory in this cell
+        >>> for x in (1.9, 2.0):
+        ...     positions = torch.tensor([[0.0, 0.0, 0.0], [x, x, x]], dtype=torch.float64)
+        ...     print(round(float(coulomb.prepare(positions, cell, True, plan=plan).energy(charges)), 3))
+        -7.341
+        -7.327
     """
 
     boundaries: list[Boundary]

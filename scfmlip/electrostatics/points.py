@@ -35,6 +35,17 @@ class PointValues(NamedTuple):
         density: ``[n_points]`` e/angstrom^3.
         potential: ``[n_points]`` V.
         field: ``[n_points, 3]`` V/angstrom.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> positions = torch.zeros(1, 3, dtype=torch.float64)
+        >>> geometry = scfmlip.Coulomb(l_max=0, sigma=0.5).prepare(positions, None, False)
+        >>> points = torch.tensor([[5.0, 0.0, 0.0]], dtype=torch.float64)
+        >>> values = geometry.at(points, torch.ones(1, 1, dtype=torch.float64))
+        >>> round(float(values.potential), 3)  # V, 5 angstrom from a charge of 1 e
+        2.88
+        >>> round(float(values.field[0, 0]), 3)  # V/angstrom, away from it
+        0.576
     """
 
     density: Tensor

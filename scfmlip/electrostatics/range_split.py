@@ -41,6 +41,14 @@ class NeighbourPairs:
         edge_index: ``[2, n_edges]`` int64 first and second atom; both orders are listed.
         edge_shift: ``[n_edges, 3]`` lattice vectors, as numbers, that are added to the second one.
         cutoff: Angstrom.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.scf import NeighbourPairs
+        >>> edges = torch.tensor([[0, 1], [1, 0]])  # from any neighbour list; both orders of each pair
+        >>> pairs = NeighbourPairs(edges, edge_shift=torch.zeros(2, 3), cutoff=4.0)
+        >>> pairs.edge_index.shape[1]
+        2
     """
 
     edge_index: Tensor
@@ -69,6 +77,15 @@ def neighbour_pairs(
     Raises:
         ImportError: without matscipy; any other list will do: make `NeighbourPairs` of it.
         ValueError: for two atoms in one place, or more pairs than fit into memory.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.scf import neighbour_pairs
+        >>> positions = torch.tensor([[0.0, 0.0, 0.0], [2.0, 2.0, 2.0]], dtype=torch.float64)  # CsCl
+        >>> cell = 4.0 * torch.eye(3, dtype=torch.float64)
+        >>> pairs = neighbour_pairs(positions, cell, [True, True, True], None, cutoff=3.6)
+        >>> pairs.edge_index.shape[1]  # 8 nearest neighbours of each atom
+        16
     """
     host = positions.detach().cpu().double().numpy()
     index = np.zeros(len(host), dtype=int) if batch_idx is None else batch_idx.cpu().numpy()
@@ -133,6 +150,11 @@ def smooth_width(n_atoms: int, volume: float, tolerance: float = 1e-6) -> float:
         n_atoms: Of one system.
         volume: Of its cell, angstrom^3.
         tolerance: Of the operator, eV.
+
+    Example:
+        >>> from scfmlip.scf import smooth_width
+        >>> round(smooth_width(n_atoms=1000, volume=20.0**3), 2)  # angstrom
+        1.11
     """
     from .cutoff import cutoff_for_tolerance
 

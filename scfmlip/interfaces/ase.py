@@ -72,6 +72,16 @@ class Calculator(AseCalculator):
         ValueError: for a pickle without ``trust_pickle``, a device this machine or a head the model does not
             have, or a charge that is no number; at calculation, for atoms the model cannot evaluate; names
             the cause.
+
+    Example:
+        >>> import ase.io, scfmlip
+        >>> from scfmlip.data import path
+        >>> slab = ase.io.read(path("al_water.xyz"), 0)  # 36 atoms; its info holds the total charge
+        >>> slab.calc = scfmlip.ase.Calculator(path("models/al_water-equilibrated.safetensors"))
+        >>> round(slab.get_potential_energy(), 1)  # eV
+        -3821.3
+        >>> slab.get_charges().shape, abs(round(float(slab.get_charges().sum()), 3))
+        ((36,), 0.0)
     """
 
     def __init__(

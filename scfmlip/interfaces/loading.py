@@ -25,6 +25,18 @@ def load_model(
         FileNotFoundError: when there is no such file.
         ValueError: for a pickle without ``trust_pickle``, or a file that is damaged or no model.
         TypeError: for a file that holds something else (a state dict, a scripted model).
+
+    Example:
+        >>> import pathlib, tempfile, scfmlip, torch
+        >>> from scfmlip.interfaces.loading import load_model
+        >>> from scfmlip.models import build
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> model = build({"elements": ["H", "O"], "rule": "short_range", "backbone": backbone})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     scfmlip.save(model, pathlib.Path(folder, "water.safetensors"))
+        ...     loaded = load_model(pathlib.Path(folder, "water.safetensors"), torch.device("cpu"))
+        >>> type(loaded).__name__
+        'Model'
     """
     if isinstance(model, torch.nn.Module):
         return model

@@ -146,6 +146,17 @@ def accelerate(
         TypeError: for something that is not a mace-torch model, or one that is scripted or compiled.
         ValueError: for an unknown ``compat``.
         RuntimeError: for a mace-torch version whose PolarMACE differs from the one known here.
+
+    Example:
+        >>> import scfmlip
+        >>> from scfmlip.models import build, to_mace
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> model = to_mace(build({"elements": ["H", "O"], "rule": "short_range", "backbone": backbone}))
+        >>> fast = scfmlip.accelerate(model)  # of any eager mace-torch model; call it as before
+        >>> scfmlip.is_accelerated(model), scfmlip.is_accelerated(fast)
+        (False, True)
+        >>> fast.state_dict().keys() == model.state_dict().keys()
+        True
     """
     if compat not in (None, "mace"):
         raise ValueError(f"compat must be None or 'mace', got {compat!r}")
@@ -206,6 +217,11 @@ def is_accelerated(model: torch.nn.Module) -> bool:
 
     Args:
         model: Any module: from `accelerate`, compiled, of `scfmlip.models`, from another program's hands.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> scfmlip.is_accelerated(torch.nn.Linear(4, 4))  # True for what `accelerate` returns
+        False
     """
     return any(isinstance(m, Swapped) for m in model.modules())
 
@@ -219,6 +235,15 @@ def restore(model: Module) -> Module:
 
     Returns:
         A model of mace-torch's own classes.
+
+    Example:
+        >>> import scfmlip
+        >>> from scfmlip.models import build, to_mace
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> model = to_mace(build({"elements": ["H", "O"], "rule": "short_range", "backbone": backbone}))
+        >>> back = scfmlip.restore(scfmlip.accelerate(model))
+        >>> scfmlip.is_accelerated(back), type(back) is type(model)
+        (False, True)
     """
     back: Swaps = {
         id(m): (vars(type(m))["_scfmlip_original"], {})

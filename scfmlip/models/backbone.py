@@ -45,6 +45,17 @@ class Backbone(torch.nn.Module):
 
     Args:
         mace: A mace-torch ``MACE`` or ``ScaleShiftMACE``, trained or not; shared, not copied.
+
+    Example:
+        >>> import ase.build, torch
+        >>> from scfmlip.mace_torch.batches import make_batch
+        >>> from scfmlip.models import Backbone, BackboneConfig
+        >>> config = BackboneConfig(hidden_irreps="4x0e", max_ell=1, correlation=1, num_interactions=1)
+        >>> backbone = Backbone.build(config, elements=[1, 8], atomic_energies=[-13.6, -430.0])
+        >>> batch = make_batch(backbone.mace, [ase.build.molecule("H2O")], torch.device("cpu"), torch.float32)
+        >>> out = backbone(batch)
+        >>> out.features[0].shape, round(float(out.energy - out.interaction_energy), 1)  # E0s, eV
+        (torch.Size([3, 4]), -457.2)
     """
 
     def __init__(self, mace: torch.nn.Module) -> None:

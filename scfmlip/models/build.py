@@ -28,6 +28,12 @@ def make_config(values: Mapping[str, Any] | ModelConfig) -> ModelConfig:
 
     Raises:
         ValueError, TypeError: for anything unknown or wrong; names it.
+
+    Example:
+        >>> from scfmlip.models import make_config
+        >>> config = make_config({"elements": ["H", "O"], "rule": {"name": "latent", "channels": 4}})
+        >>> config.elements, config.rule.channels, config.backbone.r_max
+        ((1, 8), 4, 5.0)
     """
     if isinstance(values, ModelConfig):
         return values
@@ -53,7 +59,16 @@ def make_config(values: Mapping[str, Any] | ModelConfig) -> ModelConfig:
 
 
 def config_to_dict(config: ModelConfig) -> dict[str, Any]:
-    """The plain mapping (JSON) that `make_config` turns into the same configuration."""
+    """
+    The plain mapping (JSON) that `make_config` turns into the same configuration.
+
+    Example:
+        >>> from scfmlip.models import config_to_dict, make_config
+        >>> config = make_config({"elements": ["H", "O"], "rule": "local"})
+        >>> values = config_to_dict(config)
+        >>> values["rule"], make_config(values) == config
+        ({'name': 'local', 'hidden': 16}, True)
+    """
     plain = dataclasses.asdict(config)
     plain["rule"] = {"name": name_of(config.rule), **dataclasses.asdict(config.rule)}
     return plain

@@ -39,6 +39,16 @@ def save(model: Model, path: str | Path) -> None:
     Raises:
         TypeError: for something that is not such a model.
         ValueError: for weights that are not finite, or neither float32 nor float64.
+
+    Example:
+        >>> import pathlib, tempfile, scfmlip
+        >>> from scfmlip.models import build
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> model = build({"elements": ["H", "O"], "rule": "short_range", "backbone": backbone})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     scfmlip.save(model, pathlib.Path(folder, "water.safetensors"))
+        ...     print([path.name for path in pathlib.Path(folder).iterdir()])
+        ['water.safetensors']
     """
     if not isinstance(model, Model):
         raise TypeError(
@@ -72,6 +82,13 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Model:
     Raises:
         FileNotFoundError: when there is no such file.
         ValueError: for a file that holds something else, or whose configuration and weights do not fit.
+
+    Example:
+        >>> import scfmlip
+        >>> from scfmlip.data import path
+        >>> model = scfmlip.load(path("models/al_water-equilibrated.safetensors"))  # ships with the package
+        >>> model.config.elements, model.required_info
+        ((1, 8, 13), ('charge',))
     """
     path = Path(path)
     if not path.is_file():

@@ -131,6 +131,15 @@ class BackboneConfig:
         distance_transform: "None", "Agnesi" or "Soft".
         heads: Names of the energy heads.
         options: Further arguments of mace-torch's constructor, by name.
+
+    Example:
+        >>> from scfmlip.models import BackboneConfig
+        >>> BackboneConfig(r_max=5.0, hidden_irreps="64x0e + 64x1o", num_interactions=2).max_ell
+        3
+        >>> BackboneConfig(r_max=-1.0)
+        Traceback (most recent call last):
+            ...
+        ValueError: backbone.r_max must be a positive number of at most 100, got -1.0
     """
 
     r_max: float = 5.0
@@ -208,6 +217,13 @@ class DensityConfig:
         tolerance: Of the wave-vector sum, eV.
         kspace_cutoff_factor: mace's way to set the cutoff instead: times ``2.25 (l_max + 1)^0.3 / sigma``,
             with the smallest width, of the field features too.
+
+    Example:
+        >>> from scfmlip.models import DensityConfig, make_config
+        >>> density = DensityConfig(l_max=1, sigma=1.2)  # charges and dipoles in Gaussians of 1.2 angstrom
+        >>> config = make_config({"elements": ["H", "O"], "rule": "local", "density": {"sigma": 1.2}})
+        >>> config.density == density
+        True
     """
 
     l_max: int = 1
@@ -239,6 +255,12 @@ class ModelConfig:
             multiplicity too, or a "fermi_level".
         seed: Of the initial weights.
         dtype: Of the weights.
+
+    Example:
+        >>> from scfmlip.models import make_config
+        >>> config = make_config({"elements": ["H", "O"], "rule": "equilibrated", "constraint": "charge"})
+        >>> config.elements, config.constraint, config.dtype
+        ((1, 8), 'charge', 'float32')
     """
 
     elements: tuple[int, ...]

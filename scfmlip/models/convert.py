@@ -71,6 +71,14 @@ def from_mace(model: torch.nn.Module) -> Model:
         TypeError: for another class.
         ValueError: for a model that mace-torch's constructor cannot make from a plain configuration, or a
             MACELES of more than charges; names the option.
+
+    Example:
+        >>> from scfmlip.models import build, from_mace, to_mace
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> values = {"elements": ["H", "O"], "rule": "short_range", "backbone": backbone}
+        >>> network = to_mace(build(values))  # or torch.load of a file that mace_run_train wrote
+        >>> from_mace(network).config.elements
+        (1, 8)
     """
     original = restore(model)
     polar, latent = type(original) is PolarMACE, type(original) is MACELES
@@ -246,6 +254,13 @@ def to_mace(model: Model) -> torch.nn.Module:
     Raises:
         TypeError: for other rules, which mace-torch has no class for.
         ImportError: for a latent one where the package `les` is missing, which MACELES needs.
+
+    Example:
+        >>> from scfmlip.models import build, to_mace
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> model = build({"elements": ["H", "O"], "rule": "short_range", "backbone": backbone})
+        >>> type(to_mace(model)).__name__
+        'ScaleShiftMACE'
     """
     rule = model.rule
     network: Any = copy.deepcopy(restore(model.backbone.mace))  # type: ignore[arg-type]

@@ -78,6 +78,19 @@ class Model(torch.nn.Module):
     Args:
         config: What it is made of.
         backbone: Its network; a new one with random weights if None.
+
+    Example:
+        >>> import ase.build, torch
+        >>> from scfmlip.mace_torch.batches import make_batch
+        >>> from scfmlip.models import build
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> values = {"elements": ["H", "O"], "rule": "equilibrated", "constraint": "charge"}
+        >>> model = build({**values, "backbone": backbone, "density": {"l_max": 0}})
+        >>> water = ase.build.molecule("H2O")
+        >>> water.info["charge"] = 0
+        >>> out = model(make_batch(model, [water], torch.device("cpu"), torch.float32))
+        >>> out["energy"].shape, out["forces"].shape, abs(round(float(out["charges"].sum()), 4))
+        (torch.Size([1]), torch.Size([3, 3]), 0.0)
     """
 
     def __init__(self, config: ModelConfig, backbone: Backbone | None = None) -> None:

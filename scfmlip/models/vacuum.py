@@ -26,6 +26,18 @@ def work_functions(model: Model, batch: dict[str, Tensor]) -> Tensor:
     Raises:
         ValueError: for a rule without a Fermi level, a system that is not a slab, a charged slab without a
             counter-charge, an external field or external charges.
+
+    Example:
+        >>> import ase.io, scfmlip, torch
+        >>> from scfmlip.data import path
+        >>> from scfmlip.mace_torch.batches import make_batch
+        >>> from scfmlip.models import work_functions
+        >>> model = scfmlip.load(path("models/al_water-fixed_point.safetensors"))
+        >>> slab = ase.io.read(path("al_water.xyz"), 0)  # Al(100) with water on top
+        >>> batch = make_batch(model, [slab], torch.device("cpu"), torch.float32)
+        >>> below, above = work_functions(model, batch)[0].tolist()
+        >>> round(above - below, 2)  # eV: the dipole of the slab and its water
+        0.96
     """
     if batch.get("n_external") is not None:
         raise ValueError("work functions are those of a slab without external charges: leave them out")

@@ -48,6 +48,18 @@ class ChannelwiseConv(torch.nn.Module):
 
     Attributes:
         matrix: ``[n_hidden, weight_numel]`` parameter, or None.
+
+    Example:
+        >>> import torch
+        >>> from e3nn import o3
+        >>> from scfmlip.nn import ChannelwiseConv
+        >>> paths = [(0, 0, 0, "uvu", True), (0, 1, 1, "uvu", True)]  # scalar x scalar, scalar x vector
+        >>> product = o3.TensorProduct("8x0e", "0e + 1o", "8x0e + 8x1o", paths, shared_weights=False)
+        >>> conv = ChannelwiseConv.from_e3nn(product)
+        >>> edges = torch.tensor([[0, 0, 1, 2], [1, 2, 0, 0]])  # water: senders, receivers
+        >>> out = conv(torch.randn(3, 8), torch.randn(4, 4), torch.randn(4, product.weight_numel), edges)
+        >>> out.shape  # 8 scalars and 8 vectors of each atom
+        torch.Size([3, 32])
     """
 
     def __init__(self, product: ChannelwiseProduct, n_hidden: int | None = None) -> None:
@@ -109,6 +121,15 @@ class SymmetricContraction(torch.nn.Module):
 
     Attributes:
         weights: ``[n_species, n_weights, n_channels]`` parameter.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.nn import SymmetricContraction
+        >>> from scfmlip_kernels import SymmetricPolynomial
+        >>> norm = SymmetricPolynomial.from_dense([(0, torch.eye(3).view(1, 3, 3, 1))])  # x.x of a vector
+        >>> contraction = SymmetricContraction(norm, n_species=2, n_channels=8)
+        >>> contraction(torch.randn(5, 8, 3), torch.tensor([0, 1, 1, 0, 1])).shape
+        torch.Size([5, 8, 1])
     """
 
     def __init__(self, polynomial: SymmetricPolynomial, n_species: int, n_channels: int) -> None:
@@ -134,6 +155,13 @@ class IndexedLinear(torch.nn.Module):
 
     Attributes:
         weights: ``[n_species, n_in, n_out]`` parameter.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.nn import IndexedLinear
+        >>> linear = IndexedLinear(n_species=2, n_in=8, n_out=16)
+        >>> linear(torch.randn(5, 3, 8), torch.tensor([0, 1, 1, 0, 1])).shape  # vectors of five atoms
+        torch.Size([5, 3, 16])
     """
 
     def __init__(self, n_species: int, n_in: int, n_out: int) -> None:

@@ -91,6 +91,13 @@ def spin_charges(total_charge: Tensor, multiplicity: Tensor) -> Tensor:
 
     Raises:
         ValueError: for different shapes, or a multiplicity below 1.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.scf import spin_charges
+        >>> spin_charges(torch.tensor([0.0, -1.0]), torch.tensor([3.0, 2.0]))  # O2 (triplet), O2- (doublet)
+        tensor([[ 1., -1.],
+                [ 0., -1.]])
     """
     if total_charge.shape != multiplicity.shape or total_charge.ndim != 1:
         raise ValueError(
@@ -143,6 +150,15 @@ def redistribute_charge(
 
     Raises:
         ValueError: for shapes that do not fit, another sign, or a floor that is not positive.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.scf import redistribute_charge
+        >>> charges = torch.tensor([-0.8, 0.3, 0.3])  # of a water molecule, 0.2 e short of neutral
+        >>> response = torch.tensor([2.0, 1.0, 1.0])
+        >>> ptr, index = torch.tensor([0, 3]), torch.tensor([0, 0, 0])
+        >>> redistribute_charge(charges, torch.zeros(1), response, ptr, index)
+        tensor([-0.7000,  0.3500,  0.3500])
     """
     if charges.shape != response.shape or charges.ndim not in (1, 2):
         raise ValueError(

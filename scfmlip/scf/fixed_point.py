@@ -64,6 +64,15 @@ class FixedPointSolution:
         status: ``[n_systems]`` int64, see `Status`.
         evaluations: How often the map was evaluated, for the whole batch.
         affine: Whether the map was found to be affine, and solved as one linear system.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> first = torch.zeros(2, 1, dtype=torch.float64)
+        >>> solution = scfmlip.fixed_point(lambda s: 1.0 - 0.5 * s, first)  # a linear response
+        >>> solution.state.flatten()
+        tensor([0.6667, 0.6667], dtype=torch.float64)
+        >>> solution.affine, solution.status  # status 0 is converged, see `Status`
+        (True, tensor([0]))
     """
 
     state: Tensor

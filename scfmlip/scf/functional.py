@@ -54,6 +54,16 @@ class FunctionalSolution:
         status: ``[n_systems]`` int64, see `Status`; INDEFINITE where the functional is not convex there.
         evaluations: Of the functional, for the whole batch.
         hessian_products: Of its Hessian, for the whole batch.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.scf import minimize_functional
+        >>> start = torch.zeros(2, 1, dtype=torch.float64)
+        >>> solution = minimize_functional(lambda q: ((q - 1.0) ** 2).sum()[None], start, total_charge=1.0)
+        >>> solution.state.flatten()  # e, adding up to 1
+        tensor([0.5000, 0.5000], dtype=torch.float64)
+        >>> solution.chemical_potential  # V, dE/dQ
+        tensor([-1.], dtype=torch.float64)
     """
 
     state: Tensor

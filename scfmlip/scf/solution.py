@@ -9,7 +9,16 @@ from torch import Tensor
 
 
 class Status(enum.IntEnum):
-    """How the solve of one system ended."""
+    """
+    How the solve of one system ended.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> from scfmlip.scf import Status
+        >>> solution = scfmlip.fixed_point(lambda s: torch.cos(s), torch.zeros(1, 1, dtype=torch.float64))
+        >>> Status(int(solution.status)).name
+        'CONVERGED'
+    """
 
     CONVERGED = 0
     ITERATIONS = 1
@@ -37,6 +46,15 @@ class ConvergenceError(RuntimeError):
 
     Attributes:
         status: ``[n_systems]`` int64 values of `Status`.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> start = torch.zeros(1, 1, dtype=torch.float64)
+        >>> try:
+        ...     scfmlip.fixed_point(lambda s: s**2 + 1.0, start)  # has no fixed point: s**2 + 1 > s
+        ... except scfmlip.ConvergenceError as error:
+        ...     print(error.status)  # see `Status`
+        tensor([1])
     """
 
     def __init__(self, message: str, status: Tensor) -> None:
@@ -72,6 +90,17 @@ class ChargeSolution:
         iterations: ``[n_systems]`` int64 of the forward solve; 0 for the dense method.
         residual: ``[n_systems]`` float64, norm of the projected gradient relative to that of the source.
         status: ``[n_systems]`` int64, see `Status`.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> water = torch.tensor([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]]).double()
+        >>> geometry = scfmlip.Coulomb(l_max=0, sigma=0.7).prepare(water, None, False)
+        >>> chi, hardness = torch.tensor([8.5, 4.5, 4.5]).double(), torch.tensor([2.0, 3.0, 3.0]).double()
+        >>> solution = scfmlip.charge_equilibration(geometry, chi, hardness, total_charge=0.0)
+        >>> solution.charges  # e
+        tensor([-0.7960,  0.3981,  0.3979], dtype=torch.float64)
+        >>> round(float(solution.energy), 3), int(solution.status)  # eV; 0 is converged
+        (-1.592, 0)
     """
 
     state: Tensor

@@ -43,6 +43,12 @@ class DataConfig:
         head_key: Name of the model's head, needed where it has several.
         num_workers: Processes that prepare batches.
         cache: Keep every graph in memory.
+
+    Example:
+        >>> from scfmlip.training import DataConfig
+        >>> data = DataConfig(train=("water.xyz",), valid_fraction=0.2, energy_key="energy")
+        >>> data.forces_key  # all other keys keep their defaults
+        'REF_forces'
     """
 
     train: tuple[str, ...]
@@ -87,6 +93,15 @@ class StageConfig:
             disturbances, so that codes that iterate it converge too.
         scf: "direct", one update at the reference density, or "converged".
         reset_optimizer: Forget the optimizer's moments (and the averaged weights) of the stage before.
+
+    Example:
+        >>> from scfmlip.training import StageConfig
+        >>> first = StageConfig(epochs=100, lr=0.01, loss={"energy": 1.0, "forces": 100.0})
+        >>> then = StageConfig(epochs=50, lr=0.001, loss={"energy": 100.0, "forces": 10.0, "charges": 1.0})
+        >>> StageConfig(epochs=0)
+        Traceback (most recent call last):
+            ...
+        ValueError: epochs must be a number of at least 1, got 0
     """
 
     epochs: int
@@ -119,6 +134,11 @@ class OptimizerConfig:
         name: "adamw" or "adam".
         betas, amsgrad: As in torch.
         weight_decay: Of the weights that mix features (interactions and products, as in mace), no other.
+
+    Example:
+        >>> from scfmlip.training import OptimizerConfig
+        >>> OptimizerConfig(name="adam", weight_decay=0.0).betas
+        (0.9, 0.999)
     """
 
     name: Literal["adamw", "adam"] = "adamw"
@@ -143,6 +163,11 @@ class ScheduleConfig:
             (to ``min_lr`` at the end).
         factor, patience, min_lr: See there.
         warmup_steps: Optimizer steps of the first stage over which the rate rises linearly from nearly 0.
+
+    Example:
+        >>> from scfmlip.training import ScheduleConfig
+        >>> ScheduleConfig(name="cosine", min_lr=1e-5, warmup_steps=100).name
+        'cosine'
     """
 
     name: Literal["constant", "exponential", "plateau", "cosine"] = "plateau"
@@ -181,6 +206,13 @@ class TrainConfig:
         patience: Epochs of a stage without a better validation loss after which it ends; None for never.
         checkpoint_interval: Epochs between checkpoints; the first and the last of a stage get one always.
         wandb: Arguments of ``wandb.init``; None for no such log.
+
+    Example:
+        >>> from scfmlip.training import DataConfig, StageConfig, TrainConfig
+        >>> data, stages = DataConfig(train=("water.xyz",)), (StageConfig(epochs=100),)
+        >>> config = TrainConfig(data, stages, model={"rule": "local"}, output="water")
+        >>> config.batch_size, config.optimizer.name
+        (8, 'adamw')
     """
 
     data: DataConfig
@@ -241,6 +273,17 @@ def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
 
     Raises:
         ValueError, TypeError: name the option that is unknown, missing or wrong.
+
+    Example:
+        >>> from scfmlip.training import config_from_dict
+        >>> values = {"data": {"train": "water.xyz"}, "model": {"rule": "local"}, "stages": [{"epochs": 100}]}
+        >>> config = config_from_dict(values)
+        >>> config.data.train, config.stages[0].loss
+        (('water.xyz',), {'energy': 1.0, 'forces': 100.0})
+        >>> config_from_dict({**values, "batch_size": 0})
+        Traceback (most recent call last):
+            ...
+        ValueError: batch_size must be a number of at least 1, got 0
     """
     values = dict(values)
     data = values.get("data")
@@ -269,6 +312,17 @@ def load_config(path: str | Path) -> TrainConfig:
     Raises:
         FileNotFoundError: if there is none.
         ValueError, TypeError: as `config_from_dict`, or if the file is no YAML, or names an option twice.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from scfmlip.training import load_config
+        >>> text = "{data: {train: water.xyz}, model: {rule: local}, stages: [{epochs: 100}]}"
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "train.yaml")
+        ...     _ = path.write_text(text)
+        ...     config = load_config(path)
+        >>> config.stages[0].epochs
+        100
     """
     path = Path(path)
     if not path.is_file():
@@ -283,5 +337,13 @@ def load_config(path: str | Path) -> TrainConfig:
 
 
 def config_to_dict(config: TrainConfig) -> dict[str, Any]:
-    """The plain dictionary of a training's options."""
+    """
+    The plain dictionary of a training's options.
+
+    Example:
+        >>> from scfmlip.training import config_from_dict, config_to_dict
+        >>> values = {"data": {"train": "water.xyz"}, "model": {"rule": "local"}, "stages": [{"epochs": 100}]}
+        >>> config_to_dict(config_from_dict(values))["schedule"]["name"]
+        'plateau'
+    """
     return dataclasses.asdict(config)

@@ -35,7 +35,14 @@ _FREE_DATA = ("num_workers", "cache")
 
 
 class TrainingError(RuntimeError):
-    """A training that cannot go on; what it had reached is on disk."""
+    """
+    A training that cannot go on; what it had reached is on disk.
+
+    Example:
+        >>> from scfmlip.training import TrainingError
+        >>> issubclass(TrainingError, RuntimeError)  # `train` raises it, for instance for a loss of NaN
+        True
+    """
 
 
 @dataclasses.dataclass
@@ -73,6 +80,23 @@ class Trainer:
         model_config: Plain dictionary of the model, kept in checkpoints.
         quiet: No progress bar.
         data: Digests of the files of frames, kept in checkpoints.
+
+    Example:
+        >>> import tempfile
+        >>> from scfmlip.data import path
+        >>> from scfmlip.training import Trainer, config_from_dict, prepare
+        >>> from scfmlip.training.processes import processes
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> values = {"data": {"train": str(path("al_water.xyz")), "valid_fraction": 0.5}}
+        >>> values |= {"model": {"rule": "short_range", "backbone": backbone}, "stages": [{"epochs": 2}]}
+        >>> with tempfile.TemporaryDirectory() as folder, processes("cpu") as workers:
+        ...     config = config_from_dict({**values, "output": folder})
+        ...     model, graphs, full = prepare(config, workers)
+        ...     trainer = Trainer(config, model, graphs, workers, full, quiet=True)
+        ...     progress = trainer.run()
+        ...     trainer.close()
+        >>> progress.epoch
+        2
     """
 
     def __init__(

@@ -27,6 +27,12 @@ class Term:
         unit: Of the error.
         per_atom: Divide the error by the number of atoms.
         option: The data option that names the label's key.
+
+    Example:
+        >>> from scfmlip.training import TERMS
+        >>> term = TERMS["energy"]
+        >>> term.output, term.option, term.unit
+        ('interaction_energy', 'energy_key', 'eV/atom')
     """
 
     output: str
@@ -122,6 +128,15 @@ def loss(
 
     Raises:
         ValueError: for a weighted term the model does not predict.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.training import loss
+        >>> one = torch.ones(1)
+        >>> batch = {"ptr": torch.tensor([0, 2]), "batch": torch.tensor([0, 0]), "weight": one}
+        >>> batch |= {"energy": torch.tensor([-10.0]), "energy_weight": one}
+        >>> loss({"interaction_energy": torch.tensor([-9.8])}, batch, {"energy": 1.0})  # (0.2 / 2 atoms)^2
+        tensor(0.0100)
     """
     total: Tensor | None = None
     for name, weight in weights.items():
@@ -188,6 +203,16 @@ class Errors:
     Root mean square and mean absolute error of every label, gathered over batches and processes.
 
     Components without a label do not count; weights only say which have one.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.training import Errors
+        >>> one, errors = torch.ones(1), Errors()
+        >>> batch = {"ptr": torch.tensor([0, 2]), "batch": torch.tensor([0, 0]), "weight": one}
+        >>> batch |= {"energy": torch.tensor([-10.0]), "energy_weight": one}
+        >>> errors.add({"interaction_energy": torch.tensor([-9.8])}, batch)
+        >>> {name: round(value, 4) for name, value in errors.result().items()}  # eV per atom
+        {'energy_rmse': 0.1, 'energy_mae': 0.1}
     """
 
     def __init__(self) -> None:

@@ -58,6 +58,20 @@ def prepare(
 
     Raises:
         FileNotFoundError, ValueError, TypeError: name the file, frame, label or option that is wrong.
+
+    Example:
+        >>> from scfmlip.data import path
+        >>> from scfmlip.training import config_from_dict, prepare
+        >>> from scfmlip.training.processes import processes
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> values = {"data": {"train": str(path("al_water.xyz")), "valid_fraction": 0.5}}
+        >>> values |= {"model": {"rule": "short_range", "backbone": backbone}, "stages": [{"epochs": 1}]}
+        >>> with processes("cpu") as workers:
+        ...     model, graphs, full = prepare(config_from_dict(values), workers)
+        >>> {name: len(dataset) for name, dataset in graphs.items()}
+        {'train': 1, 'valid': 1}
+        >>> full["elements"]  # of the frames
+        (1, 8, 13)
     """
     sets = read_sets(config.data)
     counts = check_labels(sets, config)
@@ -144,6 +158,20 @@ def train(
         FileNotFoundError, ValueError, TypeError: for options or data that do not fit; nothing was trained.
         BlockingIOError: if another training holds the folder.
         TrainingError: for a training that cannot go on.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from scfmlip.data import path
+        >>> from scfmlip.training import train
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     values = {"data": {"train": str(path("al_water.xyz")), "valid_fraction": 0.5}}
+        ...     values |= {"model": {"rule": "short_range", "backbone": backbone}, "stages": [{"epochs": 1}]}
+        ...     errors = train({**values, "output": folder}, quiet=True)
+        ...     print(pathlib.Path(folder, "best.safetensors").is_file())
+        True
+        >>> sorted(errors["valid"])
+        ['energy_mae', 'energy_rmse', 'forces_mae', 'forces_rmse', 'loss', 'unconverged']
     """
     if not isinstance(config, TrainConfig):
         config = config_from_dict(config)
@@ -250,6 +278,19 @@ def parity(
 
     Returns:
         By term, flat arrays of the labelled components; energies are interaction energies per atom.
+
+    Example:
+        >>> from scfmlip.data import path
+        >>> from scfmlip.training import config_from_dict, parity, prepare
+        >>> from scfmlip.training.processes import processes
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> values = {"data": {"train": str(path("al_water.xyz")), "valid_fraction": 0.5}}
+        >>> values |= {"model": {"rule": "short_range", "backbone": backbone}, "stages": [{"epochs": 1}]}
+        >>> with processes("cpu") as workers:
+        ...     model, graphs, _ = prepare(config_from_dict(values), workers)
+        >>> predicted, reference = parity(model, graphs["train"])["forces"]
+        >>> predicted.shape, reference.shape  # 36 atoms, three components each
+        ((108,), (108,))
     """
     device = next(model.parameters()).device
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}

@@ -24,6 +24,13 @@ def cells_from_wave_vectors(k_vectors: Tensor, k_vector_batch: Tensor, n_systems
 
     Raises:
         ValueError: for a system with fewer than three independent wave vectors.
+
+    Example:
+        >>> import math, torch
+        >>> from scfmlip.interfaces.graph_longrange import cells_from_wave_vectors
+        >>> k = 2 * math.pi / 4.0 * torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0], [1.0, 1.0, 0]])
+        >>> cells_from_wave_vectors(k, torch.zeros(4, dtype=torch.long), 1).diagonal(dim1=1, dim2=2)
+        tensor([[4., 4., 4.]])
     """
     host = k_vectors.detach().to("cpu", torch.float64)
     batch = k_vector_batch.to("cpu")

@@ -22,6 +22,16 @@ class GTOElectrostaticEnergy(Compatible):
         include_self_interaction: Whether self terms count.
         include_pbc_corrections: 0.4.0's switch; without them slabs and boxes are crystals.
         pbc_handling: 0.4.4's boundary; None is "auto", as 0.4.0 goes (open unless something is periodic).
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.interfaces.graph_longrange import GTOElectrostaticEnergy
+        >>> energy = GTOElectrostaticEnergy(0, 0.5, kspace_cutoff=12.0, pbc_handling="auto")
+        >>> positions, charges = torch.tensor([[0.0, 0, 0], [2.8, 0, 0]]), torch.tensor([[1.0], [-1.0]])
+        >>> waves = torch.zeros(0, 3), torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.zeros(0)
+        >>> batch, volume, pbc = torch.zeros(2, dtype=torch.long), torch.ones(1), torch.zeros(1, 3).bool()
+        >>> energy(*waves, charges, positions, batch, volume, pbc)  # eV, of a molecule in free space
+        tensor([-5.1423])
     """
 
     _original_name = ("graph_longrange.energy", "GTOElectrostaticEnergy")
@@ -62,6 +72,16 @@ class GTOElectrostaticFeatures(Compatible):
         quadrupole_feature_corrections: Accepted and ignored, as the original does.
         integral_normalization: "receiver".
         pbc_handling: 0.4.4's boundary; None is "auto", as 0.4.0 goes.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.interfaces.graph_longrange import GTOElectrostaticFeatures
+        >>> features = GTOElectrostaticFeatures(0, 0.5, 1, [1.0, 2.0], False, 12.0, pbc_handling="auto")
+        >>> positions, charges = torch.tensor([[0.0, 0, 0], [2.8, 0, 0]]), torch.tensor([[1.0], [-1.0]])
+        >>> waves = torch.zeros(0, 3), torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.zeros(0)
+        >>> batch, volume, pbc = torch.zeros(2, dtype=torch.long), torch.ones(1), torch.zeros(1, 3).bool()
+        >>> features(*waves, charges, positions, batch, volume, pbc).shape  # two widths, l = 0 and 1
+        torch.Size([2, 8])
     """
 
     _original_name = ("graph_longrange.features", "GTOElectrostaticFeatures")
@@ -147,6 +167,18 @@ class GTOElectrostaticFeaturesMultiChannel(GTOElectrostaticFeatures):
         include_self_interaction: Whether an atom's own potential counts.
         integral_normalization: "receiver".
         quadrupole_feature_corrections: Accepted and ignored, as the original does.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.interfaces.graph_longrange import GTOElectrostaticFeaturesMultiChannel
+        >>> features = GTOElectrostaticFeaturesMultiChannel(0, 0.5, 0, [1.0], 12.0)
+        >>> features.set_pbc_handling("auto")
+        >>> positions = torch.tensor([[0.0, 0, 0], [2.8, 0, 0]])
+        >>> spins = torch.tensor([[[1.0], [0.0]], [[0.0], [1.0]]])  # two densities: atoms, channels, rows
+        >>> waves = torch.zeros(0, 3), torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.zeros(0)
+        >>> batch, volume, pbc = torch.zeros(2, dtype=torch.long), torch.ones(1), torch.zeros(1, 3).bool()
+        >>> features(*waves, spins, positions, batch, volume, pbc).shape
+        torch.Size([2, 2, 1])
     """
 
     _original_name = ("graph_longrange.features", "GTOElectrostaticFeaturesMultiChannel")

@@ -33,6 +33,18 @@ class RuleContext:
         density: The density's configuration.
         constraint: What the state has to obey.
         backbone: The backbone's configuration, for rules with a network of their own.
+
+    Example:
+        >>> import torch
+        >>> from e3nn import o3
+        >>> from scfmlip.models import BackboneConfig, DensityConfig, RuleContext
+        >>> from scfmlip.models.rules.local import Local, LocalConfig
+        >>> features = (o3.Irreps("8x0e"),)  # of one layer
+        >>> options = DensityConfig(l_max=0), "none", BackboneConfig()
+        >>> context = RuleContext((1, 8), features, 5.0, 12.0, *options)  # cutoff, number of neighbours
+        >>> rule = Local(LocalConfig(), context)
+        >>> rule.context.density.sigma
+        1.5
     """
 
     elements: tuple[int, ...]
@@ -64,6 +76,22 @@ class System:
         reference_density: ``[n_atoms, dim]`` Cartesian rows to start from or to take one step from, or None.
         direct: Take one step from ``reference_density`` instead of converging.
         stability: Also measure how the rule's update answers a disturbance, for training.
+
+    Example:
+        >>> import ase.build, dataclasses, torch
+        >>> from scfmlip.mace_torch.batches import make_batch
+        >>> from scfmlip.models import ChargeRule, RuleOutput, System, build, register
+        >>> @register("counting")
+        ... class Counting(ChargeRule):
+        ...     Config = dataclasses.make_dataclass("Config", [], frozen=True)
+        ...     def forward(self, system: System) -> RuleOutput:  # a rule is given the system
+        ...         electrons = system.sum(system.node_attrs @ torch.tensor([1.0, 8.0]))
+        ...         return RuleOutput(extra={"electrons": electrons})
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> model = build({"elements": ["H", "O"], "rule": "counting", "backbone": backbone})
+        >>> batch = make_batch(model, [ase.build.molecule("H2O")], torch.device("cpu"), torch.float32)
+        >>> model(batch)["electrons"]
+        tensor([10.])
     """
 
     batch: dict[str, Tensor]
@@ -160,6 +188,20 @@ class RuleDensity:
         slots: ``[n_atoms, 1 | 4]`` int64 columns of the operator's rows that hold an atom's multipoles, where
             it has several widths; else None.
         dipole: ``[n_systems, 3]`` e angstrom where it is not ``sum q r + d``.
+
+    Example:
+        >>> import ase.build, torch
+        >>> from scfmlip.mace_torch.batches import make_batch
+        >>> from scfmlip.models import build
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> rule = {"name": "fixed", "charges": {"H": 0.4, "O": -0.8}}
+        >>> model = build({"elements": ["H", "O"], "rule": rule, "backbone": backbone})
+        >>> batch = make_batch(model, [ase.build.molecule("H2O")], torch.device("cpu"), torch.float32)
+        >>> _, density = model.evaluate_density(batch)
+        >>> density.multipoles.flatten()  # e
+        tensor([-0.8000,  0.4000,  0.4000])
+        >>> density.geometry.at(torch.tensor([[0.0, 0.0, 3.0]]), density.rows).potential  # V
+        tensor([-0.6008])
     """
 
     multipoles: Tensor
@@ -202,6 +244,13 @@ class RuleEnergies:
         total: The sum of the two where a rule has it as one.
         short_range: Of a network of the rule's own.
         included: They are part of the backbone's energy already and only reported.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.models import RuleEnergies
+        >>> energies = RuleEnergies(electrostatic=torch.tensor([-0.3]), response=torch.tensor([0.1]))
+        >>> sum(energies.added())  # eV of one system, on top of the backbone's
+        tensor([-0.2000])
     """
 
     electrostatic: Tensor | None = None
@@ -227,6 +276,15 @@ class RuleOutput:
         energies: What it adds to the backbone's.
         density: What it has found; None without charges.
         extra: Further outputs by name.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.models import RuleDensity, RuleEnergies, RuleOutput
+        >>> charges = torch.tensor([[-0.8], [0.4], [0.4]])
+        >>> density = RuleDensity(charges, operator=None)  # no Coulomb operator: no potentials at points
+        >>> output = RuleOutput(RuleEnergies(torch.tensor([-1.2])), density, {"gap": torch.tensor([7.0])})
+        >>> output.extra  # becomes outputs of the model
+        {'gap': tensor([7.])}
     """
 
     energies: RuleEnergies = dataclasses.field(default_factory=RuleEnergies)
@@ -243,6 +301,29 @@ class ChargeRule(torch.nn.Module):
     that the dipole does not depend on where a periodic cell is cut, ``iterates`` that a first guess of the
     density helps, ``has_geometry`` that there is a Coulomb operator for potentials of the density,
     ``feels_external_charges`` that the density has an energy in the potential of charges outside the model.
+
+    Example:
+        >>> import ase.build, dataclasses, torch
+        >>> from scfmlip.mace_torch.batches import make_batch
+        >>> from scfmlip.models import ChargeRule, RuleDensity, RuleEnergies, RuleOutput, build, register
+        >>> from scfmlip.models.rules.base import make_coulomb
+        >>> @register("even")  # the total charge, shared evenly by the atoms
+        ... class Even(ChargeRule):
+        ...     Config = dataclasses.make_dataclass("Config", [], frozen=True)
+        ...     constraints = ("charge",)
+        ...     def forward(self, system):
+        ...         each = system.total_charge / system.sum(torch.ones_like(system.positions[:, 0]))
+        ...         rows = system.expand(each)[:, None]
+        ...         geometry = system.prepare(make_coulomb(self.context.density, l_max=0))
+        ...         energies = RuleEnergies(system.coulomb_energy(geometry, rows))
+        ...         return RuleOutput(energies, RuleDensity(rows, geometry))
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> values = {"elements": ["H", "O"], "rule": "even", "constraint": "charge", "backbone": backbone}
+        >>> model, atoms = build(values), ase.build.molecule("H2O")
+        >>> atoms.info["charge"] = 1
+        >>> batch = make_batch(model, [atoms], torch.device("cpu"), torch.float32)
+        >>> model(batch)["charges"]
+        tensor([0.3333, 0.3333, 0.3333])
     """
 
     Config: ClassVar[type]

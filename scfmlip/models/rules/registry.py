@@ -19,6 +19,20 @@ def register(name: str) -> Callable[[Rule], Rule]:
 
     Raises:
         ValueError: when the name is taken.
+
+    Example:
+        >>> import dataclasses
+        >>> from scfmlip.models import ChargeRule, RuleOutput, register, rule_names
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class NothingConfig:
+        ...     pass
+        >>> @register("nothing")
+        ... class Nothing(ChargeRule):
+        ...     Config = NothingConfig
+        ...     def forward(self, system):
+        ...         return RuleOutput()
+        >>> "nothing" in rule_names()  # a model's configuration may now say "rule": "nothing"
+        True
     """
 
     def add(rule: Rule) -> Rule:
@@ -33,7 +47,23 @@ def register(name: str) -> Callable[[Rule], Rule]:
 
 
 def rule_names() -> list[str]:
-    """Names of all registered rules."""
+    """
+    Names of all registered rules.
+
+    Example:
+        >>> from scfmlip.models import rule_names
+        >>> for name in rule_names():
+        ...     print(name)
+        equilibrated
+        fixed
+        fixed_point
+        functional
+        latent
+        local
+        local_split
+        recursion
+        short_range
+    """
     return sorted(_RULES)
 
 

@@ -47,6 +47,16 @@ class SegmentedPolynomial(torch.nn.Module):
         ImportError: without the package ``cuequivariance``.
         TypeError: for something that is not a segmented polynomial.
         ValueError: for an unknown method or dtype.
+
+    Example:
+        >>> import cuequivariance as cue, torch
+        >>> from scfmlip.nn.cueq import SegmentedPolynomial
+        >>> x, y = cue.Irreps("O3", "4x0e + 4x1o"), cue.Irreps("O3", "0e + 1o")
+        >>> product = cue.descriptors.channelwise_tensor_product(x, y, cue.Irreps("O3", "0e + 1o")).polynomial
+        >>> polynomial = SegmentedPolynomial(product)
+        >>> (out,) = polynomial([torch.randn(10, operand.size) for operand in product.inputs])
+        >>> polynomial.path, out.shape
+        ('channelwise_conv', torch.Size([10, 32]))
     """
 
     def __init__(

@@ -21,6 +21,15 @@ class StateExtrapolator:
 
     Attributes:
         states: The last states, oldest first.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.scf import StateExtrapolator
+        >>> extrapolate = StateExtrapolator(order=1)
+        >>> for step in range(2):
+        ...     extrapolate.add(torch.tensor([[0.1 * step]]))  # what a solve found
+        >>> extrapolate.guess()  # pass it to the next solve as its first guess
+        tensor([[0.2000]])
     """
 
     def __init__(self, order: int = 2) -> None:

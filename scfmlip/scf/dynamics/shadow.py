@@ -53,6 +53,16 @@ class ExtendedLagrangian:
 
     Attributes:
         states: The last auxiliary states, oldest first.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.scf import ExtendedLagrangian
+        >>> dynamics = ExtendedLagrangian()
+        >>> dynamics.guess() is None  # so the first step needs a converged solve
+        True
+        >>> dynamics.add(torch.tensor([[-0.8], [0.4], [0.4]]))  # its charges
+        >>> dynamics.guess().flatten()  # auxiliary charges of the next step
+        tensor([-0.8000,  0.4000,  0.4000], dtype=torch.float64)
     """
 
     def __init__(self, order: int = 5) -> None:
@@ -146,6 +156,20 @@ def shadow_equilibration(
     Raises:
         ValueError: for wrong shapes, NaN, or a negative number of iterations.
         TypeError: for another dtype.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> from scfmlip.scf import ExtendedLagrangian, shadow_equilibration
+        >>> water = torch.tensor([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]]).double()
+        >>> chi, hardness = torch.tensor([8.5, 4.5, 4.5]).double(), torch.tensor([2.0, 3.0, 3.0]).double()
+        >>> coulomb, dynamics = scfmlip.Coulomb(l_max=0, sigma=0.7), ExtendedLagrangian()
+        >>> first = scfmlip.charge_equilibration(coulomb.prepare(water, None, False), chi, hardness)
+        >>> dynamics.add(first.state)
+        >>> geometry = coulomb.prepare(1.01 * water, None, False)  # the next step of a trajectory
+        >>> step = shadow_equilibration(geometry, chi, hardness, auxiliary=dynamics.guess())
+        >>> [round(q, 3) for q in step.charges.tolist()]
+        [-0.791, 0.396, 0.395]
+        >>> dynamics.add(step.state)
     """
     check_whole("iterations", iterations, 0)
     check_preconditioner(preconditioner)

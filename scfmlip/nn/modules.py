@@ -27,13 +27,13 @@ from .descriptors import channelwise_product
 
 
 def _check(module: torch.nn.Module, description: Any, kind: type | None, **sizes: Any) -> None:
-    """Raise for a description of another kind and for sizes that are not whole numbers from 1 on."""
+    """Raise for a description of another kind and for sizes that are not integers of at least 1."""
     name = type(module).__name__
     if kind is not None and not isinstance(description, kind):
         raise TypeError(f"{name} needs a {kind.__name__}, got {type(description).__name__}")
     for key, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{name}: {key} must be a whole number from 1 on, got {size!r}")
+            raise ValueError(f"{name}: {key} must be an integer of at least 1, got {size!r}")
 
 
 class ChannelwiseConv(torch.nn.Module):

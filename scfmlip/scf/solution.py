@@ -1,4 +1,4 @@
-"""What solvers return, and what they say when they fail."""
+"""Results of solvers, and their messages on failure."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ADVICE = {
 
 class ConvergenceError(RuntimeError):
     """
-    A solve that failed for some systems.
+    Raised if a solve failed for some systems.
 
     Attributes:
         status: ``[n_systems]`` int64 values of `Status`.
@@ -63,7 +63,7 @@ class ConvergenceError(RuntimeError):
 
 
 def explain(name: str, status: Tensor, residual: Tensor, iterations: Tensor) -> str | None:
-    """One sentence per kind of failure, naming systems; None if all converged."""
+    """One sentence per kind of failure that names the systems; None if all converged."""
     found = status.tolist()
     parts = []
     for kind, advice in ADVICE.items():
@@ -84,9 +84,9 @@ class ChargeSolution:
     Charges (and induced dipoles) at the minimum of a quadratic functional.
 
     Attributes:
-        state: ``[n_atoms, dim]`` multipoles, rows as the operator's.
+        state: ``[n_atoms, dim]`` multipoles, in the rows of the operator.
         chemical_potential: ``[n_groups]`` V, dE/dQ of each group (system or fragment).
-        energy: ``[n_systems]`` eV, the functional at its minimum, external fields included.
+        energy: ``[n_systems]`` eV, the functional at its minimum, including external fields.
         iterations: ``[n_systems]`` int64 of the forward solve; 0 for the dense method.
         residual: ``[n_systems]`` float64, norm of the projected gradient relative to that of the source.
         status: ``[n_systems]`` int64, see `Status`.
@@ -112,5 +112,5 @@ class ChargeSolution:
 
     @property
     def charges(self) -> Tensor:
-        """``[n_atoms]`` e."""
+        """Charges ``[n_atoms]``, e."""
         return self.state[:, 0]

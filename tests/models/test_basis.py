@@ -138,7 +138,7 @@ print(json.dumps([[evaluate(file) for file in {files}], evaluate(built), same, e
     assert evaluate(here) == found[1]
     assert found[2] == [True, True]
     assert (
-        "asks for the contraction's basis of cuequivariance, which is not installed: pip install" in found[3]
+        "needs the contraction basis of cuequivariance, which is not installed: pip install" in found[3]
     )
     assert found[5] is CUEQ
 

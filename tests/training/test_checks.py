@@ -146,7 +146,7 @@ def test_frames_with_what_is_no_element(tmp_path):
     def spoil(atoms):
         atoms.numbers[0] = 0
 
-    with pytest.raises(ValueError, match=r"frame 3 of .*bad\.xyz: 0 is no element"):
+    with pytest.raises(ValueError, match=r"frame 3 of .*bad\.xyz: 0 is not an element"):
         check(spoilt("train", tmp_path, spoil))
 
 
@@ -154,7 +154,7 @@ def test_frames_with_what_is_no_element(tmp_path):
 def test_elements_that_are_none(element, tmp_path):
     values = options(tmp_path)
     values["model"]["elements"] = ["H", "O", element]
-    with pytest.raises(ValueError, match=r"model\.elements: .* is no element"):
+    with pytest.raises(ValueError, match=r"model\.elements: .* is not an element"):
         check(values)
 
 

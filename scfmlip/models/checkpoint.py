@@ -150,9 +150,7 @@ def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """Refuse weights that hold NaN or infinity."""
     bad = [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
     if bad:
-        raise ValueError(
-            f"{where} has NaN or infinite weights in {len(bad)} tensors, among them {min(bad)}"
-        )
+        raise ValueError(f"{where} has NaN or infinite weights in {len(bad)} tensors, among them {min(bad)}")
 
 
 def _check_fit(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -128,7 +128,7 @@ def test_options_of_every_version():
     model.les.ewald.norm_factor = 90.0474
     assert les_options(model.les) == {**want, "norm_factor": 90.0474}
     del model.les.ewald.norm_factor
-    with pytest.raises(ValueError, match="does not tell its norm_factor, which its energy depends on"):
+    with pytest.raises(ValueError, match="does not expose its norm_factor, which its energy depends on"):
         les_options(model.les)
 
 

@@ -329,7 +329,7 @@ def test_what_cannot_be_put_together():
     with pytest.raises(ValueError, match=r"has counter charge in .*, which a PolarMACE cannot"):
         check_frame(polar, two, "it")
     one.info["external_field"] = [0, 0, 0.1]
-    with pytest.warns(UserWarning, match=r"external_field.*model without charges does not"):
+    with pytest.warns(UserWarning, match=r"external_field.*no effect on this model without"):
         made(ours("short_range", "none"), one)
     one.info["efield"] = one.info.pop("external_field")
     with pytest.warns(UserWarning, match="has efield in atoms.info, which is not read"):

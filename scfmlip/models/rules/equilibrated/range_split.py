@@ -25,7 +25,7 @@ _WORTH = 1.6
 _STEP = 0.05
 
 
-class Narrow:
+class RangeSplit:
     """
     Split the interaction of charges of different widths, see `scfmlip.electrostatics.range_split`.
 

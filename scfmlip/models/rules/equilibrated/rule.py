@@ -29,7 +29,7 @@ from ..base import (
 from ..feedback import Feedback
 from ..options import EquilibratedConfig
 from ..registry import register
-from .range_split import Narrow, split_energy
+from .range_split import RangeSplit, split_energy
 from .screening import screened_energy
 
 
@@ -68,7 +68,7 @@ class Equilibrated(ChargeRule):
         self.register_buffer("widths", torch.tensor(widths))
         # exact widths: the buffer is rounded if the model is float32
         self.element_widths = widths
-        self.narrow = Narrow(density, widths)
+        self.narrow = RangeSplit(density, widths)
         lone = config.source == "charge"
         # electronegativity (for dipoles, minus the field that acts on them), or s0
         self.electronegativity = MultipoleReadout(

@@ -99,7 +99,7 @@ def _lines(model: torch.nn.Module, left: dict[int, str]) -> tuple[str, ...]:
 def _warn_left(model: torch.nn.Module, lines: tuple[str, ...]) -> None:
     if lines:
         warnings.warn(
-            f"accelerate does not accelerate {len(lines)} modules of this {type(model).__name__}: "
+            f"accelerate leaves {len(lines)} modules of this {type(model).__name__} unchanged: "
             + "; ".join(lines),
             stacklevel=3,
         )

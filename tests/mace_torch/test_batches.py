@@ -339,7 +339,7 @@ def test_what_cannot_be_put_together():
         check_frame(model, one, "it")
     two = water()
     two.positions[2] = two.positions[1]
-    with pytest.raises(ValueError, match="frame 0: atoms 1 and 2 are in one place"):
+    with pytest.raises(ValueError, match="frame 0: atoms 1 and 2 are at the same position"):
         made(model, two)
     given = made(model, water())
     with pytest.raises(TypeError, match="pbc of a batch is bool"):

@@ -133,7 +133,7 @@ def overlap(atoms):
         (lambda a: a.info.update(REF_energy=np.nan), "'REF_energy' .data.energy_key. is not finite"),
         (lambda a: a.info.update(external_field="x"), "'external_field'. must be 3 numbers"),
         (lambda a: a.info.update(net_charge=2.0), "are both the total charge"),
-        (overlap, "atoms 0 and 1 are in one place"),
+        (overlap, "atoms 0 and 1 are at the same position"),
     ],
 )
 @pytest.mark.parametrize("which", ["train", "valid"])

@@ -113,7 +113,7 @@ def _whole_matrices(
     plan, kspace, source = problem.plan, interaction.geometry.kspace, problem.coulomb.source
     if plan.open is not None or plan.corrected or not isinstance(kspace, KSpace):
         return None
-    if source.order != "cartesian" or source.normalization != "multipoles":
+    if hardness.shape[1] > 4 or source.order != "cartesian" or source.normalization != "multipoles":
         return None
     matrices = kspace.matrices(atom_widths(problem, hardness), hardness.shape[1])
     if interaction.short is not None:
@@ -257,7 +257,7 @@ def charge_equilibration(
         electronegativity: ``[n_atoms]`` or ``[n_atoms, dim]`` V (and V/angstrom), with dim components of the
             operator's multipoles of one width. ``[n_atoms]`` acts on charges only.
         hardness: ``[n_atoms]`` or ``[n_atoms, dim]`` V/e (and V/(e angstrom^2)), positive. ``[n_atoms]`` is
-            for charges alone: with l_max = 1 atoms are then not polarizable, and the dipoles are 0.
+            for charges alone: atoms are then not polarizable, and dipoles and quadrupoles are 0.
         total_charge: e, one number for all systems, ``[n_systems]`` or ``[n_fragments]``.
         chemical_potential: V, one number for all systems, ``[n_systems]`` or ``[n_fragments]``: electrodes
             at constant potential instead of a given charge; pass ``total_charge=None``.

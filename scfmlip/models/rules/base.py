@@ -304,7 +304,8 @@ class ChargeRule(torch.nn.Module):
     * ``gauge_free_dipole``: the dipole does not depend on where a periodic cell is cut;
     * ``iterates``: a first guess of the density helps;
     * ``has_geometry``: there is a Coulomb operator for potentials of the density;
-    * ``feels_external_charges``: the density has an energy in the potential of charges outside the model.
+    * ``feels_external_charges``: the density has an energy in the potential of charges outside the model;
+    * ``highest_multipole``: the largest l_max of its densities.
 
     Example:
         >>> import ase.build, dataclasses, torch
@@ -337,6 +338,7 @@ class ChargeRule(torch.nn.Module):
     iterates: ClassVar[bool] = False
     has_geometry: ClassVar[bool] = True
     feels_external_charges: ClassVar[bool] = True
+    highest_multipole: ClassVar[int] = 1
 
     def __init__(self, config: Any, context: RuleContext) -> None:
         super().__init__()

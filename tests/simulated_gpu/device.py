@@ -1,11 +1,12 @@
 """
-A simulated GPU: tensors that say ``cuda:0`` and hold memory of the CPU, so that whole models run down their CUDA
-branch with real numbers on any machine.
+A simulated GPU: tensors that say ``cuda:0`` and hold memory of the CPU, so that whole models run down their
+CUDA branch with real numbers on any machine.
 
 Triton kernels run in the interpreter. It raises where a GPU would: tensors of two devices in one operation, a
-pointer of the CPU in a launch, a grid beyond CUDA's limits, ``numpy`` of a tensor on the GPU. It counts launches
-and what makes the host wait: values read back, copies between host and device, masks, lists of Python as indices
-and tensors made of numbers of the host. Times mean nothing, and races are not seen.
+pointer of the CPU in a launch, a grid beyond CUDA's limits, ``numpy`` of a tensor on the GPU. It counts
+launches
+and what makes the host wait: values read back, copies between host and device, masks, lists of Python as
+indices and tensors made of numbers of the host. Times mean nothing, and races are not seen.
 
     with simulated_gpu() as log:
         out = model(to_gpu(batch))
@@ -386,7 +387,8 @@ def to_gpu(x: Any) -> Any:
     """Copies on the simulated GPU of tensors in containers, or of a module with all it holds."""
     if not isinstance(x, torch.nn.Module):
         return tree_map(
-            lambda t: OnGpu(t.detach().clone()).requires_grad_(t.requires_grad) if isinstance(t, Tensor) else t, x
+            lambda t: OnGpu(t.detach().clone()).requires_grad_(t.requires_grad) if isinstance(t, Tensor) else
+                t, x
         )
     module = copy.deepcopy(x)
     for part in module.modules():

@@ -59,7 +59,7 @@ class Coulomb:
             finite-difference open boundary, uncorrected charged slabs, its box and self terms, and
             external fields with energy ``+dipole . field``. "les" is exact, with any cutoff a model was
             trained with.
-        feature_widths: Widths `features` will be asked for, so that the cutoff resolves them too.
+        feature_widths: Widths that will be passed to `features`, so that the cutoff resolves them too.
         order: Components of dipole rows: "cartesian" ``[q, d_x, d_y, d_z]`` or "e3nn" ``[q, d_y, d_z, d_x]``.
         background: "uniform" or "none", see above.
         validate: Check values (NaN, cell) as well as shapes; costs a synchronisation on a GPU.

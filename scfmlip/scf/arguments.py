@@ -97,7 +97,7 @@ def read_arguments(
         positions,
     )
     if constrained and geometry.validate:
-        _check_somebody_holds(given, groups)
+        _check_charge_has_atoms(given, groups)
     split = _choose_split(geometry, slots, dim, widths, pairs, tolerance, interaction, largest_direct)
     if split is not None:
         geometry, widths, pairs = split
@@ -145,7 +145,7 @@ def _choose_split(
     return split_operator(geometry, None if slots is None else slots[:, 0], tolerance, interaction)
 
 
-def _check_somebody_holds(totals: Tensor, groups: ChargeGroups) -> None:
+def _check_charge_has_atoms(totals: Tensor, groups: ChargeGroups) -> None:
     """Refuse a charge in a system without atoms."""
     empty = groups.segments.sum(torch.ones_like(groups.segments.index, dtype=totals.dtype)) == 0
     bad = torch.nonzero(empty & (totals.detach() != 0)).flatten().tolist()

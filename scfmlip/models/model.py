@@ -223,12 +223,12 @@ class Model(torch.nn.Module):
             batch: From `scfmlip.mace_torch.batches.make_batch`, or from mace-torch's own loader (which makes
                 open directions of slabs very long, and therefore slow). It holds ``positions``,
                 ``node_attrs``, ``edge_index``, ``shifts``, ``unit_shifts``, ``cell``, ``pbc``, ``batch``,
-                ``ptr``. If the rule
-                needs them: ``total_charge [n_systems]`` e and ``fermi_level [n_systems]`` eV. Optional:
-                ``counter_charge [n_systems, 2]`` of slabs; ``external_charges [n_external]`` e at
-                ``external_positions [n_external, 3]`` with ``n_external [n_systems]`` int64 per system, see
-                `ExternalCharges`; ``external_field [n_systems, 3]`` V/angstrom in mace's sign, energy +
-                field . dipole. ``density_coefficients`` is the density to step from with ``scf="direct"``.
+                ``ptr``. If the rule needs them: ``total_charge [n_systems]`` e and
+                ``fermi_level [n_systems]`` eV. Optional: ``counter_charge [n_systems, 2]`` of slabs;
+                ``external_charges [n_external]`` e at ``external_positions [n_external, 3]`` with
+                ``n_external [n_systems]`` int64 per system, see `ExternalCharges`;
+                ``external_field [n_systems, 3]`` V/angstrom in mace's sign, energy + field . dipole.
+                ``density_coefficients`` is the density to step from with ``scf="direct"``.
             training: Keep the graph of forces and stress for a loss.
             compute_force: Whether to compute forces.
             compute_virials: Whether to compute virials.

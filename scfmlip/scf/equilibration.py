@@ -265,8 +265,7 @@ def charge_equilibration(
         width_index: ``[n_atoms]`` int64: which of the operator's Gaussian widths an atom has. Needed if
             there is more than one.
         widths: ``[n_atoms]`` Gaussian widths of the atoms, angstrom. The operator's one width then only has
-            to
-            be smooth: the operator sums charges in that wide Gaussian, and neighbours add the rest
+            to be smooth: the operator sums charges in that wide Gaussian, and neighbours add the rest
             (`range_split`). This needs far fewer wave vectors for narrow Gaussians or many atoms
             (`smooth_width`). Differentiable too, also without wave vectors.
         pairs: Neighbours for ``widths``. If None, matscipy finds them, for the smaller of the tolerances of

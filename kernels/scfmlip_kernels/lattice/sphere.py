@@ -3,9 +3,8 @@ The CPU path's layout of a half sphere of wave vectors: planes of columns, witho
 
 Points (h, k, l) and (h, -k, -l) of a plane share one column, a cosine and a sine of ``k eta + l zeta``.
 Columns are sorted by the highest plane they reach, so every plane holds a prefix of them. A lattice sum over
-a
-run of planes is then one matrix product with a prefix of the columns: work is proportional to the sphere, not
-to the box around it.
+a run of planes is then one matrix product with a prefix of the columns: work is proportional to the sphere,
+not to the box around it.
 """
 
 from dataclasses import dataclass, field

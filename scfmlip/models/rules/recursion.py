@@ -3,10 +3,9 @@ Recursion: MACE-POLAR, with a fixed number of polarisation steps and Fukui equil
 
 The network is an accelerated PolarMACE of mace-torch (Batatia et al., arXiv:2602.19411) with the reference's
 conventions throughout. Its weights load unchanged and give the same results. This includes results that
-depend
-on more than the system: energies of slabs depend on their position and on the padded cell, and a warning says
-so. Potentials of the density, which the reference does not compute, are exact for the frame's own
-periodicity.
+depend on more than the system: energies of slabs depend on their position and on the padded cell, and a
+warning says so. Potentials of the density, which the reference does not compute, are exact for the frame's
+own periodicity.
 """
 
 from __future__ import annotations

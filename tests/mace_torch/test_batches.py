@@ -326,7 +326,7 @@ def test_what_cannot_be_put_together():
     with pytest.raises(ValueError, match=r"'counter_charge'.* must be .lower, upper., angstrom, got 'above'"):
         made(model, two)
     polar = shared_polar_model(**POLAR)
-    with pytest.raises(ValueError, match=r"has counter charge in .*, which a PolarMACE cannot"):
+    with pytest.raises(ValueError, match=r"has counter charge in .*, which a PolarMACE does not support"):
         check_frame(polar, two, "it")
     one.info["external_field"] = [0, 0, 0.1]
     with pytest.warns(UserWarning, match=r"external_field.*no effect on this model without"):

@@ -243,7 +243,7 @@ class Model(torch.nn.Module):
             scf: "converged", or "direct" for one update from the given density, for rules that support it.
             initial_density: ``[n_atoms, dim]`` rows ``[q, d_y, d_z, d_x]`` as the first guess of the solve,
                 for instance the last step's density; not differentiated.
-            initial_level: ``[n_systems]`` eV, the ``fermi_level`` that belongs to it. At a given charge, fixed
+            initial_level: ``[n_systems]`` eV, the ``fermi_level`` that belongs to it. At given charge fixed
                 points solve for the level too, and a density alone is a poor first guess.
 
         Returns:

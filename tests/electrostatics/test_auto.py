@@ -77,7 +77,7 @@ def test_float32(method):
         operator.prepare(*single[:2], plan=operator.plan(single[1], None, None, 512))
     if method == "mesh":
         with pytest.raises(
-            ValueError, match=r"float32 .* ask for a tolerance of at least \d.\de-07 eV, or use float64"
+            ValueError, match=r"float32 .* tolerance of at least \d.\de-07 eV, or use float64"
         ):
             Coulomb(sigma=0.1, method=method, tolerance=1e-8).prepare(*single[:2])
 

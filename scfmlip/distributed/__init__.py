@@ -1,0 +1,16 @@
+"""One system spread over several processes: communication, sums over all atoms, and ghosts of neighbours."""
+
+from .collectives import all_reduce, share_gradient, sum_gradient
+from .communicator import Communicator, SingleProcess, Traffic
+from .halo import Halo, build_halo
+
+__all__ = [
+    "Communicator",
+    "Halo",
+    "SingleProcess",
+    "Traffic",
+    "all_reduce",
+    "build_halo",
+    "share_gradient",
+    "sum_gradient",
+]

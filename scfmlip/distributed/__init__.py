@@ -2,10 +2,12 @@
 
 from .collectives import all_reduce, share_gradient, sum_gradient
 from .communicator import Communicator, SingleProcess, Traffic
+from .domain import Domain
 from .halo import Halo, build_halo
 
 __all__ = [
     "Communicator",
+    "Domain",
     "Halo",
     "SingleProcess",
     "Traffic",

@@ -130,6 +130,7 @@ class Communicator(ABC):
     @abstractmethod
     def abort(self) -> NoReturn:
         """End all ranks at once: one has failed where others wait for it."""
+        ...
 
 
 class SingleProcess(Communicator):

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..distributed import Domain
 from ..electrostatics.external import ExternalCharges
 from ..types import CARTESIAN_ROWS_FROM_E3NN
 from .config import ModelConfig
@@ -38,6 +39,7 @@ def make_system(
     initial_density: Tensor | None,
     stability: bool = False,
     external: ExternalCharges | None = None,
+    domain: Domain | None = None,
 ) -> System:
     """
     The batch as rules see it, the network's outputs still to come; arguments as `Model.forward`.
@@ -72,7 +74,9 @@ def make_system(
     if rows is not None or direct:
         rows = _reference_rows(rows, len(index), config.density.l_max, direct).to(dtype)
     sender, receiver = batch["edge_index"]
-    vectors = batch["positions"][receiver] - batch["positions"][sender] + batch["shifts"]
+    positions = batch["positions"]
+    everywhere = positions if domain is None else domain.halo.extend(positions)
+    vectors = positions[receiver] - everywhere[sender] + batch["shifts"]
     return System(
         batch=batch,
         network={},
@@ -91,6 +95,7 @@ def make_system(
         reference_density=rows,
         direct=direct,
         stability=stability,
+        domain=domain,
         **_targets(batch, config, scf, n_systems),
     )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scfmlip_kernels import segment_expand, segment_sum
 
+from ...distributed import Domain
 from ...electrostatics import Coulomb, CoulombPlan, Geometry
 from ...electrostatics.boundary import Boundary
 from ...electrostatics.cutoff import check_cutoff, reference_cutoff
@@ -64,6 +65,7 @@ class System:
         reference_density: ``[n_atoms, dim]`` Cartesian rows to start from or to take one step from, or None.
         direct: Take one step from ``reference_density`` instead of converging.
         stability: Also measure how the rule's update answers a disturbance, for training.
+        domain: This rank's part of the one system, where several ranks share it.
     """
 
     batch: dict[str, Tensor]
@@ -85,6 +87,7 @@ class System:
     reference_density: Tensor | None = None
     direct: bool = False
     stability: bool = False
+    domain: Domain | None = None
     _embeddings: dict[Coulomb, Embedding] = dataclasses.field(default_factory=dict, init=False)
 
     @property

@@ -39,6 +39,7 @@ LAYERS = [
     "devices",
     "units",
     "types",
+    "segments",
     "neighbours",
     "structures",
     "distributed",

@@ -42,13 +42,19 @@ def _(values, ptr, index):
 def _setup_context(ctx, inputs, output):
     _, ptr, index = inputs
     ctx.save_for_backward(ptr, index)
+    # no gradient stays none: zeros would start solves for nothing in what comes before
+    ctx.set_materialize_grads(False)
 
 
 def _sum_backward(ctx, grad):
+    if grad is None:
+        return None, None, None
     return torch.ops.scfmlip.segment_expand(grad, *ctx.saved_tensors), None, None
 
 
 def _expand_backward(ctx, grad):
+    if grad is None:
+        return None, None, None
     return torch.ops.scfmlip.segment_sum(grad, *ctx.saved_tensors), None, None
 
 

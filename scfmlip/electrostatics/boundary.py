@@ -13,8 +13,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import segment_expand, segment_sum
-
+from ..segments import Segments
 from ..types import BoundaryName, Compat
 from ..units import COULOMB_CONSTANT, CUBIC_MADELUNG, FIELD_CONSTANT
 
@@ -172,7 +171,7 @@ class Correction:
         box: ``[n_systems]`` float64, 1 for a molecule in a box.
         normal: ``[n_systems, 3]`` float64 unit normals of the slabs.
         height: ``[n_systems]`` float64, volume over area, angstrom.
-        ptr: ``[n_systems + 1]``, index: ``[n_atoms]``: the segments.
+        segments: The system of each atom.
         widths: Source widths, angstrom.
         quirks: Departures of a reference code.
     """
@@ -184,16 +183,9 @@ class Correction:
     box: Tensor
     normal: Tensor
     height: Tensor
-    ptr: Tensor
-    index: Tensor
+    segments: Segments
     widths: tuple[float, ...]
     quirks: Quirks
-
-    def _sum(self, values: Tensor) -> Tensor:
-        return segment_sum(values, self.ptr, self.index)
-
-    def _spread(self, values: Tensor) -> Tensor:
-        return segment_expand(values, self.ptr, self.index)
 
     def _moments(self, moments: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """
@@ -204,8 +196,9 @@ class Correction:
         m = moments.double()
         q = m[..., 0]
         variance = torch.tensor(self.widths, dtype=q.dtype, device=q.device) ** 2
-        r = (self.positions - self._spread(self.origin))[:, None]
-        z = (r * self._spread(self.normal)[:, None]).sum(-1)
+        normal = self.segments.expand(self.normal)[:, None]
+        r = (self.positions - self.segments.expand(self.origin))[:, None]
+        z = (r * normal).sum(-1)
         charge = q.sum(-1)
         dipole = charge[..., None] * r
         height_moment = charge * z
@@ -213,7 +206,7 @@ class Correction:
         trace = charge * (r**2).sum(-1)
         if m.shape[-1] > 1:
             d = m[..., 1:4].sum(2)
-            d_z = (d * self._spread(self.normal)[:, None]).sum(-1)
+            d_z = (d * normal).sum(-1)
             dipole = dipole + d
             height_moment = height_moment + d_z
             second_z = second_z + 2 * d_z * z
@@ -222,7 +215,7 @@ class Correction:
         second_z = second_z + spread
         if self.quirks.box_second_moment:
             trace = trace + 3 * spread
-        return tuple(self._sum(x) for x in (charge, height_moment, second_z, dipole, trace))  # type: ignore[return-value]
+        return tuple(self.segments.sum(x) for x in (charge, height_moment, second_z, dipole, trace))  # type: ignore[return-value]
 
     def second_moment(self, moments: Tensor) -> Tensor:
         """``[n_systems, n_channels]`` along the normals, e angstrom^2."""
@@ -245,7 +238,7 @@ class Correction:
         moments: Tensor,
         widths: tuple[float, ...],
         rank: int,
-        at: tuple[Tensor, Tensor, Tensor] | None = None,
+        at: tuple[Tensor, Segments] | None = None,
     ) -> Tensor:
         """
         Potential and gradient of the correction at the atoms, averaged over Gaussians.
@@ -254,18 +247,15 @@ class Correction:
             moments: As in `energy`.
             widths: Of the receiving Gaussians, angstrom.
             rank: 0 for the potential, 1 to add its gradient.
-            at: Other points than the atoms: positions float64, pointers and systems.
+            at: Other points than the atoms: positions float64, and their systems.
 
         Returns:
             ``[n_atoms, n_channels, n_widths, 1 | 4]`` float64, V and V/angstrom.
         """
         charge, m_z, t_zz, dipole, trace = self._moments(moments)
         volume, height = self.volume[:, None], self.height[:, None]
-        positions, ptr, index = at or (self.positions, self.ptr, self.index)
-
-        def spread(values: Tensor) -> Tensor:
-            return segment_expand(values, ptr, index)
-
+        positions, segments = at or (self.positions, self.segments)
+        spread = segments.expand
         r = (positions - spread(self.origin))[:, None]
         normal = spread(self.normal)[:, None]
         z = (r * normal).sum(-1)
@@ -303,23 +293,22 @@ class Correction:
         step = half * self._moments(moments)[1]
         return torch.stack((-step, step), -1)
 
-    def far_field(self, moments: Tensor, positions: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
+    def far_field(self, moments: Tensor, positions: Tensor, segments: Segments) -> Tensor:
         """
         Potential and gradient far above and below slabs, ``-(2 pi k_e / A) (Q abs(z) - sign(z) M_z)``.
 
         Args:
             moments: As in `energy`.
             positions: ``[n, 3]`` float64, angstrom.
-            ptr: ``[n_systems + 1]`` first point of each system.
-            index: ``[n]`` system of each point.
+            segments: The system of each point.
 
         Returns:
             ``[n, n_channels, 4]`` float64, V and V/angstrom.
         """
         charge, m_z, *_ = self._moments(moments)
         half = 0.5 * FIELD_CONSTANT * self.height[:, None] / self.volume[:, None]
-        normal = segment_expand(self.normal, ptr, index)
-        z = ((positions - segment_expand(self.origin, ptr, index)) * normal).sum(1, keepdim=True)
-        slope = -segment_expand(half * charge, ptr, index) * z.sign()
-        value = slope * z + segment_expand(half * m_z, ptr, index) * z.sign()
+        normal = segments.expand(self.normal)
+        z = ((positions - segments.expand(self.origin)) * normal).sum(1, keepdim=True)
+        slope = -segments.expand(half * charge) * z.sign()
+        value = slope * z + segments.expand(half * m_z) * z.sign()
         return torch.cat((value[..., None], slope[..., None] * normal[:, None]), -1)

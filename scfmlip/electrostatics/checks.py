@@ -233,11 +233,13 @@ def check_thickness(plan: CoulombPlan, positions: Tensor, cell: Tensor | None) -
         ValueError: names the system and what to do.
     """
     sub = plan.lattice
-    if sub is None or sub.slabs is None or cell is None or len(positions) != len(plan.index):
+    if sub is None or sub.slabs is None or cell is None or len(positions) != plan.segments.n_rows:
         return
     slabs, cells = sub.slabs, cell.expand(plan.n_systems, 3, 3)
     cells = cells if sub.atoms is None else cells.index_select(0, sub.systems)
-    low, high = slab_extents(sub.take(positions), slabs.normals(cells.detach().double())[0], sub.index)
+    low, high = slab_extents(
+        sub.take(positions), slabs.normals(cells.detach().double())[0], sub.segments.index
+    )
     over = slabs.slab & (high - low > slabs.thickness + 1e-3)
     if bool(over.any()):
         i = int(torch.nonzero(over)[0])
@@ -292,9 +294,10 @@ def check_neutral_slabs(charges: Tensor, totals: Tensor) -> None:
 
 def check_plan(plan: CoulombPlan, n_atoms: int, cell: Tensor | None) -> None:
     """A plan made elsewhere must fit what it is used for."""
-    if len(plan.index) != n_atoms:
+    planned = plan.segments.n_rows
+    if planned != n_atoms:
         raise ValueError(
-            f"this plan was made for {len(plan.index)} atoms, the positions hold {n_atoms}: make a new one"
+            f"this plan was made for {planned} atoms, the positions hold {n_atoms}: make a new one"
         )
     if plan.lattice is not None and cell is None:
         raise ValueError("this plan holds periodic systems: pass their cell [n_systems, 3, 3] too")

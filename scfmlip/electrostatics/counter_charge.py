@@ -17,8 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import segment_expand, segment_sum
-
+from ..segments import Segments
 from ..units import FIELD_CONSTANT
 from .plan import LatticePlan
 
@@ -77,23 +76,20 @@ class CounterCharge:
         """``[n_systems, 3]`` a point in the middle, on the normal through the origin."""
         return self.bounds.mean(1, keepdim=True) * self.normal
 
-    def unit(
-        self, positions: Tensor, ptr: Tensor, index: Tensor, widths: tuple[float, ...]
-    ) -> tuple[Tensor, Tensor]:
+    def unit(self, positions: Tensor, segments: Segments, widths: tuple[float, ...]) -> tuple[Tensor, Tensor]:
         """
         Potential and slope along the normal that a unit counter-charge makes at Gaussians.
 
         Args:
             positions: ``[n, 3]`` angstrom.
-            ptr: ``[n_systems + 1]`` first point of each system.
-            index: ``[n]`` system of each point.
+            segments: The system of each point.
             widths: Of the Gaussians, angstrom.
 
         Returns:
             Two ``[n, len(widths)]`` float64, V/e and V/(e angstrom).
         """
         each = torch.cat((self.normal, self.bounds, self.scale[:, None]), 1)
-        each = segment_expand(each, ptr, index)
+        each = segments.expand(each)
         z = (positions.double() * each[:, :3]).sum(1, keepdim=True)
         s = torch.tensor([math.hypot(self.width, w) for w in widths], dtype=z.dtype, device=z.device)
         low, high, scale = z - each[:, 3:4], z - each[:, 4:5], each[:, 5:]
@@ -116,31 +112,29 @@ class CounterCharge:
         step = 0.5 * FIELD_CONSTANT * (middle / self.area)[:, None] * charge
         return torch.stack((step - zero, -step - zero), -1)
 
-    def density(self, positions: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
+    def density(self, positions: Tensor, segments: Segments) -> Tensor:
         """``[n]`` float64 e/angstrom^3 of a unit counter-charge at points."""
         each = torch.cat((self.normal, self.bounds, self.area[:, None]), 1)
-        each = segment_expand(each, ptr, index)
+        each = segments.expand(each)
         z = (positions.double() * each[:, :3]).sum(1)
         s = torch.full_like(z, self.width)
         edges = _mean_distance(z - each[:, 3], s, -1) - _mean_distance(z - each[:, 4], s, -1)
         return 0.5 * edges / (each[:, 5] * (each[:, 4] - each[:, 3]))
 
-    def overlap(
-        self, moments: Tensor, positions: Tensor, ptr: Tensor, index: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def overlap(self, moments: Tensor, positions: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
         """
         Total charge Q, and its energy ``sum_i p_i . u_i`` with a unit counter-charge.
 
         ``moments [n_atoms, n_channels, n_widths, 1 | 4]`` -> two ``[n_systems, n_channels]`` float64.
         """
         m = moments.double()
-        value, slope = self.unit(positions, ptr, index, self.source_widths)
+        value, slope = self.unit(positions, segments, self.source_widths)
         per_atom = (m[..., 0] * value[:, None]).sum(-1)
         if m.shape[-1] > 1:
-            along = (m[..., 1:4] * segment_expand(self.normal, ptr, index)[:, None, None]).sum(-1)
+            along = (m[..., 1:4] * segments.expand(self.normal)[:, None, None]).sum(-1)
             per_atom = per_atom + (along * slope[:, None]).sum(-1)
-        charge = segment_sum(m[..., 0].sum(-1), ptr, index)
-        return charge, segment_sum(per_atom, ptr, index)
+        charge = segments.sum(m[..., 0].sum(-1))
+        return charge, segments.sum(per_atom)
 
     def energy(self, charge: Tensor, overlap: Tensor) -> Tensor:
         """``[n_systems, n_channels]`` float64 eV that the counter-charge adds; arguments from `overlap`."""
@@ -151,8 +145,7 @@ class CounterCharge:
         charge: Tensor,
         zero: Tensor,
         positions: Tensor,
-        ptr: Tensor,
-        index: Tensor,
+        segments: Segments,
         widths: tuple[float, ...],
         rank: int,
     ) -> Tensor:
@@ -163,18 +156,17 @@ class CounterCharge:
             charge: ``[n_systems, n_channels]`` e of the slabs.
             zero: The level that potentials are measured from, V, of the same shape.
             positions: ``[n, 3]`` angstrom.
-            ptr: ``[n_systems + 1]`` first point of each system.
-            index: ``[n]`` system of each point.
+            segments: The system of each point.
             widths: Of the Gaussians, angstrom.
             rank: 0 for the potential, 1 to add its gradient.
 
         Returns:
             ``[n, n_channels, len(widths), 1 | 4]`` float64, V and V/angstrom.
         """
-        value, slope = self.unit(positions, ptr, index, widths)
-        q, level = (segment_expand(x, ptr, index)[..., None] for x in (charge, zero))
+        value, slope = self.unit(positions, segments, widths)
+        q, level = (segments.expand(x)[..., None] for x in (charge, zero))
         out = (-q * value[:, None] - level)[..., None]
         if rank == 0:
             return out
-        normal = segment_expand(self.normal, ptr, index)[:, None, None]
+        normal = segments.expand(self.normal)[:, None, None]
         return torch.cat((out, (-q * slope[:, None])[..., None] * normal), -1)

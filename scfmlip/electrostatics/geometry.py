@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import segment_expand, segment_sum
-
 from ..units import FIELD_CONSTANT
 from . import checks
 from .boundary import Boundary
@@ -72,8 +70,7 @@ class Geometry:
             self.openspace = OpenSpace(
                 sub.take(positions),
                 sub.host_ptr,
-                sub.ptr,
-                sub.index,
+                sub.segments,
                 coulomb.source.widths,
                 coulomb.quirks,
             )
@@ -110,7 +107,7 @@ class Geometry:
         lattice = self.plan.lattice
         if background == "none" and lattice is not None and not torch.compiler.is_compiling():
             charges = lattice.take(moments)[..., 0]
-            totals = segment_sum(charges.double().sum(-1), lattice.ptr, lattice.index)
+            totals = lattice.segments.sum(charges.double().sum(-1))
             checks.check_neutral(charges, totals, self.plan.boundaries, lattice.systems.tolist())
         return moments
 
@@ -169,13 +166,13 @@ class Geometry:
             widths = (0.0,) * self.coulomb.source.n_widths
             external = self._external_field(widths, 1 if moments.shape[-1] > 1 else 0)
             per_atom = (moments.double() * external).sum((2, 3))
-            energy = energy + segment_sum(per_atom, self.plan.ptr, self.plan.index)
+            energy = energy + self.plan.segments.sum(per_atom)
         energy = energy.to(self.positions.dtype)
         return energy if multipoles.ndim == 3 else energy[:, 0]
 
     def _overlap(self, moments: Tensor) -> tuple[Tensor, Tensor]:
         assert self.counter is not None
-        return self.counter.overlap(moments, self.positions, self.plan.ptr, self.plan.index)
+        return self.counter.overlap(moments, self.positions, self.plan.segments)
 
     def _counter_zero(self, moments: Tensor, conjugate: bool = False) -> tuple[Tensor, Tensor]:
         """Charges and the level that potentials of slabs with a counter-charge are measured from, V."""
@@ -190,20 +187,20 @@ class Geometry:
         source = self.coulomb.source
         rank = 0 if source.l_max == 0 else 1
         field = self_field(moments.double(), source, source.widths, rank, self.coulomb.quirks)
-        return segment_sum(0.5 * (field * moments.double()).sum((2, 3)), sub.ptr, sub.index)
+        return sub.segments.sum(0.5 * (field * moments.double()).sum((2, 3)))
 
     def _external_field(self, widths: tuple[float, ...], rank: int) -> Tensor:
         """``[n_atoms, 1, len(widths), 1 | 4]`` float64: a linear potential is its own Gaussian average."""
-        ptr, index = self.plan.ptr, self.plan.index
+        segments = self.plan.segments
         positions = self.positions.double()  # far from the origin -r.E is large and cancels
         if self.counter is not None:  # what the field does to the charges it does to the counter-charge
-            positions = positions - segment_expand(self.counter.center, ptr, index)
+            positions = positions - segments.expand(self.counter.center)
         values = positions.new_zeros(len(positions))
         gradient = torch.zeros_like(positions)
         if self.external_potential is not None:
-            values = values + segment_expand(self.external_potential.double(), ptr, index)
+            values = values + segments.expand(self.external_potential.double())
         if self.external_field is not None:
-            gradient = segment_expand(self.external_field.double(), ptr, index)
+            gradient = segments.expand(self.external_field.double())
             gradient = self.coulomb.quirks.field_sign * gradient
             values = values + (gradient * positions).sum(-1)
         out = values[:, None]
@@ -241,7 +238,7 @@ class Geometry:
         field = self._join(lattice, opened, per_system=False)
         if self.counter is not None:
             charge, zero = self._counter_zero(moments, conjugate)
-            places = (self.positions, self.plan.ptr, self.plan.index)
+            places = self.positions, self.plan.segments
             field = field + self.counter.field(charge, zero, *places, widths, rank).to(field.dtype)
         if external and (self.external_field is not None or self.external_potential is not None):
             field = field + self._external_field(widths, rank).to(field.dtype)
@@ -390,7 +387,7 @@ class Geometry:
             )
         assert self.kspace is not None and self.kspace.correction is not None
         if self.counter is None:
-            charges = segment_sum(moments[..., 0].double().sum(-1), self.plan.ptr, self.plan.index)
+            charges = self.plan.segments.sum(moments[..., 0].double().sum(-1))
             checks.check_neutral_slabs(moments[..., 0], charges)
         levels = self.kspace.correction.far_levels(moments)[:, 0]
         if self.counter is not None:

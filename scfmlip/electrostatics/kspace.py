@@ -26,15 +26,15 @@ class KSpace(WaveSum):
 
     def series(self, coefficients: Tensor, rank: int, places: Places | None = None) -> Tensor:
         """See `WaveSum.series`."""
-        frac, ptr, index, grid = self.frac, self.ptr, self.index, self.grid
+        frac, segments, grid = self.frac, self.segments, self.grid
         if places is not None:
-            frac, ptr, index = places.frac, places.ptr, places.index
+            frac, segments = places.frac, places.segments
             grid = grid_at_points(grid, places.host_ptr)
             coefficients = coefficients.contiguous()
         field = lattice_field(frac, coefficients, grid, rank, self.dtype)
         if rank == 0:
             return field
-        gradient = turn(field[..., 1:4], (2 * math.pi * self.inverse.mT).to(self.dtype), ptr, index)
+        gradient = turn(field[..., 1:4], (2 * math.pi * self.inverse.mT).to(self.dtype), segments)
         return torch.cat((field[..., :1], gradient), -1)
 
     def matrices(self, widths: Tensor, dim: int) -> list[Tensor]:
@@ -49,7 +49,7 @@ class KSpace(WaveSum):
             One ``[dim n, dim n]`` float64 per system, self-interaction included; not differentiable.
         """
         assert self.correction is None
-        ptr, first = self.ptr.tolist(), self.point_ptr.tolist()
+        ptr, first = self.segments.ptr.tolist(), self.points.ptr.tolist()
         frac, k_squared, coulomb = self.frac.detach(), self.k_squared.detach(), self.coulomb.detach()
         found = []
         for i in range(len(ptr) - 1):

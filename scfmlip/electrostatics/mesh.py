@@ -24,7 +24,6 @@ from scfmlip_kernels import (
     mesh_values,
     mesh_waves,
     place_atoms,
-    segment_expand,
 )
 
 from .mesh_error import check_single
@@ -44,7 +43,7 @@ class Mesh(WaveSum):
         check_single(plan.mesh, self.dtype)
         # rounding of float32 sums may be more than what was asked for
         self.arithmetic = self.dtype if plan.mesh.single else torch.float64
-        self.coords = self.frac * segment_expand(self.sizes, self.ptr, self.index)
+        self.coords = self.frac * self.segments.expand(self.sizes)
         self.places = place_atoms(self.coords, self.grid)
 
     def _squares(self) -> Tensor:
@@ -68,22 +67,22 @@ class Mesh(WaveSum):
     def structure_factors(self, moments: Tensor) -> Tensor:
         """See `WaveSum.structure_factors`; without the window."""
         if moments.shape[-1] > 1:
-            sizes = segment_expand(self.sizes / (2 * math.pi), self.ptr, self.index)[:, None]
+            sizes = self.segments.expand(self.sizes / (2 * math.pi))[:, None]
             moments = torch.cat((moments[..., :1].double(), moments[..., 1:4] * sizes), -1)
         values = mesh_spread(self.coords, moments.to(self.arithmetic), self.grid, self.places)
         return mesh_waves(values, self.grid.shapes).permute(1, 0, 2).double()
 
     def series(self, coefficients: Tensor, rank: int, places: Places | None = None) -> Tensor:
         """See `WaveSum.series`; the coefficients hold the window."""
-        coords, here, grid, ptr, index = self.coords, self.places, self.grid, self.ptr, self.index
+        coords, here, grid, segments = self.coords, self.places, self.grid, self.segments
         if places is not None:
-            ptr, index = places.ptr, places.index
-            grid = grid.at_points(index)
-            coords = places.frac * segment_expand(self.sizes, ptr, index)
+            segments = places.segments
+            grid = grid.at_points(segments.index)
+            coords = places.frac * segments.expand(self.sizes)
             here: MeshPlaces = place_atoms(coords, grid)
         values = mesh_values(coefficients.permute(1, 0, 2).to(self.arithmetic), grid.shapes)
         field = mesh_gather(coords, values, grid, here, rank).to(self.dtype)
         if rank == 0:
             return field
         matrices = (self.sizes[:, :, None] * self.inverse.mT).to(self.dtype)
-        return torch.cat((field[..., :1], turn(field[..., 1:4], matrices, ptr, index)), -1)
+        return torch.cat((field[..., :1], turn(field[..., 1:4], matrices, segments)), -1)

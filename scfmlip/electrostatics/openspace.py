@@ -8,8 +8,9 @@ differences that code uses; the same pair operator then runs on four points an a
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import gaussian_pairs, segment_sum
+from scfmlip_kernels import gaussian_pairs
 
+from ..segments import Segments
 from ..units import COULOMB_CONSTANT
 from .boundary import Quirks
 
@@ -21,7 +22,7 @@ class OpenSpace:
     Args:
         positions: ``[n_atoms, 3]`` angstrom, float32 or float64.
         host_ptr: ``[n_systems + 1]`` int64 on the CPU.
-        ptr, index: The segments, on the device.
+        segments: The system of each atom, on the device.
         widths: Source widths, angstrom.
         quirks: Departures of a reference code.
     """
@@ -30,12 +31,11 @@ class OpenSpace:
         self,
         positions: Tensor,
         host_ptr: Tensor,
-        ptr: Tensor,
-        index: Tensor,
+        segments: Segments,
         widths: tuple[float, ...],
         quirks: Quirks,
     ) -> None:
-        self.positions, self.host_ptr, self.ptr, self.index = positions, host_ptr, ptr, index
+        self.positions, self.host_ptr, self.segments = positions, host_ptr, segments
         self.widths, self.quirks = widths, quirks
 
     def _displaced(self, offset: float) -> Tensor:
@@ -108,4 +108,4 @@ class OpenSpace:
         # accumulated in float64: in neutral systems large terms cancel
         field = self.conjugate(moments, rank)
         per_atom = 0.5 * (field.double() * moments.double()).sum((2, 3))
-        return segment_sum(per_atom, self.ptr, self.index)
+        return self.segments.sum(per_atom)

@@ -11,6 +11,7 @@ from torch import Tensor
 from scfmlip_kernels import LatticeGrid, MeshGrid, build_lattice_grid, build_mesh_grid
 from scfmlip_kernels.mesh import smooth_size
 
+from ..segments import Segments
 from .boundary import Boundary
 from .checks import check_mesh, check_wave_vectors
 from .mesh_error import MeshResolution
@@ -25,16 +26,14 @@ class SubBatch:
     Attributes:
         atoms: ``[n]`` int64 positions of their atoms in the batch, or None when it is all of them.
         systems: The systems' numbers in the batch.
-        host_ptr: ``[n_systems + 1]`` int64 on the CPU.
-        ptr: The same on the device.
-        index: ``[n]`` int64 system of each atom.
+        host_ptr: ``[n_systems + 1]`` int64 on the CPU, first atom of each system.
+        segments: The system of each atom, on the device.
     """
 
     atoms: Tensor | None
     systems: Tensor
     host_ptr: Tensor
-    ptr: Tensor
-    index: Tensor
+    segments: Segments
 
     def take(self, values: Tensor) -> Tensor:
         """Rows of this sub-batch out of per-atom values of the batch."""
@@ -92,7 +91,7 @@ class LatticePlan(SubBatch):
         host, slabs = cell.detach().to("cpu", torch.float64), None
         if self.slabs is not None:
             kinds, axes = self.slabs.slab.tolist(), self.slabs.axis.tolist()
-            slabs = plan_slabs(host, kinds, axes, extents, widths, tolerance, l_max, self.ptr.device)
+            slabs = plan_slabs(host, kinds, axes, extents, widths, tolerance, l_max, self.systems.device)
         return dataclasses.replace(self, **_waves(host, slabs, resolution, self))
 
 
@@ -107,12 +106,12 @@ def summed_cells(host_cell: Tensor, slabs: SlabPlan | None) -> Tensor:
 def _waves(
     host_cell: Tensor, slabs: SlabPlan | None, resolution: float | MeshResolution, sub: SubBatch
 ) -> dict:
-    device, cells, mesh = sub.ptr.device, summed_cells(host_cell, slabs), None
+    device, cells, mesh = sub.systems.device, summed_cells(host_cell, slabs), None
     if isinstance(resolution, MeshResolution):
         mesh = resolution
         shapes = [mesh.shape(cell, smooth_size) for cell in cells]
         check_mesh(shapes, sub.systems.tolist(), mesh, device)
-        grid = build_mesh_grid(shapes, mesh.order, sub.index, device)
+        grid = build_mesh_grid(shapes, mesh.order, sub.segments.index, device)
     else:
         check_wave_vectors(cells, sub.systems.tolist(), resolution, device)
         grid = build_lattice_grid(cells, resolution, sub.host_ptr, device)
@@ -129,8 +128,7 @@ class CoulombPlan:
     Attributes:
         boundaries: Boundary of each system.
         atom_ptr: ``[n_systems + 1]`` int64 on the CPU.
-        ptr: The same on the device.
-        index: ``[n_atoms]`` system of each atom.
+        segments: The system of each atom, on the device.
         lattice: Systems summed over wave vectors, or None.
         open: Systems summed over pairs, or None.
         resolution: Cutoff of the wave vectors, 1/angstrom, or that of the meshes.
@@ -138,8 +136,7 @@ class CoulombPlan:
 
     boundaries: list[Boundary]
     atom_ptr: Tensor
-    ptr: Tensor
-    index: Tensor
+    segments: Segments
     lattice: LatticePlan | None
     open: SubBatch | None
     resolution: float | MeshResolution
@@ -173,9 +170,8 @@ def _sub_batch(systems: list[int], atom_ptr: Tensor, device: torch.device) -> Su
     if len(systems) != len(atom_ptr) - 1:
         ptr = atom_ptr.tolist()
         atoms = torch.cat([torch.arange(ptr[i], ptr[i + 1]) for i in systems]).to(device)
-    index = torch.arange(len(systems)).repeat_interleave(counts).to(device)
     number = torch.tensor(systems, device=device)
-    return SubBatch(atoms, number, host_ptr, host_ptr.to(device), index)
+    return SubBatch(atoms, number, host_ptr, Segments.counted(counts, device))
 
 
 def make_plan(
@@ -216,8 +212,7 @@ def make_plan(
     return CoulombPlan(
         boundaries=boundaries,
         atom_ptr=atom_ptr,
-        ptr=atom_ptr.to(device),
-        index=torch.arange(len(counts)).repeat_interleave(counts).to(device),
+        segments=Segments.counted(counts, device),
         lattice=lattice,
         open=_sub_batch([i for i, b in enumerate(boundaries) if b == Boundary.OPEN], atom_ptr, device),
         resolution=resolution,

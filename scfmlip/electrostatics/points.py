@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import segment_expand
 from scfmlip_kernels.gaussian_pairs.radial import gaussian_radial
 
+from ..segments import Segments
 from ..units import COULOMB_CONSTANT
 from . import checks
 from .cutoff import cutoff_for_tolerance
@@ -85,30 +85,29 @@ def evaluate_points(
             where = torch.arange(ptr[i], ptr[i + 1], device=points.device)
             density = density.index_copy(0, where, rho)
             value = value.index_copy(0, where, v)
-    system_ptr = point_ptr.to(points.device)
+    segments = Segments(point_ptr.to(points.device), points_batch_idx)
     if geometry.counter is not None:
         charge, zero = geometry._counter_zero(moments)
-        places = (points, system_ptr, points_batch_idx)
-        extra = geometry.counter.field(charge, zero, *places, (0.0,), 1)
+        extra = geometry.counter.field(charge, zero, points, segments, (0.0,), 1)
         value = value + extra[:, 0, 0].to(value.dtype)
-        unit = geometry.counter.density(*places)
-        density = density - (segment_expand(charge[:, 0], *places[1:]) * unit).to(density.dtype)
-    return PointValues(density, *_with_external(geometry, value, points, system_ptr, points_batch_idx))
+        unit = geometry.counter.density(points, segments)
+        density = density - (segments.expand(charge[:, 0]) * unit).to(density.dtype)
+    return PointValues(density, *_with_external(geometry, value, points, segments))
 
 
 def _with_external(
-    geometry: Geometry, value: Tensor, points: Tensor, ptr: Tensor, index: Tensor
+    geometry: Geometry, value: Tensor, points: Tensor, segments: Segments
 ) -> tuple[Tensor, Tensor]:
     """Potential and field at points, with what is applied from outside."""
     potential, gradient = value[:, 0], value[:, 1:]
     if geometry.external_potential is not None:
-        potential = potential + segment_expand(geometry.external_potential, ptr, index)
+        potential = potential + segments.expand(geometry.external_potential)
     if geometry.external_field is not None:
-        extra = geometry.coulomb.quirks.field_sign * segment_expand(geometry.external_field, ptr, index)
+        extra = geometry.coulomb.quirks.field_sign * segments.expand(geometry.external_field)
         gradient = gradient + extra
         origin = points
         if geometry.counter is not None:
-            center = segment_expand(geometry.counter.center, ptr, index)
+            center = segments.expand(geometry.counter.center)
             origin = (points - center).to(points.dtype)
         potential = potential + (extra * origin).sum(-1)
     return potential, -gradient
@@ -127,21 +126,20 @@ def _lattice_points(
     assert plan is not None and cell is not None
     cell = cell if plan.atoms is None else cell.index_select(0, plan.systems)
     host_ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-    ptr = host_ptr.to(points.device)
-    index = torch.arange(len(counts)).repeat_interleave(counts).to(points.device)
+    segments = Segments.counted(counts, points.device)
     atoms = plan.take(geometry.positions)
     tolerance = min(geometry.coulomb.tolerance, 1e-6)
     image_tolerance = 1e-2 * tolerance
     resolution = _bare_resolution(geometry, tolerance, len(points))
     points, beyond, normal, extents = points.double(), None, None, []
     if plan.slabs is not None:
-        window = _slab_windows(plan.slabs, cell, atoms, plan.index, source, image_tolerance)
-        normal = segment_expand(plan.slabs.normals(cell.double())[0], ptr, index)
-        low, high = (segment_expand(w, ptr, index) for w in window.unbind(1))
+        window = _slab_windows(plan.slabs, cell, atoms, plan.segments.index, source, image_tolerance)
+        normal = segments.expand(plan.slabs.normals(cell.double())[0])
+        low, high = (segments.expand(w) for w in window.unbind(1))
         z = (points * normal).sum(1)
         beyond = z - z.clamp(low, high)
         points = points - beyond[:, None] * normal
-        both = torch.cat((points, atoms.double())), torch.cat((index, plan.index))
+        both = torch.cat((points, atoms.double())), torch.cat((segments.index, plan.segments.index))
         lowest, highest = slab_extents(both[0], plan.slabs.normals(cell.double())[0], both[1])
         extents = (highest - lowest).clamp(min=0.0).tolist()
     widths = (max(source.widths), 0.0)
@@ -150,25 +148,25 @@ def _lattice_points(
     dense = kind(dense_plan, atoms, cell.double(), source.widths, geometry.coulomb.quirks)
     grid = dense_plan.grid
     rho = dense.density(moments)
-    places = Places(turn(points, dense.inverse, ptr, index), host_ptr, ptr, index)
+    places = Places(turn(points, dense.inverse, segments), host_ptr, segments)
     rho = rho * dense.form_factor(0.0)[:, None, None]
 
     def at(coefficients: Tensor, rank: int) -> Tensor:
         return dense.series(coefficients, rank, places)[:, 0]
 
-    volume = segment_expand(dense.volume, dense.point_ptr, grid.system)
+    volume = dense.points.expand(dense.volume)
     to_density = 2 * grid.weight / volume  # the origin's weight is 1/2
     series = torch.stack((2 * dense.coulomb, to_density), -1)[..., None] * rho
     value, density = at(series[:, :1], 1), at(series[:, 1:], 0)[:, 0]
     if dense.correction is not None:
         if plan.slabs is None:
-            _check_window(dense, points, index)
-        extra = dense.correction.field(moments, (0.0,), 1, at=(points, ptr, index))
+            _check_window(dense, points, segments.index)
+        extra = dense.correction.field(moments, (0.0,), 1, at=(points, segments))
         value = value + extra[:, 0, 0].to(value.dtype)
     if beyond is not None:
         assert dense.correction is not None and normal is not None
         outside = beyond != 0
-        plane = dense.correction.far_field(moments, points + beyond[:, None] * normal, ptr, index)
+        plane = dense.correction.far_field(moments, points + beyond[:, None] * normal, segments)
         value = torch.where(outside[:, None], plane[:, 0].to(value.dtype), value)
         density = torch.where(outside, torch.zeros_like(density), density)
     return density, value
@@ -182,7 +180,7 @@ def _bare_resolution(geometry: Geometry, tolerance: float, n_points: int) -> flo
         return cutoff_for_tolerance(half, tolerance, source.l_max)
     assert waves is not None
     volume, height = cell_sizes(waves.cell.detach())
-    return choose_mesh(half, tolerance, source.l_max, len(plan.index) + n_points, volume, height)
+    return choose_mesh(half, tolerance, source.l_max, plan.segments.n_rows + n_points, volume, height)
 
 
 def _slab_windows(
@@ -218,7 +216,7 @@ def _check_window(atoms: WaveSum, points: Tensor, index: Tensor) -> None:
     assert correction is not None
     for i in torch.nonzero(correction.slab).flatten().tolist():
         normal, height = correction.normal[i].detach(), float(correction.height[i])
-        z = correction.positions[atoms.index == i].detach() @ normal
+        z = correction.positions[atoms.segments.index == i].detach() @ normal
         at = points[index == i].detach().double() @ normal
         if len(z) == 0 or len(at) == 0:
             continue

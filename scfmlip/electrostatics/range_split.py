@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import segment_expand, segment_sum
+from scfmlip_kernels import segment_sum
 
 from .. import neighbours
 from ..units import COULOMB_CONSTANT
@@ -169,7 +169,7 @@ class ShortRange:
         self.edge_ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
         vector = positions[self.second] - positions[self.first]
         if cell is not None:
-            matrices = cell[plan.index[self.first]] if plan.n_systems > 1 else cell
+            matrices = cell[plan.segments.index[self.first]] if plan.n_systems > 1 else cell
             vector = vector + (pairs.edge_shift.to(vector.dtype)[:, None] @ matrices)[:, 0]
         r = vector.norm(dim=-1)
         total = (2 * (widths[self.first] ** 2 + widths[self.second] ** 2)).sqrt()
@@ -190,17 +190,17 @@ class ShortRange:
         out = segment_sum(rows, self.edge_ptr, self.first) + self.own[trailing] * charges
         if self.average is None or self.second_moment is None:
             return out
-        ptr, index, wide = self.plan.ptr, self.plan.index, charges.double()
+        segments, wide = self.plan.segments, charges.double()
         moment = self.second_moment[trailing] * wide
-        total, spread = (segment_sum(v, ptr, index) for v in (wide, moment))
+        total, spread = (segments.sum(v) for v in (wide, moment))
         factor = self.average[trailing]
-        far = self.second_moment[trailing] * segment_expand(factor * total, ptr, index)
-        return out - (far + segment_expand(factor * spread, ptr, index)).to(out.dtype)
+        far = self.second_moment[trailing] * segments.expand(factor * total)
+        return out - (far + segments.expand(factor * spread)).to(out.dtype)
 
     def matrices(self) -> list[Tensor]:
         """One ``[n, n]`` float64 per system; not differentiable."""
         ptr = self.plan.atom_ptr.tolist()
-        edges = self.edge_ptr[self.plan.ptr].tolist()
+        edges = self.edge_ptr[self.plan.segments.ptr].tolist()
         found = []
         for i, (begin, end) in enumerate(itertools.pairwise(ptr)):
             part = slice(edges[i], edges[i + 1])
@@ -216,4 +216,4 @@ class ShortRange:
     def energy(self, charges: Tensor) -> Tensor:
         """``[n_atoms]`` e -> ``[n_systems]`` float64 eV."""
         per_atom = 0.5 * charges.double() * self.potential(charges).double()
-        return segment_sum(per_atom, self.plan.ptr, self.plan.index)
+        return self.plan.segments.sum(per_atom)

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import segment_expand, segment_sum
-
+from ..segments import Segments
 from ..units import FIELD_CONSTANT
 from .boundary import Correction, Quirks
 from .plan import LatticePlan
@@ -35,32 +34,29 @@ class Places:
     Attributes:
         frac: ``[n, 3]`` float64 fractional coordinates.
         host_ptr: ``[n_systems + 1]`` int64 on the CPU, first point of each system.
-        ptr: The same on the device.
-        index: ``[n]`` int64 system of each point.
+        segments: The system of each point, on the device.
     """
 
     frac: Tensor
     host_ptr: Tensor
-    ptr: Tensor
-    index: Tensor
+    segments: Segments
 
 
-def turn(vectors: Tensor, matrices: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
+def turn(vectors: Tensor, matrices: Tensor, segments: Segments) -> Tensor:
     """
     Each atom's row vectors times its system's matrix.
 
     Args:
         vectors: ``[n, ..., 3]``.
         matrices: ``[n_systems, 3, 3]``.
-        ptr: ``[n_systems + 1]`` first row of each system.
-        index: ``[n]`` system of each row.
+        segments: The system of each row.
 
     Returns:
         Shape of ``vectors``.
     """
     if len(matrices) == 1:
         return vectors @ matrices[0]
-    each = segment_expand(matrices, ptr, index)
+    each = segments.expand(matrices)
     rows = vectors.flatten(1, -2) if vectors.ndim > 2 else vectors[:, None]
     return torch.einsum("nci,nij->ncj", rows, each).reshape(vectors.shape)
 
@@ -80,18 +76,18 @@ class WaveSum(ABC):
     def __init__(
         self, plan: LatticePlan, positions: Tensor, cell: Tensor, widths: tuple[float, ...], quirks: Quirks
     ) -> None:
-        grid, ptr, index = plan.grid, plan.ptr, plan.index
-        self.host_ptr = plan.host_ptr
-        self.grid, self.ptr, self.index, self.point_ptr = grid, ptr, index, plan.point_ptr
+        grid, segments = plan.grid, plan.segments
+        self.host_ptr, self.segments = plan.host_ptr, segments
+        self.grid, self.points = grid, Segments(plan.point_ptr, grid.system)
         self.dtype, self.widths = positions.dtype, widths
         self.cell = cell = plan.cells(cell)
         self.inverse = inverse = torch.linalg.inv(cell)
         self.volume = torch.linalg.det(cell).abs()
-        self.frac = turn(positions.double(), inverse, ptr, index)
+        self.frac = turn(positions.double(), inverse, segments)
         self._factors: dict[tuple[float, ...], Tensor] = {}
         self.k_squared = self._squares()
         origin = (grid.miller == 0).all(-1)
-        point_volume = segment_expand(self.volume, self.point_ptr, grid.system)
+        point_volume = self.points.expand(self.volume)
         safe = torch.where(origin, torch.ones_like(self.k_squared), self.k_squared)
         weight = torch.where(origin, torch.zeros_like(grid.weight), grid.weight)
         self.coulomb = FIELD_CONSTANT * weight / (point_volume * safe)
@@ -103,8 +99,7 @@ class WaveSum(ABC):
         normal = torch.take_along_dim(inverse, plan.slab_axis[:, None, None], 2).squeeze(2)
         height = 1 / normal.norm(dim=-1)
         normal = normal * height[:, None]
-        counts = (ptr[1:] - ptr[:-1]).clamp(min=1)
-        origin = segment_sum(positions.detach().double(), ptr, index) / counts[:, None]
+        origin = segments.mean(positions.detach().double())
         if quirks.slab_along_z:  # and what depends on the origin there does so
             normal, origin = torch.zeros_like(normal), torch.zeros_like(origin)
             normal[:, 2] = 1.0
@@ -116,8 +111,7 @@ class WaveSum(ABC):
             box=plan.box,
             normal=normal,
             height=height,
-            ptr=ptr,
-            index=index,
+            segments=segments,
             widths=widths,
             quirks=quirks,
         )
@@ -130,14 +124,14 @@ class WaveSum(ABC):
         rows, columns = (0, 0, 0, 1, 1, 2), (0, 1, 2, 1, 2, 2)
         twice = torch.tensor([1.0, 2.0, 2.0, 1.0, 2.0, 1.0], dtype=n.dtype, device=n.device)
         pairs = n[:, list(rows)] * n[:, list(columns)] * twice
-        point_metric = segment_expand(metric[:, list(rows), list(columns)], self.point_ptr, grid.system)
+        point_metric = self.points.expand(metric[:, list(rows), list(columns)])
         return (pairs * point_metric).sum(-1)
 
     def _truncation(self, slabs: SlabPlan) -> Tensor:
         """``1 - (-1)^m exp(-G H / 2)`` where a slab's interaction ends at half the height H, else 1."""
         height = torch.where(slabs.slab & slabs.truncated, slabs.height, torch.zeros_like(slabs.height))
         each = torch.stack((height, slabs.axis.double()), 1)
-        height, axis = segment_expand(each, self.point_ptr, self.grid.system).unbind(1)
+        height, axis = self.points.expand(each).unbind(1)
         along = torch.nn.functional.one_hot(axis.long(), 3).bool()
         m = torch.where(along, self.grid.miller, 0).sum(1).double()
         lateral = (torch.where(along, 0, self.grid.miller) != 0).any(1) & (height > 0)
@@ -206,7 +200,7 @@ class WaveSum(ABC):
         """
         n_atoms, n_channels, n_widths, size = moments.shape
         if size > 1:
-            dipoles = turn(moments[..., 1:4].double(), 2 * math.pi * self.inverse, self.ptr, self.index)
+            dipoles = turn(moments[..., 1:4].double(), 2 * math.pi * self.inverse, self.segments)
             moments = torch.cat((moments[..., :1], dipoles.to(self.dtype)), -1)
         sums = self.structure_factors(moments.reshape(n_atoms, n_channels * n_widths, size))
         sums = sums.unflatten(1, (n_channels, n_widths))
@@ -216,7 +210,7 @@ class WaveSum(ABC):
         """``[n_systems, n_channels]`` float64, eV, self-interaction included."""
         rho = self.density(moments)
         per_point = self.coulomb[:, None] * (rho**2).sum(-1)
-        energy = segment_sum(per_point, self.point_ptr, self.grid.system)
+        energy = self.points.sum(per_point)
         if self.correction is not None:
             energy = energy + self.correction.energy(moments)
         return energy

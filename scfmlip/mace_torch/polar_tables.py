@@ -20,8 +20,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import segment_sum
-
 from ..electrostatics import GaussianMultipoles, Geometry
 from .turned import Turn
 
@@ -249,4 +247,4 @@ def _pairs(geometry: Geometry, tables: Tables) -> Any:
 def _self_energy(terms: torch.nn.Module, rows: Tensor, sub: Any) -> Tensor:
     """``[n_systems, 1]`` eV, of a sub-batch's atoms."""
     mine = sub.take(rows)
-    return segment_sum(0.5 * (mine * terms(mine)).sum(-1, keepdim=True), sub.ptr, sub.index)
+    return sub.segments.sum(0.5 * (mine * terms(mine)).sum(-1, keepdim=True))

@@ -12,7 +12,16 @@ from .checkpoint import load, save
 from .config import BackboneConfig, DensityConfig, ModelConfig
 from .convert import from_mace, to_mace
 from .model import Model
-from .rules import ChargeRule, RuleContext, RuleOutput, System, register, rule_names
+from .rules import (
+    ChargeRule,
+    RuleContext,
+    RuleDensity,
+    RuleEnergies,
+    RuleOutput,
+    System,
+    register,
+    rule_names,
+)
 from .vacuum import work_functions
 
 __all__ = [
@@ -23,6 +32,8 @@ __all__ = [
     "Model",
     "ModelConfig",
     "RuleContext",
+    "RuleDensity",
+    "RuleEnergies",
     "RuleOutput",
     "System",
     "build",

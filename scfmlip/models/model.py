@@ -17,7 +17,7 @@ from ..scf.eager import leaves_inference_mode
 from .backbone import Backbone
 from .config import Constraint, ModelConfig
 from .response import born_charges, polarizability
-from .rules import ChargeRule, RuleContext, RuleOutput, System, name_of, rule_class
+from .rules import ChargeRule, RuleContext, RuleDensity, System, name_of, rule_class
 from .systems import Scf, make_system, required_inputs
 
 # mace-torch's rows of multipoles have the order (y, z, x)
@@ -160,7 +160,7 @@ class Model(torch.nn.Module):
             )
 
     @leaves_inference_mode
-    def evaluate_density(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor | None], RuleOutput]:
+    def evaluate_density(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor | None], RuleDensity]:
         """
         Outputs without derivatives, and the density behind them: for potentials and densities at points.
 
@@ -168,8 +168,8 @@ class Model(torch.nn.Module):
             batch: See `forward`.
 
         Returns:
-            Outputs, and the rule's: ``result.geometry.at(points, result.rows)``, which is of the density
-            and the external field alone, without the potential of external charges.
+            Outputs, and the density: ``density.geometry.at(points, density.rows)`` is of the density and the
+            external field alone, without the potential of external charges.
 
         Raises:
             ValueError: for a model without a density of its own.
@@ -182,10 +182,10 @@ class Model(torch.nn.Module):
             system = make_system(
                 dict(batch), cell, field, self.config, self.rule, "converged", None, external=external
             )
-            out, result = self._energies(batch, system, False)
-        if result.geometry is None:
+            out, density = self._energies(batch, system, False)
+        if density is None or density.geometry is None:
             raise ValueError(f"the rule {name_of(self.config.rule)!r} has no density at points")
-        return out, result
+        return out, density
 
     @leaves_inference_mode
     def forward(
@@ -353,36 +353,32 @@ class Model(torch.nn.Module):
 
     def _energies(
         self, batch: dict[str, Tensor], system: System, potential: bool
-    ) -> tuple[dict[str, Tensor | None], RuleOutput]:
-        """All outputs that need no derivative."""
+    ) -> tuple[dict[str, Tensor | None], RuleDensity | None]:
+        """All outputs that need no derivative, and the density."""
         network = self.backbone(batch, system.domain, system.edge_vectors)
         system = dataclasses.replace(system, network=network.raw, features=network.features)
         result = self.rule(system)
         energy, interaction = network.energy, network.interaction_energy
-        parts = [result.short_range_energy]
-        if not result.included:
-            split = [result.electrostatic_energy, result.response_energy]
-            parts += split if result.total is None else [result.total]
-        for part in parts:
-            if part is not None:
-                energy, interaction = energy + part, interaction + part
+        for part in result.energies.added():
+            energy, interaction = energy + part, interaction + part
         out: dict[str, Any] = {
             "energy": energy,
             "interaction_energy": interaction,
             "node_energy": network.node_energy,
-            "electrostatic_energy": result.electrostatic_energy,
-            "response_energy": result.response_energy,
+            "electrostatic_energy": result.energies.electrostatic,
+            "response_energy": result.energies.response,
         }
-        rows = result.multipoles
-        if rows is not None:
+        density = result.density
+        if density is not None:
+            rows = density.multipoles
             out["charges"] = rows[:, 0]
             out["density_coefficients"] = rows[:, _MACE_ORDER[: rows.shape[1]]]
             out["total_charge"] = system.sum(rows[:, 0])
-            out["dipole"] = result.dipole
-            if result.dipole is None:
+            out["dipole"] = density.dipole
+            if density.dipole is None:
                 moments = rows[:, :1] * system.positions
                 out["dipole"] = system.sum(moments + rows[:, 1:] if rows.shape[1] > 1 else moments)
-            if potential and result.geometry is not None:
-                out["electrostatic_potential"] = result.potential(system)
+            if potential and density.geometry is not None:
+                out["electrostatic_potential"] = density.potential(system)
         out.update(result.extra)
-        return {key: value for key, value in out.items() if value is not None}, result
+        return {key: value for key, value in out.items() if value is not None}, density

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..distributed import Domain
 from ..electrostatics.external import ExternalCharges
+from ..segments import Segments
 from ..types import CARTESIAN_ROWS_FROM_E3NN
 from .config import ModelConfig
 from .rules import ChargeRule, System, name_of
@@ -85,8 +86,7 @@ def make_system(
         positions=batch["positions"],
         cell=cell,
         pbc=pbc,
-        index=index,
-        ptr=ptr,
+        segments=Segments(ptr, index),
         edge_index=batch["edge_index"],
         edge_vectors=vectors,
         external_field=field,

@@ -29,12 +29,12 @@ def work_functions(model: Model, batch: dict[str, Tensor]) -> Tensor:
     """
     if batch.get("n_external") is not None:
         raise ValueError("work functions are those of a slab without external charges: leave them out")
-    out, result = model.evaluate_density(batch)
-    level, geometry = out.get("fermi_level"), result.geometry
+    out, density = model.evaluate_density(batch)
+    level, geometry = out.get("fermi_level"), density.geometry
     if level is None or geometry is None:
         raise ValueError(
             "work functions need a Fermi level: a rule with the constraint 'charge' or 'fermi_level'"
         )
     with torch.no_grad():
-        vacuum = geometry.vacuum_levels(result.rows)
+        vacuum = geometry.vacuum_levels(density.rows)
     return (-vacuum - level[:, None]).to(level.dtype)

@@ -87,12 +87,12 @@ def read_arguments(
                 raise ValueError(f"{name} holds NaN or infinity: check what produced it")
     if (total_charge is None) == (chemical_potential is None):
         raise ValueError("give either total_charge or chemical_potential, and None for the other")
-    groups = make_groups(fragments, plan.index, plan.ptr, plan.n_systems)
+    groups = make_groups(fragments, plan.segments)
     constrained = chemical_potential is None
     given = _per_group(
         "total_charge" if constrained else "chemical_potential",
         total_charge if constrained else chemical_potential,
-        groups.n_groups,
+        groups.segments.n_segments,
         positions,
     )
     if constrained and geometry.validate:
@@ -108,7 +108,7 @@ def read_arguments(
         nothing = positions.new_zeros((n_atoms, coulomb.source.dim))
         source = source + problem.collect(geometry.potential(nothing, self_interaction=True))
     if not constrained:
-        shift = groups.expand(given)
+        shift = groups.segments.expand(given)
         source = torch.cat(((source[:, 0] - shift)[:, None], source[:, 1:]), 1)
     totals = given if constrained else torch.zeros_like(given)
     return Given(problem, padding, chi, stiff, source, widths, given, totals)
@@ -146,7 +146,7 @@ def _choose_split(
 
 def _check_somebody_holds(totals: Tensor, groups: ChargeGroups) -> None:
     """A charge needs atoms."""
-    empty = groups.sum(torch.ones_like(groups.index, dtype=totals.dtype)) == 0
+    empty = groups.segments.sum(torch.ones_like(groups.segments.index, dtype=totals.dtype)) == 0
     bad = torch.nonzero(empty & (totals.detach() != 0)).flatten().tolist()
     if bad:
         raise ValueError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import segment_expand, segment_sum
+from ..segments import Segments
 
 
 @dataclass(frozen=True)
@@ -20,48 +20,32 @@ class ChargeGroups:
     Disjoint groups of atoms whose charges add up to given totals.
 
     Attributes:
-        index: ``[n_atoms]`` int64 group of each atom.
+        segments: The group of each atom.
         system: ``[n_groups]`` int64 system of each group.
-        n_groups: How many.
-        ptr: ``[n_groups + 1]`` int64 first atom of each group where groups are contiguous, else None.
+        whole: Whether each group is a whole system.
     """
 
-    index: Tensor
+    segments: Segments
     system: Tensor
-    n_groups: int
-    ptr: Tensor | None = None
-
-    def sum(self, values: Tensor) -> Tensor:
-        """``[n_atoms]`` -> ``[n_groups]``."""
-        if self.ptr is not None:
-            return segment_sum(values, self.ptr, self.index)
-        return values.new_zeros(self.n_groups).index_add(0, self.index, values)
-
-    def expand(self, values: Tensor) -> Tensor:
-        """``[n_groups]`` -> ``[n_atoms]``."""
-        return values.index_select(0, self.index)
+    whole: bool
 
 
-def make_groups(
-    fragments: Tensor | None, system_of_atom: Tensor, system_ptr: Tensor, n_systems: int
-) -> ChargeGroups:
+def make_groups(fragments: Tensor | None, systems: Segments) -> ChargeGroups:
     """
     Groups from the fragment of each atom; whole systems if None.
 
     Args:
         fragments: ``[n_atoms]`` int64, numbered over the whole batch from 0, every number used, no fragment
             in two systems.
-        system_of_atom: ``[n_atoms]`` int64.
-        system_ptr: ``[n_systems + 1]`` int64.
-        n_systems: Systems of the batch.
+        systems: The system of each atom.
 
     Raises:
         TypeError: for numbers that are not integers.
         ValueError: for another shape, gaps in the numbering, or a fragment in two systems.
     """
+    system_of_atom, n_systems = systems.index, systems.n_segments
     if fragments is None:
-        numbers = torch.arange(n_systems, device=system_of_atom.device)
-        return ChargeGroups(system_of_atom, numbers, n_systems, system_ptr)
+        return ChargeGroups(systems, torch.arange(n_systems, device=system_of_atom.device), True)
     if not isinstance(fragments, Tensor) or fragments.dtype not in (torch.int64, torch.int32):
         got = fragments.dtype if isinstance(fragments, Tensor) else type(fragments).__name__
         raise TypeError(f"fragments must be an int64 tensor, got {got}")
@@ -90,7 +74,7 @@ def make_groups(
             f"fragment {bad} has atoms in systems {int(low[bad])} and {int(high[bad])}: number the fragments "
             "of every system apart"
         )
-    return ChargeGroups(index, low, n_groups)
+    return ChargeGroups(Segments.of(index, n_groups), low, False)
 
 
 def spin_charges(total_charge: Tensor, multiplicity: Tensor) -> Tensor:
@@ -181,6 +165,6 @@ def redistribute_charge(
         opposite = along < 0
         safe = torch.where(opposite, size - along, torch.ones_like(size))
         size = torch.where(opposite, 0.5 / safe, 0.5 * (size + along))
-    missing = total_charge.double() - segment_sum(charges.double(), ptr, index)
-    share = missing / segment_sum(size, ptr, index)
-    return (charges.double() + size * segment_expand(share, ptr, index)).to(charges.dtype)
+    atoms = Segments(ptr, index)
+    share = (total_charge.double() - atoms.sum(charges.double())) / atoms.sum(size)
+    return (charges.double() + size * atoms.expand(share)).to(charges.dtype)

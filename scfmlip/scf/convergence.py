@@ -20,8 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..segments import Segments
 from .solution import Status
-from .solvers.gmres import Batch
 
 # relative error of an evaluation of the equations
 ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-14}
@@ -85,7 +85,7 @@ class Criterion:
             state alone.
     """
 
-    batch: Batch
+    batch: Segments
     tolerance: float
     dtype: torch.dtype
     own: Tensor
@@ -117,7 +117,7 @@ class Criterion:
 
 
 def make_criterion(
-    batch: Batch,
+    batch: Segments,
     tolerance: float,
     dtype: torch.dtype,
     state: Tensor | None,

@@ -8,6 +8,7 @@ any gradient of the state, none for the energy's first derivatives, which the mi
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from ..electrostatics.kspace import KSpace
 from ..electrostatics.range_split import NeighbourPairs
 from .arguments import read_arguments
 from .eager import runs_eagerly
-from .implicit import partial_gradients
+from .implicit import Minimised, Minimum, partial_gradients
 from .options import check_guess, check_solver
 from .quadratic import Interaction, QuadraticProblem
 from .solution import ChargeSolution, ConvergenceError, Status, explain
@@ -162,7 +163,7 @@ class _Equilibrate(torch.autograd.Function):
         if grad_state is None:
             grad_state = torch.zeros_like(state)
         if grad_multiplier is None:
-            grad_multiplier = state.new_zeros(problem.groups.n_groups)
+            grad_multiplier = state.new_zeros(problem.groups.segments.n_segments)
         options = _Options(
             forward.method,
             forward.preconditioner,
@@ -185,38 +186,6 @@ class _Equilibrate(torch.autograd.Function):
         return None, None, -adjoint, -multiplier, *grads
 
 
-class _MinimumEnergy(torch.autograd.Function):
-    """
-    The functional at its minimum: no derivative through the state, whose own is 0 (Hellmann and Feynman).
-
-    Second derivatives do go through the state. ``totals`` are charges, or potentials where these are given;
-    then the value is E - mu Q.
-    """
-
-    @staticmethod
-    def forward(problem, state, conjugate, totals, *arguments):
-        return _functional(problem, state, totals, *arguments)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.problem = inputs[0]
-        ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor):
-        (grad,) = grad_outputs
-        state, conjugate, totals, *arguments = ctx.saved_tensors
-        problem = ctx.problem
-
-        def value(*arguments):
-            return (_functional(problem, state, totals, *arguments) * grad).sum()
-
-        grads = partial_gradients(value, arguments, ctx.needs_input_grad[4:])
-        # dE/dQ = mu, d(E - mu Q)/dmu = -Q
-        d_totals = conjugate * grad[problem.groups.system]
-        return None, None, None, d_totals if problem.constrained else -d_totals, *grads
-
-
 def _functional(
     problem: QuadraticProblem,
     state: Tensor,
@@ -232,11 +201,11 @@ def _functional(
     """``chi.s + 1/2 s.(J + K) s`` plus the external fields' energy, ``[n_systems]``."""
     interaction = problem.prepare(positions, cell, widths, external_field, external_potential)
     local = (electronegativity * state + 0.5 * hardness * state**2).double().sum(1)
-    energy = problem.system_sum(local) + interaction.energy(state)
+    energy = problem.segments.sum(local) + interaction.energy(state)
     if not problem.constrained:
         groups = problem.groups
-        given = groups.expand(totals) * state[:, 0]
-        energy = energy - problem.system_sum(given.double())
+        given = groups.segments.expand(totals) * state[:, 0]
+        energy = energy - problem.segments.sum(given.double())
     return energy.to(state.dtype)
 
 
@@ -365,11 +334,13 @@ def charge_equilibration(
     _report(problem, options, "charge equilibration", on_failure)
     result = options.result
     assert result is not None
-    charge = groups.sum(state[:, 0].double()).to(positions.dtype)
-    energy = _MinimumEnergy.apply(
-        problem,
+    charge = groups.segments.sum(state[:, 0].double()).to(positions.dtype)
+    # dE/dQ = mu, d(E - mu Q)/dmu = -Q
+    energy = Minimum.apply(
+        Minimised(functools.partial(_functional, problem), 2, groups.system),
+        multiplier if constrained else -charge,
+        given.target,
         state,
-        multiplier if constrained else charge,
         given.target,
         given.electronegativity,
         given.hardness,

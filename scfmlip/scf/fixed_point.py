@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..electrostatics.checks import to_tensor
+from ..segments import Segments
 from .convergence import ROUNDING, make_criterion
 from .eager import runs_eagerly
 from .implicit import Root, RootOptions
@@ -101,7 +102,7 @@ def fixed_point(
     state: Tensor,
     parameters: Sequence[Tensor] = (),
     *,
-    batch_idx: Tensor | None = None,
+    batch_idx: Tensor | Segments | None = None,
     n_systems: int | None = None,
     total_charge: Tensor | float | None = None,
     chemical_potential: Tensor | float | None = None,
@@ -126,7 +127,7 @@ def fixed_point(
             without recording gradients; differentiable twice if second derivatives are wanted.
         state: ``[n_rows, ...]`` first guess, float32 or float64.
         parameters: Tensors.
-        batch_idx: ``[n_rows]`` int64 system of each row; None for one system.
+        batch_idx: ``[n_rows]`` int64 system of each row, or `Segments`; None for one system.
         n_systems: How many; counted if None.
         total_charge: e, of all systems or ``[n_systems]``, or ``[n_systems, n_columns]`` (`spin_charges`):
             adds a chemical potential for each total as an unknown that makes the charges add up.
@@ -219,7 +220,7 @@ def _check_method(solver: str, mixing: float, constrained: bool) -> None:
 def _read_problem(
     update: Update,
     state: Tensor,
-    batch_idx: Tensor | None,
+    batch_idx: Tensor | Segments | None,
     n_systems: int | None,
     total_charge: Tensor | float | None,
     chemical_potential: Tensor | float | None,
@@ -227,15 +228,15 @@ def _read_problem(
 ) -> FixedPointProblem:
     """What the user gave, as a problem."""
     columns = check_columns(charge_columns)
-    batch_idx, n_systems = read_batch(state, batch_idx, n_systems)
+    rows = read_batch(state, batch_idx, n_systems)
     groups, totals, potential = None, None, None
     if total_charge is not None:
-        groups = GivenTotals(batch_idx, n_systems, columns, math.prod(state.shape[1:]))
+        groups = GivenTotals(rows, columns, math.prod(state.shape[1:]))
         totals = groups.totals(total_charge, state)
     if chemical_potential is not None or total_charge is not None:
         guess = 0.0 if chemical_potential is None else chemical_potential
-        potential = _potentials(guess, n_systems, totals, state)
-    return FixedPointProblem(update, state, batch_idx, n_systems, groups, totals, potential)
+        potential = _potentials(guess, rows.n_segments, totals, state)
+    return FixedPointProblem(update, state, rows, groups, totals, potential)
 
 
 class FixedPointSearch:

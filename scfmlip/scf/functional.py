@@ -16,8 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..segments import Segments
 from .eager import runs_eagerly
-from .implicit import Root, RootOptions, partial_gradients
+from .implicit import Minimised, Minimum, Root, RootOptions
 from .options import (
     check_callable,
     check_columns,
@@ -65,45 +66,13 @@ class FunctionalSolution:
     hessian_products: int
 
 
-class _Minimum(torch.autograd.Function):
-    """
-    The functional at its minimum: no derivative through the state, whose own is 0.
-
-    Second derivatives do go through the state, and through the multipliers.
-    """
-
-    @staticmethod
-    def forward(functional, groups, state, multipliers, totals, *parameters):
-        return functional(state, *parameters)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.functional, ctx.groups, state, multipliers, _, *parameters = inputs
-        ctx.save_for_backward(state, multipliers, *parameters)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor):
-        (grad,) = grad_outputs
-        state, multipliers, *parameters = ctx.saved_tensors
-        functional, groups = ctx.functional, ctx.groups
-
-        def value(*parameters: Tensor) -> Tensor:
-            return (functional(state, *parameters) * grad).sum()
-
-        grads = partial_gradients(value, parameters, ctx.needs_input_grad[5:])
-        d_totals = None
-        if groups is not None and ctx.needs_input_grad[4]:
-            d_totals = multipliers * (grad if multipliers.ndim == 1 else grad[:, None])
-        return None, None, None, None, d_totals, *grads
-
-
 @runs_eagerly
 def minimize_functional(
     functional: Functional,
     state: Tensor,
     parameters: Sequence[Tensor] = (),
     *,
-    batch_idx: Tensor | None = None,
+    batch_idx: Tensor | Segments | None = None,
     n_systems: int | None = None,
     total_charge: Tensor | float | None = None,
     charge_columns: Sequence[int] = (0,),
@@ -127,7 +96,7 @@ def minimize_functional(
         state: ``[n_rows, ...]`` first guess, float32 or float64, for instance the last step's; not
             differentiated.
         parameters: Tensors.
-        batch_idx: ``[n_rows]`` int64 system of each row; None for one system.
+        batch_idx: ``[n_rows]`` int64 system of each row, or `Segments`; None for one system.
         n_systems: How many; counted if None.
         total_charge: e, of all systems or ``[n_systems]``, or ``[n_systems, n_columns]`` (`spin_charges`);
             None lets charges follow the energy alone (add ``-mu Q`` to it for a given potential).
@@ -163,13 +132,13 @@ def minimize_functional(
     if precondition is not None:
         check_callable("precondition", precondition, "(state)", 1)
     columns = check_columns(charge_columns)
-    batch_idx, n_systems = read_batch(state, batch_idx, n_systems)
-    groups, totals = None, state.new_zeros(n_systems)
+    rows = read_batch(state, batch_idx, n_systems)
+    groups, totals = None, state.new_zeros(rows.n_segments)
     if total_charge is not None:
-        groups = GivenTotals(batch_idx, n_systems, columns, math.prod(state.shape[1:]))
+        groups = GivenTotals(rows, columns, math.prod(state.shape[1:]))
         totals = groups.totals(total_charge, state)
     check_callable("functional", functional, "(state, *parameters)", 1 + len(parameters))
-    problem = FunctionalProblem(functional, state, batch_idx, n_systems, groups, precondition)
+    problem = FunctionalProblem(functional, state, rows, groups, precondition)
     options = RootOptions(
         "energy functional",
         max(tolerance, _LEAST[state.dtype]),
@@ -193,7 +162,7 @@ def minimize_functional(
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters))
         multipliers = groups.mean(problem.gradient(solved, parameters, wanted)).view(totals.shape)
         multipliers = multipliers if wanted else multipliers.detach()
-    energy = _Minimum.apply(problem.energies, groups, solved, multipliers, totals, *parameters)
+    energy = Minimum.apply(Minimised(problem.energies, 1), multipliers, totals, solved, *parameters)
     result = found["result"]
     return FunctionalSolution(
         solved,

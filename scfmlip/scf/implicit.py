@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..segments import Segments
 from .convergence import EXCUSED, ROUNDING
 from .solution import ConvergenceError, Status, explain
-from .solvers.gmres import Batch, KrylovInverse, Map, RootResult, gmres
+from .solvers.gmres import KrylovInverse, Map, RootResult, gmres
 
 LinearSolver = Callable[..., RootResult]
 
@@ -117,7 +118,7 @@ class Root(torch.autograd.Function):
         return None, None, None, None, *partial_gradients(form, parameters, ctx.needs_input_grad[4:])
 
 
-def _solve_and_check(apply: Map, right: Tensor, batch: Batch, options: RootOptions) -> RootResult:
+def _solve_and_check(apply: Map, right: Tensor, batch: Segments, options: RootOptions) -> RootResult:
     """
     A linear solve; once more on what is left of the right-hand side where that is too much.
 
@@ -154,6 +155,61 @@ def _solve_and_check(apply: Map, right: Tensor, batch: Batch, options: RootOptio
     lost = (result.status == Status.CONVERGED) & (residual > max(accepted, 2 * options.tolerance))
     status = torch.where(close, int(Status.CONVERGED), result.status)
     return result._replace(residual=residual, status=torch.where(lost, int(Status.STAGNATED), status))
+
+
+@dataclass(frozen=True)
+class Minimised:
+    """
+    A function at its minimum in some of its arguments.
+
+    Attributes:
+        value: ``(*held, *arguments) -> [n_systems]``.
+        held: How many of its first arguments it is a minimum in, or are constants of it.
+        system: ``[n_totals]`` system of each total; None for one total (or row of them) a system.
+        dynamics: Who says so, where there are first derivatives only; else None.
+    """
+
+    value: Callable[..., Tensor]
+    held: int
+    system: Tensor | None = None
+    dynamics: str | None = None
+
+
+class Minimum(torch.autograd.Function):
+    """
+    The value at a minimum: no first derivative through what it is a minimum in, whose own is 0 (Hellmann and
+    Feynman), and the multipliers for that in the totals. Second derivatives do go through both.
+    """
+
+    @staticmethod
+    def forward(minimised, multipliers, totals, *arguments):
+        return minimised.value(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.minimised, multipliers, _, *arguments = inputs
+        ctx.save_for_backward(multipliers, *arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor):
+        minimised, (grad,) = ctx.minimised, grad_outputs
+        if minimised.dynamics is not None and torch.is_grad_enabled():
+            raise NotImplementedError(
+                f"{minimised.dynamics} is for dynamics: its energy has no second derivatives. Call "
+                "torch.autograd.grad without create_graph, and train with charge_equilibration"
+            )
+        multipliers, *arguments = ctx.saved_tensors
+        held, free = arguments[: minimised.held], arguments[minimised.held :]
+
+        def value(*free: Tensor) -> Tensor:
+            return (minimised.value(*held, *free) * grad).sum()
+
+        grads = partial_gradients(value, free, ctx.needs_input_grad[3 + minimised.held :])
+        d_totals = None
+        if ctx.needs_input_grad[2]:
+            each = grad if minimised.system is None else grad[minimised.system]
+            d_totals = multipliers * each.view(-1, *(1,) * (multipliers.ndim - 1))
+        return None, None, d_totals, *(None,) * minimised.held, *grads
 
 
 def partial_gradients(

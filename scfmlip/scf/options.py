@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..segments import Segments
+
 ON_FAILURE = ("raise", "warn", "ignore")
 
 
@@ -61,9 +63,9 @@ def check_state(state: Tensor, parameters: Sequence[Tensor]) -> None:
             )
 
 
-def read_batch(state: Tensor, batch_idx: Tensor | None, n_systems: int | None) -> tuple[Tensor, int]:
+def read_batch(state: Tensor, batch_idx: Tensor | Segments | None, n_systems: int | None) -> Segments:
     """
-    System of each row of the state, int64, and how many systems there are.
+    The system of each row of the state.
 
     Raises:
         TypeError: for systems that are not integers.
@@ -73,6 +75,8 @@ def read_batch(state: Tensor, batch_idx: Tensor | None, n_systems: int | None) -
     rows = state.shape[0]
     if n_systems is not None:
         check_whole("n_systems", n_systems, 0)
+    if isinstance(batch_idx, Segments) and batch_idx.n_rows == rows:
+        return batch_idx
     if batch_idx is None:
         batch_idx = torch.zeros(rows, dtype=torch.int64, device=state.device)
     if not isinstance(batch_idx, Tensor) or batch_idx.dtype not in (torch.int64, torch.int32):
@@ -91,7 +95,7 @@ def read_batch(state: Tensor, batch_idx: Tensor | None, n_systems: int | None) -
     n_systems = high + 1 if n_systems is None else int(n_systems)
     if high >= n_systems:
         raise ValueError(f"batch_idx counts up to {high}, but n_systems is {n_systems}")
-    return index, n_systems
+    return Segments.of(index, n_systems)
 
 
 def check_whole(name: str, value: int, least: int) -> None:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..segments import Segments
 from .options import check_returned
-from .solvers.gmres import Batch, Map
+from .solvers.gmres import Map
 from .totals import GivenTotals
 
 Update = Callable[..., Tensor]
@@ -31,8 +32,7 @@ class FixedPointProblem:
     Attributes:
         update: F.
         like: ``[n_rows, ...]`` a state.
-        batch_idx: ``[n_rows]`` system of each row.
-        n_systems: How many.
+        rows: The system of each row.
         groups: Which numbers of a row add up to the totals; None without any.
         totals: ``[n_systems]`` or ``[n_systems, n_columns]`` e; None without any.
         potential: V, given, or first guesses of the shape of the totals; None without any.
@@ -40,28 +40,27 @@ class FixedPointProblem:
 
     update: Update
     like: Tensor
-    batch_idx: Tensor
-    n_systems: int
+    rows: Segments
     groups: GivenTotals | None
     totals: Tensor | None
     potential: Tensor | None
     # where an unknown belongs to the state, 1 and 0; None where all do
     is_state: Tensor | None = field(init=False, default=None)
-    batch: Batch = field(init=False)
+    batch: Segments = field(init=False)
     first: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.like = self.like.detach()
         self.n_charges = self.like.numel()
-        index = self.batch_idx.repeat_interleave(math.prod(self.like.shape[1:]))
+        batch = self.rows.repeated(math.prod(self.like.shape[1:]))
         self.first = self.like.flatten().double()
         if self.groups is not None and self.potential is not None:
-            systems = torch.arange(self.n_systems, device=self.like.device)
-            systems = systems.repeat_interleave(len(self.groups.columns))
-            self.is_state = torch.cat((torch.ones_like(self.first), systems.new_zeros(len(systems)).double()))
-            index = torch.cat((index, systems))
+            self.is_state = torch.cat(
+                (torch.ones_like(self.first), self.first.new_zeros(self.potential.numel()))
+            )
+            batch = batch.with_unknowns(len(self.groups.columns))
             self.first = torch.cat((self.first, self.potential.detach().flatten().double()))
-        self.batch = Batch(index, self.n_systems)
+        self.batch = batch
 
     @property
     def given(self) -> tuple[Tensor, ...]:
@@ -121,24 +120,21 @@ class FunctionalProblem:
     Attributes:
         functional: E.
         like: ``[n_rows, ...]`` a state.
-        batch_idx: ``[n_rows]`` system of each row.
-        n_systems: How many.
+        rows: The system of each row.
         groups: Which numbers of a row add up to the totals; None without any.
         precondition: Near the inverse of the Hessian, on states; None for none.
     """
 
     functional: Callable[..., Tensor]
     like: Tensor
-    batch_idx: Tensor
-    n_systems: int
+    rows: Segments
     groups: GivenTotals | None
     precondition: Callable[[Tensor], Tensor] | None
-    batch: Batch = field(init=False)
+    batch: Segments = field(init=False)
 
     def __post_init__(self) -> None:
         self.like = self.like.detach()
-        index = self.batch_idx.repeat_interleave(math.prod(self.like.shape[1:]))
-        self.batch = Batch(index, self.n_systems)
+        self.batch = self.rows.repeated(math.prod(self.like.shape[1:]))
 
     def energies(self, s: Tensor, *parameters: Tensor) -> Tensor:
         """
@@ -151,9 +147,9 @@ class FunctionalProblem:
         if not isinstance(values, Tensor) or not values.is_floating_point():
             got = values.dtype if isinstance(values, Tensor) else type(values).__name__
             raise TypeError(f"functional must return a tensor of energies, got {got}")
-        if values.shape != (self.n_systems,):
+        if values.shape != (self.rows.n_segments,):
             raise ValueError(
-                f"functional must return energies [{self.n_systems}], one per system, got "
+                f"functional must return energies [{self.rows.n_segments}], one per system, got "
                 f"{list(values.shape)}"
             )
         return values

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import segment_expand, segment_sum
-
 from ..electrostatics import Coulomb, CoulombPlan, Geometry
 from ..electrostatics.range_split import NeighbourPairs, ShortRange
+from ..segments import Segments
 from .constraints import ChargeGroups
 
 
@@ -96,13 +95,10 @@ class QuadraticProblem:
         diagonal = hardness if state.ndim == 2 else hardness[:, None]
         return diagonal * state + interaction.potential(state)
 
-    def system_sum(self, values: Tensor) -> Tensor:
-        """``[n_atoms]`` -> ``[n_systems]``."""
-        return segment_sum(values, self.plan.ptr, self.plan.index)
-
-    def system_expand(self, values: Tensor) -> Tensor:
-        """``[n_systems]`` -> ``[n_atoms]``."""
-        return segment_expand(values, self.plan.ptr, self.plan.index)
+    @property
+    def segments(self) -> Segments:
+        """The system of each atom."""
+        return self.plan.segments
 
     # the constraint: groups of charges that add up to given totals
 
@@ -110,17 +106,17 @@ class QuadraticProblem:
         """The part of a gradient along which charges may move: group means of the charges removed."""
         if not self.constrained:
             return state
-        counts = self.groups.sum(torch.ones_like(state[:, 0]))
-        mean = self.groups.sum(state[:, 0]) / counts
-        return torch.cat(((state[:, 0] - self.groups.expand(mean))[:, None], state[:, 1:]), 1)
+        mean = self.groups.segments.mean(state[:, 0])
+        return torch.cat(((state[:, 0] - self.groups.segments.expand(mean))[:, None], state[:, 1:]), 1)
 
     def feasible(self, state: Tensor, totals: Tensor) -> Tensor:
         """The nearest state with the right totals."""
         if not self.constrained:
             return state
-        counts = self.groups.sum(torch.ones_like(state[:, 0]))
-        missing = (totals - self.groups.sum(state[:, 0])) / counts
-        return torch.cat(((state[:, 0] + self.groups.expand(missing))[:, None], state[:, 1:]), 1)
+        atoms = self.groups.segments
+        counts = atoms.sum(torch.ones_like(state[:, 0]))
+        missing = (totals - atoms.sum(state[:, 0])) / counts
+        return torch.cat(((state[:, 0] + atoms.expand(missing))[:, None], state[:, 1:]), 1)
 
 
 @dataclass(frozen=True)

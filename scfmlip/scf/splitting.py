@@ -137,7 +137,7 @@ def split_operator(
     own = coulomb.source.widths
     tolerance = min(coulomb.tolerance, tolerance)
     periodic = torch.tensor(_periodic(geometry), device=positions.device)
-    volumes = occupied_volumes(positions, geometry.cell, periodic, plan.index).tolist()
+    volumes = occupied_volumes(positions, geometry.cell, periodic, plan.segments.index).tolist()
     kinds = zip(plan.atom_ptr.diff().tolist(), volumes, plan.boundaries, strict=True)
     cells = [(n, v) for n, v, kind in kinds if n and kind != Boundary.OPEN]
 
@@ -154,7 +154,7 @@ def split_operator(
         split += listed(cutoff)
         if direct < (_WORTH_GPU if runs_triton(positions) else _WORTH) * split:
             return None
-    index = torch.zeros_like(plan.index) if width_index is None else width_index
+    index = torch.zeros_like(plan.segments.index) if width_index is None else width_index
     widths = positions.new_tensor(own)[index]
     smooth = _smooth(geometry, width, tolerance)
     return Split(smooth, widths, _neighbours(smooth, max(own)))
@@ -192,7 +192,7 @@ def _smooth(geometry: Geometry, width: float, tolerance: float) -> Geometry:
     )
     plan, positions = geometry.plan, geometry.positions
     pbc, n_atoms = _periodic(geometry), len(positions)
-    smooth = coulomb.plan(geometry.cell, pbc, plan.index, n_atoms, positions.device, positions)
+    smooth = coulomb.plan(geometry.cell, pbc, plan.segments.index, n_atoms, positions.device, positions)
     return coulomb.prepare(
         positions,
         geometry.cell,
@@ -206,7 +206,9 @@ def _neighbours(geometry: Geometry, widest: float) -> NeighbourPairs:
     """As far as the operator's tolerance wants them."""
     coulomb, plan = geometry.coulomb, geometry.plan
     cutoff = reach(coulomb.source.widths[0], widest, coulomb.tolerance)
-    return neighbour_pairs(geometry.positions, geometry.cell, _periodic(geometry), plan.index, cutoff)
+    return neighbour_pairs(
+        geometry.positions, geometry.cell, _periodic(geometry), plan.segments.index, cutoff
+    )
 
 
 def _periodic(geometry: Geometry) -> list[list[bool]]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..electrostatics.checks import to_tensor
+from ..segments import Segments
 from .options import check_numbers
 
 
@@ -14,8 +15,7 @@ class GivenTotals:
     The constraint ``sum over a system's rows of each charge column = given``.
 
     Args:
-        batch_idx: ``[n_rows]`` int64 system of each row.
-        n_systems: How many.
+        rows: The system of each row.
         columns: Numbers of a flattened row that hold charges.
         size: Numbers of a row.
 
@@ -23,17 +23,17 @@ class GivenTotals:
         ValueError: for columns that do not exist.
     """
 
-    def __init__(self, batch_idx: Tensor, n_systems: int, columns: list[int], size: int) -> None:
+    def __init__(self, rows: Segments, columns: list[int], size: int) -> None:
         if size == 0:
             raise ValueError(
                 "total_charge needs a state with numbers in its rows, to hold charges: it has none"
             )
         if not columns or any(not 0 <= c < size for c in columns) or len(set(columns)) != len(columns):
             raise ValueError(f"charge_columns must be different numbers from 0 to {size - 1}, got {columns}")
-        self.batch_idx, self.n_systems, self.columns, self.size = batch_idx, n_systems, columns, size
-        rows = torch.bincount(batch_idx, minlength=n_systems)
-        self.empty = rows == 0
-        self.counts = rows.clamp(min=1)[:, None]
+        self.rows, self.n_systems, self.columns, self.size = rows, rows.n_segments, columns, size
+        counts = rows.sum(torch.ones(rows.n_rows, dtype=torch.float64, device=rows.index.device))
+        self.empty = counts == 0
+        self.counts = counts.clamp(min=1)[:, None]
 
     def totals(self, value: Tensor | float, like: Tensor) -> Tensor:
         """
@@ -67,9 +67,7 @@ class GivenTotals:
 
     def sum(self, state: Tensor) -> Tensor:
         """``[n_rows, ...]`` -> ``[n_systems, n_columns]`` float64."""
-        charges = state.reshape(-1, self.size)[:, self.columns].double()
-        zero = charges.new_zeros((self.n_systems, len(self.columns)))
-        return zero.index_add(0, self.batch_idx, charges)
+        return self.rows.sum(state.reshape(-1, self.size)[:, self.columns].double())
 
     def missing(self, state: Tensor, totals: Tensor) -> Tensor:
         """What ``state [n_rows, ...]`` lacks of the totals, of their shape and dtype."""
@@ -83,7 +81,7 @@ class GivenTotals:
         """``[n_systems, n_columns]`` -> ``[n_rows * size]``, 0 in other columns."""
         place = torch.zeros((len(self.columns), self.size), dtype=values.dtype, device=values.device)
         place[torch.arange(len(self.columns)), self.columns] = 1
-        return (values[self.batch_idx] @ place).flatten()
+        return (self.rows.expand(values) @ place).flatten()
 
     def project(self, x: Tensor) -> Tensor:
         """``[n]``: what keeps the totals."""

@@ -200,8 +200,8 @@ def test_fields_act_on_the_charges_of_maceles():
     atoms = Atoms("OH2", [[0, 0, 0], [0.96, 0, 0], [-0.2, 0.9, 0.1]])
     given = batch(model, [atoms])
     given["external_field"] = torch.zeros(1, 3).requires_grad_()
-    out, result = model.evaluate_density(given)
-    torch.testing.assert_close(result.geometry.energy(out["charges"][:, None]), out["electrostatic_energy"])
+    out, density = model.evaluate_density(given)
+    torch.testing.assert_close(density.geometry.energy(out["charges"][:, None]), out["electrostatic_energy"])
     energies = []
     for strength in (-0.1, 0.1):
         given["external_field"] = torch.tensor([[0.0, strength, 0.0]])
@@ -376,11 +376,11 @@ def test_potential_at_points():
     atoms = slab()
     atoms.set_cell(atoms.cell.array + np.diag([0, 0, 30.0]))
     given = batch(model, [atoms])
-    out, result = model.evaluate_density(given)
+    out, density = model.evaluate_density(given)
     z = atoms.positions[:, 2]
     heights = torch.tensor([z.min() - 12, z.min() - 10, z.max() + 10, z.max() + 12])
     points = torch.cat((torch.full((4, 2), 0.3), heights[:, None].float()), 1).double()
-    values = result.geometry.at(points, result.rows).potential
+    values = density.geometry.at(points, density.rows).potential
     torch.testing.assert_close(values[0], values[1], rtol=0, atol=1e-6)
     torch.testing.assert_close(values[2], values[3], rtol=0, atol=1e-6)
     area = np.linalg.norm(np.cross(*atoms.cell.array[:2]))

@@ -7,14 +7,15 @@ from tolerances import assert_close
 from scfmlip.scf import Status
 from scfmlip.scf.convergence import make_criterion
 from scfmlip.scf.implicit import RootOptions, _solve_and_check
-from scfmlip.scf.solvers.gmres import Batch, gmres
+from scfmlip.scf.solvers.gmres import gmres
 from scfmlip.scf.solvers.newton import bracket_potential, newton
+from scfmlip.segments import Segments
 
 F64 = torch.float64
 SIZES = (12, 30)
 INDEX = torch.repeat_interleave(torch.arange(2), torch.tensor(SIZES))
 BLOCKS = (INDEX[:, None] == INDEX[None]).double()
-BATCH = Batch(INDEX, 2)
+BATCH = Segments.of(INDEX, 2)
 
 
 def response(generator, modes=4):

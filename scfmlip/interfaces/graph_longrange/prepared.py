@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import segment_sum
-
 from ...electrostatics import Boundary, Geometry
 from ...units import COULOMB_CONSTANT
 
@@ -57,7 +55,7 @@ class Prepared:
             whole, without = (
                 self.geometry.features(given, widths, l_max, self_interaction=s) for s in (True, False)
             )
-            index = self.geometry.plan.index
+            index = self.geometry.plan.segments.index
             out = whole * self.scale[index][:, None, None]
             offset = self.boxes[1][:, None] * self._charges(given)
             # a potential of 1 V is sqrt(4 pi) of each width's first feature
@@ -79,13 +77,13 @@ class Prepared:
         out = geometry.features(self.rows(rows), (1e-7,), 0, self_interaction=True)[:, 0]
         out = out / math.sqrt(4 * math.pi)
         if self.scale is not None:
-            out = out * self.scale[geometry.plan.index]
+            out = out * self.scale[geometry.plan.segments.index]
         return out if self.order is None else torch.zeros_like(out).index_copy(0, self.order, out)
 
     def _charges(self, rows: Tensor) -> Tensor:
         """``[n_systems, n_channels]`` e."""
         plan = self.geometry.plan
-        return segment_sum(rows[..., 0], plan.ptr, plan.index)
+        return plan.segments.sum(rows[..., 0])
 
 
 def volume_terms(

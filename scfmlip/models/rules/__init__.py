@@ -15,12 +15,22 @@ from . import (  # each registers its rule
     recursion,
     short_range,
 )
-from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
+from .base import (
+    ChargeRule,
+    RuleContext,
+    RuleDensity,
+    RuleEnergies,
+    RuleOutput,
+    System,
+    make_coulomb,
+)
 from .registry import name_of, register, rule_class, rule_config, rule_names
 
 __all__ = [
     "ChargeRule",
     "RuleContext",
+    "RuleDensity",
+    "RuleEnergies",
     "RuleOutput",
     "System",
     "equilibrated",

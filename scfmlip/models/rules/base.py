@@ -11,13 +11,12 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
-from scfmlip_kernels import segment_expand, segment_sum
-
 from ...distributed import Domain
 from ...electrostatics import Coulomb, CoulombPlan, Geometry
 from ...electrostatics.boundary import Boundary
 from ...electrostatics.cutoff import check_cutoff, reference_cutoff
 from ...electrostatics.external import Embedding, ExternalCharges
+from ...segments import Segments
 from ..backbone import Backbone
 from ..config import BackboneConfig, Constraint, DensityConfig, ModelConfig
 
@@ -56,7 +55,8 @@ class System:
         network: All outputs of the backbone; none before it has run.
         features: ``[n_atoms, irreps]`` of each backbone layer; l = 1 components are Cartesian.
         node_attrs: ``[n_atoms, n_elements]`` one-hot.
-        positions, cell, pbc, index, ptr: The geometry; ``index`` is the system of each atom.
+        positions, cell, pbc: The geometry.
+        segments: The system of each atom.
         edge_index, edge_vectors: Neighbours: ``[2, n_edges]`` sender and receiver, ``[n_edges, 3]``.
         total_charge, fermi_level: ``[n_systems]`` e and eV, where needed.
         external_field: ``[n_systems, 3]`` V/angstrom, a charge q feels q E; None without one.
@@ -75,8 +75,7 @@ class System:
     positions: Tensor
     cell: Tensor
     pbc: Tensor
-    index: Tensor
-    ptr: Tensor
+    segments: Segments
     edge_index: Tensor
     edge_vectors: Tensor
     total_charge: Tensor | None
@@ -93,15 +92,20 @@ class System:
     @property
     def n_systems(self) -> int:
         """Systems of the batch."""
-        return len(self.ptr) - 1
+        return self.segments.n_segments
+
+    @property
+    def index(self) -> Tensor:
+        """``[n_atoms]`` system of each atom."""
+        return self.segments.index
 
     def sum(self, values: Tensor) -> Tensor:
         """``[n_atoms, ...]`` -> ``[n_systems, ...]``, added up in float64."""
-        return segment_sum(values.double(), self.ptr, self.index).to(values.dtype)
+        return self.segments.sum(values.double()).to(values.dtype)
 
     def expand(self, values: Tensor) -> Tensor:
         """``[n_systems, ...]`` -> ``[n_atoms, ...]``."""
-        return segment_expand(values, self.ptr, self.index)
+        return self.segments.expand(values)
 
     def operator(self, coulomb: Coulomb) -> tuple[CoulombPlan, Geometries]:
         """
@@ -148,35 +152,23 @@ class System:
 
 
 @dataclasses.dataclass
-class RuleOutput:
+class RuleDensity:
     """
-    What a rule adds to the backbone's energy.
+    A density that a rule has found.
 
     Attributes:
-        electrostatic_energy: ``[n_systems]`` eV, the external field's included; None without charges.
-        response_energy: ``[n_systems]`` eV, what else depends on the state; None for nothing.
-        multipoles: ``[n_atoms, 1 | 4]`` Cartesian rows of the density, or None.
+        multipoles: ``[n_atoms, 1 | 4]`` Cartesian rows.
         operator: At this geometry, for potentials at atoms and points, or what makes it when it is asked for;
             None where there is none.
         slots: ``[n_atoms, 1 | 4]`` int64 columns of the operator's rows that hold an atom's multipoles, where
             it has several widths; else None.
-        total: The sum of electrostatic and response energy where a rule has it as one.
         dipole: ``[n_systems, 3]`` e angstrom where it is not ``sum q r + d``.
-        short_range_energy: ``[n_systems]`` eV of a network of the rule's own.
-        included: The energies are part of the backbone's already and only reported.
-        extra: Further outputs by name.
     """
 
-    electrostatic_energy: Tensor | None = None
-    response_energy: Tensor | None = None
-    multipoles: Tensor | None = None
-    operator: Geometry | Callable[[], Geometry | None] | None = None
+    multipoles: Tensor
+    operator: Geometry | Callable[[], Geometry | None] | None
     slots: Tensor | None = None
-    total: Tensor | None = None
     dipole: Tensor | None = None
-    short_range_energy: Tensor | None = None
-    included: bool = False
-    extra: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def geometry(self) -> Geometry | None:
@@ -186,9 +178,9 @@ class RuleOutput:
     @property
     def rows(self) -> Tensor:
         """The density in the rows of the operator behind ``geometry``."""
-        assert self.multipoles is not None and self.geometry is not None
         if self.slots is None:
             return self.multipoles
+        assert self.geometry is not None
         empty = self.multipoles.new_zeros(len(self.multipoles), self.geometry.coulomb.source.dim)
         return empty.scatter(1, self.slots, self.multipoles)
 
@@ -200,6 +192,49 @@ class RuleOutput:
         if embedding is not None:
             values = values + embedding.potential()
         return values[:, 0] if self.slots is None else values.gather(1, self.slots[:, :1])[:, 0]
+
+
+@dataclasses.dataclass
+class RuleEnergies:
+    """
+    What a rule adds to the backbone's energy, ``[n_systems]`` eV each.
+
+    Attributes:
+        electrostatic: The external field's included; None without charges.
+        response: What else depends on the state; None for nothing.
+        total: The sum of the two where a rule has it as one.
+        short_range: Of a network of the rule's own.
+        included: They are part of the backbone's energy already and only reported.
+    """
+
+    electrostatic: Tensor | None = None
+    response: Tensor | None = None
+    total: Tensor | None = None
+    short_range: Tensor | None = None
+    included: bool = False
+
+    def added(self) -> list[Tensor]:
+        """What is to be added to the backbone's energy."""
+        parts = [self.short_range]
+        if not self.included:
+            parts += [self.electrostatic, self.response] if self.total is None else [self.total]
+        return [part for part in parts if part is not None]
+
+
+@dataclasses.dataclass
+class RuleOutput:
+    """
+    What a rule answers.
+
+    Attributes:
+        energies: What it adds to the backbone's.
+        density: What it has found; None without charges.
+        extra: Further outputs by name.
+    """
+
+    energies: RuleEnergies = dataclasses.field(default_factory=RuleEnergies)
+    density: RuleDensity | None = None
+    extra: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 class ChargeRule(torch.nn.Module):

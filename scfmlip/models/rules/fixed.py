@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config import check_numbers, per_element
-from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
+from .base import ChargeRule, RuleContext, RuleDensity, RuleEnergies, RuleOutput, System, make_coulomb
 from .registry import register
 
 
@@ -75,4 +75,5 @@ class Fixed(ChargeRule):
         """Coulomb energy of the formal charges."""
         rows = self.formal(system, self.context.constraint)[:, None]
         geometry = system.prepare(self.coulomb)
-        return RuleOutput(system.coulomb_energy(geometry, rows), None, rows, geometry)
+        energies = RuleEnergies(system.coulomb_energy(geometry, rows))
+        return RuleOutput(energies, RuleDensity(rows, geometry))

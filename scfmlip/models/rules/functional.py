@@ -19,7 +19,16 @@ from torch import Tensor
 
 from ...scf import minimize_functional
 from ..readouts import FeatureMix, MultipoleReadout, ScalarReadout, hardness_parameter
-from .base import ChargeRule, RuleContext, RuleOutput, System, check_level, make_coulomb
+from .base import (
+    ChargeRule,
+    RuleContext,
+    RuleDensity,
+    RuleEnergies,
+    RuleOutput,
+    System,
+    check_level,
+    make_coulomb,
+)
 from .options import FunctionalConfig
 from .registry import register
 
@@ -115,8 +124,7 @@ class Functional(ChargeRule):
             functional,
             torch.zeros_like(tensors["linear"]) if start is None else start,
             tuple(tensors.values()),
-            batch_idx=system.index,
-            n_systems=system.n_systems,
+            batch_idx=system.segments,
             total_charge=None if at_level else system.total_charge,
             tolerance=config.tolerance,
             max_iterations=config.max_iterations,
@@ -134,8 +142,8 @@ class Functional(ChargeRule):
             "scf_residual": solution.residual,
             "scf_status": solution.status,
         }
-        response = total - electrostatic
-        return RuleOutput(electrostatic, response, solution.state, geometry, total=total, extra=extra)
+        energies = RuleEnergies(electrostatic, total - electrostatic, total)
+        return RuleOutput(energies, RuleDensity(solution.state, geometry), extra)
 
     def _tensors(self, system: System) -> tuple[dict[str, Tensor], Tensor | None]:
         """All that the functional depends on, by name, and ``[n_systems]`` eV of a constant."""

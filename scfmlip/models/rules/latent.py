@@ -21,7 +21,7 @@ from ...mace_torch.accelerate import accelerate_blocks
 from ...mace_torch.latent import LesOptions, charge_scale, latent_coulomb
 from ..config import LARGEST, BackboneConfig, check_numbers, check_positive
 from ..readouts import MultipoleReadout
-from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
+from .base import ChargeRule, RuleContext, RuleDensity, RuleEnergies, RuleOutput, System, make_coulomb
 from .registry import register
 
 
@@ -144,7 +144,7 @@ class Latent(ChargeRule):
     def forward(self, system: System) -> RuleOutput:
         """Latent multipoles and their energy; the sum of the channels is reported as the density."""
         if isinstance(self.readout, LesReadout):
-            head = system.batch.get("head", torch.zeros_like(system.ptr[1:]))
+            head = system.batch.get("head", torch.zeros_like(system.segments.ptr[1:]))
             charges = self.readout(system.features, head[system.index])
             rows = charge_scale(self.config.norm_factor) * charges[:, None, None]
             system = dataclasses.replace(system, pbc=system.pbc.any(1, keepdim=True).expand(-1, 3))
@@ -153,4 +153,5 @@ class Latent(ChargeRule):
             charges = rows[..., 0]
         geometry = system.prepare(self.coulomb)
         energy = system.coulomb_energy(geometry, rows).sum(1)
-        return RuleOutput(energy, None, rows.sum(1), geometry, extra={"latent_charges": charges})
+        density = RuleDensity(rows.sum(1), geometry)
+        return RuleOutput(RuleEnergies(energy), density, {"latent_charges": charges})

@@ -8,7 +8,7 @@ import torch
 
 from ..config import LARGEST, check_numbers
 from ..readouts import MultipoleReadout
-from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
+from .base import ChargeRule, RuleContext, RuleDensity, RuleEnergies, RuleOutput, System, make_coulomb
 from .fixed import spread_charge
 from .registry import register
 
@@ -51,4 +51,5 @@ class Local(ChargeRule):
         if self.context.constraint == "charge":
             rows = torch.cat((spread_charge(rows[:, 0], system)[:, None], rows[:, 1:]), 1)
         geometry = system.prepare(self.coulomb)
-        return RuleOutput(system.coulomb_energy(geometry, rows), None, rows, geometry)
+        energies = RuleEnergies(system.coulomb_energy(geometry, rows))
+        return RuleOutput(energies, RuleDensity(rows, geometry))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config import LARGEST, check_numbers
 from ..readouts import FeatureMix, MultipoleReadout
-from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
+from .base import ChargeRule, RuleContext, RuleDensity, RuleEnergies, RuleOutput, System, make_coulomb
 from .fixed import FormalCharges
 from .registry import register
 
@@ -110,4 +110,5 @@ class LocalSplit(ChargeRule):
         moments = moments.index_add(0, receiver, flow[:, None] * system.edge_vectors)
         geometry = system.prepare(self.coulomb)
         energy = system.coulomb_energy(geometry, rows)
-        return RuleOutput(energy, None, rows, geometry, dipole=system.sum(moments))
+        density = RuleDensity(rows, geometry, dipole=system.sum(moments))
+        return RuleOutput(RuleEnergies(energy), density)

@@ -18,7 +18,7 @@ from ...mace_torch.whole import PolarMACE
 from ...types import CARTESIAN_ROWS_FROM_E3NN
 from ..backbone import Backbone, mace_arguments
 from ..config import ModelConfig, check_numbers, check_positive
-from .base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
+from .base import ChargeRule, RuleContext, RuleDensity, RuleEnergies, RuleOutput, System, make_coulomb
 from .registry import register
 
 
@@ -109,14 +109,11 @@ class Recursion(ChargeRule):
     def forward(self, system: System) -> RuleOutput:
         """PolarMACE's own outputs."""
         out, rows = system.network, system.network["density_coefficients"]
+        rows = rows[:, CARTESIAN_ROWS_FROM_E3NN[: rows.shape[1]]]
         return RuleOutput(
-            out["electrostatic_energy"],
-            out["electron_energy"],
-            rows[:, CARTESIAN_ROWS_FROM_E3NN[: rows.shape[1]]],
-            lambda: self._geometry(system),
-            dipole=out["dipole"],
-            included=True,
-            extra={name: out[name] for name in ("spins", "spin_charge_density", "electron_energy")},
+            RuleEnergies(out["electrostatic_energy"], out["electron_energy"], included=True),
+            RuleDensity(rows, lambda: self._geometry(system), dipole=out["dipole"]),
+            {name: out[name] for name in ("spins", "spin_charge_density", "electron_energy")},
         )
 
     def _geometry(self, system: System) -> Geometry | None:

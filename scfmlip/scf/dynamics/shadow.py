@@ -13,7 +13,7 @@ functionals of charge equilibration, Niklasson, J. Chem. Phys. 154, 054101 (2021
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from ...electrostatics.range_split import NeighbourPairs
 from ..arguments import read_arguments
 from ..eager import runs_eagerly
 from ..equilibration import PreconditionerName
-from ..implicit import partial_gradients
+from ..implicit import Minimised, Minimum
 from ..options import check_guess, check_whole
 from ..quadratic import QuadraticProblem
 from ..solution import ChargeSolution, Status
@@ -78,43 +78,9 @@ class ExtendedLagrangian:
         return self.states[-1] if self.states else None
 
 
-class _ShadowEnergy(torch.autograd.Function):
-    """
-    ``E(q) - 1/2 r.M r``, differentiable once, at fixed q and M.
-
-    In ``d = -M r`` and ``s = q + d`` its derivatives are those of ``source.s + 1/2 s.A s - 1/2 d.A d``, its
-    value is that and ``gain = 1/2 r.M r``.
-    """
-
-    @staticmethod
-    def forward(problem, gain, state, step, conjugate, totals, *arguments):
-        return _value(problem, state, step, *arguments) + gain
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.problem = inputs[0]
-        ctx.save_for_backward(*inputs[2:])
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor):
-        if torch.is_grad_enabled():
-            raise NotImplementedError(
-                "shadow_equilibration is for dynamics: its energy has no second derivatives. Call "
-                "torch.autograd.grad without create_graph, and train with charge_equilibration"
-            )
-        (grad,) = grad_outputs
-        state, step, conjugate, _, *arguments = ctx.saved_tensors
-        problem = ctx.problem
-
-        def value(*arguments):
-            return (_value(problem, state, step, *arguments) * grad).sum()
-
-        grads = partial_gradients(value, arguments, ctx.needs_input_grad[6:])
-        return None, None, None, None, None, conjugate * grad[problem.groups.system], *grads
-
-
 def _value(
     problem: QuadraticProblem,
+    gain: Tensor,
     state: Tensor,
     step: Tensor,
     electronegativity: Tensor,
@@ -125,11 +91,17 @@ def _value(
     external_field: Tensor | None,
     external_potential: Tensor | None,
 ) -> Tensor:
+    """
+    The shadow functional ``E(q) - 1/2 r.M r`` at fixed q and M, ``[n_systems]``.
+
+    In ``d = -M r`` and ``s = q + d`` its derivatives are those of ``source.s + 1/2 s.A s - 1/2 d.A d``, its
+    value is that and ``gain = 1/2 r.M r``.
+    """
     whole = problem.prepare(positions, cell, widths, external_field, external_potential)
     bare = problem.prepare(positions, cell, widths)
     local = electronegativity * state + 0.5 * hardness * (state**2 - step**2)
-    energy = problem.system_sum(local.double().sum(1))
-    return (energy + whole.energy(state) - bare.energy(step)).to(state.dtype)
+    energy = problem.segments.sum(local.double().sum(1))
+    return (energy + whole.energy(state) - bare.energy(step)).to(state.dtype) + gain
 
 
 @runs_eagerly
@@ -210,19 +182,19 @@ def shadow_equilibration(
         )
         slope = problem.project(found.gradient)
         step = -preconditioned_projector(problem, precondition, source)(slope)
-        gain = -0.5 * problem.system_sum((slope * step).sum(1)).to(dtype)
+        gain = -0.5 * problem.segments.sum((slope * step).sum(1)).to(dtype)
         state = problem.feasible(found.state + step, totals)
         failed = (found.status == Status.INDEFINITE) | (found.status == Status.NOT_FINITE)
         near = torch.where(found.residual < 0.1, int(Status.CONVERGED), int(Status.ITERATIONS))
         status = torch.where(failed, found.status, near)
     state, multiplier = state.to(dtype), found.multiplier.to(dtype)
-    energy = _ShadowEnergy.apply(
-        problem,
-        gain,
-        state,
-        step.to(dtype),
+    shadow = functools.partial(_value, problem, gain)
+    energy = Minimum.apply(
+        Minimised(shadow, 2, problem.groups.system, "shadow_equilibration"),
         multiplier,
         given.target,
+        state,
+        step.to(dtype),
         given.electronegativity,
         given.hardness,
         geometry.positions,

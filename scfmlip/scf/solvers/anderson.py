@@ -87,7 +87,7 @@ def anderson(
             eye = torch.eye(len(changes), dtype=torch.float64, device=x.device)
             right = batch.dot(df, torch.nan_to_num(f).expand_as(df)).T
             gamma = torch.linalg.solve(gram + ridge[:, None, None] * eye, right[..., None])[..., 0]
-            spread = batch.expand(gamma.T)
+            spread = batch.expand(gamma).T
             step = step - (spread * (dx + part * df)).sum(0)
         old_x, old_f = x, f
         x = torch.where(moving, x + step, x)

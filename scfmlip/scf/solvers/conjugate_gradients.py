@@ -18,6 +18,8 @@ from torch import Tensor
 from ..convergence import ROUNDING, Verdict, ended, given_up, judged
 from ..quadratic import QuadraticProblem
 from ..solution import Status
+from .gmres import Map
+from .recursion import ConjugateDirections
 
 # relative residuals below these are rounding
 FLOOR = {torch.float32: 2e-6, torch.float64: 1e-14}
@@ -77,21 +79,22 @@ def conjugate_gradients(
     """
     tolerance = max(tolerance, FLOOR[dtype])
 
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return problem.system_sum((a * b).sum(1))
+    shape = source.shape
+
+    def flat(function: Callable[[Tensor], Tensor]) -> Map:
+        return lambda v: function(v.view(shape)).flatten()
+
+    def judge(walk: ConjugateDirections) -> Verdict:
+        size = whole + batch.norm(walk.slope)
+        return judged(batch.norm(walk.gradient), scale, size, tolerance, dtype)
 
     step_back = preconditioned_projector(problem, precondition, source)
     state, slope, scale = _start(problem, apply, source, totals, initial, choose, ROUNDING[dtype])
-    gradient, whole = problem.project(slope), norm_of(problem, source)
-
-    def judge(gradient: Tensor, slope: Tensor) -> Verdict:
-        size = whole + norm_of(problem, slope)
-        return judged(norm_of(problem, gradient), scale, size, tolerance, dtype)
-
-    verdict = judge(gradient, slope)
-    z = step_back(gradient)
-    direction = -z
-    rz = dot(gradient, z)
+    batch, whole = problem.segments.repeated(shape[1]), norm_of(problem, source)
+    walk = ConjugateDirections(
+        batch, flat(apply), flat(step_back), state.flatten(), slope.flatten(), flat(problem.project)
+    )
+    verdict = judge(walk)
     status = ended(torch.full_like(scale, int(Status.ITERATIONS), dtype=torch.int64), verdict)
     iterations = torch.zeros_like(status)
     best, since = verdict.residual, iterations
@@ -100,19 +103,13 @@ def conjugate_gradients(
         active = status == Status.ITERATIONS
         if step % check == 0 and not bool(active.any()):
             break
-        image = apply(direction)
-        curvature = dot(direction, image)
-        status = torch.where(active & (curvature <= 0), Status.INDEFINITE, status)
-        status = torch.where(active & ~torch.isfinite(curvature), Status.NOT_FINITE, status)
+        walk.look()
+        status = torch.where(active & (walk.curvature <= 0), Status.INDEFINITE, status)
+        status = torch.where(active & ~torch.isfinite(walk.curvature), Status.NOT_FINITE, status)
         active = status == Status.ITERATIONS
-        alpha = torch.where(active, rz / torch.where(active, curvature, torch.ones_like(curvature)), 0.0)
-        per_atom = problem.system_expand(alpha)[:, None]
-        moving = problem.system_expand(active.double())[:, None] > 0
-        state = torch.where(moving, state + per_atom * direction, state)
-        slope = torch.where(moving, slope + per_atom * image, slope)
-        gradient = problem.project(slope)
+        walk.move(active)
         iterations = iterations + active
-        fresh = judge(gradient, slope)
+        fresh = judge(walk)
         verdict = Verdict(*(torch.where(active, new, old) for new, old in zip(fresh, verdict, strict=True)))
         better = verdict.residual < best
         since = torch.where(better, 0, since + 1)
@@ -122,13 +119,10 @@ def conjugate_gradients(
         stuck = (since > _PATIENCE) & ((best < 1e-3) | verdict.rounded)
         status = ended(status, reached._replace(converged=reached.converged | (stuck & verdict.converged)))
         status = torch.where((status == Status.ITERATIONS) & stuck, int(Status.STAGNATED), status)
-        z = step_back(gradient)
-        next_rz = dot(gradient, z)
-        beta = torch.where(active & (rz != 0), next_rz / torch.where(rz != 0, rz, torch.ones_like(rz)), 0.0)
-        direction = torch.where(moving, problem.system_expand(beta)[:, None] * direction - z, direction)
-        rz = next_rz
+        walk.turn(active)
+    slope = walk.slope.view(shape)
     return LinearResult(
-        problem.feasible(state, totals),
+        problem.feasible(walk.x.view(shape), totals),
         chemical_potential(problem, slope),
         iterations,
         verdict.residual,
@@ -139,7 +133,7 @@ def conjugate_gradients(
 
 def norm_of(problem: QuadraticProblem, values: Tensor) -> Tensor:
     """``[n_atoms, dim]`` -> ``[n_systems]``."""
-    return problem.system_sum((values * values).sum(1)).sqrt()
+    return problem.segments.sum((values * values).sum(1)).sqrt()
 
 
 def _start(
@@ -161,7 +155,7 @@ def _start(
         # without totals the gradient at no charges is the source itself
         bad = ~even & ~(norm <= 10 * own)
         if bool(bad.any()):
-            state = torch.where(problem.system_expand(bad.double())[:, None] > 0, evenly, state)
+            state = torch.where(problem.segments.expand(bad.double())[:, None] > 0, evenly, state)
             slope = source + apply(state)
             norm, even = norm_of(problem, problem.project(slope)), even | bad
     return state, slope, scale_of(own, norm_of(problem, source), torch.where(even, norm, 0.0), rounding)
@@ -184,8 +178,8 @@ def scale_of(own: Tensor, whole: Tensor, even: Tensor, rounding: float) -> Tenso
 def chemical_potential(problem: QuadraticProblem, gradient: Tensor) -> Tensor:
     """The multiplier: mean over each group of the energy's derivative in a charge, ``[n_groups]``."""
     groups = problem.groups
-    counts = groups.sum(torch.ones_like(gradient[:, 0]))
-    return groups.sum(gradient[:, 0].contiguous()) / counts
+    counts = groups.segments.sum(torch.ones_like(gradient[:, 0]))
+    return groups.segments.sum(gradient[:, 0]) / counts
 
 
 def preconditioned_projector(
@@ -195,16 +189,16 @@ def preconditioned_projector(
     if not problem.constrained:
         return precondition
     groups = problem.groups
-    if groups.ptr is None:  # fragments that the preconditioner couples: project on both sides
+    if not groups.whole:  # fragments that the preconditioner couples: project on both sides
         return lambda gradient: problem.project(precondition(problem.project(gradient)))
     ones = torch.zeros_like(like)
     ones[:, 0] = 1
     along = precondition(ones)
-    weight = groups.sum(along[:, 0].contiguous())
+    weight = groups.segments.sum(along[:, 0])
 
     def apply(gradient: Tensor) -> Tensor:
         z = precondition(gradient)
-        excess = groups.sum(z[:, 0].contiguous()) / weight
-        return z - groups.expand(excess)[:, None] * along
+        excess = groups.segments.sum(z[:, 0]) / weight
+        return z - groups.segments.expand(excess)[:, None] * along
 
     return apply

@@ -44,7 +44,8 @@ class DenseSolver:
         blocks: list[Tensor] | None = None,
     ) -> None:
         self.problem = problem
-        index, ptr = problem.plan.index, problem.plan.ptr
+        segments = problem.plan.segments
+        index, ptr = segments.index, segments.ptr
         device, n_systems = index.device, problem.n_systems
         counts = problem.plan.atom_ptr.diff()
         width = int(counts.max()) * dim if len(counts) else 0
@@ -96,7 +97,7 @@ class DenseSolver:
         )
         self.number = number
         indicator = like.new_zeros((*like.shape, int(number.max()) + 1))
-        indicator[self.index[:, 0], self.rows[:, 0], number[groups.index]] = 1.0
+        indicator[self.index[:, 0], self.rows[:, 0], number[groups.segments.index]] = 1.0
         return indicator
 
     def solve(self, source: Tensor, totals: Tensor, tolerance: float) -> LinearResult:
@@ -105,7 +106,7 @@ class DenseSolver:
         right = source.new_zeros((problem.n_systems, self.width))
         right[self.index, self.rows] = -source
         state = torch.cholesky_solve(right[..., None], self.factor)
-        multiplier = totals.new_zeros(groups.n_groups)
+        multiplier = totals.new_zeros(groups.segments.n_segments)
         if problem.constrained:
             wanted = totals.new_zeros((problem.n_systems, self.indicator.shape[2]))
             wanted[groups.system, self.number] = totals
@@ -120,9 +121,9 @@ class DenseSolver:
             gradient = gradient - self.indicator @ packed[..., None]
         state, slope = state[self.index, self.rows, 0], slope[self.index, self.rows, 0]
         projected, whole = (
-            problem.system_sum((v**2).sum(1)).sqrt() for v in (problem.project(source), source)
+            problem.segments.sum((v**2).sum(1)).sqrt() for v in (problem.project(source), source)
         )
-        size = whole + problem.system_sum((slope**2).sum(1)).sqrt()
+        size = whole + problem.segments.sum((slope**2).sum(1)).sqrt()
         norm, nothing = gradient.flatten(1).norm(dim=1), torch.zeros_like(whole)
         residual = norm / scale_of(projected, whole, nothing, ROUNDING[torch.float64])
         exact = (residual <= tolerance) | (norm <= _EXACT * size)

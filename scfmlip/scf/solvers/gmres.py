@@ -1,7 +1,7 @@
 """
 Linear equations of ragged batches, one system beside another, and what Krylov spaces say of the inverse.
 
-Unknowns are one vector; `Batch` knows which system each number belongs to. Every dot product is one number
+Unknowns are one vector; `Segments` know which system each number belongs to. Every dot product is one number
 per system, in float64, so that systems converge, stop and fail by themselves.
 """
 
@@ -13,49 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import segment_sum
-
+from ...segments import Segments
 from ..solution import Status
 
 Map = Callable[[Tensor], Tensor]
 # what a direction is at most multiplied by where a matrix loses it, relative
 _LOST = 1e-13
-
-
-class Batch:
-    """
-    Which system each unknown belongs to.
-
-    Args:
-        index: ``[n]`` int64 system of each unknown.
-        n_systems: How many.
-    """
-
-    def __init__(self, index: Tensor, n_systems: int) -> None:
-        self.index, self.n_systems = index, n_systems
-        self.order = torch.argsort(index, stable=True)
-        self.sorted = index[self.order]
-        counts = torch.bincount(index, minlength=n_systems)
-        self.ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-
-    def dot(self, a: Tensor, b: Tensor) -> Tensor:
-        """``[..., n]`` and ``[..., n]`` -> ``[..., n_systems]`` float64."""
-        if self.n_systems == 1:
-            return (a * b).double().sum(-1, keepdim=True)
-        product = (a * b)[..., self.order].double()
-        if product.ndim == 1:
-            return segment_sum(product, self.ptr, self.sorted)
-        return segment_sum(product.T.contiguous(), self.ptr, self.sorted).T
-
-    def norm(self, a: Tensor) -> Tensor:
-        """``[n]`` -> ``[n_systems]``."""
-        return self.dot(a, a).sqrt()
-
-    def expand(self, values: Tensor) -> Tensor:
-        """``[..., n_systems]`` -> ``[..., n]``."""
-        if self.n_systems == 1:
-            return values.expand(*values.shape[:-1], len(self.index))
-        return values[..., self.index]
 
 
 class KrylovInverse:
@@ -79,7 +42,7 @@ class KrylovInverse:
         self,
         basis: Tensor,
         hessenberg: Tensor,
-        batch: Batch,
+        batch: Segments,
         rounding: float,
         first: KrylovInverse | None = None,
     ) -> None:
@@ -111,7 +74,7 @@ class KrylovInverse:
 
     def _combine(self, weights: Tensor) -> Tensor:
         """``[n]`` of ``weights [n_systems, k + 1, 1]``."""
-        return (self.batch.expand(weights[..., 0].T) * self.basis).sum(0)
+        return (self.batch.expand(weights[..., 0]).T * self.basis).sum(0)
 
 
 class RootResult(NamedTuple):
@@ -134,12 +97,12 @@ class RootResult(NamedTuple):
     inverse: KrylovInverse | None = None
 
 
-def _orthogonal(w: Tensor, stack: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+def _orthogonal(w: Tensor, stack: Tensor, batch: Segments) -> tuple[Tensor, Tensor]:
     """What is left of ``w`` across the rows of ``stack``, and ``[n_systems, n_rows]`` overlaps with them."""
     total = 0.0
     for _ in range(2):  # twice: once loses orthogonality
         overlap = batch.dot(stack, w.expand_as(stack))
-        w = w - (batch.expand(overlap) * stack).sum(0)
+        w = w - (batch.expand(overlap.T).T * stack).sum(0)
         total = total + overlap.T
     assert isinstance(total, Tensor)
     return w, total
@@ -148,7 +111,7 @@ def _orthogonal(w: Tensor, stack: Tensor, batch: Batch) -> tuple[Tensor, Tensor]
 def gmres(
     apply: Map,
     right: Tensor,
-    batch: Batch,
+    batch: Segments,
     tolerance: float | Tensor,
     max_iterations: int,
     image: Tensor | None = None,
@@ -184,7 +147,7 @@ def gmres(
     iterations = torch.zeros_like(scale, dtype=torch.int64)
     open_ = torch.ones_like(scale, dtype=torch.bool)
     # last row of Q^T in H = Q R, which one Givens rotation after another makes: all that residuals need
-    last = torch.ones((batch.n_systems, 1), dtype=torch.float64, device=right.device)
+    last = torch.ones((batch.n_segments, 1), dtype=torch.float64, device=right.device)
     for step in range(1, max_iterations + 1):
         active = (residual > tolerance) & open_
         if not bool(active.any()):
@@ -193,7 +156,7 @@ def gmres(
         known = step == 1 and image is not None
         w = image / batch.expand(safe) if known and image is not None else apply(precondition(basis[-1]))
         stack, size = torch.stack(basis), batch.norm(w)
-        column = torch.zeros((batch.n_systems, step + 1), dtype=torch.float64, device=right.device)
+        column = torch.zeros((batch.n_segments, step + 1), dtype=torch.float64, device=right.device)
         w, column[:, :step] = _orthogonal(w, stack, batch)
         length = batch.norm(w)
         column[:, step] = length
@@ -210,12 +173,12 @@ def gmres(
         residual = residual * sine.abs()
         last = torch.cat((-sine[:, None] * last, cosine[:, None]), 1)
     size = len(columns)
-    hessenberg = right.new_zeros((batch.n_systems, size + 1, size), dtype=torch.float64)
+    hessenberg = right.new_zeros((batch.n_segments, size + 1, size), dtype=torch.float64)
     for j, column in enumerate(columns):
         hessenberg[:, : j + 2, j] = column
     finite = torch.isfinite(hessenberg).flatten(1).all(1) & torch.isfinite(scale)
     hessenberg = torch.where(finite[:, None, None], hessenberg, 0.0)
-    first = torch.zeros((batch.n_systems, size + 1, 1), dtype=torch.float64, device=right.device)
+    first = torch.zeros((batch.n_segments, size + 1, 1), dtype=torch.float64, device=right.device)
     first[:, 0, 0] = (scale > 0).double()
     weights = torch.linalg.pinv(hessenberg, rtol=_LOST) @ first
     residual = (first - hessenberg @ weights).flatten(1).norm(dim=1)
@@ -224,7 +187,7 @@ def gmres(
     x, space = torch.zeros_like(right), inverse
     if size > 0:
         stack = torch.stack(basis)
-        x = (batch.expand((weights[..., 0] * safe[:, None]).T) * stack[:-1]).sum(0)
+        x = (batch.expand(weights[..., 0] * safe[:, None]).T * stack[:-1]).sum(0)
         if not transposed:
             space = KrylovInverse(stack, hessenberg, batch, rounding, inverse)
     x = torch.where(batch.expand(finite), precondition(x), 0.0)

@@ -13,9 +13,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...segments import Segments
 from ..convergence import Verdict, ended, judged
 from ..solution import Status
-from .gmres import Batch, Map, RootResult
+from .gmres import Map, RootResult
+from .recursion import ConjugateDirections
 
 # value [n_systems], projected gradient [n], norm of the whole one [n_systems], and products of the Hessian
 # there with [n]
@@ -25,7 +27,7 @@ Model = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Map]]
 def _quadratic(
     apply: Map,
     right: Tensor,
-    batch: Batch,
+    batch: Segments,
     target: Tensor,
     max_iterations: int,
     precondition: Map,
@@ -38,11 +40,8 @@ def _quadratic(
         x, residual norms, iterations, whether negative curvature was met (x is what was found before, or
         ``right`` preconditioned, when it was met at once), and the number of products.
     """
-    x, r = torch.zeros_like(right), right
-    z = precondition(r)
-    p = z
-    rz = batch.dot(r, z)
-    norm = batch.norm(r)
+    walk = ConjugateDirections(batch, apply, precondition, torch.zeros_like(right), -right)
+    norm = batch.norm(right)
     negative = torch.zeros_like(active)
     iterations = torch.zeros_like(norm, dtype=torch.int64)
     going = active & (norm > target)
@@ -50,31 +49,24 @@ def _quadratic(
     for step in range(max_iterations):
         if not bool(going.any()):
             break
-        image = apply(p)
+        walk.look()
         products += 1
-        curvature = batch.dot(p, image)
-        flat = going & ~(curvature > 1e-14 * batch.dot(p, p))  # NaN too
+        p = walk.direction
+        flat = going & ~(walk.curvature > 1e-14 * batch.dot(p, p))  # NaN too
         negative = negative | flat
         if step == 0:
-            x = torch.where(batch.expand(flat), p, x)
+            walk.x = torch.where(batch.expand(flat), p, walk.x)
         going = going & ~flat
         iterations = iterations + going
-        alpha = batch.expand(torch.where(going, rz / torch.where(going, curvature, 1.0), 0.0))
-        moving = batch.expand(going)
-        x = torch.where(moving, x + alpha * p, x)
-        r = torch.where(moving, r - alpha * image, r)
-        norm = torch.where(going, batch.norm(r), norm)
+        walk.move(going)
+        norm = torch.where(going, batch.norm(walk.slope), norm)
         going = going & (norm > target)
-        z = precondition(r)
-        fresh = batch.dot(r, z)
-        beta = torch.where(going & (rz != 0), fresh / torch.where(rz != 0, rz, 1.0), 0.0)
-        p = torch.where(batch.expand(going), z + batch.expand(beta) * p, p)
-        rz = torch.where(going, fresh, rz)
-    return x, norm, iterations, negative, products
+        walk.turn(going)
+    return walk.x, norm, iterations, negative, products
 
 
 def conjugate_gradient_solve(
-    apply: Map, right: Tensor, batch: Batch, tolerance: float, max_iterations: int
+    apply: Map, right: Tensor, batch: Segments, tolerance: float, max_iterations: int
 ) -> RootResult:
     """``A x = right`` for a symmetric positive matrix; arguments and result as `krylov.gmres`."""
     scale = batch.norm(right)
@@ -96,7 +88,7 @@ def _search_line(
     energy: Tensor,
     slope: Tensor,
     active: Tensor,
-    batch: Batch,
+    batch: Segments,
     slack: float,
 ) -> tuple[Tensor, Tensor, int]:
     """Where energies have fallen enough along the steps, which systems that holds for, and evaluations."""
@@ -121,7 +113,7 @@ def newton_cg(
     model: Model,
     value: Callable[[Tensor], Tensor],
     start: Tensor,
-    batch: Batch,
+    batch: Segments,
     scale: Tensor,
     tolerance: float,
     max_iterations: int,

@@ -32,7 +32,7 @@ def solves_small(problem: QuadraticProblem, like: Tensor, dim: int) -> bool:
         dim == 1
         and len(counts) > 0
         and 0 < int(counts.max()) <= MAX_ATOMS
-        and (not problem.constrained or problem.groups.ptr is not None)
+        and (not problem.constrained or problem.groups.whole)
         and runs_triton(like)
     )
 
@@ -64,16 +64,16 @@ class SmallSolver:
         self.counts = plan.atom_ptr.diff()
         device, dtype = hardness.device, hardness.dtype
         width = int(self.counts.max())
-        number = torch.arange(len(hardness), device=device) - plan.ptr[plan.index]
+        number = torch.arange(len(hardness), device=device) - plan.segments.ptr[plan.segments.index]
         direct = isinstance(interaction.geometry.kspace, KSpace)
         if direct and problem.pairs is None and plan.open is None and not plan.corrected:
             padded = _crystal_matrices(problem, interaction, hardness, number, width)
-            padded[plan.index, number, number] += hardness[:, 0].double()
+            padded[plan.segments.index, number, number] += hardness[:, 0].double()
         else:
             units = torch.zeros((len(hardness), width, 1), dtype=dtype, device=device)
             units[torch.arange(len(hardness), device=device), number] = 1
             padded = hardness.new_zeros((problem.n_systems, width, width), dtype=torch.float64)
-            padded[plan.index, number] = apply(units)[..., 0].double()
+            padded[plan.segments.index, number] = apply(units)[..., 0].double()
             padded = 0.5 * (padded + padded.mT)
         # the used parts of the padded matrices, one after another
         squares = (self.counts**2).to(device)
@@ -90,8 +90,8 @@ class SmallSolver:
         problem = self.problem
         # a source that is the same everywhere moves no charge: start from evenly spread charges
         projected = problem.project(source)
-        own, whole = (problem.system_sum((v**2).sum(1)).sqrt() for v in (projected, source))
-        moves = problem.system_expand((own > ROUNDING[self.matrices.dtype] * whole).double())[:, None]
+        own, whole = (problem.segments.sum((v**2).sum(1)).sqrt() for v in (projected, source))
+        moves = problem.segments.expand((own > ROUNDING[self.matrices.dtype] * whole).double())[:, None]
         given = torch.where(moves > 0, source, 0.0)
         start = None if initial is None else (moves * initial.double())[:, 0]
         found = charge_solve(
@@ -122,7 +122,7 @@ def _crystal_matrices(
     kspace, plan = interaction.geometry.kspace, problem.plan
     assert kspace is not None
     n_systems, device = problem.n_systems, like.device
-    point = kspace.point_ptr
+    point = kspace.points.ptr
     place = torch.arange(len(kspace.coulomb), device=device) - point[kspace.grid.system.long()]
     first = kspace.grid.point_ptr  # on the host
     most = int((first[1:] - first[:-1]).max())
@@ -133,9 +133,9 @@ def _crystal_matrices(
     squared = torch.zeros_like(weight)
     squared[kspace.grid.system.long(), place] = kspace.k_squared.detach()
     frac = like.new_zeros((n_systems, width, 3), dtype=torch.float64)
-    frac[plan.index, number] = kspace.frac.detach()
+    frac[plan.segments.index, number] = kspace.frac.detach()
     sigma = like.new_zeros((n_systems, width), dtype=torch.float64)
-    sigma[plan.index, number] = atom_widths(problem, like)
+    sigma[plan.segments.index, number] = atom_widths(problem, like)
     step = max(1, _LARGEST_ARRAY // max(1, most * width))
     parts = []
     for begin in range(0, n_systems, step):

@@ -170,7 +170,7 @@ def listed_neighbours(
     vector = positions[second] - positions[first]
     if cell is not None:
         cells = cell.detach().double()
-        matrices = cells[problem.plan.index[first]] if problem.n_systems > 1 else cells
+        matrices = cells[problem.plan.segments.index[first]] if problem.n_systems > 1 else cells
         vector = vector + (shift[:, None] @ matrices)[:, 0]
     distance = vector.norm(dim=-1)
     # the nearest image of each pair, nearest pairs first

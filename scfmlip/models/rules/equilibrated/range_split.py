@@ -51,7 +51,7 @@ class Narrow:
         density = self.density
         if density.l_max > 0 or density.kspace_cutoff_factor is not None or system.counter_charge is not None:
             return None
-        counts = system.ptr.diff().tolist()
+        counts = system.segments.ptr.diff().tolist()
         volumes = occupied_volumes(system.positions, system.cell, system.pbc, system.index).tolist()
         cells = [
             (n, v) for n, v, p in zip(counts, volumes, system.pbc.any(1).tolist(), strict=True) if p and n

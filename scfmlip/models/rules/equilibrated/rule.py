@@ -16,7 +16,16 @@ from torch import Tensor
 from ....scf import charge_equilibration
 from ...config import per_element
 from ...readouts import MultipoleReadout, ScalarReadout, hardness_parameter
-from ..base import ChargeRule, RuleContext, RuleOutput, System, check_level, make_coulomb
+from ..base import (
+    ChargeRule,
+    RuleContext,
+    RuleDensity,
+    RuleEnergies,
+    RuleOutput,
+    System,
+    check_level,
+    make_coulomb,
+)
 from ..feedback import Feedback
 from ..options import EquilibratedConfig
 from ..registry import register
@@ -133,39 +142,37 @@ class Equilibrated(ChargeRule):
             tolerance=config.tolerance,
             max_iterations=config.max_iterations,
         )
-        out = RuleOutput(
-            multipoles=solution.state,
-            operator=geometry if pairs is None else lambda: system.prepare(self.coulomb),
-            slots=slots,
-            extra={
-                # of the electrons, whose charge is negative
-                "fermi_level": -solution.chemical_potential,
-                "electronegativity": chi[:, 0],
-                "hardness": hardness[:, 0],
-                "scf_iterations": solution.iterations,
-                "scf_residual": solution.residual,
-                "scf_status": solution.status,
-            },
-        )
+        operator = geometry if pairs is None else lambda: system.prepare(self.coulomb)
+        density = RuleDensity(solution.state, operator, slots)
+        extra = {
+            # of the electrons, whose charge is negative
+            "fermi_level": -solution.chemical_potential,
+            "electronegativity": chi[:, 0],
+            "hardness": hardness[:, 0],
+            "scf_iterations": solution.iterations,
+            "scf_residual": solution.residual,
+            "scf_status": solution.status,
+        }
         if pairs is None:
-            electrostatic = geometry.energy(out.rows)
+            electrostatic = geometry.energy(density.rows)
         else:
             electrostatic = split_energy(geometry, pairs, widths, solution.state[:, 0])
         if outside is not None:
             electrostatic = electrostatic + system.sum((solution.state * outside).sum(1))
-        out.electrostatic_energy = electrostatic
-        self._add_energies(out, system, widths, solution.energy if alone is None else solution.energy + alone)
-        return out
+        functional = solution.energy if alone is None else solution.energy + alone
+        energies = self._energies(system, solution.state[:, 0], widths, electrostatic, functional)
+        return RuleOutput(energies, density, extra)
 
-    def _add_energies(self, out: RuleOutput, system: System, widths: Tensor, functional: Tensor) -> None:
-        """What counts besides the electrostatic energy; ``functional`` is ``[n_systems]`` eV of it all."""
-        assert out.multipoles is not None and out.electrostatic_energy is not None
-        charges = out.multipoles[:, 0]
+    def _energies(
+        self, system: System, charges: Tensor, widths: Tensor, electrostatic: Tensor, functional: Tensor
+    ) -> RuleEnergies:
+        """All that counts; ``functional`` is ``[n_systems]`` eV of electrostatics and response together."""
+        energies = RuleEnergies(electrostatic)
         if self.config.energy == "functional":
             # one node of the graph, whose first derivatives need no adjoint
-            out.total = functional
-            out.response_energy = functional - out.electrostatic_energy
+            energies.total, energies.response = functional, functional - electrostatic
         elif self.config.screening:
-            out.response_energy = -screened_energy(system, charges, widths, *self.config.screening)
+            energies.response = -screened_energy(system, charges, widths, *self.config.screening)
         if self.feedback is not None:
-            out.short_range_energy = self.feedback(system, charges)
+            energies.short_range = self.feedback(system, charges)
+        return energies

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ....scf import fixed_point
 from ...readouts import FeatureMix, MultipoleReadout, ScalarReadout
-from ..base import ChargeRule, RuleContext, RuleOutput, System, make_coulomb
+from ..base import ChargeRule, RuleContext, RuleDensity, RuleEnergies, RuleOutput, System, make_coulomb
 from ..options import FixedPointConfig
 from ..registry import register
 from .field_features import FieldFeatures, quadratic_terms
@@ -86,7 +86,8 @@ class FixedPoint(ChargeRule):
             field, matrix = step.values(rows, level, step.tensors), step.tensors["matrix"]
             response = self._response_energy(system, rows - start, field, matrix)
         extra["initial_charges"] = start[:, 0]
-        return RuleOutput(system.coulomb_energy(geometry, rows), response, rows, geometry, extra=extra)
+        energies = RuleEnergies(system.coulomb_energy(geometry, rows), response)
+        return RuleOutput(energies, RuleDensity(rows, geometry), extra)
 
     def _solve(
         self, system: System, start: Tensor, step: Step
@@ -97,8 +98,7 @@ class FixedPoint(ChargeRule):
             step.update,
             start if system.reference_density is None else system.reference_density,
             tuple(step.tensors.values()),
-            batch_idx=system.index,
-            n_systems=system.n_systems,
+            batch_idx=system.segments,
             total_charge=system.total_charge if at_charge else None,
             tolerance=self.config.tolerance,
             max_iterations=self.config.max_iterations,

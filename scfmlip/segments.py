@@ -1,0 +1,114 @@
+"""Which system each row of a ragged batch belongs to: the one way from rows to systems and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scfmlip_kernels import segment_expand, segment_sum
+
+
+@dataclass(frozen=True)
+class Segments:
+    """
+    Rows of a batch, and the segment (system, or group of atoms) that each belongs to.
+
+    Every sum over the atoms of a system goes through `sum`, so a batch whose atoms are spread over several
+    processes needs no more than a subclass with another one. Sums are deterministic.
+
+    Attributes:
+        ptr: ``[n_segments + 1]`` int64 first row of each segment, of rows in order.
+        index: ``[n_rows]`` int64 segment of each row.
+        order: ``[n_rows]`` int64 that sorts rows by segment; None where they are sorted.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.segments import Segments
+        >>> two = Segments.of(torch.tensor([0, 0, 1]), 2)
+        >>> two.sum(torch.tensor([1.0, 2.0, 5.0])).tolist()
+        [3.0, 5.0]
+        >>> two.expand(torch.tensor([3.0, 5.0])).tolist()
+        [3.0, 3.0, 5.0]
+    """
+
+    ptr: Tensor
+    index: Tensor
+    order: Tensor | None = None
+
+    @classmethod
+    def of(cls, index: Tensor, n_segments: int) -> Segments:
+        """
+        Segments of rows in any order.
+
+        Args:
+            index: ``[n_rows]`` int64 segment of each row.
+            n_segments: How many, empty ones at the end included.
+        """
+        counts = torch.bincount(index, minlength=n_segments)
+        ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+        if n_segments == 1 or bool((index.diff() >= 0).all()):
+            return cls(ptr, index)
+        return cls(ptr, index, torch.argsort(index, stable=True))
+
+    @classmethod
+    def counted(cls, counts: Tensor, device: torch.device) -> Segments:
+        """
+        Segments of so many rows each.
+
+        Args:
+            counts: ``[n_segments]`` int64 on the CPU.
+            device: Where the segments go.
+        """
+        ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+        return cls(ptr.to(device), torch.arange(len(counts)).repeat_interleave(counts).to(device))
+
+    def repeated(self, size: int) -> Segments:
+        """Segments of the numbers of flattened rows of ``size`` numbers."""
+        if size == 1:
+            return self
+        order = self.order
+        if order is not None:
+            order = (size * order[:, None] + torch.arange(size, device=order.device)).flatten()
+        return Segments(self.ptr * size, self.index.repeat_interleave(size), order)
+
+    def with_unknowns(self, size: int) -> Segments:
+        """These rows, and after them ``size`` more of every segment that belong to no atom."""
+        numbers = torch.arange(self.n_segments, device=self.index.device).repeat_interleave(size)
+        return Segments.of(torch.cat((self.index, numbers)), self.n_segments)
+
+    @property
+    def n_segments(self) -> int:
+        """How many segments."""
+        return len(self.ptr) - 1
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows."""
+        return len(self.index)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """``[n_rows, ...]`` float32 or float64 -> ``[n_segments, ...]``; empty segments are 0."""
+        if self.order is None:
+            return segment_sum(values, self.ptr, self.index)
+        return segment_sum(values[self.order], self.ptr, self.index[self.order])
+
+    def expand(self, values: Tensor) -> Tensor:
+        """``[n_segments, ...]`` -> ``[n_rows, ...]``."""
+        if self.order is not None:
+            return values.index_select(0, self.index)
+        return segment_expand(values, self.ptr, self.index)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """``[n_rows, ...]`` -> ``[n_segments, ...]``; empty segments are 0."""
+        counts = self.sum(values.new_ones(self.n_rows)).clamp(min=1)
+        return self.sum(values) / counts.view(-1, *(1,) * (values.ndim - 1))
+
+    def dot(self, a: Tensor, b: Tensor) -> Tensor:
+        """``[..., n_rows]`` and ``[..., n_rows]`` -> ``[..., n_segments]`` float64."""
+        return self.sum((a * b).double().movedim(-1, 0)).movedim(0, -1)
+
+    def norm(self, a: Tensor) -> Tensor:
+        """``[..., n_rows]`` -> ``[..., n_segments]`` float64."""
+        return self.dot(a, a).sqrt()

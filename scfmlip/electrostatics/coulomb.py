@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scfmlip_kernels.transforms import is_batched, on_values
 
+from ..segments import Segments
 from ..types import BoundaryName, Compat, MultipoleOrder
 from . import checks
 from .arguments import check_counter_charge, check_field, read_systems, to_cells, to_systems
@@ -158,7 +159,7 @@ class Coulomb:
         self,
         cell: Tensor | None,
         pbc: Tensor | Sequence | None,
-        batch_idx: Tensor | None,
+        batch_idx: Tensor | Segments | None,
         n_atoms: int,
         device: torch.device | str | None = None,
         positions: Tensor | None = None,
@@ -171,7 +172,8 @@ class Coulomb:
         Args:
             cell: ``[3, 3]`` or ``[n_systems, 3, 3]`` angstrom, or None without periodicity.
             pbc: ``[3]`` or ``[n_systems, 3]`` booleans, one boolean, or None: periodic if a cell is given.
-            batch_idx: ``[n_atoms]`` system of each atom, or None for one system.
+            batch_idx: ``[n_atoms]`` system of each atom, or None for one system; or `Segments`, which several
+                processes may share: they call together.
             n_atoms: Number of atoms.
             device: Where tables go; that of the cell, else of ``batch_idx``, else the CPU.
             positions: ``[n_atoms, 3]`` angstrom: the plan then holds for slabs up to half an angstrom thicker
@@ -181,7 +183,8 @@ class Coulomb:
             ValueError: for a cell, periodicity or batch that cannot be used; says why.
         """
         if device is None:
-            given = cell if cell is not None else batch_idx
+            known = batch_idx.index if isinstance(batch_idx, Segments) else batch_idx
+            given = cell if cell is not None else known
             device = given.device if given is not None else torch.device("cpu")
         cells, pbcs, atom_ptr = read_systems(cell, pbc, batch_idx, n_atoms)
         boundaries, axes = resolve_boundaries(self.boundary, pbcs, self.compat)
@@ -192,6 +195,14 @@ class Coulomb:
                 f"system {i} has pbc={pbcs[i]} and boundary {boundaries[i].name.lower()!r} but no cell was "
                 "given: pass cell [n_systems, 3, 3], or set pbc to False"
             )
+        segments = batch_idx
+        if not isinstance(segments, Segments):
+            segments = Segments.counted(atom_ptr.diff(), torch.device(device))
+        if segments.shared and len(lattice) < len(boundaries):
+            raise ValueError(
+                "several processes share a system without periodicity, which is summed over pairs of atoms: "
+                "run it on one, or make two or three directions periodic"
+            )
         host_cells = slabs = None
         if cells is not None:
             host_cells = cells.detach().to("cpu", torch.float64)
@@ -199,11 +210,13 @@ class Coulomb:
             compat = self.compat == "graph_longrange"
             checks.check_cell(host_cells, boundaries, axes, cubic_boxes=not compat, whole_slabs=compat)
             if not compat and lattice:
-                slabs = self._plan_slabs(host_cells, boundaries, axes, lattice, atom_ptr, positions, device)
+                slabs = self._plan_slabs(host_cells, boundaries, axes, lattice, segments, positions, device)
         resolution = self.cutoff
         if self.method == "mesh" and host_cells is not None and lattice:
-            resolution = self._mesh_resolution(summed_cells(host_cells[lattice], slabs), int(atom_ptr[-1]))
-        return make_plan(host_cells, boundaries, axes, atom_ptr, torch.device(device), resolution, slabs)
+            ones = torch.ones(segments.n_rows, dtype=torch.float64, device=segments.index.device)
+            total = int(segments.sum(ones).sum())
+            resolution = self._mesh_resolution(summed_cells(host_cells[lattice], slabs), total)
+        return make_plan(host_cells, boundaries, axes, atom_ptr, segments, resolution, slabs)
 
     def _mesh_resolution(self, cells: Tensor, n_atoms: int) -> MeshResolution:
         """Of a batch of cells ``[n, 3, 3]`` on the CPU."""
@@ -217,7 +230,7 @@ class Coulomb:
         boundaries: list[Boundary],
         axes: list[int],
         lattice: list[int],
-        atom_ptr: Tensor,
+        segments: Segments,
         positions: Tensor | None,
         device: torch.device | str,
     ) -> SlabPlan | None:
@@ -225,10 +238,8 @@ class Coulomb:
         kinds = [boundaries[i] == Boundary.SLAB for i in lattice]
         extents = None
         if positions is not None and any(kinds):
-            host = positions.detach().to("cpu", torch.float64)
-            index = torch.arange(len(atom_ptr) - 1).repeat_interleave(atom_ptr.diff())
             normal, _ = slab_normals(cells, torch.tensor(axes), cells.new_ones(len(cells)))
-            low, high = slab_extents(host, normal, index)
+            low, high = slab_extents(positions, normal.to(positions.device), segments)
             extents = (high - low).clamp(min=0.0)[lattice].tolist()
         return plan_slabs(
             cells[lattice],
@@ -246,7 +257,7 @@ class Coulomb:
         positions: Tensor,
         cell: Tensor | None = None,
         pbc: Tensor | Sequence | None = None,
-        batch_idx: Tensor | None = None,
+        batch_idx: Tensor | Segments | None = None,
         *,
         plan: CoulombPlan | None = None,
         external_field: Tensor | None = None,
@@ -262,7 +273,8 @@ class Coulomb:
             cell: ``[3, 3]`` or ``[n_systems, 3, 3]``, rows are lattice vectors of either handedness,
                 angstrom. None for isolated systems. Of a slab only the two lateral vectors count.
             pbc: ``[3]`` or ``[n_systems, 3]`` booleans; None: periodic if a cell is given.
-            batch_idx: ``[n_atoms]`` system of each atom, not decreasing; None for one system.
+            batch_idx: ``[n_atoms]`` system of each atom, not decreasing, or `Segments` of them; None for one
+                system.
             plan: From `plan`, to skip what depends on cells and sizes only (needed under torch.compile).
             external_field: ``[3]`` or ``[n_systems, 3]`` V/angstrom: a charge q feels the force q E. Only
                 along directions without periodicity, where its energy is defined.
@@ -315,7 +327,11 @@ class Coulomb:
         )
 
     def _plan_for(
-        self, positions: Tensor, cell: Tensor | None, pbc: Tensor | Sequence | None, batch_idx: Tensor | None
+        self,
+        positions: Tensor,
+        cell: Tensor | None,
+        pbc: Tensor | Sequence | None,
+        batch_idx: Tensor | Segments | None,
     ) -> CoulombPlan:
         """A plan for these positions."""
         mapped = is_batched(positions)

@@ -203,6 +203,7 @@ class WaveSum(ABC):
             dipoles = turn(moments[..., 1:4].double(), 2 * math.pi * self.inverse, self.segments)
             moments = torch.cat((moments[..., :1], dipoles.to(self.dtype)), -1)
         sums = self.structure_factors(moments.reshape(n_atoms, n_channels * n_widths, size))
+        sums = self.segments.combine(sums)
         sums = sums.unflatten(1, (n_channels, n_widths))
         return (sums * self.form_factors(self.widths)[:, None, :, None]).sum(2)
 

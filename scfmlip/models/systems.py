@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..distributed import Domain
+from ..distributed import Domain, shared_segments
 from ..electrostatics.external import ExternalCharges
 from ..segments import Segments
 from ..types import CARTESIAN_ROWS_FROM_E3NN
@@ -74,6 +74,11 @@ def make_system(
     rows = batch.get("density_coefficients") if direct else initial_density
     if rows is not None or direct:
         rows = _reference_rows(rows, len(index), config.density.l_max, direct).to(dtype)
+    segments = Segments(ptr, index)
+    if domain is not None:
+        segments = shared_segments(len(index), domain.communicator, index.device)
+        if external is not None:
+            raise ValueError("external charges are not known for systems that ranks share: leave them out")
     sender, receiver = batch["edge_index"]
     positions = batch["positions"]
     everywhere = positions if domain is None else domain.halo.extend(positions)
@@ -86,7 +91,7 @@ def make_system(
         positions=batch["positions"],
         cell=cell,
         pbc=pbc,
-        segments=Segments(ptr, index),
+        segments=segments,
         edge_index=batch["edge_index"],
         edge_vectors=vectors,
         external_field=field,

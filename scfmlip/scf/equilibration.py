@@ -71,15 +71,21 @@ def _make_solver(
     def apply(state: Tensor) -> Tensor:
         return problem.apply(interaction, hardness, state.to(dtype)).double()
 
+    shared = problem.segments.shared
+    if shared and options.method == "dense":
+        raise ValueError(
+            "several processes share this system, of which none has the whole matrix: method='cg'"
+        )
     if (
         options.method == "auto"
+        and not shared
         and options.preconditioner == "auto"
         and solves_small(problem, positions, dim)
     ):
         small = SmallSolver(problem, interaction, hardness, apply, options.tolerance, options.max_iterations)
         return small.solve
     largest = int(problem.plan.atom_ptr.diff().max()) * dim if len(positions) else 0
-    if options.method == "dense" or (options.method == "auto" and largest <= DENSE_UP_TO):
+    if options.method == "dense" or (options.method == "auto" and not shared and largest <= DENSE_UP_TO):
         matrices = _whole_matrices(problem, interaction, hardness)
         dense = DenseSolver(problem, apply, dim, dtype, matrices)
         return lambda source, totals, initial: dense.solve(source, totals, options.tolerance)
@@ -94,7 +100,8 @@ def _make_solver(
 
     def solve(source: Tensor, totals: Tensor, initial: Tensor | None) -> LinearResult:
         result = iterate(source, totals, initial, options.tolerance, options.max_iterations)
-        if not len(source) or bool((hardness > 0).all()):
+        soft = problem.segments.sum((hardness <= 0).double().sum(1))
+        if not bool(soft.any()):
             return result
         # where hardness is not positive a generic direction tells whether this is a minimum
         generator = torch.Generator().manual_seed(0)
@@ -329,8 +336,16 @@ def charge_equilibration(
     guess = None if initial is None else initial.detach()
     options = _Options(method, preconditioner, tolerance, max_iterations, guess, on_failure)
     state, multiplier = _Equilibrate.apply(
-        problem, options, given.source, given.totals, positions, geometry.cell, given.hardness, given.widths
+        problem,
+        options,
+        given.source,
+        problem.segments.share_gradient(given.totals),
+        positions,
+        geometry.cell,
+        given.hardness,
+        given.widths,
     )
+    multiplier = problem.segments.sum_gradient(multiplier)
     _report(problem, options, "charge equilibration", on_failure)
     result = options.result
     assert result is not None

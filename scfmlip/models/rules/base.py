@@ -107,6 +107,19 @@ class System:
         """``[n_systems, ...]`` -> ``[n_atoms, ...]``."""
         return self.segments.expand(values)
 
+    def everywhere(self, values: Tensor) -> Tensor:
+        """``[n_atoms, ...]`` -> the same, behind it those of neighbours that other processes own."""
+        return values if self.domain is None else self.domain.halo.extend(values)
+
+    @property
+    def n_everywhere(self) -> int:
+        """Atoms, and neighbours that other processes own."""
+        return len(self.positions) if self.domain is None else self.domain.halo.n_all
+
+    def at_owners(self, values: Tensor) -> Tensor:
+        """The adjoint of `everywhere`: what came together at atoms of other processes goes to these."""
+        return values if self.domain is None else self.domain.halo.collect(values)
+
     def operator(self, coulomb: Coulomb) -> tuple[CoulombPlan, Geometries]:
         """
         What a solve needs: the plan, and ``(positions, cell, external_field) -> geometry``.
@@ -114,7 +127,7 @@ class System:
         The steps of one solve share a geometry, see `Geometries`.
         """
         r = self.positions
-        plan = coulomb.plan(self.cell, self.pbc, self.index, len(r), r.device, r)
+        plan = coulomb.plan(self.cell, self.pbc, self.segments, len(r), r.device, r)
 
         def prepare(positions: Tensor, cell: Tensor, field: Tensor | None) -> Geometry:
             return coulomb.prepare(
@@ -129,7 +142,7 @@ class System:
             self.positions,
             self.cell,
             self.pbc,
-            self.index,
+            self.segments,
             external_field=self.external_field,
             counter_charge=self.counter_charge,
             **options,

@@ -22,9 +22,33 @@ def vacuum():
     return atoms
 
 
+# fast atoms, and lists so short that they change ranks
+HOT = (
+    "neighbor 0.3 bin",
+    "neigh_modify delay 0 every 1 check yes",
+    "velocity all create 3000 7 loop geom",
+    "timestep 0.001",
+    "fix nve all nve",
+)
+
+
+def case(name, atoms, **options):
+    """One case of a model by name, with the inputs it wants."""
+    model = make_model(name)
+    info = {}
+    if "charge" in model.required_info:
+        info["charge"] = options.pop("charge", 0.0)
+    if "fermi_level" in model.required_info:
+        info["fermi_level"] = 0.3
+    given = dict(info)
+    return single_point(model, atoms, ELEMENTS, info=info, **given, **options)
+
+
 CASES = {
-    "triclinic": lambda name: single_point(make_model(name), crystal(), ELEMENTS),
-    "empty": lambda name: single_point(make_model(name), vacuum(), ELEMENTS, "1 1 *"),
+    "triclinic": lambda name: case(name, crystal()),
+    "charged": lambda name: case(name, crystal(), charge=0.7),
+    "empty": lambda name: case(name, vacuum(), processors="1 1 *"),
+    "moved": lambda name: case(name, crystal(), steps=100, commands=HOT),
 }
 
 

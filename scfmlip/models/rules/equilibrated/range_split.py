@@ -46,9 +46,11 @@ class Narrow:
         The smooth operator's geometry and the neighbours it leaves pairs to.
 
         None where one operator with all widths serves better, or alone knows the boundary: clusters,
-        molecules in a box, slabs with a counter-charge, charges and dipoles.
+        molecules in a box, slabs with a counter-charge, charges and dipoles, systems that processes share.
         """
         density = self.density
+        if system.segments.shared:  # neighbours of atoms that other processes own are not listed here
+            return None
         if density.l_max > 0 or density.kspace_cutoff_factor is not None or system.counter_charge is not None:
             return None
         counts = system.segments.ptr.diff().tolist()

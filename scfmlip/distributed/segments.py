@@ -15,7 +15,7 @@ from .communicator import Communicator
 @dataclasses.dataclass(frozen=True)
 class SharedSegments(Segments):
     """
-    Rows of a system that this rank owns. What is summed over rows is summed over ranks; every rank calls together.
+    Rows of a system that this rank owns, whose sums are over all ranks; every rank calls together.
 
     Attributes:
         communicator: The ranks.

@@ -3,6 +3,7 @@
 import numpy as np
 from ase.build import bulk
 from models.cases import ELEMENTS, make_model, rattled
+from models.cases import slab as thin_slab
 
 from interfaces.lammps.engines import guarded, report, single_point
 from scfmlip.distributed import SingleProcess
@@ -22,6 +23,14 @@ def vacuum():
     return atoms
 
 
+def slab():
+    """Al with OH on top, thick vacuum above."""
+    atoms = thin_slab().repeat((2, 1, 1))
+    atoms.cell[2] = [0, 0, 24.0]
+    atoms.info.clear()
+    return atoms
+
+
 # fast atoms, and lists so short that they change ranks
 HOT = (
     "neighbor 0.3 bin",
@@ -38,9 +47,13 @@ def case(name, atoms, **options):
     info = {}
     if "charge" in model.required_info:
         info["charge"] = options.pop("charge", 0.0)
+    if "spin" in model.required_info:
+        info["spin"] = 1
     if "fermi_level" in model.required_info:
         info["fermi_level"] = 0.3
     given = dict(info)
+    if "counter_charge" in options:
+        info["counter_charge"] = options["counter_charge"]
     return single_point(model, atoms, ELEMENTS, info=info, **given, **options)
 
 
@@ -48,6 +61,8 @@ CASES = {
     "triclinic": lambda name: case(name, crystal()),
     "charged": lambda name: case(name, crystal(), charge=0.7),
     "empty": lambda name: case(name, vacuum(), processors="1 1 *"),
+    "slab": lambda name: case(name, slab()),
+    "charged_slab": lambda name: case(name, slab(), charge=0.3, counter_charge=(12.0, 13.0)),
     "moved": lambda name: case(name, crystal(), steps=100, commands=HOT),
 }
 

@@ -128,6 +128,11 @@ class Communicator(ABC):
         """Fill ``out`` with what other ranks sent; both contiguous."""
 
     @abstractmethod
+    def all_arrive(self, seconds: float) -> bool:
+        """Whether every rank calls this within so many seconds: then nobody waits for this one elsewhere."""
+        ...
+
+    @abstractmethod
     def abort(self) -> NoReturn:
         """End all ranks at once: one has failed where others wait for it."""
         ...
@@ -144,6 +149,10 @@ class SingleProcess(Communicator):
 
     def _exchange(self, rows: Tensor, out: Tensor, send: Sequence[int], receive: Sequence[int]) -> None:
         """Nothing: there is no other."""
+
+    def all_arrive(self, seconds: float) -> bool:
+        """There is no other."""
+        return True
 
     def abort(self) -> NoReturn:
         """End this process."""

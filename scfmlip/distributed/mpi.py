@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -32,6 +34,8 @@ class MpiCommunicator(Communicator):
             raise ImportError(f"MPI needs mpi4py: pip install 'scfmlip[lammps]' ({error})") from error
         self._mpi: Any = MPI
         self._comm: Any = MPI.COMM_WORLD if comm is None else comm
+        # apart from the communication of those that go on
+        self._failed: Any = self._comm.Dup()
         super().__init__(self._comm.Get_rank(), self._comm.Get_size())
 
     def _reduce(self, values: Tensor, operation: Operation) -> Tensor:
@@ -56,12 +60,21 @@ class MpiCommunicator(Communicator):
         if got.data_ptr() != out.data_ptr():
             out.copy_(got)
 
+    def all_arrive(self, seconds: float) -> bool:
+        """By a barrier that waits no longer."""
+        end, barrier = time.monotonic() + seconds, self._failed.Ibarrier()
+        while not barrier.Test():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.01)
+        return True
+
     def abort(self) -> NoReturn:
         """End all ranks of the run."""
         sys.stdout.flush()
         sys.stderr.flush()
         self._comm.Abort(1)
-        raise SystemExit(1)
+        os._exit(1)
 
 
 def _pieces(rows: Any) -> list[Any]:

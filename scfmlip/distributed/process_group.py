@@ -42,6 +42,10 @@ class ProcessGroupCommunicator(Communicator):
     def _exchange(self, rows: Tensor, out: Tensor, send: Sequence[int], receive: Sequence[int]) -> None:
         torch.distributed.all_to_all_single(out, rows, list(receive), list(send), group=self._group)
 
+    def all_arrive(self, seconds: float) -> bool:
+        """Not known here."""
+        return False
+
     def abort(self) -> NoReturn:
         """End this process; whoever started it (torchrun, mpiexec) ends the others."""
         sys.stdout.flush()

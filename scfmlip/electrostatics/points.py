@@ -133,14 +133,15 @@ def _lattice_points(
     resolution = _bare_resolution(geometry, tolerance, len(points))
     points, beyond, normal, extents = points.double(), None, None, []
     if plan.slabs is not None:
-        window = _slab_windows(plan.slabs, cell, atoms, plan.segments.index, source, image_tolerance)
+        window = _slab_windows(plan.slabs, cell, atoms, plan.segments, source, image_tolerance)
         normal = segments.expand(plan.slabs.normals(cell.double())[0])
         low, high = (segments.expand(w) for w in window.unbind(1))
         z = (points * normal).sum(1)
         beyond = z - z.clamp(low, high)
         points = points - beyond[:, None] * normal
-        both = torch.cat((points, atoms.double())), torch.cat((segments.index, plan.segments.index))
-        lowest, highest = slab_extents(both[0], plan.slabs.normals(cell.double())[0], both[1])
+        normals, both = plan.slabs.normals(cell.double())[0], torch.cat((points, atoms.double()))
+        index = torch.cat((segments.index, plan.segments.index))
+        lowest, highest = slab_extents(both, normals, Segments.of(index, len(normals)))
         extents = (highest - lowest).clamp(min=0.0).tolist()
     widths = (max(source.widths), 0.0)
     dense_plan = plan.resized(cell, extents, widths, image_tolerance, source.l_max, resolution)
@@ -187,13 +188,13 @@ def _slab_windows(
     slabs: SlabPlan,
     cell: Tensor,
     atoms: Tensor,
-    index: Tensor,
+    segments: Segments,
     source: GaussianMultipoles,
     image_tolerance: float,
 ) -> Tensor:
     """``[n_systems, 2]`` heights beyond which a slab is a charged plane with a dipole; else infinite."""
     host = cell.detach().to("cpu", torch.float64)
-    low, high = slab_extents(atoms, slabs.normals(cell.double())[0], index)
+    low, high = slab_extents(atoms, slabs.normals(cell.double())[0], segments)
     reach = torch.full_like(low, math.inf)
     widest = max(source.widths)
     for i, (is_slab, axis) in enumerate(zip(slabs.slab.tolist(), slabs.axis.tolist(), strict=True)):

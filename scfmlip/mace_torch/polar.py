@@ -260,7 +260,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
             node_e0,
             self.scale_shift(torch.stack(energies).sum(0), heads),
             features,
-            charges.view(len(node_feats), 2, -1),
+            charges.unflatten(1, (2, charges.shape[1] // 2)),
             edge_attrs[:, : self.from_ell_max_field_update],
             edge_feats,
         )

@@ -5,7 +5,7 @@ LAMMPS owns atoms, ghosts, neighbour lists and the integrator; each rank evaluat
 the others through ``fix external``. Electrostatics is of all atoms, exact, whatever the number of ranks.
 """
 
-from .attach import Attached, attach
+from .attach import Attached, attach, start_lammps
 from .script import run_script
 
-__all__ = ["Attached", "attach", "run_script"]
+__all__ = ["Attached", "attach", "run_script", "start_lammps"]

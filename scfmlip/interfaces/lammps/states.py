@@ -53,7 +53,11 @@ class AtomStates:
             return None
         array = self.engine.per_atom(f"d2_{STATE}", n_owned)
         kept = np.zeros((0, self._width)) if array is None else np.array(array)
-        each = torch.tensor(kept, dtype=torch.float64).view(n_owned, -1, self.dim).unbind(1)
+        each = (
+            torch.tensor(kept, dtype=torch.float64)
+            .view(n_owned, self._extrapolator.order + 1, self.dim)
+            .unbind(1)
+        )
         self._extrapolator.states = list(each[len(each) - self._known :])
         guess = self._extrapolator.guess()
         assert guess is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +95,11 @@ class Segments:
         """How many rows."""
         return len(self.index)
 
+    @functools.cached_property
+    def counts(self) -> Tensor:
+        """``[n_segments]`` float64 rows of each."""
+        return self.ptr.diff().double()
+
     def sum(self, values: Tensor) -> Tensor:
         """``[n_rows, ...]`` float32 or float64 -> ``[n_segments, ...]``; empty segments are 0."""
         if self.order is None:
@@ -125,7 +131,7 @@ class Segments:
 
     def mean(self, values: Tensor) -> Tensor:
         """``[n_rows, ...]`` -> ``[n_segments, ...]``; empty segments are 0."""
-        counts = self.sum(values.new_ones(self.n_rows)).clamp(min=1)
+        counts = self.counts.clamp(min=1).to(values.dtype)
         return self.sum(values) / counts.view(-1, *(1,) * (values.ndim - 1))
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:

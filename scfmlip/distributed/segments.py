@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
 from torch import Tensor
@@ -46,6 +47,12 @@ class SharedSegments(Segments):
         """As `Segments.with_unknowns`."""
         plain = Segments(self.ptr, self.index).with_unknowns(size)
         return SharedSegments(plain.ptr, plain.index, communicator=self.communicator, n_unknowns=size)
+
+    @functools.cached_property
+    def counts(self) -> Tensor:
+        """As `Segments.counts`, of all ranks; unknowns count too."""
+        own = self.communicator.all_reduce(torch.tensor([float(self.n_rows - self.n_unknowns)]).double())
+        return own.to(self.index.device) + self.n_unknowns
 
     def sum(self, values: Tensor) -> Tensor:
         """As `Segments.sum`, over all ranks."""

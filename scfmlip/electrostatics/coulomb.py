@@ -213,8 +213,7 @@ class Coulomb:
                 slabs = self._plan_slabs(host_cells, boundaries, axes, lattice, segments, positions, device)
         resolution = self.cutoff
         if self.method == "mesh" and host_cells is not None and lattice:
-            ones = torch.ones(segments.n_rows, dtype=torch.float64, device=segments.index.device)
-            total = int(segments.sum(ones).sum())
+            total = int(segments.counts.sum())
             resolution = self._mesh_resolution(summed_cells(host_cells[lattice], slabs), total)
         return make_plan(host_cells, boundaries, axes, atom_ptr, segments, resolution, slabs)
 

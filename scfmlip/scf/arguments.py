@@ -149,7 +149,7 @@ def _choose_split(
 
 def _check_somebody_holds(totals: Tensor, groups: ChargeGroups) -> None:
     """A charge needs atoms."""
-    empty = groups.segments.sum(torch.ones_like(groups.segments.index, dtype=totals.dtype)) == 0
+    empty = groups.segments.counts == 0
     bad = torch.nonzero(empty & (totals.detach() != 0)).flatten().tolist()
     if bad:
         raise ValueError(

@@ -75,7 +75,7 @@ class ForceField:
         self.results: dict[str, Any] = {}
         self.error: BaseException | None = None
         self.seconds, self.steps = 0.0, 0
-        self._near: Neighbourhood | None = None
+        self.near: Neighbourhood | None = None
         self._made: tuple[int, int] | None = None
 
     def __call__(self, _: object, step: int, n_owned: int, ids: Any, positions: Any, forces: Any) -> None:
@@ -91,10 +91,10 @@ class ForceField:
     def _step(self, step: int, forces: np.ndarray) -> None:
         engine, lmp = self.engine, self.engine.lmp
         atoms, box = engine.atoms(), engine.box()
-        if self._is_new(step) or self._near is None:
+        if self._is_new(step) or self.near is None:
             pairs = engine.pairs()
-            self._near = Neighbourhood(self.communicator, atoms, box, pairs, self.species, self.device)
-        near = self._near
+            self.near = Neighbourhood(self.communicator, atoms, box, pairs, self.species, self.device)
+        near = self.near
         own = torch.tensor(atoms.positions[: atoms.n_owned], dtype=self.dtype, device=self.device)
         edges = near.edges(atoms.positions, self.cutoff)
         batch, domain = make_domain_batch(

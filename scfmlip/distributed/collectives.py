@@ -33,10 +33,13 @@ class _AllReduce(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.communicator = inputs[1]
+        # where nothing comes back to, on any rank, nothing is sent
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor):
-        return all_reduce(grad_outputs[0], ctx.communicator), None
+    def backward(ctx: Any, *grad_outputs: Tensor | None):
+        (grad,) = grad_outputs
+        return None if grad is None else all_reduce(grad, ctx.communicator), None
 
 
 class _SumGradient(torch.autograd.Function):
@@ -49,10 +52,13 @@ class _SumGradient(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.communicator = inputs[1]
+        # where nothing comes back to, on any rank, nothing is sent
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor):
-        return all_reduce(grad_outputs[0], ctx.communicator), None
+    def backward(ctx: Any, *grad_outputs: Tensor | None):
+        (grad,) = grad_outputs
+        return None if grad is None else all_reduce(grad, ctx.communicator), None
 
 
 class _ShareGradient(torch.autograd.Function):
@@ -65,10 +71,12 @@ class _ShareGradient(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.size = inputs[1]
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor):
-        return grad_outputs[0] / ctx.size, None
+    def backward(ctx: Any, *grad_outputs: Tensor | None):
+        (grad,) = grad_outputs
+        return None if grad is None else grad / ctx.size, None
 
 
 def all_reduce(values: Tensor, communicator: Communicator) -> Tensor:

@@ -26,10 +26,12 @@ class _Extend(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.halo = inputs[1]
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor):
-        return ctx.halo.collect(grad_outputs[0]), None
+    def backward(ctx: Any, *grad_outputs: Tensor | None):
+        (grad,) = grad_outputs
+        return None if grad is None else ctx.halo.collect(grad), None
 
 
 class _Collect(torch.autograd.Function):
@@ -42,10 +44,12 @@ class _Collect(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.halo = inputs[1]
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor):
-        return ctx.halo.extend(grad_outputs[0]), None
+    def backward(ctx: Any, *grad_outputs: Tensor | None):
+        (grad,) = grad_outputs
+        return None if grad is None else ctx.halo.extend(grad), None
 
 
 class Halo:

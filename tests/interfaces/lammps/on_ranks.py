@@ -1,4 +1,4 @@
-"""What every rank of test_lammps.py does: cases by name, one line of errors for each."""
+"""What every rank of test_equal_to_ase.py does: cases by name, one line of errors for each."""
 
 import numpy as np
 from ase.build import bulk
@@ -6,7 +6,6 @@ from models.cases import ELEMENTS, make_model, rattled
 from models.cases import slab as thin_slab
 
 from interfaces.lammps.engines import guarded, report, single_point
-from scfmlip.distributed import SingleProcess
 
 
 def crystal(n=2):
@@ -39,6 +38,7 @@ HOT = (
     "timestep 0.001",
     "fix nve all nve",
 )
+NPT = (*HOT[:4], "fix npt all npt temp 300 300 0.1 tri 0 0 0.1 flip no")
 
 
 def case(name, atoms, **options):
@@ -63,6 +63,9 @@ CASES = {
     "empty": lambda name: case(name, vacuum(), processors="1 1 *"),
     "slab": lambda name: case(name, slab()),
     "charged_slab": lambda name: case(name, slab(), charge=0.3, counter_charge=(12.0, 13.0)),
+    "npt": lambda name: case(name, crystal(), steps=30, commands=NPT),
+    "moved_empty": lambda name: case(name, vacuum(), processors="1 1 *", steps=20, commands=HOT),
+    "float32": lambda name: case(name, crystal(), dtype="float32"),
     "moved": lambda name: case(name, crystal(), steps=100, commands=HOT),
 }
 
@@ -74,5 +77,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    assert SingleProcess().size == 1
     guarded(main)

@@ -21,18 +21,25 @@ def mpiexec():
     return command
 
 
-def run_ranks(n, script, *arguments, timeout=300, check=True):
-    """Run a Python script on ``n`` ranks; its output, or a failure with all of it."""
+def start(n, *arguments, timeout=300, cwd=None):
+    """Python on ``n`` ranks, on the CPU's own code: Triton's interpreter would take minutes."""
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "kernels", ROOT / "tests")))
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [mpiexec(), "-n", str(n), sys.executable, "-W", "ignore", str(script), *map(str, arguments)],
-        env=environment,
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [mpiexec(), "-n", str(n), sys.executable, "-W", "ignore", *map(str, arguments)],
+        env={**environment, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=timeout,
         check=False,
+        cwd=cwd,
     )
+
+
+def run_ranks(n, script, *arguments, timeout=300, check=True):
+    """Run a Python script on ``n`` ranks; its output, or a failure with all of it."""
+    done = start(n, script, *arguments, timeout=timeout)
     if check and done.returncode != 0:
         pytest.fail(f"{n} ranks ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}")
     return done

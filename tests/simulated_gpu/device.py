@@ -258,7 +258,7 @@ def _names_gpu(device: Any) -> bool:
 def _indices(index: Any) -> Any:
     """Lists of numbers become tensors on the GPU, for which the host waits."""
     items = index if isinstance(index, tuple) else (index,)
-    lists = [isinstance(i, list) or type(i).__module__ == "numpy" and getattr(i, "ndim", 0) > 0 for i in items]
+    lists = [isinstance(i, list) or (type(i).__module__ == "numpy" and getattr(i, "ndim", 0) > 0) for i in items]
     if not any(lists):
         return index
     _log().wait("list as an index")

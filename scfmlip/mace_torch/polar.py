@@ -155,19 +155,11 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         external_field: Tensor | None = None,
     ) -> dict[str, Tensor | None]:
         """Arguments and results of ``PolarMACE.forward``; ``stress`` includes the long-range part."""
-        halo = data.get("lammps_class")
-        if lammps_mliap and not isinstance(halo, Halo):
-            raise NotImplementedError(
-                "accelerated PolarMACE has no ML-IAP mode: its sums run over all atoms of a system, which "
-                "ML-IAP does not hand over. scfmlip.interfaces.lammps.attach runs it in LAMMPS"
-            )
+        segments = _segments(data, lammps_mliap)
         strained = compute_virials or compute_stress or compute_displacement
         data = dict(data)  # prepare_graph writes strained positions into it
         leaf = data["positions"]
         ctx = prepare_graph(data, compute_virials, compute_stress, compute_displacement, lammps_mliap)
-        segments = Segments(data["ptr"], data["batch"])
-        if isinstance(halo, Halo):
-            segments = shared_segments(halo.n_owned, halo.communicator, leaf.device)
         warn_of_slabs(self, data)
         fermi_level = data["fermi_level"] if fermi_level is None else fermi_level
         field = data["external_field"] if external_field is None else external_field
@@ -398,6 +390,19 @@ def find_polar_swaps(model: torch.nn.Module, compat: str | None) -> tuple[Swaps,
     elif not isinstance(model, FastPolarMACE):
         left[id(model)] = "a subclass of PolarMACE, whose own forward runs, its electrostatics included"
     return swaps, left
+
+
+def _segments(data: dict[str, Any], lammps_mliap: bool) -> Segments:
+    """The system of each atom, of one that processes share where there is a halo in an engine's place."""
+    halo = data.get("lammps_class")
+    if isinstance(halo, Halo):
+        return shared_segments(halo.n_owned, halo.communicator, data["positions"].device)
+    if lammps_mliap:
+        raise NotImplementedError(
+            "accelerated PolarMACE has no ML-IAP mode: its sums run over all atoms of a system, which ML-IAP "
+            "does not hand over. scfmlip.interfaces.lammps.attach runs it in LAMMPS"
+        )
+    return Segments(data["ptr"], data["batch"])
 
 
 def _strained_cell(data: dict[str, Tensor], displacement: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..electrostatics import Geometry
 from ..electrostatics.kspace import KSpace
 from ..electrostatics.range_split import NeighbourPairs
-from .arguments import read_arguments
+from .arguments import Given, read_arguments
 from .eager import runs_eagerly
 from .implicit import Minimised, Minimum, partial_gradients
 from .options import check_guess, check_solver
@@ -230,6 +230,15 @@ def _report(problem: QuadraticProblem, options: _Options, name: str, on_failure:
     warnings.warn(message, stacklevel=3)
 
 
+def _equilibrate(given: Given, options: _Options, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """State and multiplier; numbers of systems go in and out with whole gradients."""
+    problem, atoms = given.problem, given.problem.segments
+    totals, cell = atoms.share_gradient(given.totals), geometry.cell
+    arguments = (given.source, totals, geometry.positions, cell, given.hardness, given.widths)
+    state, multiplier = _Equilibrate.apply(problem, options, *arguments)
+    return state, atoms.sum_gradient(multiplier)
+
+
 @runs_eagerly
 def charge_equilibration(
     geometry: Geometry,
@@ -335,17 +344,7 @@ def charge_equilibration(
         initial = initial[:, :size]
     guess = None if initial is None else initial.detach()
     options = _Options(method, preconditioner, tolerance, max_iterations, guess, on_failure)
-    state, multiplier = _Equilibrate.apply(
-        problem,
-        options,
-        given.source,
-        problem.segments.share_gradient(given.totals),
-        positions,
-        geometry.cell,
-        given.hardness,
-        given.widths,
-    )
-    multiplier = problem.segments.sum_gradient(multiplier)
+    state, multiplier = _equilibrate(given, options, geometry)
     _report(problem, options, "charge equilibration", on_failure)
     result = options.result
     assert result is not None

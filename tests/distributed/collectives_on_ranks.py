@@ -7,7 +7,16 @@ import zlib
 import pytest
 import torch
 
-from scfmlip.distributed import Communicator, all_reduce, build_halo, share_gradient, sum_gradient
+import scfmlip
+from scfmlip.distributed import (
+    Communicator,
+    SingleProcess,
+    all_reduce,
+    build_halo,
+    share_gradient,
+    shared_segments,
+    sum_gradient,
+)
 
 
 def communicator(kind) -> Communicator:
@@ -111,8 +120,6 @@ def check_gradients(ranks, empty):
     pairs = torch.stack((row_of[pairs[0]], pairs[1]))
     value, dq, dx, d_scale, dqq, dxx = derivatives(ranks, mine, halo, row_of, pairs)
 
-    from scfmlip.distributed import SingleProcess
-
     alone = SingleProcess()
     whole = torch.arange(n_atoms)
     all_halo, _ = build_halo(alone, whole, whole[:0])
@@ -138,6 +145,31 @@ def check_whole_gradients(ranks):
     torch.testing.assert_close(ranks.all_reduce(copy.grad), copy.detach() ** 2 * 3 * total)
 
 
+def check_coulomb(ranks, method, pbc):
+    """Energy, potential and their derivatives of atoms that ranks share, the last of which has none."""
+    torch.manual_seed(1)
+    cell = torch.diag(torch.tensor([7.0, 8.0, 9.0], dtype=torch.float64)) + 0.3
+    places, rows = torch.rand(13, 3, dtype=torch.float64) @ cell, torch.randn(13, 4, dtype=torch.float64)
+    places[:, 2] = 3 + 0.4 * places[:, 2]
+    coulomb = scfmlip.Coulomb(l_max=1, sigma=1.2, method=method, tolerance=1e-8)
+    mine = torch.nonzero(owners(13, ranks, True) == ranks.rank).flatten()
+
+    def derivatives(which, segments, share):
+        leaves = [t.clone().requires_grad_() for t in (places[which], rows[which], cell)]
+        geometry = coulomb.prepare(leaves[0], leaves[2], torch.tensor(pbc), segments)
+        energy, potential = geometry.energy(leaves[1]), geometry.potential(leaves[1])
+        loss = share * energy.sum() + (torch.sin(potential) * rows[which]).sum()
+        return energy, potential, *torch.autograd.grad(loss, leaves)
+
+    got = derivatives(mine, shared_segments(len(mine), ranks, mine.device), 1 / ranks.size)
+    want = derivatives(torch.arange(13), None, 1.0)
+    for i, (a, b) in enumerate(zip(got, want, strict=True)):
+        if i == 4:
+            a = ranks.all_reduce(a)
+        b = b[mine] if i in (1, 2, 3) else b
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
 def check_ids(ranks):
     """Ids that are nobody's or belong to two atoms are refused on every rank."""
     for owned, wanted in (([5], []), ([ranks.rank], [999])):
@@ -156,6 +188,9 @@ if __name__ == "__main__":
         check_whole_gradients(found)
         check_gradients(found, empty=False)
         check_gradients(found, empty=True)
+        for method in ("direct", "mesh"):
+            for periodic in ([True, True, True], [True, True, False]):
+                check_coulomb(found, method, periodic)
         print(f"rank {found.rank} of {found.size} is content")
         if sys.argv[1] != "mpi":
             torch.distributed.destroy_process_group()

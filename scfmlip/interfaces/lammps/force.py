@@ -13,7 +13,7 @@ import torch
 from ...distributed import Communicator
 from ...mace_torch.building import running
 from ...mace_torch.domains import make_domain_batch
-from .engine import FIX, Engine
+from .engine import FIX, Atoms, Engine
 from .neighbourhood import Neighbourhood
 from .states import AtomStates
 
@@ -91,7 +91,7 @@ class ForceField:
     def _step(self, step: int, forces: np.ndarray) -> None:
         engine, lmp = self.engine, self.engine.lmp
         atoms, box = engine.atoms(), engine.box()
-        if self._is_new(step) or self.near is None:
+        if self._is_new(step, atoms) or self.near is None:
             pairs = engine.pairs()
             self.near = Neighbourhood(self.communicator, atoms, box, pairs, self.species, self.device)
         near = self.near
@@ -115,11 +115,17 @@ class ForceField:
         lmp.fix_external_set_virial_global(FIX, six.tolist())
         self._tell(out, atoms.n_owned)
 
-    def _is_new(self, step: int) -> bool:
-        """Whether LAMMPS has new neighbour lists: of these two numbers all ranks know the same."""
+    def _is_new(self, step: int, atoms: Atoms) -> bool:
+        """
+        Whether neighbours have to be read again, for all ranks alike.
+
+        LAMMPS counts its lists, but not those that a run, or every frame of a rerun, begins with.
+        """
         before, self._made = self._made, (self.engine.builds(), step)
-        # a run begins with a step that was there already, and a new list
-        return before is None or before[0] != self._made[0] or step <= before[1]
+        if self.near is None or before is None or before != (self._made[0], step - 1):
+            return True
+        stale = torch.tensor([float(self.near.is_stale(atoms, self.cutoff))])
+        return bool(self.communicator.all_reduce(stale, "max"))
 
     def _check_finite(self, forces: torch.Tensor, virial: torch.Tensor, energy: torch.Tensor) -> None:
         """Stop together where any rank has forces that are none."""

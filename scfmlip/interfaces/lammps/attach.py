@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from ...distributed import Communicator, SingleProcess
 from ...mace_torch.inputs import INPUTS, input_of, number, resolve_head
 from ...models import Model
 from ...models.convert import from_mace
+from ...models.rules import name_of
 from ..loading import load_model
 from .engine import FIX, Engine
 from .force import GLOBALS, ForceField
@@ -72,6 +75,7 @@ def attach(
     counter_charge: Sequence[float] | None = None,
     extrapolation: int | None = 2,
     potential: bool = False,
+    mesh: bool = False,
     trust_pickle: bool = False,
     communicator: Communicator | None = None,
 ) -> Attached:
@@ -103,6 +107,8 @@ def attach(
         extrapolation: Order of the polynomial through the last densities that solves start from, kept with
             the atoms; None starts afresh at every step.
         potential: Also compute potentials at atoms, for ``d_scfmlip_potential``.
+        mesh: Sum electrostatics through a mesh, O(N log N), for thousands of atoms: to the tolerance of the
+            model's density, whose wave vectors are then not cut off where it was trained.
         trust_pickle: Read mace-torch's file, a pickle, which runs whatever code its author put there.
         communicator: The ranks; those of ``lmp``, by MPI, if None.
 
@@ -121,6 +127,8 @@ def attach(
     ranks = _ranks(lmp) if communicator is None else communicator
     place = pick_device(device, _local_rank())
     ready = _prepare(model, place, dtype, trust_pickle, fermi_level)
+    if mesh:
+        ready = with_mesh(ready)
     given = {
         "charge": charge,
         "spin": spin,
@@ -202,8 +210,6 @@ def _prepare(
     fermi_level: float | None,
 ) -> Model:
     """The model, a copy of our own kind, that takes no gradients of its weights."""
-    import copy
-
     loaded = load_model(model, device, trust_pickle)
     ready = copy.deepcopy(loaded) if isinstance(loaded, Model) else from_mace(loaded)
     if fermi_level is not None and ready.config.constraint != "fermi_level":
@@ -214,6 +220,31 @@ def _prepare(
     for parameter in ready.eval().parameters():
         parameter.requires_grad_(False)
     return ready
+
+
+def with_mesh(model: Model) -> Model:
+    """
+    The same model, whose electrostatics is summed through a mesh.
+
+    Args:
+        model: Not changed; weights are shared.
+
+    Raises:
+        ValueError: for a model without a Coulomb operator of its own, or one that keeps to given wave vectors.
+    """
+    coulomb = getattr(model.rule, "coulomb", None)
+    if coulomb is None or not model.has_charges or model.config.density.kspace_cutoff_factor is not None:
+        raise ValueError(
+            "mesh is for models with charges whose density has a tolerance and no kspace_cutoff_factor: "
+            "leave mesh out"
+        )
+    if coulomb.compat is not None or name_of(model.config.rule) == "recursion":
+        raise ValueError("this model keeps the wave vectors it was trained with: leave mesh out")
+    other = copy.copy(model)
+    other._modules = dict(model._modules)
+    other.rule = copy.copy(model.rule)
+    other.rule.coulomb = dataclasses.replace(coulomb, method="mesh")
+    return other
 
 
 def _inputs(model: Model, given: dict[str, Any], counter_charge: Sequence[float] | None) -> dict[str, Any]:

@@ -51,6 +51,10 @@ def case(name, atoms, **options):
         info["spin"] = 1
     if "fermi_level" in model.required_info:
         info["fermi_level"] = 0.3
+    if options.get("mesh"):
+        from scfmlip.interfaces.lammps.attach import with_mesh
+
+        model, _ = with_mesh(model), options.pop("mesh")
     given = dict(info)
     if "counter_charge" in options:
         info["counter_charge"] = options["counter_charge"]
@@ -65,6 +69,8 @@ CASES = {
     "charged_slab": lambda name: case(name, slab(), charge=0.3, counter_charge=(12.0, 13.0)),
     "npt": lambda name: case(name, crystal(), steps=30, commands=NPT),
     "moved_empty": lambda name: case(name, vacuum(), processors="1 1 *", steps=20, commands=HOT),
+    "mesh": lambda name: case(name, crystal(), mesh=True),
+    "mesh_slab": lambda name: case(name, slab(), mesh=True),
     "float32": lambda name: case(name, crystal(), dtype="float32"),
     "moved": lambda name: case(name, crystal(), steps=100, commands=HOT),
 }

@@ -67,6 +67,10 @@ def test_inputs(lmp):
         attach(lmp, make_model("qeq"))
     with pytest.raises(ValueError, match="external_field must be 3 numbers"):
         attach(lmp, make_model("local"), external_field=[0.1])
+    with pytest.raises(ValueError, match="mesh is for models with charges"):
+        attach(lmp, make_model("short_range"), mesh=True)
+    with pytest.raises(ValueError, match="wave vectors it was trained with"):
+        attach(lmp, make_model("recursion"), charge=0, spin=1, mesh=True)
     with pytest.raises(ValueError, match="no potentials at atoms"):
         attach(lmp, make_model("short_range"), potential=True)
 

@@ -90,6 +90,13 @@ def test_after_dynamics(n):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("n", [1, 3])
+def test_mesh(n):
+    rules = ("local", "qeq", "convex", "affine")
+    check(n, *(f"mesh:{rule}" for rule in rules), *(f"mesh_slab:{rule}" for rule in rules))
+
+
+@pytest.mark.slow
 def test_float32():
     loose = {"energy": 1e-6, "forces": 2e-5, "charges": 2e-5, "virial": 1e-3}
     check(2, "float32:short_range", "float32:qeq", "float32:affine", bounds=loose)

@@ -230,7 +230,7 @@ def with_mesh(model: Model) -> Model:
         model: Not changed; weights are shared.
 
     Raises:
-        ValueError: for a model without a Coulomb operator of its own, or one that keeps to given wave vectors.
+        ValueError: for a model without a Coulomb operator of its own, or that keeps to given wave vectors.
     """
     coulomb = getattr(model.rule, "coulomb", None)
     if coulomb is None or not model.has_charges or model.config.density.kspace_cutoff_factor is not None:

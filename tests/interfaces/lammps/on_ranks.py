@@ -61,7 +61,22 @@ def case(name, atoms, **options):
     return single_point(model, atoms, ELEMENTS, info=info, **given, **options)
 
 
+def foreign(name):
+    """A model of mace-torch's, as it is; ``name`` of a block of its interactions, or PolarMACE."""
+    from mace_torch.mace_models import mace_model
+    from mace_torch.polar_models import polar_model
+
+    atoms = rattled(bulk("SiO", "rocksalt", a=4.4).repeat((2, 2, 2)), 3)
+    info = {}
+    if name == "PolarMACE":
+        model, info = polar_model(elements=(1, 8, 14)), {"charge": 1.0, "spin": 2}
+    else:
+        model = mace_model(name)
+    return single_point(model, atoms, ("Si", "O"), info=info, **info)
+
+
 CASES = {
+    "foreign": foreign,
     "triclinic": lambda name: case(name, crystal()),
     "charged": lambda name: case(name, crystal(), charge=0.7),
     "empty": lambda name: case(name, vacuum(), processors="1 1 *"),

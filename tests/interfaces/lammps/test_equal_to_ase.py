@@ -91,6 +91,14 @@ def test_after_dynamics(n):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 3])
+def test_models_of_mace_torch(n):
+    blocks = ("", "Residual", "Density", "DensityResidual", "AttResidual", "ResidualNonLinear")
+    names = [f"RealAgnostic{block}InteractionBlock" for block in blocks]
+    check(n, *(f"foreign:{name}" for name in (*names, "PolarMACE")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [1, 3])
 def test_mesh(n):
     rules = ("local", "qeq", "convex", "affine")
     check(n, *(f"mesh:{rule}" for rule in rules), *(f"mesh_slab:{rule}" for rule in rules))

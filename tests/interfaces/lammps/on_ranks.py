@@ -2,7 +2,7 @@
 
 import numpy as np
 from ase.build import bulk
-from models.cases import ELEMENTS, make_model, rattled
+from models.cases import BACKBONE, ELEMENTS, make_model, rattled
 from models.cases import slab as thin_slab
 
 from interfaces.lammps.engines import guarded, report, single_point
@@ -75,7 +75,22 @@ def foreign(name):
     return single_point(model, atoms, ("Si", "O"), info=info, **info)
 
 
+def les(name):
+    """MACELES's latent charges; ``name`` of a system. Those of slabs depend on a cell that is padded."""
+    from scfmlip.models import build
+
+    config = {
+        "elements": ELEMENTS,
+        "backbone": BACKBONE,
+        "density": {"l_max": 0},
+        "rule": {"name": "latent", "compat": "les", "sigma": 1.0},
+        "dtype": "float64",
+    }
+    return single_point(build(config), {"crystal": crystal, "slab": slab}[name](), ELEMENTS)
+
+
 CASES = {
+    "les": les,
     "foreign": foreign,
     "triclinic": lambda name: case(name, crystal()),
     "charged": lambda name: case(name, crystal(), charge=0.7),

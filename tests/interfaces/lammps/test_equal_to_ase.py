@@ -94,7 +94,7 @@ def test_after_dynamics(n):
 def test_models_of_mace_torch(n):
     blocks = ("", "Residual", "Density", "DensityResidual", "AttResidual", "ResidualNonLinear")
     names = [f"RealAgnostic{block}InteractionBlock" for block in blocks]
-    check(n, *(f"foreign:{name}" for name in (*names, "PolarMACE")))
+    check(n, *(f"foreign:{name}" for name in (*names, "PolarMACE")), "les:crystal", "les:slab")
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def _padded(positions: Tensor, cell: np.ndarray, pbc: np.ndarray, cutoff: float,
     vectors = np.asarray(cell)[pbc]
     if np.abs(vectors[:, ~pbc]).max(initial=0.0) > 1e-6 * np.abs(vectors).max(initial=1.0):
         raise ValueError(
-            "this model's energy depends on a long cell along the open direction, which is not known here for "
+            "this model's energy depends on a long cell along the open direction, not known here for "
             "periodic vectors that lean towards it: use a box without that tilt, or boundary p p f"
         )
     host = positions.detach().double().cpu()

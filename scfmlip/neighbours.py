@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,6 +19,8 @@ _SAME = 1e-5
 _BYTES_PER_PAIR = 160
 # neighbours of an atom, of which those of real systems have a few hundred
 _MANY = 1e5
+# angstrom by which a reused list may be wrong at its edge: rounding of lengths
+_EDGE = 1e-6
 
 
 def normals_of(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -111,3 +116,96 @@ def _check_number(
             f"angstrom, {needed / 2**30:.3g} GiB, with {free / 2**30:.3g} GiB free: check that cell, "
             "positions and cutoff are in angstrom"
         )
+
+
+class _Reference(NamedTuple):
+    """A geometry and all its pairs up to the cutoff and the skin."""
+
+    positions: NDArray[np.float64]
+    cell: NDArray[np.float64]
+    pbc: NDArray[np.bool_]
+    cutoff: float
+    pairs: NDArray[np.int64]
+    images: NDArray[np.int64]
+
+
+class SkinList:
+    """
+    `neighbour_pairs` along a trajectory, from a longer list that is made anew only when it has to be.
+
+    The list holds all pairs up to ``cutoff + skin``; those within the cutoff are picked at every call, so
+    that the answer is always that of `neighbour_pairs`, in an order of its own for each sender. It lasts
+    while no pair can have come in from beyond it: while no atom has moved by more than half the skin, in a
+    crystal beside the strain of its cell, and that strain has not used it up.
+
+    Args:
+        skin: Angstrom, at least 0; 0 makes a new list at every call.
+
+    Attributes:
+        builds: How many lists were made.
+
+    Raises:
+        ValueError: for a skin that is no such number.
+    """
+
+    def __init__(self, skin: float = 0.5) -> None:
+        number = not isinstance(skin, bool) and isinstance(skin, (int, float, np.floating))
+        if not number or not 0 <= skin < math.inf:
+            raise ValueError(f"skin must be a number of at least 0, angstrom, got {skin!r}")
+        self.skin, self.builds = float(skin), 0
+        self._reference: _Reference | None = None
+
+    @property
+    def origin(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """Positions and cell of which the list was made, all there is to save for a restart; or None."""
+        known = self._reference
+        return None if known is None else (known.positions, known.cell)
+
+    def __call__(
+        self, positions: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_], cutoff: float
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pairs and images as `neighbour_pairs` returns them, with its arguments and errors."""
+        if self.skin == 0:
+            self.builds += 1
+            return neighbour_pairs(positions, cell, pbc, cutoff)
+        known = self._reference
+        if known is None or not self._lasts(known, positions, cell, pbc, cutoff):
+            known = self.build(positions, cell, pbc, cutoff)
+        (i, j), images = known.pairs, known.images
+        vectors = positions[j] - positions[i] + images @ np.where(pbc[:, None], cell, 0.0)
+        square = np.einsum("ij,ij->i", vectors, vectors)
+        if len(square) and square.min() < _SAME**2:
+            first = int(square.argmin())
+            raise ValueError(f"atoms {i[first]} and {j[first]} are in one place, or in two images of one")
+        near = square < cutoff**2
+        return known.pairs[:, near], images[near]
+
+    def build(
+        self, positions: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_], cutoff: float
+    ) -> _Reference:
+        """Make the list of this geometry."""
+        positions, cell, pbc = np.array(positions, float), np.array(cell, float), np.array(pbc, bool)
+        pairs, images = neighbour_pairs(positions, cell, pbc, cutoff + self.skin)
+        self._reference = _Reference(positions, cell, pbc, cutoff, pairs, images)
+        self.builds += 1
+        return self._reference
+
+    def _lasts(
+        self,
+        known: _Reference,
+        positions: NDArray[np.float64],
+        cell: NDArray[np.float64],
+        pbc: NDArray[np.bool_],
+        cutoff: float,
+    ) -> bool:
+        """Whether no pair within the cutoff can be missing."""
+        if cutoff != known.cutoff or len(positions) != len(known.positions) or (pbc != known.pbc).any():
+            return False
+        before, shrunk = known.positions, 1.0
+        if (cell[pbc] != known.cell[pbc]).any():
+            if not pbc.all():
+                return False
+            strain = np.linalg.solve(known.cell, cell)
+            before, shrunk = before @ strain, float(np.linalg.svd(strain, compute_uv=False)[-1])
+        moved = float(np.sqrt(((positions - before) ** 2).sum(1).max(initial=0.0)))
+        return shrunk * (cutoff + self.skin) - 2 * moved > cutoff + _EDGE

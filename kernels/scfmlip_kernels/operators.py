@@ -10,6 +10,7 @@ Under `torch.autocast` operators are on what PyTorch calls the float32 list: inp
 raised to float32, and so is the result.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,6 +37,20 @@ def sum_of_replaced(call: Callable[..., Tensor], args: Sequence[Any], tangents: 
     return total
 
 
+def on_device_of_arguments(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel, launched on the GPU that its tensors are on: Triton launches on the current one."""
+
+    @functools.wraps(kernel)
+    def run(*args: Any) -> Any:
+        device = next((a.device for a in args if isinstance(a, Tensor) and a.is_cuda), None)
+        if device is None or device.index == torch.cuda.current_device():
+            return kernel(*args)
+        with torch.cuda.device(device):
+            return kernel(*args)
+
+    return run
+
+
 class Operator:
     """
     One operator of the namespace ``scfmlip``; made by `operator`.
@@ -47,12 +62,13 @@ class Operator:
     """
 
     def __init__(self, name: str, kernel: Callable[..., Any]) -> None:
-        self.name, self.kernel, short = name, kernel, name.removeprefix("scfmlip::")
+        self.name, short = name, name.removeprefix("scfmlip::")
+        self.kernel = on_device_of_arguments(kernel)
         OPERATORS[name] = self
         schema = torch.library.infer_schema(kernel, mutates_args=())
         _library.define(short + schema, tags=(torch.Tag.pt2_compliant_tag,))
         self.overload: Any = getattr(torch.ops.scfmlip, short).default
-        torch.library.register_kernel(name, None, kernel, lib=_library)  # type: ignore[arg-type]
+        torch.library.register_kernel(name, None, self.kernel, lib=_library)  # type: ignore[arg-type]
         for device in _DEVICES:
             torch.library.register_autocast(name, device, torch.float32, lib=_library)
         self._setup_context: Callable[..., None] | None = None

@@ -24,6 +24,9 @@ PACKAGES = (
     "cuequivariance-ops-torch-cu12",
     "cuequivariance-ops-torch-cu13",
     "ase",
+    "openmm",
+    "ipi",
+    "torch-sim-atomistic",
     "matplotlib",
 )
 OPERATORS = (

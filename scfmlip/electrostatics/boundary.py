@@ -13,10 +13,13 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from scfmlip_kernels.constants import constant
+
 from ..segments import Segments
 from ..types import BoundaryName, Compat
 from ..units import COULOMB_CONSTANT, CUBIC_MADELUNG, FIELD_CONSTANT
 from .density import symmetric_matrices
+from .tensors import products
 
 
 class Boundary(IntEnum):
@@ -196,7 +199,7 @@ class Correction:
         """
         m = moments.double()
         q = m[..., 0]
-        variance = torch.tensor(self.widths, dtype=q.dtype, device=q.device) ** 2
+        variance = constant(self.widths, q.dtype, q.device) ** 2
         normal = self.segments.expand(self.normal)[:, None]
         r = (self.positions - self.segments.expand(self.origin))[:, None]
         z = (r * normal).sum(-1)
@@ -278,7 +281,7 @@ class Correction:
         if charged:
             values = values - 0.5 * slab_q * z**2
         out = values[..., None].expand(*values.shape, len(widths))
-        variance = torch.tensor(widths, dtype=values.dtype, device=values.device) ** 2
+        variance = constant(widths, values.dtype, values.device) ** 2
         if charged:
             out = out - 0.5 * slab_q[..., None] * variance
         if self.quirks.box_second_moment:
@@ -290,11 +293,11 @@ class Correction:
         gradient = along[..., None] * normal + 2 * (box_m - box_q[..., None] * r)
         parts = [out, gradient[:, :, None]]
         if rank > 1:
-            eye = torch.eye(3, dtype=values.dtype, device=values.device)
-            second = -2 * box_q[..., None, None] * eye
+            trace = constant((1.0, 0.0, 0.0, 1.0, 0.0, 1.0), values.dtype, values.device)
+            second = -2 * box_q[..., None] * trace
             if charged:
-                second = second - slab_q[..., None, None] * normal[..., :, None] * normal[..., None, :]
-            parts.append(second.flatten(-2)[..., [0, 1, 2, 4, 5, 8]][:, :, None])
+                second = second - slab_q[..., None] * products(normal)
+            parts.append(second[:, :, None])
         return torch.cat([part.expand(-1, -1, len(widths), -1) for part in parts], -1)
 
     def far_levels(self, moments: Tensor) -> Tensor:

@@ -17,9 +17,12 @@ import math
 import torch
 from torch import Tensor
 
+from scfmlip_kernels.constants import constant
+
 from ..segments import Segments
 from ..units import FIELD_CONSTANT
 from .plan import LatticePlan
+from .tensors import products
 
 
 def _mean_distance(z: Tensor, s: Tensor, order: int) -> Tensor:
@@ -37,11 +40,6 @@ def _mean_distance(z: Tensor, s: Tensor, order: int) -> Tensor:
     if order == 1:
         return 0.5 * (z**2 + s**2) * error + z * s * gauss
     return z * (z**2 + 3 * s**2) / 6 * error + s * (z**2 + 2 * s**2) / 3 * gauss
-
-
-def _squares(normal: Tensor) -> Tensor:
-    """``[..., 6]`` products xx, xy, xz, yy, yz, zz of ``[..., 3]``."""
-    return normal[..., [0, 0, 0, 1, 1, 2]] * normal[..., [0, 1, 2, 1, 2, 2]]
 
 
 class CounterCharge:
@@ -98,7 +96,7 @@ class CounterCharge:
         each = torch.cat((self.normal, self.bounds, self.scale[:, None]), 1)
         each = segments.expand(each)
         z = (positions.double() * each[:, :3]).sum(1, keepdim=True)
-        s = torch.tensor([math.hypot(self.width, w) for w in widths], dtype=z.dtype, device=z.device)
+        s = constant(tuple(math.hypot(self.width, w) for w in widths), z.dtype, z.device)
         low, high, scale = z - each[:, 3:4], z - each[:, 4:5], each[:, 5:]
         value, slope, bend = (
             -scale * (_mean_distance(low, s, n) - _mean_distance(high, s, n)) for n in (1, 0, -1)
@@ -144,7 +142,7 @@ class CounterCharge:
             along = (m[..., 1:4] * normal).sum(-1)
             per_atom = per_atom + (along * slope[:, None]).sum(-1)
             if m.shape[-1] > 4:
-                twice = (m[..., 4:] * _squares(normal)).sum(-1)
+                twice = (m[..., 4:] * products(normal)).sum(-1)
                 per_atom = per_atom + (twice * bend[:, None]).sum(-1)
         charge = segments.sum(m[..., 0].sum(-1))
         return charge, segments.sum(per_atom)
@@ -181,5 +179,5 @@ class CounterCharge:
         normal = segments.expand(self.normal)[:, None, None]
         parts = [(-q * value[:, None] - level)[..., None], (-q * slope[:, None])[..., None] * normal]
         if rank > 1:
-            parts.append((-q * bend[:, None])[..., None] * _squares(normal))
+            parts.append((-q * bend[:, None])[..., None] * products(normal))
         return torch.cat(parts[: rank + 1], -1)

@@ -22,8 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scfmlip_kernels.constants import constant
+
 from ..types import CARTESIAN_FROM_E3NN, E3NN_FROM_CARTESIAN, MultipoleOrder, Normalization
 from ..units import COULOMB_CONSTANT
+from .tensors import from_upper_triangles, upper_triangles
 
 # l = 3 needs the octupole's place in `to_moments`; everything below it takes any rank.
 L_MAX = 2
@@ -136,7 +139,7 @@ class GaussianMultipoles:
     def scales(self, l: int, like: Tensor) -> Tensor:
         """``[n_widths]`` moments of unit coefficients of order l, of the kind of ``like``."""
         ratios = [_receiver_ratio(l, w) if self.normalization == "receiver" else 1.0 for w in self.widths]
-        return torch.tensor(ratios, dtype=like.dtype, device=like.device)
+        return constant(tuple(ratios), like.dtype, like.device)
 
     def to_moments(self, rows: Tensor) -> Tensor:
         """
@@ -153,7 +156,7 @@ class GaussianMultipoles:
         if self.normalization == "receiver":
             parts = [part * self.scales(l, rows)[:, None] for l, part in enumerate(parts)]
         if self.l_max > 0 and self.order == "e3nn":
-            parts[1] = parts[1][..., list(CARTESIAN_FROM_E3NN)]
+            parts[1] = parts[1].index_select(-1, constant(CARTESIAN_FROM_E3NN, torch.int64, rows.device))
         if self.l_max > 1:
             parts[2] = parts[2] @ _cartesian_quadrupoles(rows).T
         return parts[0] if self.l_max == 0 else torch.cat(parts, -1)
@@ -175,12 +178,12 @@ class GaussianMultipoles:
         if self.normalization == "receiver":
             parts = [part * self.scales(l, field)[:, None] for l, part in enumerate(parts)]
         if self.l_max > 0 and self.order == "e3nn":
-            parts[1] = parts[1][..., list(E3NN_FROM_CARTESIAN)]
+            parts[1] = parts[1].index_select(-1, constant(E3NN_FROM_CARTESIAN, torch.int64, field.device))
         return torch.cat([part.flatten(-2) for part in parts], -1)
 
 
 def _cartesian_quadrupoles(like: Tensor) -> Tensor:
-    return torch.tensor(_CARTESIAN_QUADRUPOLES, dtype=like.dtype, device=like.device)
+    return constant(_CARTESIAN_QUADRUPOLES, like.dtype, like.device)
 
 
 def quadrupole_tensors(components: Tensor) -> Tensor:
@@ -245,14 +248,16 @@ def quadrupole_components(tensors: Tensor) -> Tensor:
 
 def symmetric_matrices(moments: Tensor) -> Tensor:
     """``[..., 3, 3]`` with ``r.M r = sum_B c_B r^B`` of coefficients ``[..., 6]``, xx, xy, xz, yy, yz, zz."""
-    half = moments * moments.new_tensor([1.0, 0.5, 0.5, 1.0, 0.5, 1.0])
-    return half[..., [0, 1, 2, 1, 3, 4, 2, 4, 5]].unflatten(-1, (3, 3))
+    return from_upper_triangles(
+        moments * constant((1.0, 0.5, 0.5, 1.0, 0.5, 1.0), moments.dtype, moments.device)
+    )
 
 
 def symmetric_coefficients(matrices: Tensor) -> Tensor:
     """``[..., 6]`` coefficients of matrices ``[..., 3, 3]``: the inverse of `symmetric_matrices`."""
-    flat = matrices.flatten(-2)
-    return flat[..., [0, 1, 2, 4, 5, 8]] * flat.new_tensor([1.0, 2.0, 2.0, 1.0, 2.0, 1.0])
+    return upper_triangles(matrices) * constant(
+        (1.0, 2.0, 2.0, 1.0, 2.0, 1.0), matrices.dtype, matrices.device
+    )
 
 
 def self_interaction(sigma: float, other: float) -> tuple[float, float, float]:

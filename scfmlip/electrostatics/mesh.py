@@ -28,6 +28,7 @@ from scfmlip_kernels import (
 
 from .mesh_error import check_single
 from .plan import LatticePlan
+from .tensors import products
 from .waves import Places, WaveSum, turn_derivatives
 
 
@@ -70,7 +71,7 @@ class Mesh(WaveSum):
             sizes = self.segments.expand(self.sizes / (2 * math.pi))[:, None]
             scales = [torch.ones_like(sizes[..., :1]), sizes]
             if moments.shape[-1] > 4:
-                scales.append(sizes[..., [0, 0, 0, 1, 1, 2]] * sizes[..., [0, 1, 2, 1, 2, 2]])
+                scales.append(products(sizes))
             moments = moments * torch.cat(scales, -1)
         values = mesh_spread(self.coords, moments.to(self.arithmetic), self.grid, self.places)
         return mesh_waves(values, self.grid.shapes).permute(1, 0, 2).double()

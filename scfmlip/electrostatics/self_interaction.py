@@ -7,9 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scfmlip_kernels.constants import constant
+
 from ..units import FIELD_CONSTANT
 from .boundary import Quirks
 from .density import GaussianMultipoles, self_interaction, symmetric_matrices
+from .tensors import upper_triangles
 
 _erf = np.vectorize(math.erf)
 
@@ -62,24 +65,19 @@ def self_field(
     Returns:
         ``[n_atoms, n_channels, len(widths), 1 | 4 | 10]``, V, V/angstrom and V/angstrom^2.
     """
-    table = torch.tensor(
-        [
-            [
-                tuple(_trapezoid(l, s, w) for l in (0, 1))
-                if quirks.numerical_self_interaction
-                else self_interaction(s, w)
-                for w in widths
-            ]
-            for s in source.widths
-        ],
-        dtype=moments.dtype,
-        device=moments.device,
-    )  # [n_source_widths, n_widths, 2 | 3]
+
+    def unit(s: float, w: float) -> tuple[float, ...]:
+        numerical = quirks.numerical_self_interaction
+        return tuple(_trapezoid(l, s, w) for l in (0, 1)) if numerical else self_interaction(s, w)
+
+    # of each source width, receiving width and l
+    values = tuple(tuple(unit(s, w) for w in widths) for s in source.widths)
+    table = constant(values, moments.dtype, moments.device)
     parts = [torch.einsum("nca,aw->ncw", moments[..., 0], table[..., 0])[..., None]]
     if rank > 0 and source.l_max > 0:
         parts.append(torch.einsum("ncai,aw->ncwi", moments[..., 1:4], table[..., 1]))
     if rank > 1 and source.l_max > 1:
-        second = 6 * symmetric_matrices(moments[..., 4:]).flatten(-2)[..., [0, 1, 2, 4, 5, 8]]
+        second = 6 * upper_triangles(symmetric_matrices(moments[..., 4:]))
         parts.append(torch.einsum("ncai,aw->ncwi", second, table[..., 2]))
     field = torch.cat(parts, -1)
     missing = (1, 4, 10)[rank] - field.shape[-1]

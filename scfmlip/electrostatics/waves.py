@@ -19,12 +19,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scfmlip_kernels.constants import constant
+
 from ..segments import Segments
 from ..units import FIELD_CONSTANT
 from .boundary import Correction, Quirks
 from .density import symmetric_coefficients, symmetric_matrices
 from .plan import LatticePlan
 from .slab import SlabPlan
+from .tensors import from_upper_triangles, inverse_and_volume, products, upper_triangles
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,10 @@ def turn_derivatives(field: Tensor, matrices: Tensor, segments: Segments) -> Ten
     """
     parts = [field[..., :1], turn(field[..., 1:4], matrices, segments)]
     if field.shape[-1] > 4:
-        second = field[..., [4, 5, 6, 5, 7, 8, 6, 8, 9]].unflatten(-1, (3, 3))
+        second = from_upper_triangles(field[..., 4:])
         for _ in range(2):  # once for each index
             second = turn(second, matrices, segments).mT
-        parts.append(second.flatten(-2)[..., [0, 1, 2, 4, 5, 8]])
+        parts.append(upper_triangles(second))
     return torch.cat(parts, -1)
 
 
@@ -103,8 +106,8 @@ class WaveSum(ABC):
         self.grid, self.points = grid, Segments(plan.point_ptr, grid.system)
         self.dtype, self.widths = positions.dtype, widths
         self.cell = cell = plan.cells(cell)
-        self.inverse = inverse = torch.linalg.inv(cell)
-        self.volume = torch.linalg.det(cell).abs()
+        self.inverse, volume = inverse_and_volume(cell)
+        inverse, self.volume = self.inverse, volume.abs()
         self.frac = turn(positions.double(), inverse, segments)
         self._factors: dict[tuple[float, ...], Tensor] = {}
         self.k_squared = self._squares()
@@ -143,11 +146,9 @@ class WaveSum(ABC):
         grid = self.grid
         n = grid.miller.double()
         metric = (4 * math.pi**2) * self.inverse.mT @ self.inverse
-        rows, columns = (0, 0, 0, 1, 1, 2), (0, 1, 2, 1, 2, 2)
-        twice = torch.tensor([1.0, 2.0, 2.0, 1.0, 2.0, 1.0], dtype=n.dtype, device=n.device)
-        pairs = n[:, list(rows)] * n[:, list(columns)] * twice
-        point_metric = self.points.expand(metric[:, list(rows), list(columns)])
-        return (pairs * point_metric).sum(-1)
+        twice = constant((1.0, 2.0, 2.0, 1.0, 2.0, 1.0), n.dtype, n.device)
+        point_metric = self.points.expand(upper_triangles(metric))
+        return (products(n) * twice * point_metric).sum(-1)
 
     def _truncation(self, slabs: SlabPlan) -> Tensor:
         """``1 - (-1)^m exp(-G H / 2)`` where a slab's interaction ends at half the height H, else 1."""
@@ -179,8 +180,8 @@ class WaveSum(ABC):
 
     def make_factors(self, widths: tuple[float, ...]) -> Tensor:
         """Those that `form_factors` keeps."""
-        exponents = torch.tensor([-0.5 * w**2 for w in widths], dtype=torch.float64)
-        return torch.exp(exponents.to(self.k_squared.device) * self.k_squared[:, None])
+        exponents = constant(tuple(-0.5 * w**2 for w in widths), torch.float64, self.k_squared.device)
+        return torch.exp(exponents * self.k_squared[:, None])
 
     @abstractmethod
     def structure_factors(self, moments: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..neighbours import neighbour_pairs
 from .cells import reference_cell
-from .graphs import collate, external_charges, make_graph
+from .graphs import Neighbours, collate, external_charges, make_graph
 from .inputs import (
     EXTERNAL,
     INPUTS,
@@ -178,6 +179,7 @@ def make_batch(
     dtype: torch.dtype,
     head: str | None = None,
     names: Sequence[str] | None = None,
+    neighbours: Neighbours = neighbour_pairs,
 ) -> dict[str, Tensor]:
     """
     The dictionary a model takes, for several frames.
@@ -195,6 +197,7 @@ def make_batch(
         dtype: float32 or float64, that of the model.
         head: Name of the model's head for all frames, whatever they say; else see `inputs.resolve_head`.
         names: What to call each frame in messages.
+        neighbours: As of `make_graph`; a `SkinList` is for one frame.
 
     Raises:
         ValueError: as `check_frame`; for an unknown head.
@@ -229,6 +232,7 @@ def make_batch(
                 head=which,
                 inputs={**read_inputs(atoms, spin=spin), **read_embedded(atoms, embedding_specs(model))},
                 pad_cell=pads_cell(model),
+                neighbours=neighbours,
             )
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None

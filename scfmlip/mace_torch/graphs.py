@@ -7,7 +7,7 @@ cell, and nothing depends on PyTorch's default dtype.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +33,8 @@ _LABELS: dict[str, tuple[tuple[Any, ...], tuple[int, ...]]] = {
     "polarizability": ((1, 3, 3), (1, 3, 3)),
 }
 _VOIGT = [0, 5, 4, 5, 1, 3, 4, 3, 2]
+# positions, cell, pbc, cutoff -> pairs and images
+Neighbours = Callable[[Any, Any, Any, float], tuple[np.ndarray, np.ndarray]]
 
 
 def make_graph(
@@ -46,6 +48,7 @@ def make_graph(
     inputs: Mapping[str, Any] | None = None,
     labels: Mapping[str, Any] | None = None,
     pad_cell: bool = False,
+    neighbours: Neighbours = neighbour_pairs,
 ) -> AtomicData:
     """
     One frame as mace-torch's graph: neighbours within ``r_max``, species, inputs, labels.
@@ -61,6 +64,7 @@ def make_graph(
         labels: By mace-torch's names: energy, forces, stress (tensor or Voigt), ...; their weights are the
             frame's ``config_{name}_weight``.
         pad_cell: Give it the cell of mace-torch's electrostatics, `reference_cell`, instead of its own.
+        neighbours: Finds the pairs, as `neighbour_pairs`, for instance a `SkinList`.
 
     Returns:
         A ``mace.data.AtomicData``; labels that the frame lacks are zero with weight 0. Beyond mace-torch's
@@ -78,7 +82,7 @@ def make_graph(
     n_atoms = len(atoms)
     own, pbc = np.array(atoms.cell, dtype=float), np.array(atoms.pbc, dtype=bool)
     positions = np.array(atoms.positions, dtype=float)
-    edge_index, images = neighbour_pairs(positions, own, pbc, float(r_max))
+    edge_index, images = neighbours(positions, own, pbc, float(r_max))
     cell = reference_cell(positions, own, pbc, float(r_max)) if pad_cell else own
     volume = np.linalg.det(cell)
     reciprocal = 2 * np.pi * np.linalg.inv(cell.T) if volume else np.zeros((3, 3))

@@ -203,6 +203,7 @@ class Model(torch.nn.Module):
         compute_stability: bool = False,
         scf: Scf = "converged",
         initial_density: Tensor | None = None,
+        initial_level: Tensor | None = None,
         domain: Domain | None = None,
     ) -> dict[str, Tensor | None]:
         """
@@ -230,6 +231,8 @@ class Model(torch.nn.Module):
             scf: "converged", or "direct": one update from the given density, by rules that can.
             initial_density: ``[n_atoms, dim]`` rows ``[q, d_y, d_z, d_x]`` to start the solve from, for
                 instance the last step's; not differentiated.
+            initial_level: ``[n_systems]`` eV, the ``fermi_level`` that belongs to it: where the charge is
+                given fixed points solve for that too, and a density alone is a poor start.
             domain: The batch is this rank's part of one system that several ranks share, who all call this
                 together. Results of systems are then those of the whole, of atoms those of own ones.
 
@@ -268,6 +271,7 @@ class Model(torch.nn.Module):
                 initial_density,
                 compute_stability,
                 external,
+                initial_level,
                 domain,
             )
             out, _ = self._energies(strained, system, compute_potential)

@@ -40,6 +40,7 @@ def make_system(
     initial_density: Tensor | None,
     stability: bool = False,
     external: ExternalCharges | None = None,
+    initial_level: Tensor | None = None,
     domain: Domain | None = None,
 ) -> System:
     """
@@ -98,6 +99,7 @@ def make_system(
         counter_charge=batch.get("counter_charge"),
         external=external,
         reference_density=rows,
+        reference_level=_reference_level(initial_level, n_systems, dtype),
         direct=direct,
         stability=stability,
         domain=domain,
@@ -121,6 +123,18 @@ def _targets(
     if scf == "direct" and given["fermi_level"] is None and batch.get("fermi_level") is not None:
         given["fermi_level"] = batch["fermi_level"].to(dtype).view(n_systems)
     return given
+
+
+def _reference_level(level: Tensor | None, n_systems: int, dtype: torch.dtype) -> Tensor | None:
+    """``[n_systems]`` eV to start from, or None."""
+    if level is None:
+        return None
+    if level.shape != (n_systems,) or not bool(torch.isfinite(level).all()):
+        raise ValueError(
+            f"initial_level must be finite numbers of shape {[n_systems]}, eV, got shape "
+            f"{list(level.shape)}: {level.detach().flatten()[:5].tolist()}"
+        )
+    return level.detach().to(dtype)
 
 
 def _reference_rows(rows: Tensor | None, n_atoms: int, l_max: int, direct: bool) -> Tensor:

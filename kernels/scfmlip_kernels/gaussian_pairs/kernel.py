@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..constants import constant
 from ..lattice.monomials import monomial_count, rank_of_count
 from ..lattice.tiles import channel_parts, check_places
 from ..tuned import compiler_options, tuned
@@ -190,8 +191,8 @@ def pair_tiles(atom_ptr: Tensor, device: torch.device) -> Tensor:
     """``[n_tiles, 3]`` int32: first target, first and last atom of its system."""
     block = tuned("pairs", device, torch.float32)["block"]
     ptr = atom_ptr.tolist()
-    rows = [(i, begin, end) for begin, end in itertools.pairwise(ptr) for i in range(begin, end, block)]
-    return torch.tensor(rows, dtype=torch.int32).reshape(-1, 3).to(device)
+    rows = tuple((i, begin, end) for begin, end in itertools.pairwise(ptr) for i in range(begin, end, block))
+    return constant(rows, torch.int32, device).reshape(-1, 3)
 
 
 def launch_gaussian_pairs(
@@ -219,12 +220,11 @@ def launch_gaussian_pairs(
         "block": tuned("pairs", moments.device, torch.float32)["block"],
     }
     if tiles.shape[0] and n_channels and n_widths:
-        alpha = 1 / (2**0.5 * widths.double())
-        constants = torch.cat((alpha, torch.tensor([softening], dtype=torch.float64)))
+        alphas = tuple(1 / (2**0.5 * width) for width in widths.tolist())
         _gaussian_pairs_kernel[(tiles.shape[0], n_channels * n_widths)](
             positions_ptr=positions.T.contiguous(),
             moments_ptr=moments.permute(1, 2, 3, 0).contiguous(),
-            constants_ptr=constants.to(positions.device, moments.dtype),
+            constants_ptr=constant((*alphas, softening), moments.dtype, positions.device),
             tiles_ptr=tiles,
             out_ptr=out,
             n_atoms=n_atoms,

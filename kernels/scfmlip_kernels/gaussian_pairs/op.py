@@ -15,8 +15,8 @@ from ..checks import (
     readable,
 )
 from ..dispatch import loop_over_batch, runs_triton
-from ..lattice import monomial_count, shifted_monomials
-from ..lattice.directions import raised, shifted_along
+from ..lattice import monomial_count
+from ..lattice.directions import forces, raised, shifted_along
 from ..lattice.monomials import rank_of_count
 from ..operators import operator
 from .cpu import gaussian_pairs_chunked
@@ -62,15 +62,12 @@ def _backward(ctx, grad):
             positions, sources, widths, atom_ptr, rank, ctx.softening, ctx.group_size
         )
 
-    def shifted(own, field, rank):
-        return torch.stack([(own * field[..., list(s)]).sum((1, 2, 3)) for s in shifted_monomials(rank)], -1)
-
     adjoint = sums(grad, source_rank + 1 if wants_positions else source_rank)
     d_moments = adjoint[..., : moments.shape[-1]]
     d_positions = None
     if wants_positions:
         field = sums(moments, ctx.rank + 1)
-        d_positions = shifted(grad, field, ctx.rank) + shifted(moments, adjoint, source_rank)
+        d_positions = forces(grad, field) + forces(moments, adjoint)
         d_positions = d_positions.to(positions.dtype)
     return d_positions, d_moments, None, None, None, None, None
 

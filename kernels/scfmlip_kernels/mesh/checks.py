@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from ..checks import FLOATS, check_tensors, readable
-from ..lattice.monomials import rank_of_count, shifted_monomials
+from ..lattice.directions import forces
+from ..lattice.monomials import rank_of_count
 from .grid import MeshGrid, MeshPlaces
 
 
@@ -56,7 +57,5 @@ def mesh_gradients(ctx, coords, moments, values, tables):
     field = torch.ops.scfmlip.mesh_gather(coords, values, *tables, rank + 1 if wants_coords else rank)
     d_coords = None
     if wants_coords:
-        d_coords = torch.stack(
-            [(moments * field[..., list(shift)]).sum((1, 2)) for shift in shifted_monomials(rank)], -1
-        ).to(coords.dtype)
+        d_coords = forces(moments, field).to(coords.dtype)
     return d_coords, field[..., : moments.shape[-1]]

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ..checks import outside_autocast
 from ..dispatch import loop_over_batch, runs_triton
-from ..lattice import LatticeGrid, shifted_monomials
+from ..lattice import LatticeGrid
 from ..lattice.checks import check_lattice_arguments, check_tables
-from ..lattice.directions import raised
+from ..lattice.directions import forces, raised
 from ..lattice.monomials import rank_of_count
 from ..operators import operator
 from .cpu import structure_factor_cpu
@@ -60,11 +60,7 @@ def lattice_gradients(ctx, frac, moments, coefficients, tables):
     d_moments = field[..., : moments.shape[-1]]
     d_frac = None
     if wants_frac:
-        d_frac = torch.stack(
-            [(moments * field[..., list(shift)]).sum((1, 2)) for shift in shifted_monomials(rank)],
-            -1,
-        )
-        d_frac = (2 * math.pi) * d_frac.to(frac.dtype)
+        d_frac = (2 * math.pi) * forces(moments, field).to(frac.dtype)
     return d_frac, d_moments
 
 

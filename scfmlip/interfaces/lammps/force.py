@@ -100,9 +100,7 @@ class ForceField:
         batch, domain = make_domain_batch(
             self.model, own, near.species, box.cell, box.pbc, edges, near.halo, self.inputs, self.head
         )
-        options: dict[str, Any] = {}
-        if self.states.keeps:
-            options["initial_density"] = self.states.guess(atoms.n_owned, own)
+        options: dict[str, Any] = dict(self.states.start(atoms.n_owned, own))
         if self.states.potential:
             options["compute_potential"] = True
         with running(self.model):

@@ -40,12 +40,20 @@ class AtomStates:
             raise ValueError("this model has no density, and no potentials at atoms: leave potential out")
         self.dim = (model.config.density.l_max + 1) ** 2 if self.charges else 0
         self._extrapolator = StateExtrapolator(extrapolation or 0)
+        # the Fermi levels that belong to them, the same on every rank
+        self._levels = StateExtrapolator(extrapolation or 0)
         self._known = 0
         names = ["d_scfmlip_charge"] * self.charges + ["d_scfmlip_potential"] * self.potential
         if self.keeps:
             names.append(f"d2_{STATE} {self.dim * (self._extrapolator.order + 1)}")
         if names:
             engine.lmp.command(f"fix {STATE} all property/atom {' '.join(names)}")
+
+    def start(self, n_owned: int, like: Tensor) -> dict[str, Tensor]:
+        """What `Model.forward` starts a solve from, by name: a density, and the Fermi level if it has one."""
+        density, level = self.guess(n_owned, like), self._levels.guess()
+        found = {"initial_density": density, "initial_level": None if level is None else level.to(like)}
+        return {name: value for name, value in found.items() if self.keeps and value is not None}
 
     def guess(self, n_owned: int, like: Tensor) -> Tensor | None:
         """``[n_owned, dim]`` rows ``[q, d_y, d_z, d_x]``; None before the first step."""
@@ -71,6 +79,8 @@ class AtomStates:
         """Show what a step found, and keep its density as the last."""
         if self._known <= self._extrapolator.order:
             self._known += 1
+        if out.get("fermi_level") is not None:
+            self._levels.add(out["fermi_level"].double())
         if n_owned == 0:
             return
         shown = {"d_scfmlip_charge": "charges" if self.charges else None}

@@ -63,6 +63,7 @@ class System:
         counter_charge: ``[n_systems, 2]`` ends of the slabs' counter-charges, or None, see `Coulomb.prepare`.
         external: Charges outside the model, or None.
         reference_density: ``[n_atoms, dim]`` Cartesian rows to start from or to take one step from, or None.
+        reference_level: ``[n_systems]`` eV of that density where the charge is given, to start from, or None.
         direct: Take one step from ``reference_density`` instead of converging.
         stability: Also measure how the rule's update answers a disturbance, for training.
         domain: This rank's part of the one system, where several ranks share it.
@@ -84,6 +85,7 @@ class System:
     counter_charge: Tensor | None = None
     external: ExternalCharges | None = None
     reference_density: Tensor | None = None
+    reference_level: Tensor | None = None
     direct: bool = False
     stability: bool = False
     domain: Domain | None = None

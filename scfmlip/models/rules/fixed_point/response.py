@@ -84,8 +84,7 @@ class Response(torch.nn.Module):
             parts = [scalars[..., None], vectors, products]
             rows = torch.cat(parts[: self.l_max + 1], 2)
             own = softplus(attrs @ self.own)
-            orders = torch.tensor([1, 3, 5][: self.l_max + 1], device=own.device)
-            diagonal = own[:, : self.l_max + 1].repeat_interleave(orders, 1)
+            diagonal = torch.cat([own[:, l : l + 1].expand(-1, 2 * l + 1) for l in range(self.l_max + 1)], 1)
             return -scale * (rows.mT @ rows + n * torch.diag_embed(diagonal))
         assert isinstance(self.own_field, Tensor)
         potential = torch.einsum("nz,zwk->nwk", attrs, self.potential)

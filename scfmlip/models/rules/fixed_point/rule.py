@@ -103,6 +103,7 @@ class FixedPoint(ChargeRule):
             tuple(step.tensors.values()),
             batch_idx=system.segments,
             total_charge=system.total_charge if at_charge else None,
+            chemical_potential=system.reference_level if at_charge else None,
             tolerance=self.config.tolerance,
             max_iterations=self.config.max_iterations,
             approximation=partial(step.update, linear=True) if self.response.many_body is not None else None,

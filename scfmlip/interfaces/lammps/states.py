@@ -51,9 +51,11 @@ class AtomStates:
 
     def start(self, n_owned: int, like: Tensor) -> dict[str, Tensor]:
         """What `Model.forward` starts a solve from, by name: a density, and the Fermi level if it has one."""
-        density, level = self.guess(n_owned, like), self._levels.guess()
-        found = {"initial_density": density, "initial_level": None if level is None else level.to(like)}
-        return {name: value for name, value in found.items() if self.keeps and value is not None}
+        density = self.guess(n_owned, like) if self.keeps else None
+        if density is None:
+            return {}
+        level = self._levels.guess()
+        return {"initial_density": density} | ({} if level is None else {"initial_level": level.to(like)})
 
     def guess(self, n_owned: int, like: Tensor) -> Tensor | None:
         """``[n_owned, dim]`` rows ``[q, d_y, d_z, d_x]``; None before the first step."""

@@ -1,4 +1,4 @@
-"""The command line: ``scfmlip evaluate | train | md | convert | plot | bench | demo | doctor``."""
+"""The command line: ``scfmlip evaluate | train | md | lammps | convert | plot | bench | demo | doctor``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .errors import WRONG_INPUT, Terminated, describe
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from . import bench, convert, demo, doctor, evaluate, md, plot, train
+    from . import bench, convert, demo, doctor, evaluate, lammps, md, plot, train
 
     parser = argparse.ArgumentParser(
         prog="scfmlip",
@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0, 1 after a failure, 2 for a wrong command or input, 130 after Ctrl-C.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (evaluate, train, md, convert, plot, bench, demo, doctor):
+    for module in (evaluate, train, md, lammps, convert, plot, bench, demo, doctor):
         module.add_command(commands)
     text = "show the traceback of an error"
     parser.add_argument("--debug", action="store_true", help=text)

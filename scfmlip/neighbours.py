@@ -1,4 +1,4 @@
-"""Neighbours within a cutoff, in any cell and any periodicity, on the host."""
+"""Neighbour lists on the host, for any cell and periodicity."""
 
 from __future__ import annotations
 
@@ -11,44 +11,57 @@ from numpy.typing import NDArray
 
 from .devices import free_memory
 
-# bins of the cell list: fewer, larger ones take over in cells that are nearly empty
+# most bins of the cell list: nearly empty cells use fewer, larger bins
 _BINS = 1e7
-# angstrom: below that float32 may see no distance
+# angstrom: smaller distances may be zero in float32
 _SAME = 1e-5
-# of a pair, while the list is made
+# memory per pair while the list is made
 _BYTES_PER_PAIR = 160
-# neighbours of an atom, of which those of real systems have a few hundred
+# most neighbours per atom; real systems have a few hundred
 _MANY = 1e5
 # angstrom by which a reused list may be wrong at its edge: rounding of lengths
 _EDGE = 1e-6
 
 
 def normals_of(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``[3 - n, 3]`` orthonormal directions across ``n`` vectors."""
+    """
+    ``[3 - n, 3]`` orthonormal directions perpendicular to ``n`` vectors.
+
+    Example:
+        >>> import numpy as np
+        >>> from scfmlip.neighbours import normals_of
+        >>> abs(normals_of(np.array([[3.0, 0.0, 0.0], [1.0, 2.0, 0.0]])))  # across two lateral vectors
+        array([[0., 0., 1.]])
+    """
     if not len(vectors):
         return np.eye(3)
     return np.linalg.qr(vectors.T, mode="complete")[0].T[len(vectors) :]
 
 
 def neighbour_pairs(
-    positions: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_], cutoff: float
+    positions: NDArray[np.float64],
+    cell: NDArray[np.float64],
+    pbc: NDArray[np.bool_],
+    cutoff: float,
+    apart: bool = True,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """
-    All pairs nearer than a cutoff, images included, an atom with itself only across the cell.
+    All pairs within a cutoff, including periodic images, and of an atom with its own images.
 
     Args:
-        positions: ``[n_atoms, 3]`` angstrom, in the cell or any number of cells away.
-        cell: ``[3, 3]`` angstrom, rows are lattice vectors; those that are not periodic do not matter.
-        pbc: ``[3]``.
-        cutoff: Angstrom.
+        positions: ``[n_atoms, 3]`` angstrom, inside the cell or outside.
+        cell: ``[3, 3]`` angstrom, rows are lattice vectors; vectors of open directions are ignored.
+        pbc: ``[3]`` booleans.
+        cutoff: Cutoff, angstrom.
+        apart: Refuse two atoms at the same position.
 
     Returns:
-        ``[2, n_pairs]`` sender and receiver, sorted by the sender, and ``[n_pairs, 3]`` lattice vectors of
-        the image: ``positions[receiver] - positions[sender] + image @ cell`` leads from one to the other.
+        ``[2, n_pairs]`` sender and receiver, sorted by sender, and ``[n_pairs, 3]`` image of the receiver:
+        the pair's vector is ``positions[receiver] - positions[sender] + image @ cell``.
 
     Raises:
-        ValueError: for two atoms in one place, between which there is no direction; for a cell so small that
-            an atom has more neighbours than any real one; for more pairs than fit into memory.
+        ValueError: for two atoms at the same position, whose direction is undefined; for a cell so small that
+            atoms have an unphysical number of neighbours; for more pairs than fit into memory.
         ImportError: without matscipy.
 
     Example:
@@ -64,7 +77,7 @@ def neighbour_pairs(
 
     if not len(positions):
         return np.zeros((2, 0), dtype=np.int64), np.zeros((0, 3), dtype=np.int64)
-    # a box around the atoms along what is open, so that the search depends on no vector given there
+    # use a box around the atoms along open directions, independent of the cell vectors there
     box = np.array(cell, dtype=float)
     normals = normals_of(box[pbc])
     heights = positions @ normals.T
@@ -83,28 +96,37 @@ def neighbour_pairs(
     inside = inside - cells @ box
     reach = max(cutoff, (volume / _BINS) ** (1 / 3))
     i, j, image, length = neighbour_list("ijSd", positions=inside, cell=box, pbc=pbc, cutoff=reach)
-    image = np.where(pbc, image, 0)
-    keep = (length < cutoff) & ((i != j) | image.any(1))
-    if (length[keep] < _SAME).any():
-        first = np.flatnonzero(keep & (length < _SAME))[0]
-        raise ValueError(f"atoms {i[first]} and {j[first]} are in one place, or in two images of one")
-    i, j, image = i[keep].astype(np.int64), j[keep].astype(np.int64), image[keep].astype(np.int64)
-    return np.stack((i, j)), image + cells[i] - cells[j]
+    if not pbc.all():
+        image = np.where(pbc, image, 0)
+    if reach > cutoff:
+        keep = length < cutoff
+        i, j, image, length = i[keep], j[keep], image[keep], length[keep]
+    same = np.flatnonzero(length < _SAME)
+    itself = same[(i[same] == j[same]) & ~image[same].any(1)]
+    if apart and len(itself) < len(same):
+        first = np.setdiff1d(same, itself)[0]
+        raise ValueError(f"atoms {i[first]} and {j[first]} are at the same position, or at images of it")
+    if len(itself):
+        i, j, image = np.delete(i, itself), np.delete(j, itself), np.delete(image, itself, 0)
+    image = image.astype(np.int64)
+    if cells.any():
+        image += cells[i] - cells[j]
+    return np.stack((i, j)).astype(np.int64), image
 
 
 def _check_number(
     n_atoms: int, vectors: NDArray[np.float64], extent: NDArray[np.float64], cutoff: float
 ) -> None:
     """
-    Refuse what would not fit into memory: a cutoff or a cell in the wrong unit.
+    Refuse lists that do not fit into memory, for instance with a cutoff or a cell in the wrong unit.
 
     Args:
         n_atoms: Number of atoms.
         vectors: ``[n_periodic, 3]`` lattice vectors, angstrom.
-        extent: ``[3 - n_periodic]`` angstrom that the atoms fill along what is open.
-        cutoff: Angstrom.
+        extent: ``[3 - n_periodic]`` extent of the atoms along open directions, angstrom.
+        cutoff: Cutoff, angstrom.
     """
-    # images of the cell in reach, and the part of an open direction that is
+    # images of the cell within the cutoff, and the fraction of an open direction
     reach = (1.0, 2 * cutoff, np.pi * cutoff**2, 4 / 3 * np.pi * cutoff**3)[len(vectors)]
     size = float(np.sqrt(np.linalg.det(vectors @ vectors.T))) if len(vectors) else 1.0
     near = float(np.prod(np.minimum(1.0, 2 * cutoff / np.maximum(extent, 1e-9))))

@@ -46,8 +46,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         description="Evaluate a model (mace-torch's MACE, PolarMACE, MACELES, accelerated, or a point of the "
         "design space) on every frame of a file. Results go to extended XYZ under a prefix, beside whatever "
         "the input held: energy, forces, stress (crystals), and for models with charges: charges, "
-        "atomic_dipoles, dipole, spins, potential (V at each atom, of all others). The output appears when "
-        "all is done and may be the input; what a failure leaves is in partial-*-OUTPUT beside it.",
+        "atomic_dipoles, dipole, spins, potential (V at each atom, from all others). The output is written "
+        "at the end and may replace the input; after a failure, finished frames are in partial-*-OUTPUT.",
     )
     parser.add_argument("input", type=Path, help="structures, any format ASE reads")
     parser.add_argument(
@@ -80,7 +80,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _batches(frames: Sequence[tuple[str, Atoms]], size: int) -> Iterator[list[tuple[str, Atoms]]]:
-    """Consecutive frames of one kind: results must not depend on what else is in the file."""
+    """Batches of consecutive frames of one kind: results must not depend on other frames in the file."""
     from ..mace_torch.batches import batch_kind
 
     batch: list[tuple[str, Atoms]] = []
@@ -95,7 +95,7 @@ def _batches(frames: Sequence[tuple[str, Atoms]], size: int) -> Iterator[list[tu
 
 def _store(atoms: Atoms, result: dict[str, Any], prefix: str) -> Atoms:
     """
-    A copy of the frame that carries the result.
+    A copy of the frame with the results.
 
     Raises:
         ValueError: for a result that is not finite.
@@ -147,10 +147,10 @@ def _compute(calc: Calculator, group: Sequence[tuple[str, Atoms]], prefix: str) 
 def _each_or_why(
     calc: Calculator, group: Sequence[tuple[str, Atoms]], prefix: str
 ) -> list[Atoms | Exception]:
-    """The same, frame by frame where the batch fails, so that one does not cost the others."""
+    """Results of a batch; frame by frame if the batch fails, so that one frame does not affect the others."""
     try:
         return [*_compute(calc, group, prefix)]
-    except Exception as error:  # whatever models trip over
+    except Exception as error:  # models may raise anything
         if len(group) == 1:
             return [error]
     return [found for one in group for found in _each_or_why(calc, [one], prefix)]
@@ -158,10 +158,10 @@ def _each_or_why(
 
 def _check(arguments: argparse.Namespace) -> bool:
     """
-    Refuse what cannot be before much is read.
+    Check the arguments before much is read.
 
     Returns:
-        Whether the output takes the input's place.
+        Whether the output replaces the input.
 
     Raises:
         FileExistsError, ValueError: names the option.
@@ -196,10 +196,10 @@ def _check(arguments: argparse.Namespace) -> bool:
 
 class _Output:
     """
-    Frames on their way to a file, each on disk before the next batch is evaluated.
+    Writes frames to a file; each is on disk before the next batch is evaluated.
 
     Args:
-        part: The new file.
+        part: The new, unfinished file.
     """
 
     def __init__(self, part: Path) -> None:
@@ -227,18 +227,18 @@ class _Output:
             with open_with_compression(str(self.part), "a") as file:
                 file.write(content)
         except BaseException:
-            os.truncate(self.part, self.size)  # no half of a frame
+            os.truncate(self.part, self.size)  # remove a partial frame
             raise
         self.size, self.count = self.part.stat().st_size, self.count + 1
 
 
 class _Refusals:
     """
-    What is said of bad frames.
+    Handling of bad frames.
 
     Args:
-        skip: Go on after them.
-        found: What was wrong with those that could not be read.
+        skip: Whether to continue after them.
+        found: Messages about frames that could not be read.
     """
 
     def __init__(self, skip: bool, found: Sequence[str]) -> None:
@@ -247,7 +247,7 @@ class _Refusals:
             print(f"skipped: {text}", file=sys.stderr)
 
     def add(self, name: str, error: Exception) -> None:
-        """A bad frame: say so and go on, or stop."""
+        """Report a bad frame and continue, or stop."""
         text = describe(error)
         text = text if text.startswith(name) else f"{name}: {text}"
         if not self.skip:
@@ -298,7 +298,7 @@ def _evaluate(
     bad: _Refusals,
     within: bool,
 ) -> int:
-    """Write the results of frames, and say how many; the output is replaced in the end, or not at all."""
+    """Write the results of frames and return their number; the output is replaced at the end."""
     from tqdm import tqdm
 
     from ..files import replacing
@@ -318,7 +318,7 @@ def _evaluate(
                         output.add(name, found, arguments.prefix)
                     except OSError:
                         raise
-                    except Exception as error:  # whatever models trip over
+                    except Exception as error:  # models may raise anything
                         bad.add(name, error)
                 bar.update(len(group))
             if not output.count:

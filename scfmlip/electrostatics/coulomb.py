@@ -1,9 +1,9 @@
-"""The public Coulomb operator: options, checks, and the way to a geometry."""
+"""The public Coulomb operator: options, checks, plans and geometries."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,11 +16,12 @@ from ..types import BoundaryName, Compat, MultipoleOrder
 from . import checks
 from .arguments import check_counter_charge, check_field, read_systems, to_cells, to_systems
 from .boundary import EXACT, GRAPH_LONGRANGE, Boundary, Quirks, resolve_boundaries
+from .choice import Batch, Choice, Need, choose, plan_neighbours
 from .cutoff import check_cutoff, cutoff_for_tolerance, reference_cutoff, truncation_error
 from .density import GaussianMultipoles, to_widths
 from .geometry import Geometry
-from .mesh_error import MeshResolution, cell_sizes, choose_mesh
-from .plan import CoulombPlan, make_plan, summed_cells
+from .near_field import Smoothing
+from .plan import CoulombPlan, make_plan
 from .slab import SlabPlan, plan_slabs, slab_extents, slab_normals
 
 Background = Literal["uniform", "none"]
@@ -29,41 +30,45 @@ Background = Literal["uniform", "none"]
 @dataclass(frozen=True)
 class Coulomb:
     """
-    The Coulomb operator of Gaussian multipole densities: options only, no state.
+    The Coulomb operator of Gaussian multipole densities. It holds options only, no state.
 
-    A charged periodic system is held in a uniform background of the opposite charge (its k = 0 term is
-    left out), which is part of the energy; ``background="none"`` refuses such systems instead. A charged
-    slab's energy is that of two-dimensional periodicity, with the potential -2 pi k_e Q |z| / area far
-    away; ``counter_charge`` in `prepare` makes it neutral, and is then where potentials are measured from.
+    A charged periodic system has a uniform background of the opposite charge (its k = 0 term is left out),
+    which is part of the energy; ``background="none"`` refuses such systems instead. A charged slab has the
+    energy of two-dimensional periodicity, with the potential -2 pi k_e Q |z| / area far away.
+    ``counter_charge`` in `prepare` makes it neutral, and is then the reference of potentials.
 
-    A slab is two-dimensional: how long the cell vector along its open axis is does not matter, it may be
-    zero, and atoms may lie beyond it. It only says which way is up.
+    A slab is two-dimensional: the length of the cell vector along its open axis does not matter. The vector
+    may be zero, and atoms may lie beyond it; it only says which side is up.
 
     Args:
         l_max: 0 for charges, 1 for charges and dipoles, 2 for quadrupoles too, whose components
             `GaussianMultipoles` names.
         sigma: Gaussian width of the density, angstrom; several widths give each atom several
             coefficients.
-        boundary: "auto" goes by each system's ``pbc`` (crystal, slab along any axis, isolated);
-            "periodic", "slab", "molecule_in_box" (cubic box, Makov-Payne) and "open" hold for all.
-        self_interaction: Whether a Gaussian's interaction with itself counts.
-        method: Of crystals, slabs and boxes: "direct" sums over atoms x wave vectors; "mesh" goes through a
-            mesh and Fourier transforms, O(N log N), for thousands of atoms and Gaussians of about 1 angstrom
-            and wider. "auto" is "direct". Isolated systems are sums over pairs in all of them.
-        tolerance: Energy, eV, that the wave vectors left out carry for a pair of charges of 1 e, or dipoles
-            of 1 e times the width, or quadrupoles of 1 e times its square; sets the cutoff, or the mesh. The
-            images of a slab leave a hundredth of it. Estimated for a large cell: in cubes of more than 8
-            widths up to 1.5 times as much was found, from 4 to 8 widths 3.5 times, below up to 11 times. A
-            mesh stays below it in all of them.
+        boundary: "auto" follows each system's ``pbc`` (crystal, slab along any axis, isolated);
+            "periodic", "slab", "molecule_in_box" (cubic box, Makov-Payne) and "open" apply to all systems.
+        self_interaction: Whether to include the interaction of a Gaussian with itself.
+        method: Method for crystals, slabs and boxes: "direct" sums over atoms x wave vectors; "mesh" uses a
+            mesh and Fourier transforms, O(N log N), and splits narrow Gaussians, see ``smooth``. "auto" takes
+            the cheapest by a table of measured costs: "direct" for small systems, and on a GPU without a
+            table; `CoulombPlan.method` says which. Isolated systems are always summed over pairs.
+        tolerance: Energy, eV, of the omitted wave vectors for a pair of charges of 1 e, dipoles of 1 e times
+            the width, or quadrupoles of 1 e times its square; sets the cutoff or the mesh. The images of a
+            slab contribute a hundredth of it. The estimate assumes a large cell. Measured errors in cubes
+            exceed it by up to 1.5x (edge above 8 widths), 3.5x (4 to 8) and 11x (below 4). The error of a
+            mesh stays below the tolerance in all of them.
         kspace_cutoff: Largest wave vector, 1/angstrom; overrides ``tolerance``.
         compat: "graph_longrange" reproduces that package's formulas, quirks and option names (0.4.4):
             finite-difference open boundary, uncorrected charged slabs, its box and self terms, and
             external fields with energy ``+dipole . field``. "les" is exact, with any cutoff a model was
             trained with.
-        feature_widths: Widths `features` will be asked for, so that the cutoff resolves them too.
+        feature_widths: Widths that will be passed to `features`, so that the cutoff resolves them too.
         order: Components of dipole rows: "cartesian" ``[q, d_x, d_y, d_z]`` or "e3nn" ``[q, d_y, d_z, d_x]``.
         background: "uniform" or "none", see above.
         validate: Check values (NaN, cell) as well as shapes; costs a synchronisation on a GPU.
+        smooth: Of crystals, slabs and boxes: Gaussians narrower than this, angstrom, are summed as if they
+            were so wide, and the rest over neighbours (found on the host): far fewer waves or mesh points. 0
+            leaves all as they are, None takes what costs least (and 0 for method="direct").
 
     Raises:
         ValueError: for an option that does not exist or a cutoff that does not resolve the Gaussians.
@@ -92,6 +97,7 @@ class Coulomb:
     order: MultipoleOrder = "cartesian"
     background: Background = "uniform"
     validate: bool = True
+    smooth: float | None = None
     source: GaussianMultipoles = field(init=False)
     quirks: Quirks = field(init=False)
 
@@ -112,6 +118,7 @@ class Coulomb:
             raise ValueError(f"background must be 'uniform' or 'none', got {self.background!r}")
         if not checks.is_between(self.tolerance, 0.0, 1.0):
             raise ValueError(f"tolerance must be between 0 and 1 eV, got {self.tolerance!r}")
+        self._check_smooth()
         if self.compat is not None and self.l_max > 1:
             raise ValueError(
                 f"compat={self.compat!r} knows charges and dipoles, got l_max={self.l_max}: leave compat out"
@@ -131,6 +138,18 @@ class Coulomb:
                 )
             if self.compat is None:
                 check_cutoff(self._pair_sigma_squared, self.kspace_cutoff, self.l_max)
+
+    def _check_smooth(self) -> None:
+        if self.smooth is None:
+            return
+        if self.smooth != 0 and not checks.is_between(self.smooth, 0.0, 1e4):
+            raise ValueError(f"smooth must be a width in angstrom, 0 or None, got {self.smooth!r}")
+        if self.smooth and (self.kspace_cutoff is not None or self.compat is not None):
+            given = "kspace_cutoff" if self.kspace_cutoff is not None else "compat"
+            raise ValueError(
+                f"smooth={self.smooth!r} takes its waves from the tolerance, {given} is for Gaussians as "
+                "they are: leave one of them out"
+            )
 
     @property
     def _pair_sigma_squared(self) -> float:
@@ -171,9 +190,9 @@ class Coulomb:
         positions: Tensor | None = None,
     ) -> CoulombPlan:
         """
-        The part of `prepare` that depends on cells and sizes only; pass it on while these stay.
+        The part of `prepare` that depends on cells and sizes only; reuse it while these do not change.
 
-        Reads cells, periodicity and how thick slabs are on the host (synchronises on a GPU).
+        Reads cells, periodicity and the thickness of slabs on the host (synchronises on a GPU).
 
         Args:
             cell: ``[3, 3]`` or ``[n_systems, 3, 3]`` angstrom, or None without periodicity.
@@ -181,12 +200,12 @@ class Coulomb:
             batch_idx: ``[n_atoms]`` system of each atom, or None for one system; or `Segments`, which several
                 processes may share: they call together.
             n_atoms: Number of atoms.
-            device: Where tables go; that of the cell, else of ``batch_idx``, else the CPU.
-            positions: ``[n_atoms, 3]`` angstrom: the plan then holds for slabs up to half an angstrom thicker
-                than theirs. Without them it holds for slabs as thick as their cell is high.
+            device: Device of the tables; that of the cell, else of ``batch_idx``, else the CPU.
+            positions: ``[n_atoms, 3]`` angstrom. The plan then allows slabs up to half an angstrom thicker
+                than with these positions. Without them it allows slabs as thick as their cell is high.
 
         Raises:
-            ValueError: for a cell, periodicity or batch that cannot be used; says why.
+            ValueError: for an invalid cell, periodicity or batch; says why.
         """
         if device is None:
             known = batch_idx.index if isinstance(batch_idx, Segments) else batch_idx
@@ -210,24 +229,39 @@ class Coulomb:
                 "run it on one, or make two or three directions periodic"
             )
         host_cells = slabs = None
+        choice = Choice(self.cutoff, Smoothing(0.0, self.source.widths), 0.0, 0.0)
+        given = (boundaries, axes, lattice, segments, positions, device)
+        if segments.shared and self.smooth:
+            raise ValueError(
+                "several processes share this system, whose neighbours are not listed: leave smooth out"
+            )
         if cells is not None:
             host_cells = cells.detach().to("cpu", torch.float64)
             # graph_longrange corrects a box of any shape as if it were a cube of its volume
             compat = self.compat == "graph_longrange"
             checks.check_cell(host_cells, boundaries, axes, cubic_boxes=not compat, whole_slabs=compat)
             if not compat and lattice:
-                slabs = self._plan_slabs(host_cells, boundaries, axes, lattice, segments, positions, device)
-        resolution = self.cutoff
-        if self.method == "mesh" and host_cells is not None and lattice:
-            total = int(segments.counts.sum())
-            resolution = self._mesh_resolution(summed_cells(host_cells[lattice], slabs), total)
-        return make_plan(host_cells, boundaries, axes, atom_ptr, segments, resolution, slabs)
+                slabs = self._plan_slabs(host_cells, *given, self.widest)
+            if lattice and self.compat is None and self.kspace_cutoff is None:
+                counts = segments.counts.cpu().long()[lattice]
+                batch = Batch.of(host_cells[lattice], slabs, counts, torch.device(device))
+                dtype = (cells if positions is None else positions).dtype
+                smooth = 0.0 if segments.shared else self.smooth
+                choice = choose(self.method, smooth, self._need, batch, dtype, self.cutoff)
+                if choice.reach and slabs is not None:
+                    widest = choice.smoothing.widest(self._need.receivers)
+                    slabs = self._plan_slabs(host_cells, *given, widest)
+        ways = (segments, choice.resolution, slabs, choice.smoothing)
+        plan = make_plan(host_cells, boundaries, axes, atom_ptr, *ways)
+        if choice.reach:
+            assert plan.lattice is not None and cells is not None
+            plan.near = plan_neighbours(plan.lattice, self._need, choice, positions, cells)
+        return plan
 
-    def _mesh_resolution(self, cells: Tensor, n_atoms: int) -> MeshResolution:
-        """Of a batch of cells ``[n, 3, 3]`` on the CPU."""
-        volume, height = cell_sizes(cells)
-        given = (self._pair_sigma_squared, self.tolerance, self.l_max)
-        return choose_mesh(*given, n_atoms, volume, height)
+    @property
+    def _need(self) -> Need:
+        widths = self.source.widths
+        return Need(widths, (*widths, *(self.feature_widths or ())), self.tolerance, self.l_max)
 
     def _plan_slabs(
         self,
@@ -238,8 +272,9 @@ class Coulomb:
         segments: Segments,
         positions: Tensor | None,
         device: torch.device | str,
+        widest: tuple[float, float],
     ) -> SlabPlan | None:
-        """The heights of the slabs among the systems ``lattice``; ``cells`` on the CPU."""
+        """Cell heights of the slabs among the systems ``lattice``; ``cells`` must be on the CPU."""
         kinds = [boundaries[i] == Boundary.SLAB for i in lattice]
         extents = None
         if positions is not None and any(kinds):
@@ -251,7 +286,7 @@ class Coulomb:
             kinds,
             [axes[i] for i in lattice],
             extents,
-            self.widest,
+            widest,
             self.image_tolerance,
             self.l_max,
             torch.device(device),
@@ -270,19 +305,19 @@ class Coulomb:
         counter_charge: Tensor | Sequence | None = None,
     ) -> Geometry:
         """
-        The operator at one geometry: done once, reused by every step of a self-consistent field.
+        The operator at one geometry; prepare it once and reuse it in every step of a self-consistent field.
 
         Args:
             positions: ``[n_atoms, 3]`` angstrom, float32 or float64, any image of the atoms along periodic
                 directions.
             cell: ``[3, 3]`` or ``[n_systems, 3, 3]``, rows are lattice vectors of either handedness,
-                angstrom. None for isolated systems. Of a slab only the two lateral vectors count.
+                angstrom. None for isolated systems. Only the two lateral vectors of a slab matter.
             pbc: ``[3]`` or ``[n_systems, 3]`` booleans; None: periodic if a cell is given.
             batch_idx: ``[n_atoms]`` system of each atom, not decreasing, or `Segments` of them; None for one
                 system.
             plan: From `plan`, to skip what depends on cells and sizes only (needed under torch.compile).
             external_field: ``[3]`` or ``[n_systems, 3]`` V/angstrom: a charge q feels the force q E. Only
-                along directions without periodicity, where its energy is defined.
+                along open directions, where its energy is defined.
             external_potential: scalar or ``[n_systems]`` V, the same everywhere: adds potential x charge.
             counter_charge: ``[2]`` or ``[n_systems, 2]`` lower and upper end, ``position . normal`` in
                 angstrom, of a uniform charge that makes every slab neutral, smoothed by the density's
@@ -294,9 +329,9 @@ class Coulomb:
             The geometry; differentiable in positions, cell and external fields.
 
         Raises:
-            ValueError: for NaN, wrong shapes, a cell without volume, periodicity without a cell, a field
+            ValueError: for NaN, wrong shapes, a cell without volume, periodicity without a cell, or a field
                 along a periodic direction; names the system and what to do.
-            TypeError: for another dtype, or a mixture; fields and bounds are converted instead.
+            TypeError: for another dtype or different dtypes; fields and bounds are converted instead.
         """
         checks.check_positions(positions)
         validate = self.validate and not torch.compiler.is_compiling()
@@ -338,10 +373,13 @@ class Coulomb:
         pbc: Tensor | Sequence | None,
         batch_idx: Tensor | Segments | None,
     ) -> CoulombPlan:
-        """A plan for these positions."""
+        """Make a plan for these positions."""
         mapped = is_batched(positions)
-        n_atoms, known = len(positions), None if mapped else positions
-        plan = self.plan(cell, pbc, batch_idx, n_atoms, positions.device, known)
+        n_atoms, known, operator = len(positions), positions, self
+        if mapped:  # neighbours cannot be looked for
+            known = None
+            operator = replace(self, smooth=0.0) if self.smooth is None else self
+        plan = operator.plan(cell, pbc, batch_idx, n_atoms, positions.device, known)
         if mapped and plan.lattice is not None and plan.lattice.slabs is not None:
             raise ValueError(
                 "torch.vmap over positions of slabs cannot see how thick the thickest is: make the plan "

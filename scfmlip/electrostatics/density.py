@@ -40,7 +40,7 @@ _CARTESIAN_QUADRUPOLES = (
     (0.0, 1 / _S, 0.0, 0.0, 0.0),
     (0.0, 0.0, 1 / 3, 0.0, 0.0),
 )
-# angstrom; beyond these a number is a mistake, or has another unit
+# angstrom; numbers outside this range are a mistake or in another unit
 _NARROWEST, _WIDEST = 1e-8, 1e4
 
 
@@ -57,11 +57,11 @@ def _receiver_ratio(l: int, sigma: float) -> float:
 
 def to_widths(name: str, value: Any) -> tuple[float, ...]:
     """
-    Gaussian widths, angstrom, from one number or several, of any kind that floats are made of.
+    Convert one number or several, of any type that ``float`` accepts, to Gaussian widths, angstrom.
 
     Raises:
-        TypeError: for something else; text is not a sequence of digits.
-        ValueError: for widths that no Gaussian of atoms has.
+        TypeError: for anything else, including strings.
+        ValueError: for widths out of range.
     """
     single = getattr(value, "ndim", 0) == 0 and not isinstance(value, Sequence)
     try:
@@ -81,7 +81,7 @@ def to_widths(name: str, value: Any) -> tuple[float, ...]:
 @dataclass(frozen=True)
 class GaussianMultipoles:
     """
-    A basis of Gaussian multipoles: which coefficients a row holds, and what they mean.
+    A basis of Gaussian multipoles: the order and meaning of the coefficients in a row.
 
     Rows hold l = 0 of every width, then l = 1 of every width, three numbers each, then l = 2, five each.
 
@@ -93,6 +93,14 @@ class GaussianMultipoles:
 
     Raises:
         ValueError: for an l_max, width, normalisation or order that does not exist; names it.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> basis = scfmlip.GaussianMultipoles(l_max=1, widths=(0.5, 1.0))
+        >>> basis.dim  # a charge and a dipole for each width
+        8
+        >>> basis.columns().tolist()  # columns of the first width, of the second
+        [[0, 2, 3, 4], [1, 5, 6, 7]]
     """
 
     l_max: int
@@ -143,7 +151,7 @@ class GaussianMultipoles:
 
     def to_moments(self, rows: Tensor) -> Tensor:
         """
-        Cartesian moments, one set per width.
+        Convert rows to Cartesian moments, one set per width.
 
         Args:
             rows: ``[..., dim]`` coefficients of this basis.
@@ -163,14 +171,14 @@ class GaussianMultipoles:
 
     def project(self, field: Tensor) -> Tensor:
         """
-        Overlaps of this basis' functions with a potential: the adjoint of `to_moments`.
+        Overlaps of the basis functions with a potential: the adjoint of `to_moments`.
 
         Args:
             field: ``[..., n_widths, 1 | 4 | 10]``, potential and its Cartesian derivatives up to order l_max,
                 averaged over a unit Gaussian of each width.
 
         Returns:
-            ``[..., dim]`` in this basis' order and normalisation.
+            ``[..., dim]`` in the order and normalisation of this basis.
         """
         parts = [field[..., :1], field[..., 1:4], field[..., 4:]][: self.l_max + 1]
         if self.l_max > 1:

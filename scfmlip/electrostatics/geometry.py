@@ -1,4 +1,4 @@
-"""A batch of positions and cells, ready to answer for any multipoles."""
+"""The Coulomb operator at given positions and cells, for any multipoles."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .density import GaussianMultipoles, to_widths
 from .kspace import KSpace
 from .mesh import Mesh
 from .mesh_error import MeshResolution, mesh_error
+from .near_field import NearField
 from .openspace import OpenSpace
 from .plan import CoulombPlan
 from .points import PointValues, evaluate_points
@@ -35,6 +36,17 @@ class Geometry:
     densities, for instance two spins) in the basis ``coulomb.source``: rows ``[q, d_x, d_y, d_z]`` for
     l_max = 1 and one width, unless the operator was made with ``order="e3nn"``. Results are
     differentiable in positions, cell, multipoles and external fields, twice and more.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> positions = torch.tensor([[0.0, 0.0, 0.0], [2.8, 0.0, 0.0]]).double().requires_grad_()
+        >>> charges = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+        >>> geometry = scfmlip.Coulomb(l_max=0, sigma=0.5).prepare(positions, None, False)
+        >>> (gradient,) = torch.autograd.grad(geometry.energy(charges).sum(), positions)
+        >>> round(float(-gradient[0, 0]), 3)  # force on the first charge, eV/angstrom, towards the second
+        1.834
+        >>> [round(v, 3) for v in geometry.potential(charges)[:, 0].tolist()]  # V, of the other charge
+        [-5.142, 5.142]
     """
 
     def __init__(
@@ -52,7 +64,7 @@ class Geometry:
         self.external_field, self.external_potential = external_field, external_potential
         self.cell, self.counter_bounds = cell, counter_bounds
         self.validate = validate
-        self.kspace = self.openspace = self.counter = None
+        self.kspace = self.openspace = self.counter = self.near = None
         self._roomy: dict[tuple[float, ...], Geometry] = {}
         source = coulomb.source
         if plan.lattice is not None:
@@ -64,7 +76,10 @@ class Geometry:
                 self.counter = CounterCharge(counter_bounds, sub, cells, source.widths)
                 quirks = dataclasses.replace(quirks, slab_charge=True)
             kind = KSpace if sub.mesh is None else Mesh
-            self.kspace = kind(sub, sub.take(positions), cells, source.widths, quirks)
+            mine = sub.take(positions)
+            self.kspace = kind(sub, mine, cells, plan.smoothing.sources, quirks)
+            if plan.near is not None:
+                self.near = NearField(sub, plan.smoothing, plan.near, mine, cells, self.kspace.volume)
         if plan.open is not None:
             sub = plan.open
             self.openspace = OpenSpace(
@@ -78,9 +93,12 @@ class Geometry:
     @property
     def method(self) -> list[str]:
         """How each system is summed: "direct", "mesh" or "pairs"."""
-        mesh = isinstance(self.plan.resolution, MeshResolution)
-        waves = "mesh" if mesh else "direct"
-        return ["pairs" if kind == Boundary.OPEN else waves for kind in self.plan.boundaries]
+        return self.plan.method
+
+    @property
+    def smooth_width(self) -> float | None:
+        """Width, angstrom, that waves are smoothed to, the rest over neighbours; None where none are."""
+        return self.plan.smooth_width
 
     # shapes ---------------------------------------------------------------------------------------
 
@@ -112,7 +130,7 @@ class Geometry:
         return moments
 
     def _join(self, lattice: Tensor | None, opened: Tensor | None, per_system: bool) -> Tensor:
-        """Put the two sub-batches' rows back in the batch's order."""
+        """Join the rows of the two sub-batches in the order of the batch."""
         if opened is None:
             assert lattice is not None
             return lattice
@@ -136,7 +154,7 @@ class Geometry:
 
         Args:
             multipoles: See the class.
-            self_interaction: Whether each Gaussian's interaction with itself counts; the operator's own
+            self_interaction: Whether to include each Gaussian's interaction with itself; the operator's
                 setting if None.
 
         Returns:
@@ -152,13 +170,17 @@ class Geometry:
         if self.kspace is not None and self.plan.lattice is not None:
             mine = self.plan.lattice.take(moments)
             lattice = self.kspace.energy(mine)
-            if not with_self:
-                lattice = lattice - self._self_energy(mine, self.plan.lattice)
+            if self.near is not None:
+                smooth = self._self_energy(mine, self.plan.lattice, self._smooth_source)
+                lattice = lattice + self.near.energy(mine) - smooth
+            if with_self == (self.near is not None):
+                own = self._self_energy(mine, self.plan.lattice, self.coulomb.source)
+                lattice = lattice + own if with_self else lattice - own
         if self.openspace is not None and self.plan.open is not None:
             mine = self.plan.open.take(moments)
             opened = self.openspace.energy(mine)
             if with_self:
-                opened = opened + self._self_energy(mine, self.plan.open)
+                opened = opened + self._self_energy(mine, self.plan.open, self.coulomb.source)
         energy = self._join(lattice, opened, per_system=True)
         if self.counter is not None:
             energy = energy + self.counter.energy(*self._overlap(moments))
@@ -175,7 +197,7 @@ class Geometry:
         return self.counter.overlap(moments, self.positions, self.plan.segments)
 
     def _counter_zero(self, moments: Tensor, conjugate: bool = False) -> tuple[Tensor, Tensor]:
-        """Charges and the level that potentials of slabs with a counter-charge are measured from, V."""
+        """Charges, and the zero level of potentials of slabs with a counter-charge, V."""
         assert self.counter is not None and self.kspace is not None and self.kspace.correction is not None
         charge, overlap = self._overlap(moments)
         if conjugate or not self.coulomb.quirks.cell_average:
@@ -183,8 +205,12 @@ class Geometry:
         moment = self.kspace.correction.second_moment(moments) - charge * self.counter.second_moment[:, None]
         return charge, -0.5 * FIELD_CONSTANT / self.kspace.volume[:, None] * moment
 
-    def _self_energy(self, moments: Tensor, sub) -> Tensor:
-        source = self.coulomb.source
+    @property
+    def _smooth_source(self) -> GaussianMultipoles:
+        """The density as waves are summed."""
+        return dataclasses.replace(self.coulomb.source, widths=self.plan.smoothing.sources)
+
+    def _self_energy(self, moments: Tensor, sub, source: GaussianMultipoles) -> Tensor:
         field = self_field(moments.double(), source, source.widths, source.l_max, self.coulomb.quirks)
         return sub.segments.sum(0.5 * (field * moments.double()).sum((2, 3)))
 
@@ -192,7 +218,7 @@ class Geometry:
         """``[n_atoms, 1, len(widths), 1 | 4 | 10]`` float64: a linear potential is its own average."""
         segments = self.plan.segments
         positions = self.positions.double()  # far from the origin -r.E is large and cancels
-        if self.counter is not None:  # what the field does to the charges it does to the counter-charge
+        if self.counter is not None:  # the field acts on the counter-charge too
             positions = positions - segments.expand(self.counter.center)
         values = positions.new_zeros(len(positions))
         gradient = torch.zeros_like(positions)
@@ -208,6 +234,22 @@ class Geometry:
         if rank > 1:
             out = torch.nn.functional.pad(out, (0, 6))
         return out[:, None, None].expand(-1, -1, len(widths), -1)
+
+    def _lattice_field(
+        self, moments: Tensor, widths: tuple[float, ...], rank: int, with_self: bool
+    ) -> Tensor:
+        """Potential, averaged over Gaussians, in the systems that are summed over wave vectors."""
+        assert self.kspace is not None
+        quirks, source = self.coulomb.quirks, self.coulomb.source
+        if self.near is None:
+            field = self.kspace.field(moments, widths, rank)
+            return field if with_self else field - self_field(moments, source, widths, rank, quirks)
+        smooth = self.plan.smoothing.receivers(widths)
+        field = self.kspace.field(moments, smooth, rank).double() + self.near.field(moments, widths, rank)
+        field = field - self_field(moments.double(), self._smooth_source, smooth, rank, quirks)
+        if with_self:
+            field = field + self_field(moments.double(), source, widths, rank, quirks)
+        return field.to(self.positions.dtype)
 
     def _field(
         self,
@@ -225,9 +267,7 @@ class Geometry:
         lattice = opened = None
         if self.kspace is not None and self.plan.lattice is not None:
             mine = self.plan.lattice.take(moments)
-            lattice = self.kspace.field(mine, widths, rank)
-            if not with_self:
-                lattice = lattice - self_field(mine, source, widths, rank, quirks)
+            lattice = self._lattice_field(mine, widths, rank, with_self)
         if self.openspace is not None and self.plan.open is not None:
             mine = self.plan.open.take(moments)
             if conjugate:
@@ -252,7 +292,7 @@ class Geometry:
 
         Args:
             multipoles: See the class.
-            self_interaction: As in `energy`.
+            self_interaction: See `energy`.
 
         Returns:
             Shape, order and dtype of ``multipoles``; V for charges, V/angstrom for dipoles (the gradient
@@ -283,7 +323,7 @@ class Geometry:
             multipoles: See the class.
             widths: Widths of the orbitals, angstrom; the operator's ``feature_widths`` if None.
             l_max: 0, 1 or 2; that of the multipoles if None.
-            self_interaction: As in `energy`.
+            self_interaction: See `energy`.
 
         Returns:
             ``[n_atoms, n_widths * (l_max + 1)^2]``, with a channel dimension in second place if the
@@ -310,7 +350,7 @@ class Geometry:
         return self._field(multipoles, basis, False, self_interaction, True)
 
     def _with_room(self, widths: tuple[float, ...]) -> Geometry:
-        """The same geometry, with cells of slabs so high that Gaussians of ``widths`` end in them."""
+        """The same geometry with slab cells high enough for Gaussians of ``widths``."""
         if widths in self._roomy:
             return self._roomy[widths]
         if torch.compiler.is_compiling():
@@ -324,12 +364,12 @@ class Geometry:
         taller = lattice.resized(
             cell,
             lattice.slabs.thickness.tolist(),
-            (coulomb.widest[0], max(widths)),
+            self.plan.smoothing.widest(widths),
             coulomb.image_tolerance,
             coulomb.l_max,
             self.plan.resolution,
         )
-        # asked for without gradients first, it may be asked for with gradients later
+        # a first call without gradients may be followed by one with gradients
         with torch.enable_grad():
             roomy = Geometry(
                 coulomb,
@@ -348,7 +388,8 @@ class Geometry:
     def _check_resolved(self, basis: GaussianMultipoles) -> None:
         if self.kspace is None or self.coulomb.compat is not None:
             return
-        pair = 0.5 * (min(self.coulomb.source.widths) ** 2 + min(basis.widths) ** 2)
+        smoothing = self.plan.smoothing
+        pair = 0.5 * (min(smoothing.sources) ** 2 + min(smoothing.receivers(basis.widths)) ** 2)
         l_max = max(self.coulomb.source.l_max, basis.l_max)
         resolution = self.plan.resolution
         more, rest = "more wave vectors than this geometry holds", ", or a larger kspace_cutoff"
@@ -367,17 +408,17 @@ class Geometry:
 
     def vacuum_levels(self, multipoles: Tensor) -> Tensor:
         """
-        The potential far below and far above slabs, where it is flat, as `at` would give it there.
+        The constant potential far below and far above slabs, consistent with `at`.
 
         Args:
             multipoles: ``[n_atoms, dim]``.
 
         Returns:
-            ``[n_systems, 2]`` V, on the side that the normal comes from and on the side it points to.
+            ``[n_systems, 2]`` V, on the side that the normal points away from and on the side it points to.
 
         Raises:
             ValueError: for a system that is not a slab, a charged slab without a counter-charge, or an
-                external field, none of which have a flat potential.
+                external field: their potential is not constant far away.
         """
         moments, kinds = self._moments(multipoles), self.plan.boundaries
         for i, kind in enumerate(kinds):

@@ -1,5 +1,5 @@
 """
-The Coulomb operator through a mesh: O(atoms log atoms), for Gaussians wide enough to need no sum over pairs.
+The Coulomb operator through a mesh: O(N log N), for Gaussians wide enough to need no sum over pairs.
 
 Multipoles are spread on a mesh with B-splines, whose Fourier transform times the splines' `window` is the
 structure factor; the series of the field is transformed back, and gathered with the same splines. Both
@@ -33,7 +33,7 @@ from .waves import Places, WaveSum, turn_derivatives
 
 
 class Mesh(WaveSum):
-    """The sum through a mesh; see `WaveSum`."""
+    """The sum over wave vectors through a mesh; see `WaveSum`."""
 
     grid: MeshGrid
 
@@ -42,7 +42,7 @@ class Mesh(WaveSum):
         super().__init__(plan, positions, *rest)
         self.sizes = self.grid.table[:, :3].double()
         check_single(plan.mesh, self.dtype)
-        # rounding of float32 sums may be more than what was asked for
+        # rounding of float32 sums may exceed the tolerance
         self.arithmetic = self.dtype if plan.mesh.single else torch.float64
         self.coords = self.frac * self.segments.expand(self.sizes)
         self.places = place_atoms(self.coords, self.grid)

@@ -1,4 +1,4 @@
-"""Which mesh a tolerance needs."""
+"""The mesh for a tolerance."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _COSTS = {6: 0.2, 8: 0.21, 10: 0.3, 12: 0.46}
 # by how much the estimate may be exceeded, by the height of the cell in widths: single waves stand out in
 # small cells. Measured over random pairs in random cells, orders 6 to 12 and tolerances 1e-2 to 1e-8: at most
 # 1.4 and 3.5 times the estimate for charges; for dipoles, whose directions the estimate aligns, 0.45 and 0.95
-# times
+# times. In cells of less than two widths few waves carry all, and the estimate misses as the inverse area
 _SAFETY = ((4.5, 1.5), (0.0, 4.0))
 _DIPOLES = 0.5
 
 
 class MeshResolution(NamedTuple):
     """
-    Splines and spacing of a mesh.
+    Order of the splines and spacing of a mesh.
 
     Attributes:
-        order: Of the B-splines, even: they are ``order - 2`` times differentiable.
-        spacing: Between mesh points along each lattice vector, angstrom, at most.
+        order: Order of the B-splines, even; they are ``order - 2`` times differentiable.
+        spacing: Largest distance of mesh points along each lattice vector, angstrom.
         single: Whether float32 sums are accurate enough for float32 positions.
-        least: Error, eV, of rounding results to float32, where that is more than was asked for, else 0.
+        least: Error, eV, of rounding results to float32 if that exceeds the tolerance, else 0.
     """
 
     order: int
@@ -40,16 +40,22 @@ class MeshResolution(NamedTuple):
     least: float
 
     def shape(self, cell: torch.Tensor, smooth) -> tuple[int, int, int]:
-        """Mesh points along the vectors of a cell ``[3, 3]``, made fit for fast transforms by ``smooth``."""
+        """Mesh points along the vectors of a cell ``[3, 3]``, rounded up by ``smooth`` for fast FFTs."""
         lengths = cell.norm(dim=1).tolist()
         a, b, c = (smooth(max(self.order, math.ceil(v / self.spacing - 1e-9))) for v in lengths)
         return a, b, c
 
 
+@lru_cache(maxsize=1)
+def _quadrature() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights between -1 and 1."""
+    return np.polynomial.legendre.leggauss(48)
+
+
 @lru_cache(maxsize=4096)
 def mesh_error(sigma_squared: float, order: int, spacing: float, l_max: int) -> float:
     """
-    Energy, eV, by which a mesh misses the interaction of one pair of unit multipoles, at most.
+    Upper bound of the error, eV, of a mesh for the interaction of one pair of unit multipoles.
 
     On a mesh of spacing h a wave k cannot be told from ``k + 2 pi / h``; the splines hold the second back by
     ``a = (x / (1 - x))^order`` with ``x = h k / 2 pi``, on either side of the interaction:
@@ -60,12 +66,12 @@ def mesh_error(sigma_squared: float, order: int, spacing: float, l_max: int) -> 
 
     Args:
         sigma_squared: s^2, half the sum of the squared widths, angstrom^2.
-        order: Of the splines.
+        order: Order of the splines.
         spacing: h, angstrom.
         l_max: Highest multipole.
     """
     s = math.sqrt(sigma_squared)
-    nodes, weights = np.polynomial.legendre.leggauss(48)
+    nodes, weights = _quadrature()
     mu, mu_weights = 0.5 * (nodes + 1), 0.5 * weights  # one half of the sphere
     k = 7.0 / s * 0.5 * (nodes + 1)
     k_weights = 7.0 / s * 0.5 * weights
@@ -88,7 +94,7 @@ def largest_spacing(sigma_squared: float, order: int, tolerance: float, l_max: i
     """The widest spacing, angstrom, whose `mesh_error` is below ``tolerance``, eV."""
     s = math.sqrt(sigma_squared)
     low, high = 0.01 * s, 4.0 * s
-    for _ in range(40):
+    for _ in range(20):  # to 1e-5 of it
         middle = math.sqrt(low * high)
         if mesh_error(sigma_squared, order, middle, l_max) > tolerance:
             high = middle
@@ -100,6 +106,11 @@ def largest_spacing(sigma_squared: float, order: int, tolerance: float, l_max: i
 def single_limit(sigma_squared: float) -> float:
     """The least error, eV, of float32 sums over a mesh: rounding of a unit charge's potential at itself."""
     return 4 * float(torch.finfo(torch.float32).eps) * COULOMB_CONSTANT / math.sqrt(sigma_squared)
+
+
+def few_waves(widths: float) -> float:
+    """By how much single waves stand out more in cells less than two widths high than in those."""
+    return max(1.0, (2.0 / widths) ** 2)
 
 
 def cell_sizes(cells: torch.Tensor) -> tuple[float, float]:
@@ -118,12 +129,12 @@ def choose_mesh(
         sigma_squared: Half the sum of the squared widths of the narrowest pair, angstrom^2.
         tolerance: eV, for a pair of unit charges, or of dipoles of 1 e times the width.
         l_max: Highest multipole.
-        n_atoms: Of all systems.
-        volume: Of all cells, angstrom^3.
-        height: The smallest of any cell, between two of its faces, angstrom.
+        n_atoms: Number of atoms in all systems.
+        volume: Volume of all cells, angstrom^3.
+        height: Smallest distance between two opposite faces of any cell, angstrom.
     """
     widths = height / math.sqrt(sigma_squared)
-    safety = next(factor for least, factor in _SAFETY if widths >= least)
+    safety = next(factor for least, factor in _SAFETY if widths >= least) * few_waves(widths)
 
     def cost(order: int) -> float:
         spacing = largest_spacing(sigma_squared, order, tolerance / safety, l_max)
@@ -136,10 +147,15 @@ def choose_mesh(
     return MeshResolution(order, spacing, tolerance >= single, least)
 
 
+def mesh_cost(mesh: MeshResolution, n_atoms: int, volume: float) -> float:
+    """What a mesh costs, in mesh points: ``n_atoms`` spread and gathered, and ``volume`` angstrom^3 of it."""
+    return n_atoms * 100 * _COSTS[mesh.order] + volume / mesh.spacing**3
+
+
 def check_single(mesh: MeshResolution, dtype: torch.dtype) -> None:
-    """Refuse float32 where not even its rounding of the results is below the tolerance."""
+    """Refuse float32 if rounding of the results alone exceeds the tolerance."""
     if dtype == torch.float32 and mesh.least:
         raise ValueError(
-            f"float32 cannot give this tolerance: ask for a tolerance of at least {mesh.least:.1e} eV, or "
-            "use float64 positions"
+            f"float32 cannot reach this tolerance: set a tolerance of at least {mesh.least:.1e} eV, or use "
+            "float64 positions"
         )

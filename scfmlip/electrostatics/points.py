@@ -14,7 +14,7 @@ from ..segments import Segments
 from ..units import COULOMB_CONSTANT
 from . import checks
 from .cutoff import cutoff_for_tolerance
-from .density import GaussianMultipoles, symmetric_matrices
+from .density import symmetric_matrices
 from .kspace import KSpace
 from .mesh import Mesh
 from .mesh_error import MeshResolution, cell_sizes, choose_mesh
@@ -29,12 +29,23 @@ _CHUNK_PAIRS = 1 << 20
 
 class PointValues(NamedTuple):
     """
-    What `Geometry.at` returns.
+    Values at points, from `Geometry.at`.
 
     Attributes:
         density: ``[n_points]`` e/angstrom^3.
         potential: ``[n_points]`` V.
         field: ``[n_points, 3]`` V/angstrom.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> positions = torch.zeros(1, 3, dtype=torch.float64)
+        >>> geometry = scfmlip.Coulomb(l_max=0, sigma=0.5).prepare(positions, None, False)
+        >>> points = torch.tensor([[5.0, 0.0, 0.0]], dtype=torch.float64)
+        >>> values = geometry.at(points, torch.ones(1, 1, dtype=torch.float64))
+        >>> round(float(values.potential), 3)  # V, 5 angstrom from a charge of 1 e
+        2.88
+        >>> round(float(values.field[0, 0]), 3)  # V/angstrom, away from it
+        0.576
     """
 
     density: Tensor
@@ -45,7 +56,7 @@ class PointValues(NamedTuple):
 def evaluate_points(
     geometry: Geometry, points: Tensor, multipoles: Tensor, points_batch_idx: Tensor | None
 ) -> PointValues:
-    """The work behind `Geometry.at`."""
+    """The implementation of `Geometry.at`."""
     checks.check_positions(points, "points")
     checks.check_tensor("multipoles", multipoles, "[n_atoms, dim]")
     checks.check_same("points", points, geometry.positions)
@@ -98,7 +109,7 @@ def evaluate_points(
 def _with_external(
     geometry: Geometry, value: Tensor, points: Tensor, segments: Segments
 ) -> tuple[Tensor, Tensor]:
-    """Potential and field at points, with what is applied from outside."""
+    """Potential and field at points, including external fields."""
     potential, gradient = value[:, 0], value[:, 1:]
     if geometry.external_potential is not None:
         potential = potential + segments.expand(geometry.external_potential)
@@ -119,8 +130,9 @@ def _lattice_points(
     """
     Density and potential with its gradient, by Fourier synthesis.
 
-    A bare Gaussian decays half as fast in k^2 as the product of two: the sum has its own, larger cutoff. Far
-    above and below a slab, where nothing varies laterally any more, it is a plane with charge and dipole.
+    A bare Gaussian decays half as fast in k^2 as the product of two, so the sum has its own, larger cutoff.
+    Far above and below a slab, where lateral variations have decayed, the slab is a plane with charge and
+    dipole.
     """
     plan, source, cell = geometry.plan.lattice, geometry.coulomb.source, geometry.cell
     assert plan is not None and cell is not None
@@ -131,9 +143,13 @@ def _lattice_points(
     tolerance = min(geometry.coulomb.tolerance, 1e-6)
     image_tolerance = 1e-2 * tolerance
     resolution = _bare_resolution(geometry, tolerance, len(points))
+    smoothing = geometry.plan.smoothing
+    received = smoothing.receivers((0.0,))
     points, beyond, normal, extents = points.double(), None, None, []
+    everywhere = points
     if plan.slabs is not None:
-        window = _slab_windows(plan.slabs, cell, atoms, plan.segments, source, image_tolerance)
+        widest, owner = math.hypot(max(smoothing.sources), received[0]), plan.segments
+        window = _slab_windows(plan.slabs, cell, atoms, owner, widest, source.l_max, image_tolerance)
         normal = segments.expand(plan.slabs.normals(cell.double())[0])
         low, high = (segments.expand(w) for w in window.unbind(1))
         z = (points * normal).sum(1)
@@ -143,14 +159,14 @@ def _lattice_points(
         index = torch.cat((segments.index, plan.segments.index))
         lowest, highest = slab_extents(both, normals, Segments.of(index, len(normals)))
         extents = (highest - lowest).clamp(min=0.0).tolist()
-    widths = (max(source.widths), 0.0)
+    widths = (max(smoothing.sources), received[0])
     dense_plan = plan.resized(cell, extents, widths, image_tolerance, source.l_max, resolution)
     kind = KSpace if dense_plan.mesh is None else Mesh
-    dense = kind(dense_plan, atoms, cell.double(), source.widths, geometry.coulomb.quirks)
+    dense = kind(dense_plan, atoms, cell.double(), smoothing.sources, geometry.coulomb.quirks)
     grid = dense_plan.grid
     rho = dense.density(moments)
     places = Places(turn(points, dense.inverse, segments), host_ptr, segments)
-    rho = rho * dense.form_factor(0.0)[:, None, None]
+    rho = rho * dense.form_factor(received[0])[:, None, None]
 
     def at(coefficients: Tensor, rank: int) -> Tensor:
         return dense.series(coefficients, rank, places)[:, 0]
@@ -162,7 +178,7 @@ def _lattice_points(
     if dense.correction is not None:
         if plan.slabs is None:
             _check_window(dense, points, segments.index)
-        extra = dense.correction.field(moments, (0.0,), 1, at=(points, segments))
+        extra = dense.correction.field(moments, received, 1, at=(points, segments))
         value = value + extra[:, 0, 0].to(value.dtype)
     if beyond is not None:
         assert dense.correction is not None and normal is not None
@@ -170,13 +186,18 @@ def _lattice_points(
         plane = dense.correction.far_field(moments, points + beyond[:, None] * normal, segments)
         value = torch.where(outside[:, None], plane[:, 0].to(value.dtype), value)
         density = torch.where(outside, torch.zeros_like(density), density)
+    if geometry.near is not None:
+        added, near = geometry.near.at(moments, everywhere, counts, segments.index, 0.1 * tolerance)
+        density, value = (a + b.to(a.dtype) for a, b in ((density, added), (value, near)))
     return density, value
 
 
 def _bare_resolution(geometry: Geometry, tolerance: float, n_points: int) -> float | MeshResolution:
     """Cutoff or mesh for the potential of Gaussians at points."""
     source, plan, waves = geometry.coulomb.source, geometry.plan, geometry.kspace
-    half = 0.5 * min(source.widths) ** 2
+    half = 0.5 * (min(plan.smoothing.sources) ** 2 + plan.smoothing.receivers((0.0,))[0] ** 2)
+    if geometry.near is not None:  # single waves stand out of so few, see `choice`
+        tolerance = max(0.05 * tolerance, 1e-15)
     if not isinstance(plan.resolution, MeshResolution):
         return cutoff_for_tolerance(half, tolerance, source.l_max)
     assert waves is not None
@@ -189,19 +210,19 @@ def _slab_windows(
     cell: Tensor,
     atoms: Tensor,
     segments: Segments,
-    source: GaussianMultipoles,
+    widest: float,
+    l_max: int,
     image_tolerance: float,
 ) -> Tensor:
-    """``[n_systems, 2]`` heights beyond which a slab is a charged plane with a dipole; else infinite."""
+    """``[n_systems, 2]`` heights beyond which a slab is a charged plane with a dipole; infinite otherwise."""
     host = cell.detach().to("cpu", torch.float64)
     low, high = slab_extents(atoms, slabs.normals(cell.double())[0], segments)
     reach = torch.full_like(low, math.inf)
-    widest = max(source.widths)
     for i, (is_slab, axis) in enumerate(zip(slabs.slab.tolist(), slabs.axis.tolist(), strict=True)):
         if is_slab:
             vectors = host[i, [(axis + 1) % 3, (axis + 2) % 3]]
-            lateral = lateral_reach(vectors, widest, image_tolerance, source.l_max)
-            reach[i] = max(lateral, gaussian_reach(widest**2, image_tolerance, source.l_max))
+            lateral = lateral_reach(vectors, widest, image_tolerance, l_max)
+            reach[i] = max(lateral, gaussian_reach(widest**2, image_tolerance, l_max))
     empty = torch.isinf(low)
     low, high = torch.where(empty, 0.0, low), torch.where(empty, 0.0, high)
     return torch.stack((low - reach, high + reach), 1)
@@ -209,9 +230,9 @@ def _slab_windows(
 
 def _check_window(atoms: WaveSum, points: Tensor, index: Tensor) -> None:
     """
-    Refuse points a cell height or more away from an atom of a slab that is summed in the user's own cell.
+    Refuse points at least one cell height away from an atom of a slab that is summed in the user's cell.
 
-    Its potential is a periodic sum plus a correction that holds between an atom and its next image.
+    Its potential is a periodic sum plus a correction that is valid between an atom and its next image.
     """
     correction = atoms.correction
     assert correction is not None

@@ -20,7 +20,7 @@ _erf = np.vectorize(math.erf)
 @lru_cache(maxsize=256)
 def _trapezoid(l: int, source: float, receiver: float) -> float:
     """
-    U_l as graph_longrange integrates it: 10,000 points from 1e-4 to ten widths.
+    U_l by graph_longrange's integration: 10,000 points from 1e-4 to ten widths.
 
     ``1 / (eps0 (2 l + 1)) int r^(l+2) C_s e^(-r^2 / 2 s^2) (F_inner(r) + F_outer(r)) dr`` with the radial
     potential of the other Gaussian. Agrees with the closed form to about 1e-9.
@@ -52,15 +52,15 @@ def self_field(
     quirks: Quirks,
 ) -> Tensor:
     """
-    Potential and gradient of each atom's own density at its own place, averaged over Gaussians.
+    Potential and gradient of each atom's own density at its own position, averaged over Gaussians.
 
     Args:
-        moments: ``[n_atoms, n_channels, n_widths, M]``, as `GaussianMultipoles.to_moments` gives them.
+        moments: ``[n_atoms, n_channels, n_widths, M]``, from `GaussianMultipoles.to_moments`.
         source: Their basis.
-        widths: Of the receiving Gaussians, angstrom.
+        widths: Widths of the receiving Gaussians, angstrom.
         rank: 0 for the potential, 1 to add its gradient, 2 its second derivatives; their trace, which no
             quadrupole feels, is left out.
-        quirks: Departures of a reference code.
+        quirks: Deviations of a reference code.
 
     Returns:
         ``[n_atoms, n_channels, len(widths), 1 | 4 | 10]``, V, V/angstrom and V/angstrom^2.

@@ -1,4 +1,4 @@
-"""ASE calculator for mace-torch models, accelerated, and for the design space's own."""
+"""ASE calculator for accelerated mace-torch models, and for models of the design space."""
 
 from __future__ import annotations
 
@@ -44,48 +44,57 @@ class Calculator(AseCalculator):
     ASE calculator of a mace-torch model (MACE, ScaleShiftMACE, PolarMACE, MACELES) or of `scfmlip.models`.
 
     Charge, spin and field come from ``atoms.info``: ``charge`` (e), ``spin`` (multiplicity 2S+1),
-    ``external_field`` (3 numbers, V/angstrom, mace's sign: energy + field.dipole), ``head``, and for models
-    of ours ``fermi_level`` (eV), ``counter_charge`` (see `scfmlip.Coulomb`) and charges outside the model:
-    ``external_charges`` (``[n]`` e) at ``external_positions`` (``[n, 3]`` angstrom), Gaussians that the
-    density feels; their energy with it counts, that among themselves does not. A model whose energy depends
-    on charge and spin refuses atoms without them, unless they are given here; initial charges and magnetic
-    moments are no totals. mace_run_train's names (``total_charge``, ...) are understood. A change of any of
-    them, in place too, recomputes, like a change of positions. Self-consistent models start from the
-    densities of the last steps.
+    ``external_field`` (3 numbers, V/angstrom, mace's sign: energy + field.dipole) and ``head``. Models of
+    `scfmlip.models` also read ``fermi_level`` (eV), ``counter_charge`` (see `scfmlip.Coulomb`), and charges
+    outside the model: ``external_charges`` (``[n]`` e) at ``external_positions`` (``[n, 3]`` angstrom). These
+    are Gaussians that interact with the density; the energy excludes their interaction with each other. A
+    model whose energy depends on charge and spin refuses atoms without them, unless they are given here;
+    initial charges and magnetic moments do not count as totals. mace_run_train's names (``total_charge``,
+    ...) work too. A change of any of these, also in place, triggers a new calculation, like a change of
+    positions. Self-consistent models start from the densities of the last steps.
 
     Args:
-        model: The model, or its file: ``*.safetensors`` of `scfmlip.save`, or the one mace wrote (a pickle,
-            see ``trust_pickle``).
-        device: "cpu", "cuda", "auto" (CUDA where there is one), ...
+        model: The model, or its file: ``*.safetensors`` from `scfmlip.save`, or a file that mace wrote (a
+            pickle, see ``trust_pickle``).
+        device: "cpu", "cuda", "auto" (CUDA if available), ...
         dtype: "float32", "float64", or None to keep the model's.
-        accelerate: Run `scfmlip.accelerate` on it.
-        head: Of a multi-head model, for all atoms; if None the one ``info["head"]`` names, else the only one
-            or that called "default".
-        charge: Total charge of atoms whose info has none, e.
+        accelerate: Whether to run `scfmlip.accelerate` on the model.
+        head: Head of a multi-head model, for all atoms. If None, the head in ``info["head"]``, else the only
+            one or the one called "default".
+        charge: Total charge, e, of atoms whose info has none.
         spin: Multiplicity of atoms whose info has none.
-        fermi_level: Constant potential: run a model of ours at this level of the electrons, eV, whatever its
-            charge; ``info["fermi_level"]`` of the atoms comes first.
-        extrapolation: Order of the polynomial through the last densities that a self-consistent model
-            starts from, or an object that guesses, `scfmlip.scf.ExtendedLagrangian`; None starts afresh at
-            every step.
-        skin: angstrom by which the list of neighbours reaches beyond the cutoff, see
-            `scfmlip.neighbours.SkinList`: results are those of a list of their own.
-        trust_pickle: Read the file mace wrote, a pickle, which runs whatever code its author put there; see
-            `scfmlip convert` for a file that does not.
+        fermi_level: Constant potential: run a model of `scfmlip.models` at this Fermi level of the electrons,
+            eV, instead of a given charge; ``info["fermi_level"]`` of the atoms has priority.
+        extrapolation: Order of the polynomial extrapolation of the last densities, which gives the first
+            guess of a self-consistent model, or an object that guesses, `scfmlip.scf.ExtendedLagrangian`;
+            None uses no previous densities.
+        skin: angstrom by which the neighbour list reaches beyond the cutoff, see
+            `scfmlip.neighbours.SkinList`; results are those of a new list.
+        trust_pickle: Allow reading a file that mace wrote. It is a pickle, and reading it runs whatever code
+            its author put there; `scfmlip convert` makes a file that runs none.
 
     Properties: energy, free_energy, energies (eV), forces, stress (eV/angstrom^3, Voigt), and for models
-    with charges: charges (e), dipole (e angstrom; of a periodic system it depends on where it is cut),
+    with charges: charges (e), dipole (e angstrom; in a periodic system it depends on where the cell is cut),
     spins, density_coefficients (e, e angstrom; rows [q, d_y, d_z, d_x]), electrostatic_energy,
-    electron_energy (eV). Models of ours add response_energy, fermi_level (eV), potential (V at each atom, of
-    all others), scf_iterations, scf_residual, scf_status, and when asked for by `get_property` born_charges
-    (e), polarizability (e angstrom^2/V) and work_functions (eV, of a slab's lower and upper side).
-    With external charges, external_forces (eV/angstrom) are among the results.
+    electron_energy (eV). Models of `scfmlip.models` add response_energy, fermi_level (eV), potential (V at
+    each atom, from all others), scf_iterations, scf_residual, scf_status. On request by `get_property` they
+    compute born_charges (e), polarizability (e angstrom^2/V) and work_functions (eV, lower and upper side of
+    a slab). With external charges, the results include external_forces (eV/angstrom).
 
     Raises:
-        FileNotFoundError, TypeError: for a model that is none.
-        ValueError: for a pickle without ``trust_pickle``, a device this machine or a head the model does not
-            have, or a charge that is no number; at calculation, for atoms the model cannot evaluate; names
-            the cause.
+        FileNotFoundError, TypeError: for a missing file, or an object that is not a model.
+        ValueError: for a pickle without ``trust_pickle``, an unavailable device or head, or a charge that is
+            not a number; in calculations, for atoms that the model cannot evaluate. Names the cause.
+
+    Example:
+        >>> import ase.io, scfmlip
+        >>> from scfmlip.data import path
+        >>> slab = ase.io.read(path("al_water.xyz"), 0)  # 36 atoms; its info holds the total charge
+        >>> slab.calc = scfmlip.ase.Calculator(path("models/al_water-equilibrated.safetensors"))
+        >>> round(slab.get_potential_energy(), 1)  # eV
+        -3821.3
+        >>> slab.get_charges().shape, abs(round(float(slab.get_charges().sum()), 3))
+        ((36,), 0.0)
     """
 
     def __init__(
@@ -162,7 +171,7 @@ class Calculator(AseCalculator):
         fermi_level: float | None,
         extrapolator: StateExtrapolator | ExtendedLagrangian | None,
     ) -> None:
-        """A model of `scfmlip.models`."""
+        """Set up a model of `scfmlip.models`."""
         if fermi_level is not None and model.config.constraint != "fermi_level":
             model = model.with_constraint("fermi_level")
         self.model = model
@@ -189,14 +198,14 @@ class Calculator(AseCalculator):
             self._states = extrapolator
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """What changed since the last calculation; "info" when charge, spin or field did."""
+        """Names of changes since the last calculation; "info" if charge, spin or field changed."""
         changes = super().check_state(atoms, tol=tol)
         if not changes and self.atoms is not None and not _equal(self._told, self._reads(atoms)):
             return ["info"]
         return changes
 
     def _reads(self, atoms: Atoms) -> dict[str, Any]:
-        """Copies of what else of the atoms changes the energy."""
+        """Copies of the other data of the atoms that affect the energy."""
         embedded = {spec.get("key", name) for name, spec in embedding_specs(self.model).items()}
         read = {k: v for k, v in atoms.info.items() if changes_energy(k) or k in embedded}
         return copy.deepcopy(read | {k: v for k, v in atoms.arrays.items() if k in embedded})

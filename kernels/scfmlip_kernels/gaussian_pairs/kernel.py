@@ -1,8 +1,9 @@
 """
-Sums over all pairs of a system of derivatives of erf(r / sqrt(2) S) / (r + softening).
+Derivatives of erf(r / sqrt(2) S) / (r + softening), summed over all pairs of a system.
 
-Grid: (blocks of targets, channels x widths). One program owns BLOCK targets of one system and walks over
-all of its sources; sums over a block of sources are added in float64. No atomics, no neighbour list.
+Grid: (blocks of targets, channels x widths). One program owns BLOCK targets of one system and walks over all
+of the system's sources; the sums over each block of sources are added in float64. It needs no atomics and no
+neighbour list.
 
 With F_n = ((1/r) d/dr)^n f and sources of charge q and dipole d at distance vector r,
     rank 0    q F0 - (d.r) F1
@@ -204,7 +205,7 @@ def launch_gaussian_pairs(
     softening: float,
     group_size: int,
 ) -> Tensor:
-    """Allocate and launch; arguments as in `gaussian_pairs`, contiguous, of ranks the kernel holds."""
+    """Allocate and launch; arguments as in `gaussian_pairs`, contiguous, of ranks the kernel covers."""
     n_atoms, n_channels, n_widths, n_moments = moments.shape
     n_out = monomial_count(rank)
     check_places("gaussian_pairs", n_atoms, n_out)
@@ -214,7 +215,7 @@ def launch_gaussian_pairs(
         return torch.cat([launch_gaussian_pairs(positions, part, *rest) for part in parts], 1)
     out = positions.new_zeros((n_channels, n_widths, n_out, n_atoms), dtype=torch.float64)
     tiles = pair_tiles(atom_ptr, positions.device)
-    # tiles are cut with float32's block
+    # the tiles use float32's block size
     options = {
         **tuned("pairs", moments.device, moments.dtype),
         "block": tuned("pairs", moments.device, torch.float32)["block"],
@@ -243,5 +244,5 @@ def launch_gaussian_pairs(
 
 
 def kernel_holds(moments: Tensor, rank: int) -> bool:
-    """Whether the kernel covers these ranks; others run in chunks of PyTorch."""
+    """Whether the kernel covers these ranks; others run as chunks of plain PyTorch."""
     return rank_of_count(moments.shape[-1]) <= MAX_SOURCE_RANK and rank <= MAX_RANK

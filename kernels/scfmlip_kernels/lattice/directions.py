@@ -1,4 +1,4 @@
-"""Derivatives along a direction of each atom, as sums over the monomials of one degree more."""
+"""Derivatives along one direction per atom, as sums over the monomials of the next degree."""
 
 import math
 
@@ -11,14 +11,14 @@ from .monomials import monomial_count, rank_of_count, shifted_monomials
 
 def raised(moments: Tensor, directions: Tensor) -> Tensor:
     """
-    Moments of the derivative of a source along its direction: each monomial times the index along it.
+    Moments of a source differentiated along its direction: each monomial times the index along it.
 
     Args:
-        moments: ``[n_atoms, ..., n_monomials]`` of some rank.
+        moments: ``[n_atoms, ..., n_monomials]`` of any rank.
         directions: ``[n_atoms, 3]``.
 
     Returns:
-        ``[n_atoms, ..., n_monomials]`` of one rank more.
+        ``[n_atoms, ..., n_monomials]`` of the next rank.
     """
     rank = rank_of_count(moments.shape[-1])
     out = moments.new_zeros((*moments.shape[:-1], monomial_count(rank + 1)))
@@ -63,12 +63,12 @@ def forces(own: Tensor, field: Tensor) -> Tensor:
 
 def shifted_along(field: Tensor, directions: Tensor, rank: int) -> Tensor:
     """
-    Derivative of a field along a direction: the monomials of up to ``rank``, from those of one rank more.
+    Derivative of a field along a direction: monomials up to ``rank``, from those of ``rank + 1``.
 
     Args:
         field: ``[n_atoms, ..., n_monomials]`` of ``rank + 1``.
         directions: ``[n_atoms, 3]``.
-        rank: Of the result.
+        rank: Rank of the result.
     """
     along = directions.to(field.dtype).view(-1, *(1,) * (field.ndim - 2), 3, 1)
     return (gradients(field, rank) * along).sum(-2)

@@ -1,8 +1,9 @@
 """
 Recorded launch parameters, one JSON file per GPU model; read once, never written at run time.
 
-A file maps a kernel family to its parameters by dtype. `default.json` is safe everywhere; a file named
-after the GPU (`h200.json`) overrides it.
+A file maps a kernel family to its parameters by dtype, and "coulomb" to what its sums cost, ns, which
+`scfmlip.electrostatics.choice` goes by. `default.json` is safe everywhere; a file named
+after the GPU (`h200.json`), or `cpu.json`, overrides it.
 """
 
 import json
@@ -27,7 +28,7 @@ def _table(device: str) -> dict[str, Any]:
 
 
 def tuned_for(device_name: str) -> str:
-    """Which recorded tables hold for a GPU of this name, for reports."""
+    """Names of the recorded tables that apply to a GPU of this name, for reports."""
     folder = resources.files("scfmlip_kernels.tuned")
     names = sorted(e.name[:-5] for e in folder.iterdir() if e.name.endswith(".json"))
     own = [n for n in names if n != "default" and n in device_name.lower()]
@@ -36,7 +37,7 @@ def tuned_for(device_name: str) -> str:
 
 @cache
 def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device).lower() if device.type == "cuda" else "interpreter"
+    return torch.cuda.get_device_name(device).lower() if device.type == "cuda" else "cpu"
 
 
 def tuned(family: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def tuned(family: str, device: torch.device, dtype: torch.dtype) -> dict[str, An
 
 
 def compiler_options(num_warps: int, num_stages: int, tensor: Tensor) -> dict[str, int]:
-    """Compiler options of a launch; on NVIDIA the register limit is lifted, so that nothing spills."""
+    """Compiler options of a launch; on NVIDIA without a register limit, to avoid spills."""
     options = {"num_warps": num_warps, "num_stages": num_stages}
     if tensor.is_cuda and torch.version.hip is None:
         options["maxnreg"] = 255

@@ -231,6 +231,10 @@ class Coulomb:
         host_cells = slabs = None
         choice = Choice(self.cutoff, Smoothing(0.0, self.source.widths), 0.0, 0.0)
         given = (boundaries, axes, lattice, segments, positions, device)
+        if segments.shared and self.smooth:
+            raise ValueError(
+                "several processes share this system, whose neighbours are not listed: leave smooth out"
+            )
         if cells is not None:
             host_cells = cells.detach().to("cpu", torch.float64)
             # graph_longrange corrects a box of any shape as if it were a cube of its volume
@@ -239,7 +243,7 @@ class Coulomb:
             if not compat and lattice:
                 slabs = self._plan_slabs(host_cells, *given, self.widest)
             if lattice and self.compat is None and self.kspace_cutoff is None:
-                counts = segments.counts.cpu()[lattice]
+                counts = segments.counts.cpu().long()[lattice]
                 batch = Batch.of(host_cells[lattice], slabs, counts, torch.device(device))
                 dtype = (cells if positions is None else positions).dtype
                 # neighbours of atoms that other processes own are not listed here

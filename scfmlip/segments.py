@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -95,7 +94,7 @@ class Segments:
         """Number of rows."""
         return len(self.index)
 
-    @functools.cached_property
+    @property
     def counts(self) -> Tensor:
         """``[n_segments]`` float64 rows of each."""
         return self.ptr.diff().double()

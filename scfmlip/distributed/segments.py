@@ -48,9 +48,13 @@ class SharedSegments(Segments):
         plain = Segments(self.ptr, self.index).with_unknowns(size)
         return SharedSegments(plain.ptr, plain.index, communicator=self.communicator, n_unknowns=size)
 
-    @functools.cached_property
+    @property
     def counts(self) -> Tensor:
         """As `Segments.counts`, of all ranks; unknowns count too."""
+        return self._counts
+
+    @functools.cached_property
+    def _counts(self) -> Tensor:
         own = self.communicator.all_reduce(torch.tensor([float(self.n_rows - self.n_unknowns)]).double())
         return own.to(self.index.device) + self.n_unknowns
 

@@ -1,5 +1,6 @@
 """Communication between ranks, and what autograd knows of it: two orders, an empty rank."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ SCRIPT = Path(__file__).with_name("collectives_on_ranks.py")
 
 
 def check(n, kind):
-    out = run_ranks(n, SCRIPT, kind).stdout
-    assert sorted(out.split("\n"))[-n:] == [f"rank {r} of {n} is content" for r in range(n)]
+    # ranks may write into each other's lines
+    said = re.findall(r"rank \d+ of \d+ is content", run_ranks(n, SCRIPT, kind).stdout)
+    assert sorted(said) == [f"rank {r} of {n} is content" for r in range(n)]
 
 
 def test_two_ranks_by_mpi():

@@ -16,9 +16,9 @@ class Segments:
     """
     Rows of a batch, and the segment (system, or group of atoms) that each belongs to.
 
-    Every sum over the atoms of a system goes through `sum` or `combine`, so a system whose atoms are spread
-    over several processes needs no more than a subclass with others (`scfmlip.distributed.SharedSegments`).
-    Sums are deterministic.
+    Every sum over the atoms of a system goes through `sum` or `combine`, so a system whose atoms are
+    distributed over several processes only needs a subclass (`scfmlip.distributed.SharedSegments`). Sums are
+    deterministic.
 
     Attributes:
         ptr: ``[n_segments + 1]`` int64 first row of each segment, for sorted rows.

@@ -243,16 +243,17 @@ class Coulomb:
             if not compat and lattice:
                 slabs = self._plan_slabs(host_cells, *given, self.widest)
             if lattice and self.compat is None and self.kspace_cutoff is None:
-                counts = segments.counts.cpu().long()[lattice]
+                counts = segments.counts.cpu()[lattice]
                 batch = Batch.of(host_cells[lattice], slabs, counts, torch.device(device))
                 dtype = (cells if positions is None else positions).dtype
+                # neighbours of atoms that other processes own are not listed here
                 smooth = 0.0 if segments.shared else self.smooth
                 choice = choose(self.method, smooth, self._need, batch, dtype, self.cutoff)
                 if choice.reach and slabs is not None:
                     widest = choice.smoothing.widest(self._need.receivers)
                     slabs = self._plan_slabs(host_cells, *given, widest)
-        ways = (segments, choice.resolution, slabs, choice.smoothing)
-        plan = make_plan(host_cells, boundaries, axes, atom_ptr, *ways)
+        ways = (choice.resolution, slabs, choice.smoothing)
+        plan = make_plan(host_cells, boundaries, axes, atom_ptr, segments, *ways)
         if choice.reach:
             assert plan.lattice is not None and cells is not None
             plan.near = plan_neighbours(plan.lattice, self._need, choice, positions, cells)

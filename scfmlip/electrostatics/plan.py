@@ -221,7 +221,7 @@ def make_plan(
         boundaries: Boundary of each system.
         axes: Open lattice direction of each slab.
         atom_ptr: ``[n_systems + 1]`` int64 on the CPU.
-        segments: The system of each atom, on the device of the tables.
+        segments: The system of each atom, on the device where tables go.
         resolution: Cutoff of the wave vectors, 1/angstrom, or resolution of the meshes.
         slabs: Slab cells of the systems that are summed over wave vectors.
         smoothing: The widths that waves are summed with.

@@ -148,8 +148,8 @@ def _lattice_points(
     points, beyond, normal, extents = points.double(), None, None, []
     everywhere = points
     if plan.slabs is not None:
-        widest, owner = math.hypot(max(smoothing.sources), received[0]), plan.segments
-        window = _slab_windows(plan.slabs, cell, atoms, owner, widest, source.l_max, image_tolerance)
+        widest = math.hypot(max(smoothing.sources), received[0])
+        window = _slab_windows(plan.slabs, cell, atoms, plan.segments, widest, source.l_max, image_tolerance)
         normal = segments.expand(plan.slabs.normals(cell.double())[0])
         low, high = (segments.expand(w) for w in window.unbind(1))
         z = (points * normal).sum(1)

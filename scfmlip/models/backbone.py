@@ -107,7 +107,7 @@ class Backbone(torch.nn.Module):
 
         Args:
             batch: See `Model.forward`.
-            domain: As there.
+            domain: See `Model.forward`.
             vectors: ``[n_edges, 3]`` angstrom from senders to receivers; needed with a domain.
         """
         given = dict(batch)

@@ -103,8 +103,8 @@ class Criterion:
         return self.batch.norm(x if self.state is None else self.state * x)
 
     def judge(self, x: Tensor, rest: Tensor) -> Verdict:
-        """Of ``rest = F(x) - x [n]`` at ``x [n]``."""
-        # in one sum: over several processes each costs time
+        """Judge the residual ``rest = F(x) - x [n]`` at ``x [n]``."""
+        # one sum, because each costs time over several processes
         if self.state is None:
             norm, size, image = self.batch.norm(torch.stack((rest, x, x + rest)))
             whole = missing = norm
@@ -119,7 +119,7 @@ class Criterion:
             return verdict
         far = norm <= self.rounding * whole
         converged = verdict.converged | (far & (verdict.residual <= EXCUSED_BY_POTENTIAL[self.dtype]))
-        # totals are right to the rounding of their sum
+        # totals must be right to the rounding of their sum
         right = missing <= self.rounding * self.unit * (size + SMALLEST)
         return verdict._replace(converged=converged & right)
 

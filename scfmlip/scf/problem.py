@@ -173,7 +173,7 @@ class FunctionalProblem:
                 "functional must be differentiable in the state: build its energies from the state by torch "
                 "operations, without detach, item, numpy or torch.no_grad"
             )
-        # also of no rows, and by all processes that share them together
+        # differentiable without rows, too, and by all processes that share them together
         total = self.rows.share_gradient(values).sum() + 0 * s.sum()
         return torch.autograd.grad(total, s, create_graph=create)[0]
 

@@ -80,7 +80,7 @@ class System:
             is given, or None.
         direct: Take one step from ``reference_density`` instead of converging.
         stability: Also measure how the rule's update responds to a perturbation, for training.
-        domain: This rank's part of the one system, where several ranks share it.
+        domain: This rank's part of the one system, if several ranks share it.
 
     Example:
         >>> import ase.build, dataclasses, torch

@@ -100,16 +100,16 @@ class RootResult(NamedTuple):
 
 def _orthogonal(w: Tensor, basis: list[Tensor], batch: Segments) -> tuple[Tensor, Tensor, Tensor]:
     """
-    What is left of ``w`` across the vectors of a basis.
+    Orthogonalise ``w`` against the vectors of a basis.
 
     Returns:
-        It, ``[n_systems, n_vectors]`` overlaps with them, and ``[n_systems]`` the norm that w had.
+        The result, its ``[n_systems, n_vectors]`` overlaps with them, and ``[n_systems]`` the norm w had.
     """
     rows = torch.stack((*basis, w))
     stack, overlap = rows[:-1], batch.dot(rows, w.expand_as(rows))
     size, overlap = overlap[-1].sqrt(), overlap[:-1]
     w = w - (batch.expand(overlap.T).T * stack).sum(0)
-    # twice: once loses orthogonality
+    # twice, because a single pass loses orthogonality
     more = batch.dot(stack, w.expand_as(stack))
     return w - (batch.expand(more.T).T * stack).sum(0), (overlap + more).T, size
 

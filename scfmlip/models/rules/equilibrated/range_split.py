@@ -45,8 +45,9 @@ class RangeSplit:
         """
         The smooth operator's geometry, and the neighbours that add the rest.
 
-        None where one operator with all widths serves better, or alone knows the boundary: clusters,
-        molecules in a box, slabs with a counter-charge, charges and dipoles, systems that processes share.
+        None if one operator with all widths is cheaper, or if the split does not support the system:
+        clusters, molecules in a box, slabs with a counter-charge, charges with dipoles, systems that
+        processes share.
         """
         density = self.density
         if system.segments.shared:  # neighbours of atoms that other processes own are not listed here

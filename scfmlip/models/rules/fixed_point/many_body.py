@@ -76,7 +76,7 @@ class ManyBody(torch.nn.Module):
         halo: Halo | None = None,
     ) -> Tensor:
         """
-        ``[n_atoms, 1 | 4]`` of ``scalars [n_atoms, n]``, ``vectors [n_atoms, n, 3]``, one-hot elements.
+        ``[n_atoms, 1 | 4]`` from ``scalars [n_atoms, n]``, ``vectors [n_atoms, n, 3]``, one-hot elements.
 
         ``halo``: of atoms that other processes own.
         """

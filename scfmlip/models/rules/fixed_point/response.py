@@ -126,8 +126,8 @@ class Response(torch.nn.Module):
         """
         ``[n_atoms, 1 | 4]`` nonlinear part of the response to ``field [n_atoms, n_field]``.
 
-        ``edges``: their index, harmonics and weights (`ManyBody.edges`; None where nobody asks), and the
-        atoms that other processes own.
+        ``edges``: index, harmonics and weights of the edges (`ManyBody.edges`; None if they are not needed),
+        and the atoms that other processes own.
         """
         assert isinstance(self.scale, Tensor)
         widths = self.potential.shape[1]

@@ -22,16 +22,19 @@ import importlib.metadata
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from mace.modules.extensions import PolarMACE, _permute_to_e3nn_convention
+from mace.modules.extensions import PolarMACE
 from mace.modules.utils import get_atomic_virials_stresses, get_outputs, prepare_graph
 from torch import Tensor
+
+from scfmlip_kernels.constants import constant
 
 from ..distributed import Halo, shared_segments
 from ..electrostatics import Coulomb, Geometry
 from ..electrostatics.external import Embedding, ExternalCharges
 from ..segments import Segments
-from ..types import BoundaryName
+from ..types import CARTESIAN_FROM_E3NN, E3NN_FROM_CARTESIAN, BoundaryName
 from .graphs import stress_of
+from .kept import kept_of_buffers, kept_plan
 from .polar_blocks import find_block_swaps
 from .polar_slabs import warn_of_slabs
 from .polar_tables import PolarSums
@@ -89,11 +92,13 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         use_pbc_evaluator: bool,
     ) -> tuple[Geometry, Turn | None]:
         """The Coulomb operator at the (strained) positions and cell, and the rotation of its slabs."""
+        cutoff = self.kspace_cutoff
+        assert isinstance(cutoff, Tensor)
         coulomb = Coulomb(
             l_max=self.atomic_multipoles_max_l,
             sigma=self.atomic_multipoles_smearing_width,
             boundary="mixed_periodic" if use_pbc_evaluator else self._scfmlip_boundary,
-            kspace_cutoff=float(self.kspace_cutoff),
+            kspace_cutoff=kept_of_buffers(self, "cutoff", [cutoff], lambda: float(cutoff)),
             compat="graph_longrange",
             order="e3nn",
         )
@@ -101,7 +106,8 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         pbc = data["pbc"].view(-1, 3)
         if "slab_axis" in data:
             return prepare_upright(coulomb, positions, cell, pbc, segments)
-        return coulomb.prepare(positions, cell, pbc, segments), None
+        plan = kept_plan(self, coulomb, positions, cell, pbc, segments)
+        return coulomb.prepare(positions, cell, plan=plan), None
 
     def _embedding(self, data: dict[str, Tensor], displacement: Tensor | None) -> Embedding | None:
         """The action of charges outside the model, exact for every boundary; None without such charges."""
@@ -221,7 +227,8 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         atoms, heads = ctx.num_atoms_arange, ctx.node_heads
         node_e0 = self.atomic_energies_fn(data["node_attrs"])[atoms, heads]
         node_feats = self.node_embedding(data["node_attrs"])
-        edge_attrs = self.spherical_harmonics(_permute_to_e3nn_convention(ctx.vectors))
+        places = constant(E3NN_FROM_CARTESIAN, torch.int64, ctx.vectors.device)
+        edge_attrs = self.spherical_harmonics(ctx.vectors.index_select(-1, places))
         edge_feats, cutoff = self.radial_embedding(
             ctx.lengths, data["node_attrs"], data["edge_index"], self.atomic_numbers
         )
@@ -258,6 +265,14 @@ class FastPolarMACE(SwappedModel, PolarMACE):
             edge_feats,
         )
 
+    def _external_features(self, positions: Tensor, field: Tensor) -> Tensor:
+        """``[n_atoms, .]`` features of a field ``[n_atoms, 3]`` V/angstrom, of the energy field . dipole."""
+        matrix: Any = self.external_field_contribution.matrix
+        along = (positions * field).sum(1, keepdim=True)
+        # columns of the matrix: the potential, then the field along z, x, y
+        x, y, z = field.split(1, 1)
+        return torch.cat((along, z, x, y), 1) @ matrix.T
+
     def _recursion(
         self,
         data: dict[str, Tensor],
@@ -286,9 +301,8 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         weights = self.fukui_source_map(fukui_input)
         first = charges = self._close_charges(layers.charges, weights, targets, segments)
         mixed = self.layer_feature_mixer(torch.stack(layers.features))
-        external = torch.cat((torch.zeros_like(field[:, :1]), field), 1)
         center = segments.expand(segments.mean(positions.double())).to(dtype)
-        half_external = 0.5 * self.external_field_contribution(segments.index, positions - center, external)
+        half_external = 0.5 * self._external_features(positions - center, segments.expand(field))
         from_mul_ir = getattr(self, "_field_from_mul_ir", None) or (lambda values: values)
         if embedding is not None:
             outside = embedding.features(self.field_feature_widths, self.field_feature_max_l)
@@ -347,7 +361,8 @@ class FastPolarMACE(SwappedModel, PolarMACE):
             electrostatic = electrostatic + per_system((density * embedding.potential()).sum(1))
         dipole = per_system(positions * density[:, :1])
         if density.shape[1] > 1:
-            dipole = dipole + per_system(density[:, 1:4])[:, [2, 0, 1]]
+            places = constant(CARTESIAN_FROM_E3NN, torch.int64, density.device)
+            dipole = dipole + per_system(density[:, 1:4]).index_select(1, places)
         interaction = per_system(layers.node_energy)
         total = per_system(layers.node_e0).to(interaction.dtype) + interaction + electron_energy
         return {

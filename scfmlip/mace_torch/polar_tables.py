@@ -20,7 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scfmlip_kernels.constants import constant
+
 from ..electrostatics import GaussianMultipoles, Geometry
+from .kept import kept_of_buffers
 from .turned import Turn
 
 # constants closer than this to the exact ones were not rounded to float32
@@ -42,7 +45,7 @@ class Basis(NamedTuple):
     def of(self, rows: Tensor) -> Tensor:
         """``[..., n_widths * (l_max + 1)^2]`` rows times the factors."""
         flat = [f for l, each in enumerate(self.factors) for f in each for _ in range(2 * l + 1)]
-        return rows * torch.tensor(flat, dtype=rows.dtype, device=rows.device)
+        return rows * constant(tuple(flat), rows.dtype, rows.device)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +156,10 @@ class PolarSums:
     def __init__(self, model: Any, geometry: Geometry, turn: Turn | None = None) -> None:
         self.model, self.geometry, self.turn = model, geometry, turn
         double = geometry.positions.dtype == torch.float64
-        self.tables = read_tables(model) if double else None
+        buffers = [*model.coulomb_energy.buffers(), *model.electric_potential_descriptor.buffers()]
+        self.tables = (
+            kept_of_buffers(model, "tables", buffers, lambda: read_tables(model)) if double else None
+        )
 
     def features(self, rows: Tensor) -> Tensor:
         """``[n_atoms, n_channels, (l + 1)^2]`` densities -> ``[n_atoms, n_channels, .]`` features."""

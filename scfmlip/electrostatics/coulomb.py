@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import torch
@@ -124,6 +124,13 @@ class Coulomb:
                 )
             if self.compat is None:
                 check_cutoff(self._pair_sigma_squared, self.kspace_cutoff, self.l_max)
+
+    def __repr__(self) -> str:
+        """The options that are not the defaults, with ``l_max`` and ``sigma``."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        default = {f.name: f.default for f in fields(self) if f.init}
+        shown = [name for name in given if name in ("l_max", "sigma") or given[name] != default[name]]
+        return f"Coulomb({', '.join(f'{name}={given[name]!r}' for name in shown)})"
 
     @property
     def _pair_sigma_squared(self) -> float:

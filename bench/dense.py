@@ -41,7 +41,7 @@ def _periodic_field(r: Tensor, k: Tensor, volume: Tensor) -> Field:
             im = im - ((d.T @ cos) * k.T).sum(0)
         factor = 2 * FIELD_CONSTANT / volume * torch.exp(-0.5 * (SIGMA**2 + width**2) * k2) / k2
         re, im = factor * re, factor * im
-        u0, u1 = self_interaction(SIGMA, width)
+        u0, u1, _ = self_interaction(SIGMA, width)
         value = cos @ re - sin @ im - u0 * q
         gradient = -(sin @ (re[:, None] * k) + cos @ (im[:, None] * k))
         return value, gradient if d is None else gradient - u1 * d

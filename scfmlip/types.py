@@ -11,7 +11,7 @@ one device. `n_systems` systems of a batch are contiguous; `n_atoms` counts all 
 | `pbc` | `[n_systems, 3]` bool | | periodic along each lattice vector |
 | `batch_idx` | `[n_atoms]` int64 | | system of each atom, not decreasing |
 | `atom_ptr` | `[n_systems + 1]` int64 | | first atom of each system |
-| `multipoles` | `[n_atoms, n_widths * (l_max + 1)^2]` | e, e angstrom | Gaussian multipole coefficients |
+| `multipoles` | `[n_atoms, n_widths * (l_max + 1)^2]` | e, e A, e A^2 | Gaussian multipole coefficients |
 | `potential` | as `multipoles` | V, V/angstrom | dE/d(multipoles) |
 | `features` | `[n_atoms, n_widths * (l_max + 1)^2]` | V (angstrom) | projections on Gaussian orbitals |
 | `external_field` | `[n_systems, 3]` | V/angstrom | uniform field; a charge q feels the force q E |
@@ -38,14 +38,16 @@ Compat = Literal["graph_longrange", "les"]
 
 # where e3nn's (y, z, x) find x, y, z, and back
 CARTESIAN_FROM_E3NN = (2, 0, 1)
-# of a row of multipoles up to dipoles: [q, d_y, d_z, d_x] -> [q, d_x, d_y, d_z]
-CARTESIAN_ROWS_FROM_E3NN = (0, 3, 1, 2)
+# of a row of multipoles: [q, d_y, d_z, d_x, ...] -> [q, d_x, d_y, d_z, ...]; quadrupoles are the same in both
+CARTESIAN_ROWS_FROM_E3NN = (0, 3, 1, 2, 4, 5, 6, 7, 8)
+E3NN_ROWS_FROM_CARTESIAN = (0, 2, 3, 1, 4, 5, 6, 7, 8)
 E3NN_FROM_CARTESIAN = (1, 2, 0)
 
 __all__ = [
     "CARTESIAN_FROM_E3NN",
     "CARTESIAN_ROWS_FROM_E3NN",
     "E3NN_FROM_CARTESIAN",
+    "E3NN_ROWS_FROM_CARTESIAN",
     "BoundaryName",
     "Compat",
     "MultipoleOrder",

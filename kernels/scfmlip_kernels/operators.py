@@ -21,6 +21,8 @@ from torch.autograd.function import _SingleLevelFunction
 
 _library = torch.library.Library("scfmlip", "FRAGMENT")
 _DEVICES = ("cpu", "cuda")
+# every operator of the library, by its name with the namespace
+OPERATORS: dict[str, "Operator"] = {}
 
 
 def sum_of_replaced(call: Callable[..., Tensor], args: Sequence[Any], tangents: Sequence[Any]) -> Tensor:
@@ -45,7 +47,8 @@ class Operator:
     """
 
     def __init__(self, name: str, kernel: Callable[..., Any]) -> None:
-        self.name, short = name, name.removeprefix("scfmlip::")
+        self.name, self.kernel, short = name, kernel, name.removeprefix("scfmlip::")
+        OPERATORS[name] = self
         schema = torch.library.infer_schema(kernel, mutates_args=())
         _library.define(short + schema, tags=(torch.Tag.pt2_compliant_tag,))
         self.overload: Any = getattr(torch.ops.scfmlip, short).default

@@ -123,8 +123,10 @@ def _store(atoms: Atoms, result: dict[str, Any], prefix: str) -> Atoms:
                     raise ValueError(f"the model's {name} is NaN or infinite: do atoms overlap?")
                 target[prefix + name] = result[name]
     rows = result.get("density_coefficients")
-    if rows is not None and rows.shape[1] == 4:
+    if rows is not None and rows.shape[1] >= 4:
         out.arrays[prefix + "atomic_dipoles"] = rows[:, [3, 1, 2]]
+    if rows is not None and rows.shape[1] == 9:
+        out.arrays[prefix + "atomic_quadrupoles"] = rows[:, 4:]
     return out
 
 

@@ -2,7 +2,7 @@
 
 from .boundary import Boundary
 from .coulomb import Coulomb
-from .density import GaussianMultipoles
+from .density import GaussianMultipoles, quadrupole_components, quadrupole_tensors
 from .geometry import Geometry
 from .plan import CoulombPlan
 from .points import PointValues
@@ -14,4 +14,6 @@ __all__ = [
     "GaussianMultipoles",
     "Geometry",
     "PointValues",
+    "quadrupole_components",
+    "quadrupole_tensors",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..segments import Segments
 from ..types import BoundaryName, Compat
 from ..units import COULOMB_CONSTANT, CUBIC_MADELUNG, FIELD_CONSTANT
+from .density import symmetric_matrices
 
 
 class Boundary(IntEnum):
@@ -160,7 +161,7 @@ class Correction:
     ``E = (1 / 2 eps0 V) (M_z^2 - Q T_zz - Q^2 L^2 / 12)``, T the second moment.
     Molecule in a cubic box of edge L (Makov and Payne, Phys. Rev. B 51, 4014 (1995); Dabo et al.,
     Phys. Rev. B 77, 115139 (2008)): ``E = alpha k_e Q^2 / 2 L + (1 / 6 eps0 V) (M^2 - Q tr T)``.
-    Gaussians contribute sigma^2 q per axis to T.
+    Gaussians contribute sigma^2 q per axis to T, and quadrupoles ``2 c_ab`` of their Cartesian moments.
 
     Attributes:
         positions: ``[n_atoms, 3]`` float64, angstrom.
@@ -211,6 +212,9 @@ class Correction:
             height_moment = height_moment + d_z
             second_z = second_z + 2 * d_z * z
             trace = trace + 2 * (d * r).sum(-1)
+        if m.shape[-1] > 4:  # traceless
+            c = symmetric_matrices(m[..., 4:].sum(2))
+            second_z = second_z + 2 * (normal * (c @ normal[..., None])[..., 0]).sum(-1)
         spread = (q * variance).sum(-1)
         second_z = second_z + spread
         if self.quirks.box_second_moment:
@@ -241,16 +245,16 @@ class Correction:
         at: tuple[Tensor, Segments] | None = None,
     ) -> Tensor:
         """
-        Potential and gradient of the correction at the atoms, averaged over Gaussians.
+        Potential and derivatives of the correction at the atoms, averaged over Gaussians.
 
         Args:
             moments: As in `energy`.
             widths: Of the receiving Gaussians, angstrom.
-            rank: 0 for the potential, 1 to add its gradient.
+            rank: 0 for the potential, 1 to add its gradient, 2 its second derivatives.
             at: Other points than the atoms: positions float64, and their systems.
 
         Returns:
-            ``[n_atoms, n_channels, n_widths, 1 | 4]`` float64, V and V/angstrom.
+            ``[n_atoms, n_channels, n_widths, 1 | 4 | 10]`` float64, V, V/angstrom and V/angstrom^2.
         """
         charge, m_z, t_zz, dipole, trace = self._moments(moments)
         volume, height = self.volume[:, None], self.height[:, None]
@@ -284,8 +288,14 @@ class Correction:
             return out
         along = slab_m - (slab_q * z if charged else 0.0)
         gradient = along[..., None] * normal + 2 * (box_m - box_q[..., None] * r)
-        gradient = gradient[:, :, None].expand(-1, -1, len(widths), -1)
-        return torch.cat((out.expand(*gradient.shape[:-1], 1), gradient), -1)
+        parts = [out, gradient[:, :, None]]
+        if rank > 1:
+            eye = torch.eye(3, dtype=values.dtype, device=values.device)
+            second = -2 * box_q[..., None, None] * eye
+            if charged:
+                second = second - slab_q[..., None, None] * normal[..., :, None] * normal[..., None, :]
+            parts.append(second.flatten(-2)[..., [0, 1, 2, 4, 5, 8]][:, :, None])
+        return torch.cat([part.expand(-1, -1, len(widths), -1) for part in parts], -1)
 
     def far_levels(self, moments: Tensor) -> Tensor:
         """``[n_systems, n_channels, 2]`` V far below and above slabs, without ``-(2 pi k_e / A) Q |z|``."""

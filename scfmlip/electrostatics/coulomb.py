@@ -39,7 +39,8 @@ class Coulomb:
     zero, and atoms may lie beyond it. It only says which way is up.
 
     Args:
-        l_max: 0 for charges, 1 for charges and dipoles.
+        l_max: 0 for charges, 1 for charges and dipoles, 2 for quadrupoles too, whose components
+            `GaussianMultipoles` names.
         sigma: Gaussian width of the density, angstrom; several widths give each atom several
             coefficients.
         boundary: "auto" goes by each system's ``pbc`` (crystal, slab along any axis, isolated);
@@ -49,9 +50,10 @@ class Coulomb:
             mesh and Fourier transforms, O(N log N), for thousands of atoms and Gaussians of about 1 angstrom
             and wider. "auto" is "direct". Isolated systems are sums over pairs in all of them.
         tolerance: Energy, eV, that the wave vectors left out carry for a pair of charges of 1 e, or dipoles
-            of 1 e times the width; sets the cutoff, or the mesh. The images of a slab leave a hundredth of
-            it. Estimated for a large cell: in cubes of more than 8 widths up to 1.5 times as much was found,
-            from 4 to 8 widths 3.5 times, below up to 11 times. A mesh stays below it in all of them.
+            of 1 e times the width, or quadrupoles of 1 e times its square; sets the cutoff, or the mesh. The
+            images of a slab leave a hundredth of it. Estimated for a large cell: in cubes of more than 8
+            widths up to 1.5 times as much was found, from 4 to 8 widths 3.5 times, below up to 11 times. A
+            mesh stays below it in all of them.
         kspace_cutoff: Largest wave vector, 1/angstrom; overrides ``tolerance``.
         compat: "graph_longrange" reproduces that package's formulas, quirks and option names (0.4.4):
             finite-difference open boundary, uncorrected charged slabs, its box and self terms, and
@@ -109,6 +111,10 @@ class Coulomb:
             raise ValueError(f"background must be 'uniform' or 'none', got {self.background!r}")
         if not checks.is_between(self.tolerance, 0.0, 1.0):
             raise ValueError(f"tolerance must be between 0 and 1 eV, got {self.tolerance!r}")
+        if self.compat is not None and self.l_max > 1:
+            raise ValueError(
+                f"compat={self.compat!r} knows charges and dipoles, got l_max={self.l_max}: leave compat out"
+            )
         source = GaussianMultipoles(self.l_max, to_widths("sigma", self.sigma), order=self.order)
         object.__setattr__(self, "source", source)
         exact = self.compat != "graph_longrange"

@@ -39,6 +39,11 @@ def _mean_distance(z: Tensor, s: Tensor, order: int) -> Tensor:
     return z * (z**2 + 3 * s**2) / 6 * error + s * (z**2 + 2 * s**2) / 3 * gauss
 
 
+def _squares(normal: Tensor) -> Tensor:
+    """``[..., 6]`` products xx, xy, xz, yy, yz, zz of ``[..., 3]``."""
+    return normal[..., [0, 0, 0, 1, 1, 2]] * normal[..., [0, 1, 2, 1, 2, 2]]
+
+
 class CounterCharge:
     """
     Unit counter-charges of a batch of slabs, smoothed with the density's narrowest Gaussian.
@@ -76,9 +81,11 @@ class CounterCharge:
         """``[n_systems, 3]`` a point in the middle, on the normal through the origin."""
         return self.bounds.mean(1, keepdim=True) * self.normal
 
-    def unit(self, positions: Tensor, segments: Segments, widths: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    def unit(
+        self, positions: Tensor, segments: Segments, widths: tuple[float, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """
-        Potential and slope along the normal that a unit counter-charge makes at Gaussians.
+        Potential, slope and curvature along the normal that a unit counter-charge makes at Gaussians.
 
         Args:
             positions: ``[n, 3]`` angstrom.
@@ -86,15 +93,17 @@ class CounterCharge:
             widths: Of the Gaussians, angstrom.
 
         Returns:
-            Two ``[n, len(widths)]`` float64, V/e and V/(e angstrom).
+            Three ``[n, len(widths)]`` float64, V/e, V/(e angstrom) and V/(e angstrom^2).
         """
         each = torch.cat((self.normal, self.bounds, self.scale[:, None]), 1)
         each = segments.expand(each)
         z = (positions.double() * each[:, :3]).sum(1, keepdim=True)
         s = torch.tensor([math.hypot(self.width, w) for w in widths], dtype=z.dtype, device=z.device)
         low, high, scale = z - each[:, 3:4], z - each[:, 4:5], each[:, 5:]
-        value, slope = (_mean_distance(low, s, n) - _mean_distance(high, s, n) for n in (1, 0))
-        return -scale * value, -scale * slope
+        value, slope, bend = (
+            -scale * (_mean_distance(low, s, n) - _mean_distance(high, s, n)) for n in (1, 0, -1)
+        )
+        return value, slope, bend
 
     def far_levels(self, charge: Tensor, zero: Tensor, origin: Tensor) -> Tensor:
         """
@@ -125,14 +134,18 @@ class CounterCharge:
         """
         Total charge Q, and its energy ``sum_i p_i . u_i`` with a unit counter-charge.
 
-        ``moments [n_atoms, n_channels, n_widths, 1 | 4]`` -> two ``[n_systems, n_channels]`` float64.
+        ``moments [n_atoms, n_channels, n_widths, 1 | 4 | 10]`` -> two ``[n_systems, n_channels]`` float64.
         """
         m = moments.double()
-        value, slope = self.unit(positions, segments, self.source_widths)
+        value, slope, bend = self.unit(positions, segments, self.source_widths)
         per_atom = (m[..., 0] * value[:, None]).sum(-1)
         if m.shape[-1] > 1:
-            along = (m[..., 1:4] * segments.expand(self.normal)[:, None, None]).sum(-1)
+            normal = segments.expand(self.normal)[:, None, None]
+            along = (m[..., 1:4] * normal).sum(-1)
             per_atom = per_atom + (along * slope[:, None]).sum(-1)
+            if m.shape[-1] > 4:
+                twice = (m[..., 4:] * _squares(normal)).sum(-1)
+                per_atom = per_atom + (twice * bend[:, None]).sum(-1)
         charge = segments.sum(m[..., 0].sum(-1))
         return charge, segments.sum(per_atom)
 
@@ -150,7 +163,7 @@ class CounterCharge:
         rank: int,
     ) -> Tensor:
         """
-        What it adds to the potential, and to its gradient, at Gaussians.
+        What it adds to the potential, and to its derivatives, at Gaussians.
 
         Args:
             charge: ``[n_systems, n_channels]`` e of the slabs.
@@ -158,15 +171,15 @@ class CounterCharge:
             positions: ``[n, 3]`` angstrom.
             segments: The system of each point.
             widths: Of the Gaussians, angstrom.
-            rank: 0 for the potential, 1 to add its gradient.
+            rank: 0 for the potential, 1 to add its gradient, 2 its second derivatives.
 
         Returns:
-            ``[n, n_channels, len(widths), 1 | 4]`` float64, V and V/angstrom.
+            ``[n, n_channels, len(widths), 1 | 4 | 10]`` float64, V, V/angstrom and V/angstrom^2.
         """
-        value, slope = self.unit(positions, segments, widths)
+        value, slope, bend = self.unit(positions, segments, widths)
         q, level = (segments.expand(x)[..., None] for x in (charge, zero))
-        out = (-q * value[:, None] - level)[..., None]
-        if rank == 0:
-            return out
         normal = segments.expand(self.normal)[:, None, None]
-        return torch.cat((out, (-q * slope[:, None])[..., None] * normal), -1)
+        parts = [(-q * value[:, None] - level)[..., None], (-q * slope[:, None])[..., None] * normal]
+        if rank > 1:
+            parts.append((-q * bend[:, None])[..., None] * _squares(normal))
+        return torch.cat(parts[: rank + 1], -1)

@@ -13,11 +13,11 @@ def truncation_error(sigma_squared: float, cutoff: float, l_max: int) -> float:
     """
     Energy, eV, that wave vectors beyond ``cutoff`` carry for one pair of unit multipoles, at most.
 
-    ``(2 k_e / pi) int_kc^inf (1 + [l_max > 0] s^2 k^2) exp(-s^2 k^2) dk`` with all phases aligned: charges of
-    1 e and dipoles of 1 e times s, where ``2 s^2`` is the sum of the squared widths of the two. The integral
-    is the sum over wave vectors of a large cell; in smaller ones single shells of wave vectors stand out.
-    Measured in cubes (charges): up to 1.5 times as large above 8 widths s, 3.5 times from 4 to 8, 5.5
-    times from 3 to 4, and 11 times below.
+    ``(2 k_e / pi) int_kc^inf (1 + [l_max > 0] s^2 k^2 + [l_max > 1] s^4 k^4 / 9) exp(-s^2 k^2) dk`` with
+    all phases aligned: charges of 1 e, dipoles of 1 e times s and quadrupoles of 1 e times s^2, where
+    ``2 s^2`` is the sum of the squared widths of the two. The integral is the sum over wave vectors of a
+    large cell; in smaller ones single shells of wave vectors stand out. Measured in cubes (charges): up to
+    1.5 times as large above 8 widths s, 3.5 times from 4 to 8, 5.5 times from 3 to 4, and 11 times below.
 
     Args:
         sigma_squared: s^2, angstrom^2.
@@ -29,6 +29,9 @@ def truncation_error(sigma_squared: float, cutoff: float, l_max: int) -> float:
     tail = 0.5 * math.sqrt(math.pi) * math.erfc(x)
     if l_max > 0:
         tail += 0.5 * x * math.exp(-x * x) + 0.25 * math.sqrt(math.pi) * math.erfc(x)
+    if l_max > 1:
+        rest = (0.5 * x**3 + 0.75 * x) * math.exp(-x * x) + 0.375 * math.sqrt(math.pi) * math.erfc(x)
+        tail += rest / 9
     return 2 * COULOMB_CONSTANT / math.pi * tail / s
 
 

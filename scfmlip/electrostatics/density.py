@@ -3,9 +3,15 @@ Charge densities made of Gaussian multipoles.
 
 rho(r) = sum_i sum_lm p_ilm phi_lm(r - r_i) with phi_lm = C_l r^l Y_lm exp(-r^2 / 2 sigma^2). In the
 "multipoles" normalisation a coefficient is the multipole moment: l = 0 is a unit Gaussian charge, l = 1 a
-unit Gaussian dipole, -d . grad of the unit Gaussian. "receiver" normalises the radial part instead,
-1 / C_l = int r^(l+2) exp(-r^2 / 2 sigma^2) dr, as MACE-POLAR's field features do. Real spherical
-harmonics are e3nn's; conventions of Baldwin et al., arXiv:2603.14700, as graph_longrange implements them.
+unit Gaussian dipole, -d . grad of the unit Gaussian, l = 2 a traceless quadrupole, 1/3 sum Theta_ab d_a d_b
+of it with Theta_ab = int rho (3 r_a r_b - delta_ab r^2) / 2 (Buckingham, Adv. Chem. Phys. 12, 107 (1967)).
+"receiver" normalises the radial part instead, 1 / C_l = int r^(l+2) exp(-r^2 / 2 sigma^2) dr, as MACE-POLAR's
+field features do. Conventions of Baldwin et al., arXiv:2603.14700, as graph_longrange implements them.
+
+The five numbers of l = 2 are real spherical components, m = -2 to 2 about z, sorted by m and the same in both
+orders of dipoles: ``[xy, yz, zz, xz, xx-yy]``, which are ``int rho [s xy, s yz, (3 z^2 - r^2) / 2, s xz,
+s (x^2 - y^2) / 2]`` with s = sqrt(3) (Stone, The Theory of Intermolecular Forces, 2013, appendix B).
+`quadrupole_tensors` makes Theta of them.
 """
 
 import math
@@ -19,8 +25,18 @@ from torch import Tensor
 from ..types import CARTESIAN_FROM_E3NN, E3NN_FROM_CARTESIAN, MultipoleOrder, Normalization
 from ..units import COULOMB_CONSTANT
 
-# l = 2 needs the quadrupole's place in `to_cartesian`; everything below it takes any rank.
-L_MAX = 1
+# l = 3 needs the octupole's place in `to_moments`; everything below it takes any rank.
+L_MAX = 2
+# Cartesian moments [xx, xy, xz, yy, yz, zz], 1/3 Theta with both xy and yx in one, of unit l = 2 components
+_S, _T = math.sqrt(3), math.sqrt(12)
+_CARTESIAN_QUADRUPOLES = (
+    (0.0, 0.0, -1 / 6, 0.0, 1 / _T),
+    (1 / _S, 0.0, 0.0, 0.0, 0.0),
+    (0.0, 0.0, 0.0, 1 / _S, 0.0),
+    (0.0, 0.0, -1 / 6, 0.0, -1 / _T),
+    (0.0, 1 / _S, 0.0, 0.0, 0.0),
+    (0.0, 0.0, 1 / 3, 0.0, 0.0),
+)
 # angstrom; beyond these a number is a mistake, or has another unit
 _NARROWEST, _WIDEST = 1e-8, 1e4
 
@@ -64,10 +80,10 @@ class GaussianMultipoles:
     """
     A basis of Gaussian multipoles: which coefficients a row holds, and what they mean.
 
-    Rows hold l = 0 of every width, then l = 1 of every width, three numbers each.
+    Rows hold l = 0 of every width, then l = 1 of every width, three numbers each, then l = 2, five each.
 
     Attributes:
-        l_max: Highest multipole, 0 or 1.
+        l_max: Highest multipole, 0, 1 or 2.
         widths: Gaussian widths sigma, angstrom, in the order of the row.
         normalization: "multipoles" or "receiver", see the module.
         order: Components of l = 1: "cartesian" (x, y, z) or "e3nn" (y, z, x).
@@ -83,7 +99,7 @@ class GaussianMultipoles:
 
     def __post_init__(self) -> None:
         if isinstance(self.l_max, bool) or self.l_max not in range(L_MAX + 1):
-            raise ValueError(f"l_max must be 0 or 1, got {self.l_max!r}")
+            raise ValueError(f"l_max must be 0, 1 or 2, got {self.l_max!r}")
         if not self.widths or not all(math.isfinite(w) and w > 0 for w in self.widths):
             raise ValueError(f"widths must be positive, finite numbers in angstrom, got {self.widths!r}")
         if self.normalization not in ("multipoles", "receiver"):
@@ -103,11 +119,22 @@ class GaussianMultipoles:
 
     def columns(self) -> Tensor:
         """``[n_widths, (l_max + 1)^2]`` int64, where a row holds the multipoles of each width."""
-        charges = torch.arange(self.n_widths)[:, None]
-        dipoles = self.n_widths + 3 * charges + torch.arange(3)
-        return torch.cat((charges, dipoles), 1) if self.l_max > 0 else charges
+        width = torch.arange(self.n_widths)[:, None]
+        blocks = [l**2 * self.n_widths + (2 * l + 1) * width + torch.arange(2 * l + 1) for l in range(3)]
+        return torch.cat(blocks[: self.l_max + 1], 1)
 
-    def _scales(self, l: int, like: Tensor) -> Tensor:
+    @property
+    def n_moments(self) -> int:
+        """Cartesian moments of one width: 1, 4 or 10."""
+        return (1, 4, 10)[self.l_max]
+
+    def _split(self, rows: Tensor) -> list[Tensor]:
+        """``[..., n_widths, 2 l + 1]`` of each l."""
+        sizes = [(2 * l + 1) * self.n_widths for l in range(self.l_max + 1)]
+        return [part.unflatten(-1, (self.n_widths, -1)) for part in rows.split(sizes, -1)]
+
+    def scales(self, l: int, like: Tensor) -> Tensor:
+        """``[n_widths]`` moments of unit coefficients of order l, of the kind of ``like``."""
         ratios = [_receiver_ratio(l, w) if self.normalization == "receiver" else 1.0 for w in self.widths]
         return torch.tensor(ratios, dtype=like.dtype, device=like.device)
 
@@ -119,52 +146,123 @@ class GaussianMultipoles:
             rows: ``[..., dim]`` coefficients of this basis.
 
         Returns:
-            ``[..., n_widths, (l_max + 1)^2]`` rows ``[q, d_x, d_y, d_z]`` of unit-moment Gaussians, e
-            and e angstrom.
+            ``[..., n_widths, 1 | 4 | 10]`` rows ``[q, d_x, d_y, d_z, c_xx, c_xy, c_xz, c_yy, c_yz, c_zz]``,
+            the density ``sum_B (-1)^|B| c_B d^B`` of unit Gaussians: e, e angstrom, e angstrom^2.
         """
-        charges = rows[..., : self.n_widths, None]
+        parts = self._split(rows)
         if self.normalization == "receiver":
-            charges = charges * self._scales(0, rows)[:, None]
-        if self.l_max == 0:
-            return charges
-        dipoles = rows[..., self.n_widths :].unflatten(-1, (self.n_widths, 3))
-        if self.order == "e3nn":
-            dipoles = dipoles[..., list(CARTESIAN_FROM_E3NN)]
-        if self.normalization == "receiver":
-            dipoles = dipoles * self._scales(1, rows)[:, None]
-        return torch.cat((charges, dipoles), -1)
+            parts = [part * self.scales(l, rows)[:, None] for l, part in enumerate(parts)]
+        if self.l_max > 0 and self.order == "e3nn":
+            parts[1] = parts[1][..., list(CARTESIAN_FROM_E3NN)]
+        if self.l_max > 1:
+            parts[2] = parts[2] @ _cartesian_quadrupoles(rows).T
+        return parts[0] if self.l_max == 0 else torch.cat(parts, -1)
 
     def project(self, field: Tensor) -> Tensor:
         """
         Overlaps of this basis' functions with a potential: the adjoint of `to_moments`.
 
         Args:
-            field: ``[..., n_widths, (l_max + 1)^2]``, potential and its Cartesian gradient, averaged over
-                a unit Gaussian of each width.
+            field: ``[..., n_widths, 1 | 4 | 10]``, potential and its Cartesian derivatives up to order l_max,
+                averaged over a unit Gaussian of each width.
 
         Returns:
             ``[..., dim]`` in this basis' order and normalisation.
         """
-        values = field[..., 0]
+        parts = [field[..., :1], field[..., 1:4], field[..., 4:]][: self.l_max + 1]
+        if self.l_max > 1:
+            parts[2] = parts[2] @ _cartesian_quadrupoles(field)
         if self.normalization == "receiver":
-            values = values * self._scales(0, field)
-        if self.l_max == 0:
-            return values
-        gradients = field[..., 1:]
-        if self.normalization == "receiver":
-            gradients = gradients * self._scales(1, field)[:, None]
-        if self.order == "e3nn":
-            gradients = gradients[..., list(E3NN_FROM_CARTESIAN)]
-        return torch.cat((values, gradients.flatten(-2)), -1)
+            parts = [part * self.scales(l, field)[:, None] for l, part in enumerate(parts)]
+        if self.l_max > 0 and self.order == "e3nn":
+            parts[1] = parts[1][..., list(E3NN_FROM_CARTESIAN)]
+        return torch.cat([part.flatten(-2) for part in parts], -1)
 
 
-def self_interaction(sigma: float, other: float) -> tuple[float, float]:
+def _cartesian_quadrupoles(like: Tensor) -> Tensor:
+    return torch.tensor(_CARTESIAN_QUADRUPOLES, dtype=like.dtype, device=like.device)
+
+
+def quadrupole_tensors(components: Tensor) -> Tensor:
     """
-    Interaction of a unit Gaussian charge, and of a unit Gaussian dipole, with another at the same place.
+    Traceless tensors Theta of quadrupole components, see the module.
 
-    ``U_0 = k_e sqrt(2 / pi) / S`` and ``U_1 = k_e sqrt(2 / pi) / (3 S^3)`` with
-    ``S^2 = sigma^2 + other^2``, in eV/e^2 and eV/(e angstrom)^2.
+    Args:
+        components: ``[..., 5]`` e angstrom^2, ``[xy, yz, zz, xz, xx-yy]``.
+
+    Returns:
+        ``[..., 3, 3]`` e angstrom^2.
+
+    Raises:
+        ValueError: for another shape.
+
+    Example:
+        >>> import torch
+        >>> theta = quadrupole_tensors(torch.tensor([0.0, 0.0, 2.0, 0.0, 0.0]))
+        >>> theta.diagonal().tolist()
+        [-1.0, -1.0, 2.0]
+    """
+    if components.ndim == 0 or components.shape[-1] != 5:
+        raise ValueError(f"components must be [..., 5], got {list(components.shape)}")
+    moments = 3 * components @ _cartesian_quadrupoles(components).T
+    return symmetric_matrices(moments)
+
+
+def quadrupole_components(tensors: Tensor) -> Tensor:
+    """
+    Components of quadrupole tensors: the inverse of `quadrupole_tensors`; a trace is left out.
+
+    Args:
+        tensors: ``[..., 3, 3]`` e angstrom^2, symmetric, Theta_ab = int rho (3 r_a r_b - delta_ab r^2) / 2.
+
+    Returns:
+        ``[..., 5]`` e angstrom^2, ``[xy, yz, zz, xz, xx-yy]``.
+
+    Raises:
+        ValueError: for another shape.
+
+    Example:
+        >>> import torch
+        >>> quadrupole_components(torch.diag(torch.tensor([-1.0, -1.0, 2.0]))).tolist()
+        [0.0, 0.0, 2.0, 0.0, 0.0]
+    """
+    if tensors.ndim < 2 or tensors.shape[-2:] != (3, 3):
+        raise ValueError(f"tensors must be [..., 3, 3], got {list(tensors.shape)}")
+    x, y, z = ((tensors[..., i, :] + tensors[..., :, i]) / 2 for i in range(3))
+    scale = 2 / math.sqrt(3)
+    trace = x[..., 0] + y[..., 1] + z[..., 2]
+    return torch.stack(
+        (
+            scale * x[..., 1],
+            scale * y[..., 2],
+            z[..., 2] - trace / 3,
+            scale * x[..., 2],
+            (x[..., 0] - y[..., 1]) / math.sqrt(3),
+        ),
+        -1,
+    )
+
+
+def symmetric_matrices(moments: Tensor) -> Tensor:
+    """``[..., 3, 3]`` with ``r.M r = sum_B c_B r^B`` of coefficients ``[..., 6]``, xx, xy, xz, yy, yz, zz."""
+    half = moments * moments.new_tensor([1.0, 0.5, 0.5, 1.0, 0.5, 1.0])
+    return half[..., [0, 1, 2, 1, 3, 4, 2, 4, 5]].unflatten(-1, (3, 3))
+
+
+def symmetric_coefficients(matrices: Tensor) -> Tensor:
+    """``[..., 6]`` coefficients of matrices ``[..., 3, 3]``: the inverse of `symmetric_matrices`."""
+    flat = matrices.flatten(-2)
+    return flat[..., [0, 1, 2, 4, 5, 8]] * flat.new_tensor([1.0, 2.0, 2.0, 1.0, 2.0, 1.0])
+
+
+def self_interaction(sigma: float, other: float) -> tuple[float, float, float]:
+    """
+    Interaction of a unit Gaussian multipole with another at the same place, for l = 0, 1, 2.
+
+    ``U_0 = k_e sqrt(2 / pi) / S``, ``U_1 = U_0 / (3 S^2)`` and ``U_2 = U_0 / (15 S^4)`` with
+    ``S^2 = sigma^2 + other^2``, in eV/e^2, eV/(e angstrom)^2 and eV/(e angstrom^2)^2: from
+    ``erf(r / sqrt(2) S) / r = sqrt(2 / pi) / S (1 - r^2 / 6 S^2 + r^4 / 40 S^4 - ...)``.
     """
     s = math.hypot(sigma, other)
     u0 = COULOMB_CONSTANT * math.sqrt(2 / math.pi) / s
-    return u0, u0 / (3 * s**2)
+    return u0, u0 / (3 * s**2), u0 / (15 * s**4)

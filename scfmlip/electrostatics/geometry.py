@@ -182,7 +182,7 @@ class Geometry:
             energy = energy + self.counter.energy(*self._overlap(moments))
         if self.external_field is not None or self.external_potential is not None:
             widths = (0.0,) * self.coulomb.source.n_widths
-            external = self._external_field(widths, 1 if moments.shape[-1] > 1 else 0)
+            external = self._external_field(widths, self.coulomb.source.l_max)
             per_atom = (moments.double() * external).sum((2, 3))
             energy = energy + self.plan.segments.sum(per_atom)
         energy = energy.to(self.positions.dtype)
@@ -203,12 +203,11 @@ class Geometry:
 
     def _self_energy(self, moments: Tensor, sub) -> Tensor:
         source = self.coulomb.source
-        rank = 0 if source.l_max == 0 else 1
-        field = self_field(moments.double(), source, source.widths, rank, self.coulomb.quirks)
+        field = self_field(moments.double(), source, source.widths, source.l_max, self.coulomb.quirks)
         return sub.segments.sum(0.5 * (field * moments.double()).sum((2, 3)))
 
     def _external_field(self, widths: tuple[float, ...], rank: int) -> Tensor:
-        """``[n_atoms, 1, len(widths), 1 | 4]`` float64: a linear potential is its own Gaussian average."""
+        """``[n_atoms, 1, len(widths), 1 | 4 | 10]`` float64: a linear potential is its own average."""
         segments = self.plan.segments
         positions = self.positions.double()  # far from the origin -r.E is large and cancels
         if self.counter is not None:  # what the field does to the charges it does to the counter-charge
@@ -224,6 +223,8 @@ class Geometry:
         out = values[:, None]
         if rank > 0:
             out = torch.cat((out, gradient), -1)
+        if rank > 1:
+            out = torch.nn.functional.pad(out, (0, 6))
         return out[:, None, None].expand(-1, -1, len(widths), -1)
 
     def _field(
@@ -237,7 +238,7 @@ class Geometry:
         """Potential projected on the functions of ``basis``."""
         moments = self._moments(multipoles)
         with_self = self.coulomb.self_interaction if self_interaction is None else self_interaction
-        rank, widths = (0 if basis.l_max == 0 else 1), basis.widths
+        rank, widths = basis.l_max, basis.widths
         quirks, source = self.coulomb.quirks, self.coulomb.source
         lattice = opened = None
         if self.kspace is not None and self.plan.lattice is not None:
@@ -292,13 +293,14 @@ class Geometry:
         Projections of the potential on Gaussian orbitals at every atom, as MACE-POLAR's field features.
 
         ``v_nlm = int V(r) phi_nlm(r - r_i) dr`` with "receiver" normalisation: sqrt(4 pi) times the
-        Gaussian-averaged potential for l = 0, sqrt(3/2) pi width times its averaged gradient for l = 1.
+        Gaussian-averaged potential for l = 0, sqrt(3/2) pi width times its averaged gradient for l = 1, and
+        its averaged second derivatives in the components of `GaussianMultipoles` for l = 2.
         External fields are included.
 
         Args:
             multipoles: See the class.
             widths: Widths of the orbitals, angstrom; the operator's ``feature_widths`` if None.
-            l_max: 0 or 1; that of the multipoles if None.
+            l_max: 0, 1 or 2; that of the multipoles if None.
             self_interaction: As in `energy`.
 
         Returns:
@@ -317,6 +319,8 @@ class Geometry:
             normalization="receiver",
             order=coulomb.source.order,
         )
+        if basis.l_max > 1 and coulomb.compat == "graph_longrange":
+            raise ValueError("compat='graph_longrange' knows features up to l_max=1: leave compat out")
         self._check_resolved(basis)
         slabs = self.plan.lattice is not None and self.plan.lattice.slabs is not None
         if slabs and max(basis.widths) > coulomb.widest[1]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from scfmlip_kernels import LatticeGrid, lattice_field, structure_factor
 from scfmlip_kernels.lattice import grid_at_points
 
-from .waves import Places, WaveSum, turn
+from .waves import Places, WaveSum, turn_derivatives
 
 
 class KSpace(WaveSum):
@@ -34,8 +34,7 @@ class KSpace(WaveSum):
         field = lattice_field(frac, coefficients, grid, rank, self.dtype)
         if rank == 0:
             return field
-        gradient = turn(field[..., 1:4], (2 * math.pi * self.inverse.mT).to(self.dtype), segments)
-        return torch.cat((field[..., :1], gradient), -1)
+        return turn_derivatives(field, (2 * math.pi * self.inverse.mT).to(self.dtype), segments)
 
     def matrices(self, widths: Tensor, dim: int) -> list[Tensor]:
         """

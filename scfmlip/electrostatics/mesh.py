@@ -28,7 +28,7 @@ from scfmlip_kernels import (
 
 from .mesh_error import check_single
 from .plan import LatticePlan
-from .waves import Places, WaveSum, turn
+from .waves import Places, WaveSum, turn_derivatives
 
 
 class Mesh(WaveSum):
@@ -68,7 +68,10 @@ class Mesh(WaveSum):
         """See `WaveSum.structure_factors`; without the window."""
         if moments.shape[-1] > 1:
             sizes = self.segments.expand(self.sizes / (2 * math.pi))[:, None]
-            moments = torch.cat((moments[..., :1].double(), moments[..., 1:4] * sizes), -1)
+            scales = [torch.ones_like(sizes[..., :1]), sizes]
+            if moments.shape[-1] > 4:
+                scales.append(sizes[..., [0, 0, 0, 1, 1, 2]] * sizes[..., [0, 1, 2, 1, 2, 2]])
+            moments = moments * torch.cat(scales, -1)
         values = mesh_spread(self.coords, moments.to(self.arithmetic), self.grid, self.places)
         return mesh_waves(values, self.grid.shapes).permute(1, 0, 2).double()
 
@@ -85,4 +88,4 @@ class Mesh(WaveSum):
         if rank == 0:
             return field
         matrices = (self.sizes[:, :, None] * self.inverse.mT).to(self.dtype)
-        return torch.cat((field[..., :1], turn(field[..., 1:4], matrices, segments)), -1)
+        return turn_derivatives(field, matrices, segments)

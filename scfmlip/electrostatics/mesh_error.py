@@ -54,9 +54,9 @@ def mesh_error(sigma_squared: float, order: int, spacing: float, l_max: int) -> 
     On a mesh of spacing h a wave k cannot be told from ``k + 2 pi / h``; the splines hold the second back by
     ``a = (x / (1 - x))^order`` with ``x = h k / 2 pi``, on either side of the interaction:
     ``(k_e / 2 pi^2) int (2 sum_axes a) exp(-s^2 k^2) / k^2 d^3k``, all phases aligned, times ``(1 + s k)``
-    and ``(1 + 2 pi s (1 - x) / h)`` for dipoles of 1 e times s; and the waves that the mesh does not hold,
-    see `truncation_error`. The same for every shape of cell: x depends on the spacing along lattice vectors
-    alone.
+    and ``(1 + 2 pi s (1 - x) / h)`` for dipoles of 1 e times s, a third of their squares for quadrupoles of
+    1 e times s^2; and the waves that the mesh does not hold, see `truncation_error`. The same for every shape
+    of cell: x depends on the spacing along lattice vectors alone.
 
     Args:
         sigma_squared: s^2, half the sum of the squared widths, angstrom^2.
@@ -74,12 +74,10 @@ def mesh_error(sigma_squared: float, order: int, spacing: float, l_max: int) -> 
     x = np.minimum(x, 0.5)
     alias = np.where(inside, (x / (1 - x)) ** order, 0.0)
     if l_max > 0:
-        alias = (
-            _DIPOLES
-            * alias
-            * np.maximum(1, s * k[:, None])
-            * np.maximum(1, 2 * math.pi * s * (1 - x) / spacing)
-        )
+        for wave in (s * k[:, None], 2 * math.pi * s * (1 - x) / spacing):
+            highest = np.maximum(1, wave)
+            alias = alias * (highest if l_max == 1 else np.maximum(highest, wave**2 / 3))
+        alias = _DIPOLES * alias
     integrand = np.exp(-sigma_squared * k**2) * (6 * alias * mu_weights).sum(1)
     aliased = 2 * COULOMB_CONSTANT / math.pi * float((integrand * k_weights).sum())
     return aliased + truncation_error(sigma_squared, math.pi / spacing, l_max)

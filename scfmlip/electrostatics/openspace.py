@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scfmlip_kernels import gaussian_pairs
+from scfmlip_kernels.lattice.monomials import rank_of_count
 
 from ..segments import Segments
 from ..units import COULOMB_CONSTANT
@@ -104,7 +105,7 @@ class OpenSpace:
 
     def energy(self, moments: Tensor) -> Tensor:
         """``[n_systems, n_channels]`` float64, eV, without self-interaction."""
-        rank = 0 if moments.shape[-1] == 1 else 1
+        rank = rank_of_count(moments.shape[-1])
         # accumulated in float64: in neutral systems large terms cancel
         field = self.conjugate(moments, rank)
         per_atom = 0.5 * (field.double() * moments.double()).sum((2, 3))

@@ -14,7 +14,7 @@ from ..segments import Segments
 from ..units import COULOMB_CONSTANT
 from . import checks
 from .cutoff import cutoff_for_tolerance
-from .density import GaussianMultipoles
+from .density import GaussianMultipoles, symmetric_matrices
 from .kspace import KSpace
 from .mesh import Mesh
 from .mesh_error import MeshResolution, cell_sizes, choose_mesh
@@ -244,7 +244,7 @@ def _open_points(
         for w, width in enumerate(widths):
             q = moments[:, w, 0]
             gauss = torch.exp(-0.5 * (distance / width) ** 2) / (2 * math.pi * width**2) ** 1.5
-            f = gaussian_radial(distance, 1 / (math.sqrt(2) * width), 2)
+            f = gaussian_radial(distance, 1 / (math.sqrt(2) * width), 3 if moments.shape[-1] > 4 else 2)
             if moments.shape[-1] > 1:
                 d = moments[:, w, 1:4]
                 along = (r * d).sum(-1)
@@ -252,6 +252,13 @@ def _open_points(
                 radial = q * f[1] - along * f[2]
                 gradient = (r * radial[..., None]).sum(1) - f[1] @ d
                 potential = (q * f[0] - along * f[1]).sum(1)
+                if moments.shape[-1] > 4:
+                    turned = torch.einsum("aij,paj->pai", symmetric_matrices(moments[:, w, 4:]), r)
+                    twice = (r * turned).sum(-1)
+                    rho = rho + (gauss * twice / width**4).sum(1)
+                    potential = potential + (twice * f[2]).sum(1)
+                    gradient = gradient + (2 * turned * f[2][..., None]).sum(1)
+                    gradient = gradient + (r * (twice * f[3])[..., None]).sum(1)
             else:
                 rho = rho + gauss @ q
                 gradient = (r * (q * f[1])[..., None]).sum(1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..units import FIELD_CONSTANT
 from .boundary import Quirks
-from .density import GaussianMultipoles, self_interaction
+from .density import GaussianMultipoles, self_interaction, symmetric_matrices
 
 _erf = np.vectorize(math.erf)
 
@@ -55,11 +55,12 @@ def self_field(
         moments: ``[n_atoms, n_channels, n_widths, M]``, as `GaussianMultipoles.to_moments` gives them.
         source: Their basis.
         widths: Of the receiving Gaussians, angstrom.
-        rank: 0 for the potential, 1 to add its gradient.
+        rank: 0 for the potential, 1 to add its gradient, 2 its second derivatives; their trace, which no
+            quadrupole feels, is left out.
         quirks: Departures of a reference code.
 
     Returns:
-        ``[n_atoms, n_channels, len(widths), 1 | 4]``, V and V/angstrom.
+        ``[n_atoms, n_channels, len(widths), 1 | 4 | 10]``, V, V/angstrom and V/angstrom^2.
     """
     table = torch.tensor(
         [
@@ -73,11 +74,13 @@ def self_field(
         ],
         dtype=moments.dtype,
         device=moments.device,
-    )  # [n_source_widths, n_widths, 2]
-    values = torch.einsum("nca,aw->ncw", moments[..., 0], table[..., 0])[..., None]
-    if rank == 0:
-        return values
-    if source.l_max == 0:
-        return torch.cat((values, values.new_zeros((*values.shape[:-1], 3))), -1)
-    gradients = torch.einsum("ncai,aw->ncwi", moments[..., 1:4], table[..., 1])
-    return torch.cat((values, gradients), -1)
+    )  # [n_source_widths, n_widths, 2 | 3]
+    parts = [torch.einsum("nca,aw->ncw", moments[..., 0], table[..., 0])[..., None]]
+    if rank > 0 and source.l_max > 0:
+        parts.append(torch.einsum("ncai,aw->ncwi", moments[..., 1:4], table[..., 1]))
+    if rank > 1 and source.l_max > 1:
+        second = 6 * symmetric_matrices(moments[..., 4:]).flatten(-2)[..., [0, 1, 2, 4, 5, 8]]
+        parts.append(torch.einsum("ncai,aw->ncwi", second, table[..., 2]))
+    field = torch.cat(parts, -1)
+    missing = (1, 4, 10)[rank] - field.shape[-1]
+    return torch.nn.functional.pad(field, (0, missing)) if missing else field

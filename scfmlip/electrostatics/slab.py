@@ -29,12 +29,18 @@ _ROOM = 0.5
 _SHELLS = 5
 
 
+def _multipole_factor(x, l_max: int):
+    """How much more than charges dipoles, quadrupoles interact: ``1 + x + x^2 / 9`` up to l_max."""
+    return 1 + (l_max > 0) * x + (l_max > 1) * x**2 / 9
+
+
 @lru_cache(maxsize=256)
 def gaussian_reach(sigma_squared: float, tolerance: float, l_max: int) -> float:
     """
     Distance, angstrom, beyond which two Gaussians interact as points, up to ``tolerance``, eV.
 
-    ``(k_e / r) erfc(r / sqrt(2) s) (1 + [l_max > 0] r^2 / s^2)``: unit charges, or dipoles of 1 e times s.
+    ``(k_e / r) erfc(r / sqrt(2) s) (1 + [l_max > 0] r^2 / s^2 + [l_max > 1] r^4 / 9 s^4)``: unit charges,
+    dipoles of 1 e times s, or quadrupoles of 1 e times s^2.
 
     Args:
         sigma_squared: s^2, the sum of the squared widths of the two, angstrom^2.
@@ -45,7 +51,8 @@ def gaussian_reach(sigma_squared: float, tolerance: float, l_max: int) -> float:
     low, high = 0.0, 40 * s
     for _ in range(50):
         r = 0.5 * (low + high)
-        left = COULOMB_CONSTANT / r * math.erfc(r / (math.sqrt(2) * s)) * (1 + (l_max > 0) * (r / s) ** 2)
+        x = (r / s) ** 2
+        left = COULOMB_CONSTANT / r * math.erfc(math.sqrt(0.5 * x)) * _multipole_factor(x, l_max)
         low, high = (r, high) if left > tolerance else (low, r)
     return high
 
@@ -57,7 +64,7 @@ def lateral_reach(vectors: Tensor, sigma: float, tolerance: float, l_max: int) -
     Args:
         vectors: ``[2, 3]`` lateral lattice vectors, float64 on the CPU.
         sigma: Width of the widest Gaussian, angstrom.
-        tolerance: eV, of a pair of unit charges, or of dipoles of 1 e times sigma.
+        tolerance: eV, of a pair of unit charges, of dipoles of 1 e times sigma, of quadrupoles of its square.
         l_max: Highest multipole.
     """
     a, b = vectors
@@ -75,7 +82,7 @@ def lateral_reach(vectors: Tensor, sigma: float, tolerance: float, l_max: int) -
     n = torch.arange(-_SHELLS, _SHELLS + 1, dtype=plane.dtype)
     waves = (torch.cartesian_prod(n, n) @ reciprocal).norm(dim=1)
     waves = waves[waves > 0.5 * waves[waves > 0].min()]
-    weights = 2 * math.pi * COULOMB_CONSTANT / (area * waves) * (1 + (l_max > 0) * (sigma * waves) ** 2)
+    weights = 2 * math.pi * COULOMB_CONSTANT / (area * waves) * _multipole_factor((sigma * waves) ** 2, l_max)
     shortest = float(waves.min())
 
     def left(g: float) -> float:

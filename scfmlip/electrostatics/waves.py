@@ -22,6 +22,7 @@ from torch import Tensor
 from ..segments import Segments
 from ..units import FIELD_CONSTANT
 from .boundary import Correction, Quirks
+from .density import symmetric_coefficients, symmetric_matrices
 from .plan import LatticePlan
 from .slab import SlabPlan
 
@@ -59,6 +60,27 @@ def turn(vectors: Tensor, matrices: Tensor, segments: Segments) -> Tensor:
     each = segments.expand(matrices)
     rows = vectors.flatten(1, -2) if vectors.ndim > 2 else vectors[:, None]
     return torch.einsum("nci,nij->ncj", rows, each).reshape(vectors.shape)
+
+
+def turn_derivatives(field: Tensor, matrices: Tensor, segments: Segments) -> Tensor:
+    """
+    A field and its derivatives along other axes.
+
+    Args:
+        field: ``[n, n_channels, 1 | 4 | 10]``, values, gradients, second derivatives xx, xy, xz, yy, yz, zz.
+        matrices: ``[n_systems, 3, 3]``, gradients times which are the new ones.
+        segments: The system of each row.
+
+    Returns:
+        Shape of ``field``.
+    """
+    parts = [field[..., :1], turn(field[..., 1:4], matrices, segments)]
+    if field.shape[-1] > 4:
+        second = field[..., [4, 5, 6, 5, 7, 8, 6, 8, 9]].unflatten(-1, (3, 3))
+        for _ in range(2):  # once for each index
+            second = turn(second, matrices, segments).mT
+        parts.append(second.flatten(-2)[..., [0, 1, 2, 4, 5, 8]])
+    return torch.cat(parts, -1)
 
 
 class WaveSum(ABC):
@@ -166,7 +188,7 @@ class WaveSum(ABC):
         Structure factors at the wave vectors, without form factors.
 
         Args:
-            moments: ``[n_atoms, n_channels, 1 | 4]``, dipoles in reciprocal lattice vectors times 2 pi.
+            moments: ``[n_atoms, n_channels, 1 | 4 | 10]``, in reciprocal lattice vectors times 2 pi.
 
         Returns:
             ``[n_points, n_channels, 2]`` float64, real and imaginary part.
@@ -176,15 +198,15 @@ class WaveSum(ABC):
     @abstractmethod
     def series(self, coefficients: Tensor, rank: int, places: Places | None = None) -> Tensor:
         """
-        A real Fourier series at the atoms, or at other points, and its Cartesian gradient.
+        A real Fourier series at the atoms, or at other points, and its Cartesian derivatives.
 
         Args:
             coefficients: ``[n_points, n_channels, 2]`` float64.
-            rank: 0 for values, 1 to add gradients.
+            rank: 0 for values, 1 to add gradients, 2 second derivatives.
             places: Other points than the atoms.
 
         Returns:
-            ``[n, n_channels, 1 | 4]`` in the positions' dtype.
+            ``[n, n_channels, 1 | 4 | 10]`` in the positions' dtype.
         """
         ...
 
@@ -193,15 +215,21 @@ class WaveSum(ABC):
         Fourier coefficients of the charge density times the volume.
 
         Args:
-            moments: ``[n_atoms, n_channels, n_widths, 1 | 4]`` e and e angstrom.
+            moments: ``[n_atoms, n_channels, n_widths, 1 | 4 | 10]``, see `GaussianMultipoles.to_moments`.
 
         Returns:
             ``[n_points, n_channels, 2]`` float64, real and imaginary part.
         """
         n_atoms, n_channels, n_widths, size = moments.shape
         if size > 1:
-            dipoles = turn(moments[..., 1:4].double(), 2 * math.pi * self.inverse, self.segments)
-            moments = torch.cat((moments[..., :1], dipoles.to(self.dtype)), -1)
+            axes, parts = 2 * math.pi * self.inverse, [moments[..., :1]]
+            parts.append(turn(moments[..., 1:4].double(), axes, self.segments).to(self.dtype))
+            if size > 4:
+                second = symmetric_matrices(moments[..., 4:].double())
+                for _ in range(2):  # once for each index
+                    second = turn(second, axes, self.segments).mT
+                parts.append(symmetric_coefficients(second).to(self.dtype))
+            moments = torch.cat(parts, -1)
         sums = self.structure_factors(moments.reshape(n_atoms, n_channels * n_widths, size))
         sums = sums.unflatten(1, (n_channels, n_widths))
         return (sums * self.form_factors(self.widths)[:, None, :, None]).sum(2)
@@ -217,15 +245,16 @@ class WaveSum(ABC):
 
     def field(self, moments: Tensor, widths: tuple[float, ...], rank: int) -> Tensor:
         """
-        Potential and gradient at the atoms, averaged over Gaussians, self-interaction included.
+        Potential and derivatives at the atoms, averaged over Gaussians, self-interaction included.
 
         Args:
-            moments: ``[n_atoms, n_channels, n_widths, 1 | 4]``.
+            moments: ``[n_atoms, n_channels, n_widths, 1 | 4 | 10]``.
             widths: Of the receiving Gaussians, angstrom.
-            rank: 0 for the potential, 1 to add its gradient.
+            rank: 0 for the potential, 1 to add its gradient, 2 its second derivatives.
 
         Returns:
-            ``[n_atoms, n_channels, len(widths), 1 | 4]`` in the positions' dtype, V and V/angstrom.
+            ``[n_atoms, n_channels, len(widths), 1 | 4 | 10]`` in the positions' dtype, V, V/angstrom and
+            V/angstrom^2.
         """
         rho = self.density(moments)
         n_channels = rho.shape[1]

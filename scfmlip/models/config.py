@@ -200,7 +200,7 @@ class DensityConfig:
     The Gaussian multipole density and its Coulomb operator.
 
     Attributes:
-        l_max: 0 for charges, 1 for charges and dipoles.
+        l_max: 0 for charges, 1 for dipoles too, 2 for quadrupoles too, in rules that know them.
         sigma: Gaussian width, angstrom.
         boundary: As in `scfmlip.Coulomb`.
         self_interaction: Whether a Gaussian's own interaction counts in the electrostatic energy; rules
@@ -218,8 +218,8 @@ class DensityConfig:
     kspace_cutoff_factor: float | None = None
 
     def __post_init__(self) -> None:
-        if self.l_max not in (0, 1):
-            raise ValueError(f"density.l_max must be 0 or 1, got {self.l_max!r}")
+        if isinstance(self.l_max, bool) or self.l_max not in (0, 1, 2):
+            raise ValueError(f"density.l_max must be 0, 1 or 2, got {self.l_max!r}")
         check_positive("density", self, "sigma")
         check_numbers("density", self, "tolerance", above=0, below=1)
         check_numbers("density", self, "kspace_cutoff_factor", above=0, most=100)

@@ -13,15 +13,13 @@ from ..electrostatics.external import ExternalCharges
 from ..mace_torch.graphs import stress_of
 from ..mace_torch.inputs import INPUTS
 from ..scf.eager import leaves_inference_mode
+from ..types import E3NN_ROWS_FROM_CARTESIAN
 from .backbone import Backbone
 from .card import card_of, describe_card
 from .config import Constraint, ModelConfig
 from .response import born_charges, polarizability
 from .rules import ChargeRule, RuleContext, RuleDensity, System, name_of, rule_class
 from .systems import Scf, make_system, required_inputs
-
-# mace-torch's rows of multipoles have the order (y, z, x)
-_MACE_ORDER = (0, 2, 3, 1)
 
 
 class Leaves(NamedTuple):
@@ -168,6 +166,11 @@ class Model(torch.nn.Module):
 
     def _check_constraint(self) -> None:
         kind, constraint = rule_class(name_of(self.config.rule)), self.config.constraint
+        if self.config.density.l_max > kind.highest_multipole:
+            raise ValueError(
+                f"the rule {name_of(self.config.rule)!r} has multipoles up to l = {kind.highest_multipole}: "
+                f"set density.l_max lower than {self.config.density.l_max}"
+            )
         if constraint not in kind.constraints:
             raise ValueError(
                 f"the rule {name_of(self.config.rule)!r} cannot obey constraint={constraint!r}; it takes "
@@ -246,7 +249,8 @@ class Model(torch.nn.Module):
             mace-torch's names: ``energy``, ``interaction_energy``, ``electrostatic_energy``,
             ``response_energy`` ``[n_systems]`` eV; ``node_energy`` ``[n_atoms]`` eV of the backbone;
             ``forces`` and ``external_forces`` (on external charges) eV/angstrom; ``stress`` and ``virials``
-            ``[n_systems, 3, 3]``; ``charges`` e, ``density_coefficients`` rows ``[q, d_y, d_z, d_x]``,
+            ``[n_systems, 3, 3]``; ``charges`` e, ``density_coefficients`` rows ``[q, d_y, d_z, d_x]`` (then
+            quadrupoles, see `GaussianMultipoles`),
             ``dipole [n_systems, 3]`` e angstrom (of a periodic system it depends on where it is cut; external
             charges are not in it), ``total_charge``, ``fermi_level`` (the electrons',
             eV: minus the energy of one more e of charge), ``electrostatic_potential`` ``[n_atoms]`` V,
@@ -378,12 +382,12 @@ class Model(torch.nn.Module):
         if density is not None:
             rows = density.multipoles
             out["charges"] = rows[:, 0]
-            out["density_coefficients"] = rows[:, _MACE_ORDER[: rows.shape[1]]]
+            out["density_coefficients"] = rows[:, E3NN_ROWS_FROM_CARTESIAN[: rows.shape[1]]]
             out["total_charge"] = system.sum(rows[:, 0])
             out["dipole"] = density.dipole
             if density.dipole is None:
                 moments = rows[:, :1] * system.positions
-                out["dipole"] = system.sum(moments + rows[:, 1:] if rows.shape[1] > 1 else moments)
+                out["dipole"] = system.sum(moments + rows[:, 1:4] if rows.shape[1] > 1 else moments)
             if potential and density.geometry is not None:
                 out["electrostatic_potential"] = density.potential(system)
         out.update(result.extra)

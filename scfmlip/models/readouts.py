@@ -18,26 +18,41 @@ def count_scalars(irreps: o3.Irreps) -> int:
     return irreps.count(o3.Irrep(0, 1))
 
 
+def quadrupoles_from_e3nn(like: Tensor) -> Tensor:
+    """
+    ``[5, 5]`` from features of l = 2 to the components of `GaussianMultipoles`, for rows from the left.
+
+    e3nn's are ``[xz, xy, yy, yz, zz-xx]`` for vectors given as (x, y, z), as mace-torch's edges are.
+    """
+    half = 0.5 * math.sqrt(3)
+    matrix = torch.zeros((5, 5), dtype=like.dtype, device=like.device)
+    matrix[0, 3] = matrix[1, 0] = matrix[3, 1] = 1.0
+    matrix[2, 2], matrix[4, 2] = -0.5, half
+    matrix[2, 4], matrix[4, 4] = -half, -0.5
+    return matrix
+
+
 def _sum_layers(layers: torch.nn.ModuleList, features: Sequence[Tensor]) -> Tensor:
     return torch.stack([layer(x) for layer, x in zip(layers, features, strict=True)]).sum(0)
 
 
 class MultipoleReadout(torch.nn.Module):
     """
-    Charges and dipoles linear in every layer's features but the last, where one gated layer comes between.
+    Multipoles linear in every layer's features but the last, where one gated layer comes between.
 
-    Rows are ``[q, d_x, d_y, d_z]``. A bias per element is added to the charges, zero at first.
+    Rows are ``[q, d_x, d_y, d_z]``, then quadrupoles in the components of `GaussianMultipoles`. A bias per
+    element is added to the charges, zero at first.
 
     Args:
         feature_irreps: Irreps of each layer.
         n_elements: Size of the one-hot encoding.
         n_channels: Multipoles of an atom.
-        l_max: 0 or 1.
+        l_max: 0, 1 or 2.
         hidden: Width of the gated layer; 0 makes the last readout linear too.
         scale: Of the initial output, so that training starts from small charges.
 
     Raises:
-        ValueError: for l_max = 1 when no layer has vectors.
+        ValueError: for an l_max when no layer has features of that order.
     """
 
     def __init__(
@@ -50,23 +65,24 @@ class MultipoleReadout(torch.nn.Module):
         scale: float = 0.1,
     ) -> None:
         super().__init__()
-        if l_max > 0 and not any(irreps.count(o3.Irrep(1, -1)) for irreps in feature_irreps):
-            raise ValueError(
-                "dipoles (density.l_max = 1) need vectors among the features: add 1o to "
-                "backbone.hidden_irreps and use at least two interactions, or set density.l_max = 0"
-            )
-        out = o3.Irreps(f"{n_channels}x0e" + (f"+{n_channels}x1o" if l_max > 0 else ""))
+        higher = [o3.Irrep(1, -1), o3.Irrep(2, 1)][:l_max]
+        for irrep, what in zip(higher, ("dipoles", "quadrupoles"), strict=False):
+            if not any(irreps.count(irrep) for irreps in feature_irreps):
+                raise ValueError(
+                    f"{what} (density.l_max = {irrep.l}) need {irrep} among the features: add {irrep} to "
+                    "backbone.hidden_irreps and use at least two interactions, or set density.l_max = "
+                    f"{irrep.l - 1}"
+                )
+        out = o3.Irreps([(n_channels, irrep) for irrep in (o3.Irrep(0, 1), *higher)])
         layers: list[torch.nn.Module] = [o3.Linear(irreps, out) for irreps in feature_irreps[:-1]]
         last = feature_irreps[-1]
         if hidden == 0:
             layers.append(o3.Linear(last, out))
         else:
-            vectors = l_max > 0 and last.count(o3.Irrep(1, -1)) > 0
-            scalars = o3.Irreps(f"{hidden}x0e")
-            gated = o3.Irreps(f"{hidden}x1o" if vectors else "")
-            gates = o3.Irreps(f"{hidden}x0e" if vectors else "")
+            gated = o3.Irreps([(hidden, irrep) for irrep in higher if last.count(irrep) > 0])
+            scalars, gates = o3.Irreps(f"{hidden}x0e"), o3.Irreps([(hidden, "0e")] * len(gated))
             gate = e3nn_nn.Gate(
-                scalars, [torch.nn.functional.silu], gates, [torch.sigmoid] if vectors else [], gated
+                scalars, [torch.nn.functional.silu], gates, [torch.sigmoid] * len(gated), gated
             )
             layers.append(
                 torch.nn.Sequential(o3.Linear(last, gate.irreps_in), gate, o3.Linear(gate.irreps_out, out))
@@ -76,13 +92,15 @@ class MultipoleReadout(torch.nn.Module):
         self.scale = scale
 
     def forward(self, features: Sequence[Tensor], node_attrs: Tensor) -> Tensor:
-        """``[n_atoms, n_channels, 1 | 4]``."""
+        """``[n_atoms, n_channels, 1 | 4 | 9]``."""
         rows = _sum_layers(self.layers, features) * self.scale
         n = self.bias.shape[1]
-        charges = (rows[:, :n] + node_attrs @ self.bias)[..., None]
-        if rows.shape[1] == n:
-            return charges
-        return torch.cat((charges, rows[:, n:].unflatten(-1, (n, 3))), -1)
+        parts = [(rows[:, :n] + node_attrs @ self.bias)[..., None]]
+        if rows.shape[1] > n:
+            parts.append(rows[:, n : 4 * n].unflatten(-1, (n, 3)))
+        if rows.shape[1] > 4 * n:
+            parts.append(rows[:, 4 * n :].unflatten(-1, (n, 5)) @ quadrupoles_from_e3nn(rows))
+        return torch.cat(parts, -1)
 
 
 class ScalarReadout(torch.nn.Module):

@@ -113,7 +113,7 @@ def _whole_matrices(
     plan, kspace, source = problem.plan, interaction.geometry.kspace, problem.coulomb.source
     if plan.open is not None or plan.corrected or not isinstance(kspace, KSpace):
         return None
-    if source.order != "cartesian" or source.normalization != "multipoles":
+    if hardness.shape[1] > 4 or source.order != "cartesian" or source.normalization != "multipoles":
         return None
     matrices = kspace.matrices(atom_widths(problem, hardness), hardness.shape[1])
     if interaction.short is not None:
@@ -257,7 +257,7 @@ def charge_equilibration(
         electronegativity: ``[n_atoms]`` or ``[n_atoms, dim]`` V (and V/angstrom), dim as the operator's
             multipoles of one width. One dimension acts on charges only.
         hardness: ``[n_atoms]`` or ``[n_atoms, dim]`` V/e (and V/(e angstrom^2)), positive. One dimension is
-            of charges alone: with l_max = 1 atoms are then not polarizable, the dipoles of the state are 0.
+            of charges alone: atoms are then not polarizable, dipoles and quadrupoles of the state are 0.
         total_charge: e, of all systems, ``[n_systems]``, or ``[n_fragments]``.
         chemical_potential: V, of all systems, ``[n_systems]`` or ``[n_fragments]``: electrodes at constant
             potential instead of a given charge; pass ``total_charge=None``.

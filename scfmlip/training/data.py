@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -258,13 +259,13 @@ class GraphDataset(Dataset[AtomicData]):
         ours = {"counts": tensor(1.0), "frame_number": torch.tensor(number), "potential": potential}
         rows = frame.arrays.get("density_coefficients")
         if rows is None:
-            # charges alone are a reference density without dipoles
+            # charges alone are a reference density without dipoles and quadrupoles
             rows = np.zeros((n_atoms, self.width))
             rows[:, 0] = frame.arrays.get("charges", 0.0)
         if rows.shape[1] < self.width:
             raise ValueError(
-                f"{name}: {self.keys.multipoles_key!r} holds charges only, but the model's density has "
-                "dipoles (density.l_max = 1)"
+                f"{name}: {self.keys.multipoles_key!r} has {rows.shape[1]} numbers an atom, but the model's "
+                f"density {self.width} (density.l_max = {math.isqrt(self.width) - 1})"
             )
         graph.density_coefficients = tensor(rows[:, : self.width])
         for label in {term.label for term in TERMS.values()} - {

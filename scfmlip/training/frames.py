@@ -251,7 +251,7 @@ _SHAPES = {
     "forces": lambda n: [(n, 3)],
     "stress": lambda n: [(3, 3), (6,), (9,)],
     "charges": lambda n: [(n,)],
-    "density_coefficients": lambda n: [(n, 4), (n, 1)],
+    "density_coefficients": lambda n: [(n, 4), (n, 1), (n, 9)],
     "dipole": lambda n: [(3,)],
     "potential": lambda n: [(n,)],
     "fermi_level": lambda n: [()],

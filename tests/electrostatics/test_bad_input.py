@@ -28,8 +28,8 @@ CELL = 7 * torch.eye(3, dtype=F64)
 
 
 OPTIONS = [
-    ({"l_max": 2}, "l_max must be 0 or 1, got 2"),
-    ({"l_max": -1}, "l_max must be 0 or 1"),
+    ({"l_max": 3}, "l_max must be 0, 1 or 2, got 3"),
+    ({"l_max": -1}, "l_max must be 0, 1 or 2"),
     ({"sigma": -1.0}, r"sigma is -1.0: widths must be positive numbers in angstrom"),
     ({"sigma": 0.0}, "widths must be positive"),
     ({"sigma": NAN}, "widths must be positive"),
@@ -338,8 +338,8 @@ def test_features(positions, rows):
         ValueError, match=r"features of width 0.3 angstrom need more wave vectors.*feature_widths"
     ):
         geometry.features(rows, widths=(0.3, 1.5))
-    with pytest.raises(ValueError, match="l_max must be 0 or 1, got 2"):
-        geometry.features(rows, l_max=2)
+    with pytest.raises(ValueError, match="l_max must be 0, 1 or 2, got 3"):
+        geometry.features(rows, l_max=3)
     with pytest.raises(ValueError, match="widths must be positive"):
         geometry.features(rows, widths=(-1.0,))
     # as advised, and where no wave vector is needed

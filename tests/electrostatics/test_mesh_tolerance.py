@@ -12,10 +12,16 @@ from scfmlip.electrostatics.mesh_error import choose_mesh, largest_spacing, mesh
 F64 = torch.float64
 
 
+def scales(operator):
+    """A charge of 1 e, dipoles of 1 e times the width, quadrupoles of 1 e times its square."""
+    sigma = operator.sigma
+    return torch.tensor([1.0] + 3 * [sigma] + 5 * [sigma**2], dtype=F64)[: operator.source.dim]
+
+
 def interactions(operator, positions, cell, pbc):
-    """Energies of all pairs of unit multipoles: charges of 1 e, dipoles of 1 e times the width."""
+    """Energies of all pairs of unit multipoles: charges of 1 e, dipoles of 1 e times the width, and so on."""
     n, dim = len(positions), operator.source.dim
-    scale = torch.tensor([1.0] + [operator.sigma] * (dim - 1), dtype=F64)
+    scale = scales(operator)
     unit = torch.eye(n * dim, dtype=F64).view(n, dim, n * dim).transpose(1, 2) * scale
     geometry = operator.prepare(positions, cell, pbc)
     dtype = positions.dtype
@@ -28,7 +34,7 @@ def interactions(operator, positions, cell, pbc):
 def test_errors_are_below_the_tolerance(data, dtype):
     """Random cells, places, widths, multipoles and tolerances; the direct sum at a thousandth of it."""
     tolerance = 10 ** -data.draw(st.floats(3, 8 if dtype == F64 else 6))
-    sigma, l_max = data.draw(st.floats(0.8, 2.0)), data.draw(st.sampled_from([0, 1]))
+    sigma, l_max = data.draw(st.floats(0.8, 2.0)), data.draw(st.sampled_from([0, 1, 2]))
     edge, skew = data.draw(st.floats(2.0, 9.0)) * sigma, data.draw(st.floats(0.0, 0.3))
     pbc = data.draw(st.sampled_from([CRYSTAL, SLAB]))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
@@ -41,9 +47,7 @@ def test_errors_are_below_the_tolerance(data, dtype):
     got = interactions(operator, positions.to(dtype), cell.to(dtype), pbc)
     assert float((got - want).abs().max()) < tolerance + 4 * torch.finfo(dtype).eps * float(want.abs().max())
     # of a density: errors of pairs have either sign
-    rows = torch.randn(5, operator.source.dim, generator=generator, dtype=F64) * torch.tensor(
-        [1.0] + [sigma] * (operator.source.dim - 1), dtype=F64
-    )
+    rows = torch.randn(5, operator.source.dim, generator=generator, dtype=F64) * scales(operator)
     energies = [
         c.prepare(positions, cell, pbc).energy(rows, self_interaction=True)
         for c in (operator, Coulomb(tolerance=1e-3 * tolerance, **options))

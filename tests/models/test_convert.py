@@ -301,7 +301,7 @@ def test_constant_potential_of_a_model_trained_at_constant_charge():
         ({"backbone": {"r_max": -1.0}}, "backbone.r_max must be a positive number"),
         ({"backbone": {"interaction": "Nothing"}}, "no interaction block 'Nothing'"),
         ({"backbone": {"hidden_irreps": "4x0e"}, "rule": "local"}, "add 1o to backbone.hidden_irreps"),
-        ({"density": {"l_max": 2}}, "density.l_max must be 0 or 1"),
+        ({"density": {"l_max": 3}}, "density.l_max must be 0, 1 or 2"),
         ({"dtype": "float16"}, "model.dtype must be one of"),
         ({"colour": "red"}, "no option 'colour'"),
         (

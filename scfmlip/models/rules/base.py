@@ -242,7 +242,8 @@ class ChargeRule(torch.nn.Module):
     `forward`. ``supports_direct`` says that one step from a given density is possible, ``gauge_free_dipole``
     that the dipole does not depend on where a periodic cell is cut, ``iterates`` that a first guess of the
     density helps, ``has_geometry`` that there is a Coulomb operator for potentials of the density,
-    ``feels_external_charges`` that the density has an energy in the potential of charges outside the model.
+    ``feels_external_charges`` that the density has an energy in the potential of charges outside the model,
+    ``highest_multipole`` up to which l_max its densities may go.
     """
 
     Config: ClassVar[type]
@@ -252,6 +253,7 @@ class ChargeRule(torch.nn.Module):
     iterates: ClassVar[bool] = False
     has_geometry: ClassVar[bool] = True
     feels_external_charges: ClassVar[bool] = True
+    highest_multipole: ClassVar[int] = 1
 
     def __init__(self, config: Any, context: RuleContext) -> None:
         super().__init__()

@@ -101,9 +101,10 @@ class LesReadout(torch.nn.Module):
 
 @register("latent")
 class Latent(ChargeRule):
-    """Latent charges (and dipoles, with density.l_max = 1)."""
+    """Latent charges, and dipoles and quadrupoles with density.l_max = 1, 2."""
 
     Config = LatentConfig
+    highest_multipole = 2
 
     def __init__(self, config: LatentConfig, context: RuleContext) -> None:
         super().__init__(config, context)

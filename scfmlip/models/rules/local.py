@@ -34,6 +34,7 @@ class Local(ChargeRule):
 
     Config = LocalConfig
     constraints = ("none", "charge")
+    highest_multipole = 2
 
     def __init__(self, config: LocalConfig, context: RuleContext) -> None:
         super().__init__(config, context)

@@ -47,11 +47,10 @@ def check_preconditioner(name: object) -> None:
 
 def diagonal(width: Tensor, hardness: Tensor) -> Tensor:
     """``[n_atoms, dim]`` float64: hardness plus the interaction of each Gaussian with itself."""
-    charge = COULOMB_CONSTANT / (math.sqrt(math.pi) * width)
-    own = charge[:, None]
-    if hardness.shape[1] > 1:
-        own = torch.cat((own, (charge / (6 * width**2))[:, None].expand(-1, 3)), 1)
-    return hardness.double() + own
+    charge = COULOMB_CONSTANT / (math.sqrt(math.pi) * width)[:, None]
+    square = width[:, None] ** 2
+    own = [charge, (charge / (6 * square)).expand(-1, 3), (charge / (60 * square**2)).expand(-1, 5)]
+    return hardness.double() + torch.cat(own, 1)[:, : hardness.shape[1]]
 
 
 def atom_widths(problem: QuadraticProblem, like: Tensor) -> Tensor:

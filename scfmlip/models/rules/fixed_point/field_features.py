@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ....electrostatics import Geometry
-from ....electrostatics.density import self_interaction
+from ....electrostatics.density import GaussianMultipoles, self_interaction
 from ....electrostatics.external import Embedding
 from ...config import DensityConfig
 from ..options import FixedPointConfig
@@ -22,7 +22,7 @@ class FieldFeatures:
 
     Attributes:
         widths: Of the Gaussians, angstrom.
-        l_max: 1 with gradients.
+        l_max: 1 with gradients, 2 with second derivatives.
         norms: Of each l and width, l first; the projections are divided by them.
         conjugate: The Gaussians are the density's own, normalised as its multipoles.
         self_interaction: Whether an atom sees its own potential.
@@ -46,7 +46,8 @@ class FieldFeatures:
     def columns(self) -> Tensor:
         """``[n_field]`` norm of each projection."""
         n, norms = len(self.widths), torch.tensor(self.norms)
-        return torch.cat((norms[:n], norms[n:].repeat_interleave(3)))
+        orders = torch.arange(self.l_max + 1).repeat_interleave(n)
+        return norms.repeat_interleave(2 * orders + 1)
 
     def project(self, geometry: Geometry, rows: Tensor) -> Tensor:
         """``[n_atoms, n_field]`` of the density ``rows``, not divided by norms."""
@@ -66,16 +67,15 @@ class FieldFeatures:
 
     def own(self, sigma: float) -> Tensor:
         """
-        What a unit charge and a unit dipole of width ``sigma`` make at themselves, divided by norms.
+        What unit multipoles of width ``sigma`` make at themselves, divided by norms.
 
         Returns:
-            ``[l_max + 1, n_widths]`` V/e of charges, V/(e angstrom) of dipoles.
+            ``[l_max + 1, n_widths]`` V per unit: e, e angstrom, e angstrom^2.
         """
-        pairs = [self_interaction(sigma, w) for w in self.widths]
-        charges = [math.sqrt(4 * math.pi) * own for own, _ in pairs]
-        dipoles = [math.sqrt(1.5) * math.pi * w * own for (_, own), w in zip(pairs, self.widths, strict=True)]
-        norms = torch.tensor(self.norms).view(-1, len(self.widths))
-        return torch.tensor([charges, dipoles])[: self.l_max + 1] / norms
+        basis = GaussianMultipoles(self.l_max, self.widths, "receiver")
+        own = torch.tensor([self_interaction(sigma, w) for w in self.widths]).T[: self.l_max + 1]
+        scales = torch.stack([basis.scales(l, own) for l in range(self.l_max + 1)])
+        return own * scales / torch.tensor(self.norms).view(-1, len(self.widths))
 
 
 def quadratic_terms(change: Tensor, field: Tensor, n_widths: int) -> Tensor:
@@ -83,7 +83,7 @@ def quadratic_terms(change: Tensor, field: Tensor, n_widths: int) -> Tensor:
     What an energy quadratic in the change of an atom's multipoles and in the field there is made of.
 
     Args:
-        change: ``[n_atoms, 1 | 4]`` of charge, or of charge and dipole.
+        change: ``[n_atoms, 1 | 4 | 9]`` of charge, dipole, and quadrupole, which has no term.
         field: ``[n_atoms, n_field]``, potentials and perhaps gradients of every width.
         n_widths: How many widths.
 
@@ -93,7 +93,7 @@ def quadratic_terms(change: Tensor, field: Tensor, n_widths: int) -> Tensor:
     """
     terms = [change[:, :1] * field[:, :n_widths], change[:, :1] ** 2]
     if change.shape[1] > 1:
-        dipoles = change[:, 1:]
+        dipoles = change[:, 1:4]
         terms.append((dipoles**2).sum(1, keepdim=True))
         if field.shape[1] > n_widths:
             gradients = field[:, n_widths:].unflatten(1, (n_widths, 3))

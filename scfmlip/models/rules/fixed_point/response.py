@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ....electrostatics.density import quadrupole_components
 from ...config import per_element
 from ..base import RuleContext
 from ..options import FixedPointConfig
@@ -42,7 +43,7 @@ class Response(torch.nn.Module):
             return torch.nn.Parameter(torch.randn(n_elements, *shape))
 
         if self.passive:
-            self.own = weight(2)
+            self.own = weight(max(2, self.l_max + 1))
         else:
             self.potential, self.gradient = weight(widths, n), weight(widths, n)
             self.charge, self.vector, self.isotropic = weight(n), weight(n), weight(n)
@@ -67,7 +68,7 @@ class Response(torch.nn.Module):
 
     def matrix(self, attrs: Tensor, scalars: Tensor, vectors: Tensor) -> Tensor:
         """
-        ``[n_atoms, 1 | 4, n_field]`` linear response of multipoles to the potential.
+        ``[n_atoms, 1 | 4 | 9, n_field]`` linear response of multipoles to the potential.
 
         Args:
             attrs: ``[n_atoms, n_elements]`` one-hot.
@@ -78,9 +79,12 @@ class Response(torch.nn.Module):
         n, softplus = scalars.shape[1], torch.nn.functional.softplus
         scale = (attrs @ self.scale)[:, None, None]
         if self.passive:
-            rows = torch.cat((scalars[..., None], vectors), 2) if self.l_max > 0 else scalars[..., None]
+            products = quadrupole_components(vectors[..., None] * vectors[..., None, :])
+            parts = [scalars[..., None], vectors, products]
+            rows = torch.cat(parts[: self.l_max + 1], 2)
             own = softplus(attrs @ self.own)
-            diagonal = torch.cat((own[:, :1], own[:, 1:].expand(-1, 3)), 1)[:, : rows.shape[2]]
+            orders = torch.tensor([1, 3, 5][: self.l_max + 1], device=own.device)
+            diagonal = own[:, : self.l_max + 1].repeat_interleave(orders, 1)
             return -scale * (rows.mT @ rows + n * torch.diag_embed(diagonal))
         assert isinstance(self.own_field, Tensor)
         potential = torch.einsum("nz,zwk->nwk", attrs, self.potential)

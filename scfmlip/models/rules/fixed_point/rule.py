@@ -11,6 +11,7 @@ included. The response is one of
 * "many_body": the same plus one more MACE layer, through which atoms see the potential at their neighbours;
 * "passive": ``R_i = -S_i`` with S_i positive definite and v conjugate to p, so that a solution always exists
   and is the minimum of ``1/2 p.K p + 1/2 (p - p0).S^-1 (p - p0)``.
+Quadrupoles (density.l_max = 2) respond in "passive"; in the others they are part of p0 alone.
 
 Baldwin et al., arXiv:2603.14700.
 """
@@ -40,6 +41,7 @@ class FixedPoint(ChargeRule):
     constraints = ("none", "charge", "fermi_level")
     iterates = True
     supports_direct = True
+    highest_multipole = 2
 
     def __init__(self, config: FixedPointConfig, context: RuleContext) -> None:
         super().__init__(config, context)
@@ -55,6 +57,7 @@ class FixedPoint(ChargeRule):
         self.response = Response(config, context, features.own(density.sigma))
         self.readout = None
         if config.energy == "quadratic":
+            l_max = min(l_max, 1)
             n_terms = len(features.widths) * (min(l_max, features.l_max) + 1) + l_max + 1
             self.readout = ScalarReadout(context.feature_irreps, n_elements, n_terms, config.hidden)
 
@@ -182,7 +185,7 @@ class Step:
         given: dict[str, Tensor] | None = None,
         linear: bool = False,
     ) -> Tensor:
-        """``[n_atoms, 1 | 4]`` multipoles in answer to the potential of ``state``."""
+        """``[n_atoms, 1 | 4 | 9]`` multipoles in answer to the potential of ``state``."""
         given, response, system = self.tensors if given is None else given, self.rule.response, self.system
         field = self.values(state, level, given)
         change = (given["matrix"] @ field[..., None])[..., 0]
@@ -191,7 +194,8 @@ class Step:
             edges = (system.edge_index, given.get("edge_attrs"), given.get("edge_weights"))
             arguments = (field, system.node_attrs, given["scalars"], given["vectors"], edges)
             change = change + torch.func.functional_call(response, weights, arguments)
-        return given["start"] + change
+        still = given["start"].shape[1] - change.shape[1]  # quadrupoles that do not respond
+        return given["start"] + torch.nn.functional.pad(change, (0, still))
 
     def update(self, state: Tensor, *parameters: Tensor, linear: bool = False) -> Tensor:
         """The map whose fixed point is looked for; parameters are the potential, if any, and `tensors`."""

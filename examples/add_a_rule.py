@@ -17,9 +17,9 @@ from scfmlip.models.rules import (
     RuleEnergies,
     RuleOutput,
     System,
+    make_coulomb,
     register,
 )
-from scfmlip.models.rules.base import make_coulomb
 from scfmlip.models.rules.fixed import spread_charge
 
 

@@ -118,10 +118,10 @@ def accelerate(
     channels at once, and the field-update and electron-energy blocks no longer build outer products of
     channels. Two results differ from mace-torch 0.3.16's, on purpose: stress includes the strain of the wave
     vectors and is right to finite differences, which is not so there (issue 1642), and a system's numbers do
-    not depend on what else is in its batch. Everything else equals the original, in float64 to 1e-9, with the
-    constants that the model holds, rounded or not. MACELES: the latent Ewald sum, its stress included. Every
-    model: convolutions that store neither messages nor weights of edges, symmetric contractions as one
-    polynomial, skip connections by species.
+    not depend on what else is in its batch. Everything else equals the original, in float64 to 1e-9 or to
+    what a change of the features by 1e-11 makes, with the constants that the model holds, rounded or not.
+    MACELES: the latent Ewald sum, its stress included. Every model: convolutions that store neither messages
+    nor weights of edges, symmetric contractions as one polynomial, skip connections by species.
 
     What stays as mace-torch made it is named in one warning and in the model's ``repr``. mace-torch's own
     tools (conversions, preparation for compiling, one head of several) make accelerated models of

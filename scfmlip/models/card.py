@@ -77,7 +77,7 @@ def describe_card(card: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("network", str(card.get("backbone"))),
     ]
     if density:
-        kind = "charges" if density["l_max"] == 0 else "charges and dipoles"
+        kind = ("charges", "charges and dipoles", "charges, dipoles and quadrupoles")[density["l_max"]]
         rows.append(("density", f"Gaussian {kind}, width {density['sigma']:g} angstrom"))
     count = card.get("weights")
     rows.append(("weights", f"{'' if count is None else f'{count:,} '}{card.get('dtype')}"))

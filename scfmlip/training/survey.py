@@ -20,7 +20,7 @@ _LOOKS: dict[str, tuple[str, Callable[[int], list[tuple[int, ...]]]]] = {
     "forces": (r"forces?(_|$)", lambda n: [(n, 3)]),
     "stress": (r"stress", lambda n: [(3, 3), (6,), (9,)]),
     "charges": (r"charges?$|hirshfeld|mulliken|bader|ddec|cm5|mbis|resp$", lambda n: [(n,)]),
-    "density_coefficients": (r"multipole|density_coefficients", lambda n: [(n, 4)]),
+    "density_coefficients": (r"multipole|density_coefficients", lambda n: [(n, 4), (n, 9)]),
     "dipole": (r"dipole", lambda n: [(3,)]),
     "potential": (r"potential", lambda n: [(n,)]),
     "fermi_level": (r"fermi", lambda n: [()]),

@@ -45,6 +45,8 @@ def describe_attributes(cls: type) -> dict[str, str]:
 def type_name(hint: Any) -> str:
     """An annotation in the words of a YAML file."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return "name or mapping"
     if origin is typing.Literal:
         return ", ".join(str(a) for a in arguments)
     if origin in (types.UnionType, typing.Union):

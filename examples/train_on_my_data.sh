@@ -4,7 +4,6 @@
 # %% data
 # stands for your DFT: a shipped interface, shaken, with labels from a shipped model
 cat > make_frames.py <<'END'
-import numpy as np
 from ase.io import read, write
 
 import scfmlip

@@ -170,7 +170,7 @@ class Coulomb:
     def plan(
         self,
         cell: Tensor | None,
-        pbc: Tensor | Sequence | None,
+        pbc: Tensor | Sequence | bool | None,
         batch_idx: Tensor | None,
         n_atoms: int,
         device: torch.device | str | None = None,
@@ -258,7 +258,7 @@ class Coulomb:
         self,
         positions: Tensor,
         cell: Tensor | None = None,
-        pbc: Tensor | Sequence | None = None,
+        pbc: Tensor | Sequence | bool | None = None,
         batch_idx: Tensor | None = None,
         *,
         plan: CoulombPlan | None = None,
@@ -328,7 +328,11 @@ class Coulomb:
         )
 
     def _plan_for(
-        self, positions: Tensor, cell: Tensor | None, pbc: Tensor | Sequence | None, batch_idx: Tensor | None
+        self,
+        positions: Tensor,
+        cell: Tensor | None,
+        pbc: Tensor | Sequence | bool | None,
+        batch_idx: Tensor | None,
     ) -> CoulombPlan:
         """A plan for these positions."""
         mapped = is_batched(positions)

@@ -29,6 +29,7 @@ from scfmlip import Coulomb, charge_equilibration
 from scfmlip.units import COULOMB_CONSTANT
 
 from .record import RESULTS, commit, device_name
+from .timing import clock
 
 F64 = torch.float64
 SIGMA = 1.0
@@ -66,7 +67,7 @@ def dense(positions: Tensor, cell: Tensor, chi: Tensor, hardness: Tensor, cutoff
     """Energy and charges of one neutral system."""
     reciprocal = 2 * math.pi * torch.linalg.inv(cell).T
     top = math.ceil(cutoff * float(cell.norm(dim=1).max()) / (2 * math.pi))
-    k = torch.cartesian_prod(*(torch.arange(-top, top + 1, dtype=F64),) * 3)
+    k = torch.cartesian_prod(*(torch.arange(-top, top + 1, dtype=F64, device=cell.device),) * 3)
     half = (k[:, 0] > 0) | ((k[:, 0] == 0) & ((k[:, 1] > 0) | ((k[:, 1] == 0) & (k[:, 2] > 0))))
     k = k[half] @ reciprocal
     k = k[(k**2).sum(1) <= cutoff**2]
@@ -83,13 +84,13 @@ def dense(positions: Tensor, cell: Tensor, chi: Tensor, hardness: Tensor, cutoff
         matrix = (cos * weight) @ cos.T + (sin * weight) @ sin.T
     matrix = matrix + torch.diag(hardness)
     n = len(chi)
-    border = torch.cat((torch.ones(n, dtype=F64), torch.zeros(1, dtype=F64)))
+    border = torch.cat((chi.new_ones(n), chi.new_zeros(1)))
     bordered = torch.cat((torch.cat((matrix, border[:n, None]), 1), border[None]))
-    q = torch.linalg.solve(bordered, torch.cat((-chi, torch.zeros(1, dtype=F64))))[:n]
+    q = torch.linalg.solve(bordered, torch.cat((-chi, chi.new_zeros(1))))[:n]
     return chi @ q + 0.5 * q @ matrix @ q, q
 
 
-def measure(atoms: int, systems: int, program: str) -> dict:
+def measure(atoms: int, systems: int, program: str, device: torch.device) -> dict:
     """Time and memory in this process, and values to compare."""
     generator = torch.Generator().manual_seed(0)
     parts = [crystal(atoms, generator) for _ in range(systems)]
@@ -99,6 +100,8 @@ def measure(atoms: int, systems: int, program: str) -> dict:
     positions, chi, hardness = (torch.cat([p[i] for p in parts]) for i in (0, 2, 3))
     cells = torch.stack([p[1] for p in parts])
     index = torch.arange(systems).repeat_interleave(atoms)
+    positions, chi, hardness, cells, index = (t.to(device) for t in (positions, chi, hardness, cells, index))
+    widths = None if widths is None else widths.to(device)
     plan = operator.plan(cells, None, index, len(positions))
     iterations = 0
 
@@ -124,10 +127,12 @@ def measure(atoms: int, systems: int, program: str) -> dict:
     seconds: list[float] = []
     energy = forces = torch.zeros(0)
     while not seconds or (sum(seconds) < 3 and len(seconds) < 10):
-        start = time.perf_counter()
+        start = clock(device)
         energy, forces = run()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock(device) - start)
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device) / 2**20
     probe = [float(energy.sum()), *forces[:5].flatten().tolist()]
     return {"seconds": min(seconds), "peak_mib": peak, "iterations": iterations, "probe": probe}
 
@@ -136,17 +141,18 @@ def main() -> None:
     """Measure all sizes, append rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--size", nargs="+", help="100x64, 2000")
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.worker:
-        atoms, systems, program = options.worker
-        print(json.dumps(measure(int(atoms), int(systems), program)))
+        atoms, systems, program, device = options.worker
+        print(json.dumps(measure(int(atoms), int(systems), program, torch.device(device))))
         return
     sizes = SIZES
     if options.size:
         sizes = [tuple(map(int, [*s.split("x"), "1"][:2])) for s in options.size]
-    name = device_name(torch.device("cpu"))
+    name = device_name(torch.device(options.device))
     file = options.out or RESULTS / f"equilibration-{name.lower().replace(' ', '-')}.csv"
     common = {
         "device": name,
@@ -168,6 +174,7 @@ def main() -> None:
                 str(atoms),
                 str(systems),
                 program,
+                options.device,
             ]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             rows[program] = json.loads(done.stdout.splitlines()[-1])

@@ -32,6 +32,7 @@ import torch
 
 from .backbone import backbone_share, peak_beside_backbone
 from .record import RESULTS, commit, device_name
+from .timing import clock
 
 CASES = {
     "mace-medium": {"hidden": "128x0e + 128x1o", "layers": 2},
@@ -115,46 +116,49 @@ def build(case: str) -> torch.nn.Module:
     )
 
 
-def peak() -> float:
-    """Of this process so far, MiB."""
+def peak(device: torch.device) -> float:
+    """Of this process so far, or of what it has on a GPU, MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(case: str, atoms: int, mode: str, program: str, threads: int, out: str) -> None:
+def measure(case: str, atoms: int, mode: str, program: str, threads: int, device_type: str, out: str) -> None:
     """The work of one process; results go to ``out`` (.json and .npy)."""
     from scfmlip import accelerate
     from scfmlip.mace_torch.batches import make_batch
 
     torch.set_num_threads(threads)
-    model = build(case).float()
+    device = torch.device(device_type)
+    model = build(case).float().to(device)
     model.requires_grad_(mode == "train")
     if program == "scfmlip":
         model = accelerate(model)
     box = (solid if CASES[case].get("system") == "solid" else water)(atoms)
 
     def batch(n: int) -> dict[str, torch.Tensor]:
-        made = make_batch(model, [box[:n]], torch.device("cpu"), torch.float32)
+        made = make_batch(model, [box[:n]], device, torch.float32)
         return {k: v.clone() if torch.is_tensor(v) else v for k, v in made.items()}
 
     def run(n: int) -> dict[str, Any]:
         data = batch(n)
-        start = time.perf_counter()
+        start = clock(device)
         result = model(data, training=mode == "train")
         if mode == "train":
             loss = result["energy"].sum() ** 2 + (result["forces"] ** 2).sum()
             torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
-        return {**result, "seconds": time.perf_counter() - start}
+        return {**result, "seconds": clock(device) - start}
 
     run(6)
-    before = peak()
+    before = peak(device)
     seconds: list[float] = []
     result = run(len(box))
-    added = peak() - before
+    added = peak(device) - before
     seconds.append(result["seconds"])
     while sum(seconds) < 20 and len(seconds) < 5:
         seconds.append(run(len(box))["seconds"])
     backbone_seconds = rest_peak = None
-    if case.startswith("polar") and mode == "forces":
+    if case.startswith("polar") and mode == "forces" and device.type == "cpu":
         shares = []
         for _ in range(3 if min(seconds) < 5 else 1):
             data = batch(len(box))
@@ -172,7 +176,7 @@ def measure(case: str, atoms: int, mode: str, program: str, threads: int, out: s
         "edges": int(batch(len(box))["edge_index"].shape[1]),
         "energy": float(result["energy"].detach()),
     }
-    np.save(f"{out}.npy", result["forces"].detach().numpy())
+    np.save(f"{out}.npy", result["forces"].detach().cpu().numpy())
     Path(f"{out}.json").write_text(json.dumps(found))
 
 
@@ -183,15 +187,16 @@ def main() -> None:
     parser.add_argument("--size", nargs="+", type=int, default=[200, 375, 1000])
     parser.add_argument("--mode", nargs="+", choices=("forces", "train"), default=["forces", "train"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--beside", type=int, default=0, help="busy processes on the same cores")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--worker", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=7, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        case, atoms, mode, program, threads, out = arguments.worker
-        measure(case, int(atoms), mode, program, int(threads), out)
+        case, atoms, mode, program, threads, device, out = arguments.worker
+        measure(case, int(atoms), mode, program, int(threads), device, out)
         return
-    name = device_name(torch.device("cpu"))
+    name = device_name(torch.device(arguments.device))
     file = arguments.out or RESULTS / f"models-{name.lower().replace(' ', '-')}.csv"
     common = {
         "device": name,
@@ -207,14 +212,14 @@ def main() -> None:
         for case in arguments.case:
             for size in arguments.size:
                 for mode in arguments.mode:
-                    rows = compare(case, 3 * round(size / 3), mode, arguments.threads)
+                    rows = compare(case, 3 * round(size / 3), mode, arguments.threads, arguments.device)
                     write(file, [{**row, **common} for row in rows])
     finally:
         for process in busy:
             process.kill()
 
 
-def compare(case: str, atoms: int, mode: str, threads: int) -> list[dict[str, Any]]:
+def compare(case: str, atoms: int, mode: str, threads: int, device: str) -> list[dict[str, Any]]:
     """Both programs on one case; prints a line and returns the rows."""
     found: dict[str, dict[str, Any]] = {}
     forces: dict[str, np.ndarray] = {}
@@ -222,7 +227,9 @@ def compare(case: str, atoms: int, mode: str, threads: int) -> list[dict[str, An
         for program in ("mace-torch", "scfmlip"):
             out = f"{folder}/{program}"
             command = [sys.executable, "-m", "bench.models", "--worker", case, str(atoms), mode, program]
-            done = subprocess.run([*command, str(threads), out], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [*command, str(threads), device, out], capture_output=True, text=True, check=False
+            )
             if done.returncode != 0:
                 print(f"{case} {atoms} {mode} {program}: failed ({done.returncode})", done.stderr[-300:])
                 continue

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import csv
 import statistics
-import time
 from typing import Any
 
 import ase.io
@@ -22,6 +21,7 @@ from scfmlip.data import path as data_path
 from scfmlip.mace_torch.batches import make_batch
 
 from .record import RESULTS, slug, surroundings
+from .timing import clock
 
 RULES: dict[str, tuple[Any, str]] = {
     "short_range": ("short_range", "none"),
@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--l-max", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--modes", nargs="+", default=["forces", "train"])
     parser.add_argument("--rules", nargs="+", default=list(RULES))
     arguments = parser.parse_args()
@@ -100,10 +101,11 @@ def main() -> None:
     atoms = atoms.repeat(tuple(arguments.repeat))
     atoms.info = {"charge": 0}
     names = ["short_range", *(r for r in arguments.rules if r != "short_range")]
-    models = {name: build(*RULES[name], arguments.l_max, arguments.dtype) for name in names}
+    device = torch.device(arguments.device)
+    models = {name: build(*RULES[name], arguments.l_max, arguments.dtype).to(device) for name in names}
     dtype = getattr(torch, arguments.dtype)
-    batch = make_batch(models["short_range"], [atoms], torch.device("cpu"), dtype)
-    common = surroundings(torch.device("cpu"))
+    batch = make_batch(models["short_range"], [atoms], device, dtype)
+    common = surroundings(device)
     path = RESULTS / f"rules-{slug(str(common['device']))}.csv"
     rows = []
     for mode in arguments.modes:
@@ -111,9 +113,9 @@ def main() -> None:
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(arguments.rounds):
             for name, model in models.items():
-                start = time.perf_counter()
+                start = clock(device)
                 step(model, batch, mode)
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock(device) - start)
         for name in names:
             ratios = [a / b for a, b in zip(seconds[name], seconds["short_range"], strict=True)]
             iterations = outs[name].get("scf_iterations")

@@ -27,6 +27,13 @@ class Times(NamedTuple):
     repeats: int
 
 
+def clock(device: torch.device) -> float:
+    """Seconds, once the device has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def summarize(seconds: list[float]) -> Times:
     """Median and spread of at least one measurement."""
     ordered = sorted(1e3 * s for s in seconds)

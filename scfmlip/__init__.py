@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if importlib.util.find_spec("scfmlip_kernels") is None:
-    # a bare checkout: the kernels' source root lies beside this package
+    # in a bare checkout, the kernels' source root is next to this package
     _kernels = Path(__file__).parents[1] / "kernels"
     if (_kernels / "scfmlip_kernels").is_dir():
         sys.path.append(str(_kernels))
@@ -16,7 +16,7 @@ from .version import __version__
 
 _moved.install()
 
-# the command line answers Ctrl-C before torch is imported; everyone else finds the operators registered
+# the command line must handle Ctrl-C before torch is imported; otherwise import registers the operators
 _argv = getattr(sys, "argv", None) or [""]
 _is_command = Path(_argv[0]).stem == "scfmlip" or (_argv[0] == "-m" and "scfmlip" in sys.orig_argv)
 
@@ -55,7 +55,7 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    """What needs ASE or mace-torch, which may be missing; for the command line, everything."""
+    """Import lazily what needs ASE or mace-torch, which may be missing; on the command line, everything."""
     import importlib
 
     if name in ("ase", "models", "training"):

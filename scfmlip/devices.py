@@ -1,4 +1,4 @@
-"""Where to compute, and what fits there."""
+"""Choice of the device, and its free memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """
-    A device by name.
+    Choose a device by name.
 
     Raises:
-        ValueError: for a name that is no device, or one this machine does not have.
+        ValueError: for an unknown name, or a device that this machine does not have.
     """
     if name == "auto":
         name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
@@ -23,16 +23,16 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 
 def find_device(name: str | torch.device) -> torch.device:
     """
-    A device that torch can compute on here.
+    Check that torch can compute on a device here.
 
     Raises:
-        ValueError: for what is no device, or one this machine does not have.
+        ValueError: for an unknown device, or one that this machine does not have.
     """
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
         device = torch.device("meta")
-    if device.type == "meta":  # which holds no numbers
+    if device.type == "meta":  # holds no data
         raise ValueError(f"device must be auto, cpu or cuda, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch finds no CUDA device here: use cpu or auto")
@@ -42,7 +42,7 @@ def find_device(name: str | torch.device) -> torch.device:
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that can be allocated on a device; infinity where the machine does not say."""
+    """Bytes that can be allocated on a device; infinity if unknown."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     try:

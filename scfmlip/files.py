@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders that one process writes at a time."""
+"""Atomic writing of files, and locks for folders that only one process may write to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ try:
 except ImportError:  # not on Windows
     fcntl = None
 
-# of the names of temporary files; those that are kept after a failure are not hidden
+# prefixes of temporary files; files that are kept after a failure are not hidden
 _HIDDEN, _KEPT = ".part-", "partial-"
 _LOCK = ".lock"
 
@@ -25,26 +25,26 @@ _LOCK = ".lock"
 @contextmanager
 def replacing(path: str | Path, keep: bool = False) -> Iterator[Path]:
     """
-    A new empty file beside ``path`` that takes its place when the block ends.
+    Create a new empty file next to ``path`` that replaces it when the block ends.
 
-    Whatever happens before, ``path`` is what it was. The new file has a name that nobody can foresee, and
-    the suffix, permissions and owner of the old one. A link at ``path`` is replaced, not followed.
+    Until then ``path`` is unchanged, whatever happens. The new file has an unpredictable name, and the
+    suffix, permissions and owner of the old one. A link at ``path`` is replaced, not followed.
 
     Args:
-        path: The file to write; its folder is made.
+        path: The file to write; its folder is created.
         keep: After a failure, leave the new file if anything was written to it.
 
     Yields:
         The new file.
 
     Raises:
-        FileExistsError: if something else than a file is there.
-        PermissionError: if the file there is read-only.
+        FileExistsError: if ``path`` is not an ordinary file.
+        PermissionError: if the existing file is read-only.
     """
     path = Path(path)
     old = check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # the last characters of long names: a name has 255 bytes
+    # shorten long names: a name may have 255 bytes
     part = path.with_name(f"{_KEPT if keep else _HIDDEN}{secrets.token_hex(4)}-{path.name[-56:]}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     os.close(os.open(part, flags, 0o666))
@@ -66,10 +66,10 @@ def replacing(path: str | Path, keep: bool = False) -> Iterator[Path]:
 
 def check_writable(path: Path) -> os.stat_result | None:
     """
-    What is at ``path``, or None.
+    Check that ``path`` can be replaced; return the status of the existing file, or None.
 
     Raises:
-        FileExistsError: if that is no file: a folder, a device.
+        FileExistsError: if it is not an ordinary file but a folder or a device.
         PermissionError: if it is a read-only file.
     """
     try:
@@ -79,7 +79,7 @@ def check_writable(path: Path) -> os.stat_result | None:
     if stat.S_ISDIR(found.st_mode):
         raise FileExistsError(f"{path} is a folder: give the name of a file to write")
     if not stat.S_ISREG(found.st_mode):
-        raise FileExistsError(f"{path} is no ordinary file, and a new one would take its place")
+        raise FileExistsError(f"{path} is not an ordinary file, and would be replaced by one")
     if not os.access(path, os.W_OK):
         raise PermissionError(f"{path} is read-only: choose another name, or make it writable")
     return None if path.is_symlink() else found
@@ -87,10 +87,10 @@ def check_writable(path: Path) -> os.stat_result | None:
 
 def check_new(path: Path, overwrite: bool) -> None:
     """
-    Whether a command may write there.
+    Check that a command may write to ``path``.
 
     Raises:
-        FileExistsError, PermissionError: if something is there that it may not replace.
+        FileExistsError, PermissionError: if it exists and must not be replaced.
     """
     check_writable(path)
     if (path.exists() or path.is_symlink()) and not overwrite:
@@ -98,17 +98,17 @@ def check_new(path: Path, overwrite: bool) -> None:
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that a kill at any time leaves the old one or the new one, never a part."""
+    """Write a file atomically: a kill at any time leaves the old file or the new one, never a partial one."""
     with replacing(path) as part, open(part, "wb") as file:
         write(file)
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_whole` of a text."""
+    """Write a text file atomically."""
     write_whole(path, lambda file: file.write(text.encode()))
 
 
-# what this process has locked: a child that lives on must not keep it locked
+# locks of this process: a child that outlives it must not keep them
 _locked: set[int] = set()
 
 
@@ -125,15 +125,16 @@ if hasattr(os, "register_at_fork"):
 @contextmanager
 def locked(folder: Path, what: str, files: Iterable[str] = ()) -> Iterator[None]:
     """
-    Hold a folder, made if it is not there, against other processes; one that dies lets go.
+    Lock a folder against other processes; the lock ends with the process. The folder is created if needed.
 
     Args:
         folder: The folder.
-        what: What is done there, for the message.
-        files: Names of files that are written there by `replacing`: what killed processes left is removed.
+        what: The activity of the process, for the message.
+        files: Names of files that `replacing` writes there; temporary files left by killed processes are
+            removed.
 
     Raises:
-        BlockingIOError: if another process holds it.
+        BlockingIOError: if another process has locked it.
     """
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +147,7 @@ def locked(folder: Path, what: str, files: Iterable[str] = ()) -> Iterator[None]
             part.unlink(missing_ok=True)
         yield
     finally:
-        if descriptor in _locked:  # not in a child, which has closed it
+        if descriptor in _locked:  # a child has closed it already
             _locked.discard(descriptor)
             path.unlink(missing_ok=True)
             os.close(descriptor)
@@ -156,12 +157,12 @@ def locked(folder: Path, what: str, files: Iterable[str] = ()) -> Iterator[None]
 
 
 def _lock(path: Path, what: str) -> int | None:
-    """The descriptor that holds the lock; None where the file system has none."""
+    """The descriptor that holds the lock; None if the file system has no locks."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             if fcntl is None:
-                raise OSError(errno.ENOSYS, "no locks here")
+                raise OSError(errno.ENOSYS, "no file locks on this platform")
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
@@ -177,7 +178,7 @@ def _lock(path: Path, what: str) -> int | None:
                 stacklevel=4,
             )
             return None
-        # the one before may have taken the file away between opening and locking it
+        # the previous holder may have removed the file between our opening and locking it
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False)):
                 _locked.add(descriptor)

@@ -1,4 +1,4 @@
-"""Modules of version 0.1.0 that have another name today: imports and pickles find them under either."""
+"""Renamed modules since version 0.1.0: imports and pickles find them under the old and the new name."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _PACKAGE = f"{__package__}."
 
 
 def new_name(name: str) -> str | None:
-    """Today's name of a module, or None for one that has not moved."""
+    """The current name of a module, or None if it has not moved."""
     if not name.startswith(_PACKAGE):
         return None
     old = name.removeprefix(_PACKAGE)
@@ -52,12 +52,12 @@ def new_name(name: str) -> str | None:
 
 
 class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds a module under its old name: the very module that has the new one."""
+    """Finds a module under its old name; it is the same module object as under the new name."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """The new module's, where there is one."""
+        """The spec for an old name; None for other names."""
         new = new_name(fullname)
         if new is None:
             return None
@@ -65,18 +65,18 @@ class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.machinery.ModuleSpec(fullname, self, loader_state=(module, module.__spec__))
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> Any:
-        """The module itself."""
+        """Return the module under its new name."""
         return spec.loader_state[0]
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing to run; the module keeps its own specification."""
+        """Run nothing; the module keeps its own spec."""
         spec = module.__spec__
         assert spec is not None
         module.__spec__ = spec.loader_state[1]
 
 
 def install() -> None:
-    """Let imports look here first."""
+    """Install the finder in front of all others."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
-        # before the finder of files, which would load a second copy of what lies in a package that has moved
+        # before the file finder, which would load a second copy of modules in a moved package
         sys.meta_path.insert(0, MovedModules())

@@ -1,6 +1,9 @@
-"""Neighbours within a cutoff, in any cell and any periodicity, on the host."""
+"""Neighbour lists on the host, for any cell and periodicity."""
 
 from __future__ import annotations
+
+import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -8,18 +11,28 @@ from numpy.typing import NDArray
 
 from .devices import free_memory
 
-# bins of the cell list: fewer, larger ones take over in cells that are nearly empty
+# most bins of the cell list: nearly empty cells use fewer, larger bins
 _BINS = 1e7
-# angstrom: below that float32 may see no distance
+# angstrom: smaller distances may be zero in float32
 _SAME = 1e-5
-# of a pair, while the list is made
+# memory per pair while the list is made
 _BYTES_PER_PAIR = 160
-# neighbours of an atom, of which those of real systems have a few hundred
+# most neighbours per atom; real systems have a few hundred
 _MANY = 1e5
+# angstrom by which a reused list may be wrong at its edge: rounding of lengths
+_EDGE = 1e-6
 
 
 def normals_of(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``[3 - n, 3]`` orthonormal directions across ``n`` vectors."""
+    """
+    ``[3 - n, 3]`` orthonormal directions perpendicular to ``n`` vectors.
+
+    Example:
+        >>> import numpy as np
+        >>> from scfmlip.neighbours import normals_of
+        >>> abs(normals_of(np.array([[3.0, 0.0, 0.0], [1.0, 2.0, 0.0]])))  # across two lateral vectors
+        array([[0., 0., 1.]])
+    """
     if not len(vectors):
         return np.eye(3)
     return np.linalg.qr(vectors.T, mode="complete")[0].T[len(vectors) :]
@@ -29,21 +42,21 @@ def neighbour_pairs(
     positions: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_], cutoff: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """
-    All pairs nearer than a cutoff, images included, an atom with itself only across the cell.
+    All pairs within a cutoff, including periodic images, and of an atom with its own images.
 
     Args:
-        positions: ``[n_atoms, 3]`` angstrom, in the cell or any number of cells away.
-        cell: ``[3, 3]`` angstrom, rows are lattice vectors; those that are not periodic do not matter.
-        pbc: ``[3]``.
-        cutoff: Angstrom.
+        positions: ``[n_atoms, 3]`` angstrom, inside the cell or outside.
+        cell: ``[3, 3]`` angstrom, rows are lattice vectors; vectors of open directions are ignored.
+        pbc: ``[3]`` booleans.
+        cutoff: Cutoff, angstrom.
 
     Returns:
-        ``[2, n_pairs]`` sender and receiver, sorted by the sender, and ``[n_pairs, 3]`` lattice vectors of
-        the image: ``positions[receiver] - positions[sender] + image @ cell`` leads from one to the other.
+        ``[2, n_pairs]`` sender and receiver, sorted by sender, and ``[n_pairs, 3]`` image of the receiver:
+        the pair's vector is ``positions[receiver] - positions[sender] + image @ cell``.
 
     Raises:
-        ValueError: for two atoms in one place, between which there is no direction; for a cell so small that
-            an atom has more neighbours than any real one; for more pairs than fit into memory.
+        ValueError: for two atoms at the same position, whose direction is undefined; for a cell so small that
+            atoms have an unphysical number of neighbours; for more pairs than fit into memory.
         ImportError: without matscipy.
 
     Example:
@@ -59,7 +72,7 @@ def neighbour_pairs(
 
     if not len(positions):
         return np.zeros((2, 0), dtype=np.int64), np.zeros((0, 3), dtype=np.int64)
-    # a box around the atoms along what is open, so that the search depends on no vector given there
+    # use a box around the atoms along open directions, independent of the cell vectors there
     box = np.array(cell, dtype=float)
     normals = normals_of(box[pbc])
     heights = positions @ normals.T
@@ -82,7 +95,7 @@ def neighbour_pairs(
     keep = (length < cutoff) & ((i != j) | image.any(1))
     if (length[keep] < _SAME).any():
         first = np.flatnonzero(keep & (length < _SAME))[0]
-        raise ValueError(f"atoms {i[first]} and {j[first]} are in one place, or in two images of one")
+        raise ValueError(f"atoms {i[first]} and {j[first]} are at the same position, or at images of it")
     i, j, image = i[keep].astype(np.int64), j[keep].astype(np.int64), image[keep].astype(np.int64)
     return np.stack((i, j)), image + cells[i] - cells[j]
 
@@ -91,15 +104,15 @@ def _check_number(
     n_atoms: int, vectors: NDArray[np.float64], extent: NDArray[np.float64], cutoff: float
 ) -> None:
     """
-    Refuse what would not fit into memory: a cutoff or a cell in the wrong unit.
+    Refuse lists that do not fit into memory, for instance with a cutoff or a cell in the wrong unit.
 
     Args:
         n_atoms: Number of atoms.
         vectors: ``[n_periodic, 3]`` lattice vectors, angstrom.
-        extent: ``[3 - n_periodic]`` angstrom that the atoms fill along what is open.
-        cutoff: Angstrom.
+        extent: ``[3 - n_periodic]`` extent of the atoms along open directions, angstrom.
+        cutoff: Cutoff, angstrom.
     """
-    # images of the cell in reach, and the part of an open direction that is
+    # images of the cell within the cutoff, and the fraction of an open direction
     reach = (1.0, 2 * cutoff, np.pi * cutoff**2, 4 / 3 * np.pi * cutoff**3)[len(vectors)]
     size = float(np.sqrt(np.linalg.det(vectors @ vectors.T))) if len(vectors) else 1.0
     near = float(np.prod(np.minimum(1.0, 2 * cutoff / np.maximum(extent, 1e-9))))
@@ -111,3 +124,96 @@ def _check_number(
             f"angstrom, {needed / 2**30:.3g} GiB, with {free / 2**30:.3g} GiB free: check that cell, "
             "positions and cutoff are in angstrom"
         )
+
+
+class _Reference(NamedTuple):
+    """A geometry and all its pairs up to the cutoff and the skin."""
+
+    positions: NDArray[np.float64]
+    cell: NDArray[np.float64]
+    pbc: NDArray[np.bool_]
+    cutoff: float
+    pairs: NDArray[np.int64]
+    images: NDArray[np.int64]
+
+
+class SkinList:
+    """
+    `neighbour_pairs` along a trajectory, from a longer list that is made anew only when it has to be.
+
+    The list holds all pairs up to ``cutoff + skin``; those within the cutoff are picked at every call, so
+    that the answer is always that of `neighbour_pairs`, in an order of its own for each sender. It lasts
+    while no pair can have come in from beyond it: while no atom has moved by more than half the skin, in a
+    crystal beside the strain of its cell, and that strain has not used it up.
+
+    Args:
+        skin: Angstrom, at least 0; 0 makes a new list at every call.
+
+    Attributes:
+        builds: How many lists were made.
+
+    Raises:
+        ValueError: for a skin that is no such number.
+    """
+
+    def __init__(self, skin: float = 0.5) -> None:
+        number = not isinstance(skin, bool) and isinstance(skin, (int, float, np.floating))
+        if not number or not 0 <= skin < math.inf:
+            raise ValueError(f"skin must be a number of at least 0, angstrom, got {skin!r}")
+        self.skin, self.builds = float(skin), 0
+        self._reference: _Reference | None = None
+
+    @property
+    def origin(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """Positions and cell of which the list was made, all there is to save for a restart; or None."""
+        known = self._reference
+        return None if known is None else (known.positions, known.cell)
+
+    def __call__(
+        self, positions: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_], cutoff: float
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pairs and images as `neighbour_pairs` returns them, with its arguments and errors."""
+        if self.skin == 0:
+            self.builds += 1
+            return neighbour_pairs(positions, cell, pbc, cutoff)
+        known = self._reference
+        if known is None or not self._lasts(known, positions, cell, pbc, cutoff):
+            known = self.build(positions, cell, pbc, cutoff)
+        (i, j), images = known.pairs, known.images
+        vectors = positions[j] - positions[i] + images @ np.where(pbc[:, None], cell, 0.0)
+        square = np.einsum("ij,ij->i", vectors, vectors)
+        if len(square) and square.min() < _SAME**2:
+            first = int(square.argmin())
+            raise ValueError(f"atoms {i[first]} and {j[first]} are in one place, or in two images of one")
+        near = square < cutoff**2
+        return known.pairs[:, near], images[near]
+
+    def build(
+        self, positions: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_], cutoff: float
+    ) -> _Reference:
+        """Make the list of this geometry."""
+        positions, cell, pbc = np.array(positions, float), np.array(cell, float), np.array(pbc, bool)
+        pairs, images = neighbour_pairs(positions, cell, pbc, cutoff + self.skin)
+        self._reference = _Reference(positions, cell, pbc, cutoff, pairs, images)
+        self.builds += 1
+        return self._reference
+
+    def _lasts(
+        self,
+        known: _Reference,
+        positions: NDArray[np.float64],
+        cell: NDArray[np.float64],
+        pbc: NDArray[np.bool_],
+        cutoff: float,
+    ) -> bool:
+        """Whether no pair within the cutoff can be missing."""
+        if cutoff != known.cutoff or len(positions) != len(known.positions) or (pbc != known.pbc).any():
+            return False
+        before, shrunk = known.positions, 1.0
+        if (cell[pbc] != known.cell[pbc]).any():
+            if not pbc.all():
+                return False
+            strain = np.linalg.solve(known.cell, cell)
+            before, shrunk = before @ strain, float(np.linalg.svd(strain, compute_uv=False)[-1])
+        moved = float(np.sqrt(((positions - before) ** 2).sum(1).max(initial=0.0)))
+        return shrunk * (cutoff + self.skin) - 2 * moved > cutoff + _EDGE

@@ -1,4 +1,4 @@
-"""Which system each row of a ragged batch belongs to: the one way from rows to systems and back."""
+"""Segments of a ragged batch: sums from rows to systems, and expansion from systems to rows."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Segments:
     """
     Rows of a batch, and the segment (system, or group of atoms) that each belongs to.
 
-    Every sum over the atoms of a system goes through `sum`, so a batch whose atoms are spread over several
-    processes needs no more than a subclass with another one. Sums are deterministic.
+    Every sum over the atoms of a system goes through `sum`, so a batch whose atoms are distributed over
+    several processes only needs a subclass with another `sum`. Sums are deterministic.
 
     Attributes:
-        ptr: ``[n_segments + 1]`` int64 first row of each segment, of rows in order.
+        ptr: ``[n_segments + 1]`` int64 first row of each segment, for sorted rows.
         index: ``[n_rows]`` int64 segment of each row.
-        order: ``[n_rows]`` int64 that sorts rows by segment; None where they are sorted.
+        order: ``[n_rows]`` int64 order that sorts rows by segment; None if they are sorted.
 
     Example:
         >>> import torch
@@ -40,11 +40,11 @@ class Segments:
     @classmethod
     def of(cls, index: Tensor, n_segments: int) -> Segments:
         """
-        Segments of rows in any order.
+        Make segments of rows in any order.
 
         Args:
             index: ``[n_rows]`` int64 segment of each row.
-            n_segments: How many, empty ones at the end included.
+            n_segments: Number of segments, including empty ones at the end.
         """
         counts = torch.bincount(index, minlength=n_segments)
         ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
@@ -55,17 +55,17 @@ class Segments:
     @classmethod
     def counted(cls, counts: Tensor, device: torch.device) -> Segments:
         """
-        Segments of so many rows each.
+        Make segments with given numbers of rows.
 
         Args:
-            counts: ``[n_segments]`` int64 on the CPU.
-            device: Where the segments go.
+            counts: ``[n_segments]`` int64 number of rows per segment, on the CPU.
+            device: Device of the segments.
         """
         ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
         return cls(ptr.to(device), torch.arange(len(counts)).repeat_interleave(counts).to(device))
 
     def repeated(self, size: int) -> Segments:
-        """Segments of the numbers of flattened rows of ``size`` numbers."""
+        """The segments of the elements of flattened rows with ``size`` elements each."""
         if size == 1:
             return self
         order = self.order
@@ -74,41 +74,41 @@ class Segments:
         return Segments(self.ptr * size, self.index.repeat_interleave(size), order)
 
     def with_unknowns(self, size: int) -> Segments:
-        """These rows, and after them ``size`` more of every segment that belong to no atom."""
+        """These rows, followed by ``size`` additional rows per segment that belong to no atom."""
         numbers = torch.arange(self.n_segments, device=self.index.device).repeat_interleave(size)
         return Segments.of(torch.cat((self.index, numbers)), self.n_segments)
 
     @property
     def n_segments(self) -> int:
-        """How many segments."""
+        """Number of segments."""
         return len(self.ptr) - 1
 
     @property
     def n_rows(self) -> int:
-        """How many rows."""
+        """Number of rows."""
         return len(self.index)
 
     def sum(self, values: Tensor) -> Tensor:
-        """``[n_rows, ...]`` float32 or float64 -> ``[n_segments, ...]``; empty segments are 0."""
+        """Sum ``[n_rows, ...]`` float32 or float64 -> ``[n_segments, ...]``; empty segments give 0."""
         if self.order is None:
             return segment_sum(values, self.ptr, self.index)
         return segment_sum(values[self.order], self.ptr, self.index[self.order])
 
     def expand(self, values: Tensor) -> Tensor:
-        """``[n_segments, ...]`` -> ``[n_rows, ...]``."""
+        """Copy ``[n_segments, ...]`` to rows ``[n_rows, ...]``."""
         if self.order is not None:
             return values.index_select(0, self.index)
         return segment_expand(values, self.ptr, self.index)
 
     def mean(self, values: Tensor) -> Tensor:
-        """``[n_rows, ...]`` -> ``[n_segments, ...]``; empty segments are 0."""
+        """Average ``[n_rows, ...]`` -> ``[n_segments, ...]``; empty segments give 0."""
         counts = self.sum(values.new_ones(self.n_rows)).clamp(min=1)
         return self.sum(values) / counts.view(-1, *(1,) * (values.ndim - 1))
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
-        """``[..., n_rows]`` and ``[..., n_rows]`` -> ``[..., n_segments]`` float64."""
+        """Dot product per segment: ``[..., n_rows]`` twice -> ``[..., n_segments]`` float64."""
         return self.sum((a * b).double().movedim(-1, 0)).movedim(0, -1)
 
     def norm(self, a: Tensor) -> Tensor:
-        """``[..., n_rows]`` -> ``[..., n_segments]`` float64."""
+        """Norm per segment: ``[..., n_rows]`` -> ``[..., n_segments]`` float64."""
         return self.dot(a, a).sqrt()

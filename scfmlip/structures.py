@@ -1,8 +1,8 @@
 """
-Structures from files, as far as they can be read, and to extended XYZ, as far as it can hold them.
+Read structures from files, and write them to extended XYZ.
 
-ASE reads them. Around it stands what it does not look at: flags of periodicity that are no flags, frames
-behind an empty line, numbers of atoms that no file holds, frames that are not there.
+ASE reads the files. This module adds checks that ASE lacks: invalid flags of periodicity, frames after an
+empty line, impossible numbers of atoms, and missing frames.
 """
 
 from __future__ import annotations
@@ -20,27 +20,48 @@ if TYPE_CHECKING:
 
 _PBC = re.compile(r"""\bpbc=("[^"]*"|'[^']*'|\{[^}]*\}|\[[^]]*\]|\S+)""", re.IGNORECASE)
 _FLAGS = {"t", "f", "true", "false", "1", "0"}
-# atoms, below which nobody waits
+# files with fewer atoms are read quickly enough
 _LARGE = 10**6
 
 
 class FileError(ValueError):
-    """A file that is no file of structures; the message names it and says why."""
+    """
+    Raised for a file without readable structures; the message names the file and the reason.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from scfmlip.structures import FileError, read_structures
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder, "cut.xyz")
+        ...     _ = file.write_text("3 atoms are promised, none is there")
+        ...     try:
+        ...         frames = read_structures(file)
+        ...     except FileError as error:
+        ...         print(type(error).__name__, "cut.xyz" in str(error))
+        FileError True
+    """
 
 
 def read_structures(path: str | Path, index: str | int = ":", what: str = "") -> list[Atoms]:
     """
-    The frames of a file, as ASE reads it.
+    Read the frames of a file with ASE.
 
     Args:
         path: The file.
         index: ASE's index of the frames: 0, "-1", "10:20", "::5".
-        what: What named the file, for messages.
+        what: The option that gave the file, for messages.
 
     Raises:
-        FileNotFoundError: if there is none.
-        FileError: for one that is empty, cut off or of no known format, that holds no such frame, or frames
-            behind an empty line, or whose ``pbc`` is anything but T and F, which ASE takes for T.
+        FileNotFoundError: if there is no such file.
+        FileError: for a file that is empty, truncated or of unknown format, that lacks the frames, has frames
+            after an empty line, or whose ``pbc`` is anything but T and F (ASE would read that as T).
+
+    Example:
+        >>> from scfmlip.data import path
+        >>> from scfmlip.structures import read_structures
+        >>> frames = read_structures(path("sio2_vacancy.xyz"))
+        >>> [(len(atoms), int(atoms.info["charge"])) for atoms in frames]
+        [(71, 1), (71, 2), (72, 0)]
     """
     try:
         return _read(Path(path), index)
@@ -54,18 +75,25 @@ def read_frames(
     path: Path, index: str = ":", skip: bool = False
 ) -> tuple[list[tuple[str, Atoms]], list[str]]:
     """
-    The frames of a file with their names, without those that cannot be read if they are to be skipped.
+    Read the frames of a file with their names; optionally skip unreadable frames.
 
     Args:
         path: The file.
-        index: As in `read_structures`.
-        skip: Go on after frames that cannot be read, in extended XYZ.
+        index: See `read_structures`.
+        skip: Skip frames that cannot be read, in extended XYZ.
 
     Returns:
-        Names and frames, and what was wrong with those left out.
+        Names and frames, and the errors of skipped frames.
 
     Raises:
-        FileNotFoundError, FileError: as `read_structures`.
+        FileNotFoundError, FileError: as in `read_structures`.
+
+    Example:
+        >>> from scfmlip.data import path
+        >>> from scfmlip.structures import read_frames
+        >>> named, left_out = read_frames(path("al_water.xyz"), ":", skip=True)
+        >>> len(named), left_out
+        (2, [])
     """
     where = f"{path}" if index == ":" else f"{path}@{index}"
     try:
@@ -86,20 +114,26 @@ def read_frames(
 
 def read_frame(path: Path, index: int) -> Atoms:
     """
-    One frame of a file.
+    Read one frame of a file.
 
     Raises:
-        FileNotFoundError, FileError: as `read_structures`.
+        FileNotFoundError, FileError: as in `read_structures`.
+
+    Example:
+        >>> from scfmlip.data import path
+        >>> from scfmlip.structures import read_frame
+        >>> read_frame(path("al_water.xyz"), 1).get_chemical_formula()
+        'H12Al18O6'
     """
     return _read(path, index)[0]
 
 
 def _wanted(index: str | int) -> slice:
     """
-    Frames as a slice, one too: for -6 ASE reads some frame where there are five.
+    Convert an index to a slice, because ASE reads some frame for index -6 of five frames.
 
     Raises:
-        FileError: for an index that is none.
+        FileError: for an invalid index.
     """
     from ase.utils import string2index
 
@@ -112,7 +146,7 @@ def _wanted(index: str | int) -> slice:
 
 
 def _read(path: Path, index: str | int) -> list[Atoms]:
-    """Frames, or a `FileError` that names the file."""
+    """Read frames, or raise a `FileError` that names the file."""
     from ase.io import read
 
     if path.is_dir():
@@ -126,9 +160,9 @@ def _read(path: Path, index: str | int) -> list[Atoms]:
             _check_counts(path)
         frames = cast("list[Atoms]", read(path, wanted, do_not_split_by_at_sign=True))
         if is_extxyz(path):
-            # what stands behind one frame, counted from the start, does not matter
+            # content after the requested frame, counted from the start, does not matter
             _check_whole(path, not one or wanted.start < 0)
-    except Exception as error:  # ASE's readers raise whatever they trip over
+    except Exception as error:  # ASE's readers may raise anything
         if isinstance(error, OSError) and error.errno is not None:
             raise
         if path.stat().st_size == 0:
@@ -145,7 +179,15 @@ def _read(path: Path, index: str | int) -> list[Atoms]:
 
 
 def is_extxyz(path: Path) -> bool:
-    """Whether ASE takes a file for extended XYZ."""
+    """
+    Whether ASE reads a file as extended XYZ.
+
+    Example:
+        >>> from scfmlip.data import path
+        >>> from scfmlip.structures import is_extxyz
+        >>> is_extxyz(path("al_water.xyz"))
+        True
+    """
     from ase.io.formats import UnknownFileTypeError, filetype
 
     try:
@@ -156,10 +198,10 @@ def is_extxyz(path: Path) -> bool:
 
 def _check_counts(path: Path) -> None:
     """
-    Look at the numbers of atoms in an extended XYZ file, which ASE believes: it would count to a billion.
+    Check the numbers of atoms in an extended XYZ file; ASE would trust a number of a billion.
 
     Raises:
-        FileError: for one that is more than the lines behind it.
+        FileError: if a number exceeds the lines that follow it.
     """
     from ase.io.formats import open_with_compression
 
@@ -174,7 +216,7 @@ def _check_counts(path: Path) -> None:
 
 
 def _wrong_flags(line: str) -> str | None:
-    """What a line of extended XYZ says of periodicity, if that is neither true nor false; None if it is."""
+    """An invalid ``pbc`` in a line of extended XYZ, as a message; None if it is valid."""
     found = _PBC.search(line) if "pbc" in line.lower() else None
     flags = re.findall(r"[^\s,\"'{}\[\]]+", found.group(1)) if found else []
     wrong = any(flag.lower() not in _FLAGS for flag in flags)
@@ -183,11 +225,11 @@ def _wrong_flags(line: str) -> str | None:
 
 def _check_whole(path: Path, all_count: bool) -> None:
     """
-    Look at what ASE does not in an extended XYZ file that it could read.
+    Check an extended XYZ file for problems that ASE ignores.
 
     Raises:
-        FileError: for ``pbc`` that is anything but T and F, which ASE takes for T; where the number of frames
-            matters (``all_count``), for frames behind an empty line, at which ASE stops.
+        FileError: for ``pbc`` other than T and F, which ASE reads as T; and, if the number of frames matters
+            (``all_count``), for frames after an empty line, at which ASE stops.
     """
     from ase.io.formats import open_with_compression
 
@@ -212,7 +254,7 @@ def _check_whole(path: Path, all_count: bool) -> None:
 
 
 def _each(path: Path) -> Iterator[Atoms | str]:
-    """Every frame of an extended XYZ file, or what is wrong with it."""
+    """Every frame of an extended XYZ file, or a message if it cannot be read."""
     from ase.io import read
     from ase.io.formats import open_with_compression
 
@@ -245,19 +287,28 @@ def _each(path: Path) -> Iterator[Atoms | str]:
 
 def frame_text(atoms: Atoms, wanted: Iterable[str]) -> tuple[str, list[str]]:
     """
-    A frame as extended XYZ from which it can be read again.
+    Write a frame as extended XYZ that can be read back.
 
-    Empty texts, some backslashes and spaces in columns make ASE's reader lose what stands behind them.
+    Empty strings, some backslashes and spaces in columns make ASE's reader lose the values after them.
 
     Args:
-        atoms: The frame; what the format cannot hold is taken from it.
+        atoms: The frame; values that the format cannot hold are removed from it.
         wanted: Names of ``atoms.info`` and ``atoms.arrays`` that must not be lost.
 
     Returns:
-        The text, and the names of what was left out.
+        The text, and the names of removed values.
 
     Raises:
-        ValueError: if it cannot be written all the same.
+        ValueError: if it cannot be written even so.
+
+    Example:
+        >>> import ase.build
+        >>> from scfmlip.structures import frame_text
+        >>> water = ase.build.molecule("H2O")
+        >>> water.info["charge"] = 0
+        >>> text, left_out = frame_text(water, ["charge"])
+        >>> text.splitlines()[0], left_out
+        ('3', [])
     """
     text = _survives(atoms)
     dropped: list[str] = []
@@ -278,10 +329,10 @@ def frame_text(atoms: Atoms, wanted: Iterable[str]) -> tuple[str, list[str]]:
 
 
 def _survives(atoms: Atoms) -> str | None:
-    """A frame's text if every name in it is there after reading, else None."""
+    """A frame's text if every name in it survives reading, else None."""
     from ase.io import read, write
 
-    if any(value is None for value in atoms.info.values()):  # would be read as T
+    if any(value is None for value in atoms.info.values()):  # ASE would read it as T
         return None
     content = io.StringIO()
     try:

@@ -1,8 +1,9 @@
 """
-The glossary: one name, shape, dtype and unit for each quantity, used throughout.
+The glossary: one name, shape, dtype and unit for each quantity.
 
-Positions and everything derived from them are float32 or float64; a call's tensors share one dtype and
-one device. `n_systems` systems of a batch are contiguous; `n_atoms` counts all of their atoms.
+Positions and everything derived from them are float32 or float64. The tensors of a call share one dtype and
+one device. The atoms of each of the `n_systems` systems in a batch are contiguous; `n_atoms` counts all of
+them.
 
 | name | shape | unit | meaning |
 |---|---|---|---|
@@ -20,9 +21,9 @@ one device. `n_systems` systems of a batch are contiguous; `n_atoms` counts all 
 | `frac` | `[n_atoms, 3]` float64 | turns | fractional coordinates |
 | `edge_index` | `[2, n_edges]` int64 | | sender, receiver |
 
-Rows of multipoles and features are ordered l first, then width, then m. At the user's door m = 1 is
-Cartesian, `[q, d_x, d_y, d_z]`; where we meet MACE it is e3nn's `[q, d_y, d_z, d_x]`. Every function
-that takes rows says which.
+Rows of multipoles and features are ordered by l first, then width, then m. In the public API, l = 1 is
+Cartesian, `[q, d_x, d_y, d_z]`; at the interface to MACE it has e3nn's order `[q, d_y, d_z, d_x]`. Every
+function that takes rows says which order it uses.
 """
 
 from typing import Literal
@@ -36,9 +37,10 @@ BoundaryName = Literal[
 ]
 Compat = Literal["graph_longrange", "les"]
 
-# where e3nn's (y, z, x) find x, y, z, and back
+# indices of x, y, z in e3nn's (y, z, x), and the inverse
 CARTESIAN_FROM_E3NN = (2, 0, 1)
-# of a row of multipoles: [q, d_y, d_z, d_x, ...] -> [q, d_x, d_y, d_z, ...]; quadrupoles are the same in both
+# the same for rows of multipoles: [q, d_y, d_z, d_x, ...] -> [q, d_x, d_y, d_z, ...]; quadrupoles do not
+# change
 CARTESIAN_ROWS_FROM_E3NN = (0, 3, 1, 2, 4, 5, 6, 7, 8)
 E3NN_ROWS_FROM_CARTESIAN = (0, 2, 3, 1, 4, 5, 6, 7, 8)
 E3NN_FROM_CARTESIAN = (1, 2, 0)

@@ -1,9 +1,9 @@
 """
-Units and physical constants, once.
+Units and physical constants.
 
-Everything public is in electronvolt, angstrom and elementary charges: energies eV, forces eV/angstrom,
-stress eV/angstrom^3 (ASE's sign: positive when the cell wants to shrink), charges e, dipoles e angstrom,
-potentials V, fields V/angstrom.
+The public API uses electronvolt, angstrom and elementary charges: energies eV, forces eV/angstrom, stress
+eV/angstrom^3 (ASE's sign: positive if the cell tends to shrink), charges e, dipoles e angstrom, potentials V,
+fields V/angstrom.
 """
 
 import math
@@ -17,6 +17,6 @@ FIELD_CONSTANT = 1 / VACUUM_PERMITTIVITY
 # 1 / (4 pi epsilon_0) = 14.39964 eV angstrom / e^2: two point charges interact with this over r
 COULOMB_CONSTANT = FIELD_CONSTANT / (4 * math.pi)
 
-# Potential at a charge of a simple cubic lattice in a uniform background, times L / charge, sign
-# reversed (Makov and Payne, Phys. Rev. B 51, 4014 (1995))
+# Minus the potential at a charge of a simple cubic lattice in a uniform background, times L / charge
+# (Makov and Payne, Phys. Rev. B 51, 4014 (1995))
 CUBIC_MADELUNG = 2.8372974794806

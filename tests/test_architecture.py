@@ -41,10 +41,11 @@ LAYERS = [
     "models",
     "training",
     "interfaces",
+    "md",
     "cli",
 ]
 # layers that are only there with the extra `mace`
-WITH_MACE = ("mace_torch", "interfaces", "cli", "models", "training")
+WITH_MACE = ("mace_torch", "interfaces", "cli", "md", "models", "training")
 
 
 def name(path):

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders that one process writes at a time."""
+"""Files that are written atomically, and folders that one process may write to."""
 
 import os
 import signal
@@ -81,7 +81,7 @@ def test_permissions_are_kept(tmp_path):
 def test_what_is_no_file_or_protected_is_refused(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match="is a folder"):
         write_text(tmp_path, "x")
-    with pytest.raises(FileExistsError, match="no ordinary file"):
+    with pytest.raises(FileExistsError, match="not an ordinary file"):
         write_text(Path(os.devnull), "x")
     path = tmp_path / "a.txt"
     write_text(path, "one")

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from scfmlip import neighbours
 from scfmlip.mace_torch.cells import reference_cell
-from scfmlip.neighbours import neighbour_pairs
+from scfmlip.neighbours import SkinList, neighbour_pairs
 
 PERIODICITIES = list(itertools.product((True, False), repeat=3))
 CELLS = {
@@ -139,3 +139,55 @@ def test_a_cell_that_is_no_cell_is_refused(pbc):
     """One atom would have more neighbours than memory holds."""
     with pytest.raises(ValueError, match=r"so small that 1 atoms have more than 1e[+]05 neighbours"):
         neighbour_pairs(np.zeros((1, 3)), np.diag([1e-7, 5.0, 5.0]), np.array(pbc), 5.0)
+
+
+@pytest.mark.parametrize("pbc", [(True, True, True), (True, False, True), (False, False, False)], ids=str)
+@pytest.mark.parametrize("strained", [False, True])
+def test_a_list_with_a_skin_is_a_fresh_one(pbc, strained):
+    """At every step of a walk through cells, with a cell that changes, and it is not made anew every time."""
+    generator, pbc, cutoff = np.random.default_rng(3), np.array(pbc), 3.0
+    cell = CELLS["sheared"] * 1.5
+    positions = generator.uniform(-1, 2, (12, 3)) @ cell
+    velocities, kept, steps = generator.normal(scale=0.03, size=(12, 3)), SkinList(1.0), 40
+    for step in range(steps):
+        got, want = kept(positions, cell, pbc, cutoff), neighbour_pairs(positions, cell, pbc, cutoff)
+        assert as_set(got) == as_set(want)
+        positions = positions + velocities + generator.normal(scale=0.005, size=(12, 3))
+        if strained:
+            strain = np.eye(3) + generator.normal(scale=2e-3, size=(3, 3))
+            positions, cell = positions @ strain, cell @ strain
+        if step == 30:  # an atom back in the cell
+            positions[3] += cell[0] * pbc[0]
+    assert kept.builds <= steps // 2 or (strained and not pbc.all())
+    assert kept.builds > 2
+
+
+def test_pairs_come_in_from_beyond_a_skin():
+    """Two atoms that fly at each other, each a little less than half a skin a step."""
+    cell, pbc, kept = np.eye(3) * 30.0, np.ones(3, dtype=bool), SkinList(0.5)
+    for step in range(12):
+        positions = np.array([[0.0, 0, 0], [5.0, 0, 0]]) + step * np.array([[0.24, 0, 0], [-0.24, 0, 0]])
+        pairs, _ = kept(positions, cell, pbc, 3.0)
+        near = abs(positions[1, 0] - positions[0, 0]) < 3.0
+        assert pairs.shape[1] == 2 * near
+
+
+def test_a_shrinking_crystal_needs_a_new_list():
+    cell, pbc, kept = np.eye(3) * 4.0, np.ones(3, dtype=bool), SkinList(0.2)
+    for scale in (1.0, 0.99, 0.97, 0.74):
+        pairs, _ = kept(np.zeros((1, 3)), cell * scale, pbc, 3.0)
+        assert pairs.shape[1] == (6 if 4 * scale < 3 else 0)
+
+
+def test_what_a_list_with_a_skin_refuses():
+    for skin in (-1, np.nan, np.inf, True, "x", None):
+        with pytest.raises(ValueError, match="skin must be a number of at least 0, angstrom"):
+            SkinList(skin)
+    cell, pbc, kept = np.eye(3) * 9.0, np.ones(3, dtype=bool), SkinList(1.0)
+    kept(np.array([[0.0, 0, 0], [0.2, 0, 0]]), cell, pbc, 3.0)
+    with pytest.raises(ValueError, match="atoms 0 and 1 are in one place"):
+        kept(np.array([[0.1, 0, 0], [0.1, 0, 0]]), cell, pbc, 3.0)
+    assert kept.builds == 1
+    # another cutoff, another number of atoms
+    assert kept(np.zeros((1, 3)), cell, pbc, 9.5)[0].shape == (2, 6)
+    assert kept(np.zeros((1, 3)), cell, pbc, 2.0)[0].shape == (2, 0)

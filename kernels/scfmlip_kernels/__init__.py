@@ -1,4 +1,4 @@
-"""Tensor-level operators: Triton on a GPU, fast PyTorch elsewhere. Knows no atoms, units or models."""
+"""Tensor-level operators: Triton on a GPU, fast PyTorch elsewhere. No atoms, units or models in here."""
 
 from .channelwise_conv import channelwise_conv
 from .channelwise_conv.edges import EdgeOrder, sort_edges

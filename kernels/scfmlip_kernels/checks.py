@@ -1,7 +1,7 @@
 """
-Refusals of bad input that operators share, with the operator, the argument and what to do.
+Input checks that the operators share; messages name the operator, the argument and what to do.
 
-They look at shapes, dtypes and devices, and at values only where that costs nothing: on a CPU, and not while
+They check shapes, dtypes and devices. They read values only where that costs nothing: on a CPU, and not while
 a compiler traces or `torch.vmap` batches.
 """
 
@@ -19,9 +19,9 @@ _LOW = (torch.float16, torch.bfloat16)
 
 def outside_autocast(*tensors: Any) -> tuple[Any, ...]:
     """
-    What `torch.autocast` makes of an operator's inputs: float32 for those of lower precision.
+    An operator's inputs under `torch.autocast`: lower precisions become float32.
 
-    Operators are on what PyTorch calls the float32 list. Outside of autocast nothing changes.
+    Our operators behave as those on PyTorch's autocast float32 list. Outside autocast nothing changes.
     """
     for tensor in tensors:
         if isinstance(tensor, Tensor) and tensor.dtype in _LOW:
@@ -37,14 +37,14 @@ def outside_autocast(*tensors: Any) -> tuple[Any, ...]:
 
 
 def readable(*tensors: Tensor) -> bool:
-    """Whether values can be looked at for free."""
+    """Whether values can be read without cost."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
     return all([tensor.is_cpu and not is_batched(tensor) for tensor in tensors])
 
 
 def check_tensors(op: str, **tensors: Any) -> None:
-    """Tensors, all on one device."""
+    """Check that all are tensors on one device."""
     first = None
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
@@ -56,7 +56,7 @@ def check_tensors(op: str, **tensors: Any) -> None:
 
 
 def check_floats(op: str, **tensors: Tensor) -> None:
-    """One floating dtype."""
+    """Check that all share one dtype, float32 or float64."""
     first = None
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS:
@@ -68,7 +68,7 @@ def check_floats(op: str, **tensors: Tensor) -> None:
 
 
 def check_shape(op: str, name: str, tensor: Tensor, shape: tuple[Any, ...]) -> None:
-    """A shape; sizes that are strings may be any."""
+    """Check a shape; sizes given as strings may have any value."""
     if tensor.ndim != len(shape) or any(
         not isinstance(want, str) and got != want for got, want in zip(tensor.shape, shape, strict=True)
     ):
@@ -77,7 +77,7 @@ def check_shape(op: str, name: str, tensor: Tensor, shape: tuple[Any, ...]) -> N
 
 
 def check_index(op: str, name: str, index: Tensor, n: int, what: str) -> None:
-    """int64, and where it can be looked at within ``0 .. n - 1``."""
+    """Check that an index is int64 and, where values can be read, within ``0 .. n - 1``."""
     if index.dtype != torch.int64:
         raise TypeError(f"{op}: {name} must be int64, got {index.dtype}: convert it with .long()")
     if readable(index) and index.numel():
@@ -87,13 +87,13 @@ def check_index(op: str, name: str, index: Tensor, n: int, what: str) -> None:
 
 
 def check_rank(op: str, rank: Any) -> None:
-    """A whole number from 0 on."""
+    """Check that a rank is an integer of at least 0."""
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 0:
-        raise ValueError(f"{op}: rank must be a whole number from 0 on, got {rank!r}")
+        raise ValueError(f"{op}: rank must be an integer of at least 0, got {rank!r}")
 
 
 def check_pointers(op: str, name: str, ptr: Any, n_rows: int, rows: str) -> None:
-    """``[n + 1]`` int64 on the CPU: from 0, not decreasing, to the number of rows."""
+    """Check pointers ``[n + 1]``: int64 on the CPU, from 0 to the number of rows, not decreasing."""
     if not isinstance(ptr, Tensor) or ptr.dtype != torch.int64 or ptr.ndim != 1 or not len(ptr):
         found = f"{ptr.dtype} {list(ptr.shape)}" if isinstance(ptr, Tensor) else type(ptr).__name__
         raise ValueError(

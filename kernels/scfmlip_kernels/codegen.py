@@ -1,4 +1,4 @@
-"""Triton kernels written as source text: a writer of lines, and the kernel that a text defines."""
+"""Triton kernels from generated source text: a line writer, and the kernel that a text defines."""
 
 import hashlib
 import linecache
@@ -11,7 +11,7 @@ import triton.language as tl
 
 
 class SourceWriter:
-    """Lines of a source, each at a depth of indentation."""
+    """Collects lines of source text, each with its indentation depth."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -21,7 +21,7 @@ class SourceWriter:
         self.lines.append("    " * depth + line)
 
     def add_block(self, text: str, depth: int = 0) -> None:
-        """Several lines, indented by ``depth`` more than they are; empty ones around them are left out."""
+        """Add several lines, indented by ``depth`` more; leading and trailing empty lines are dropped."""
         for line in text.strip("\n").splitlines():
             self.add(depth, line)
 
@@ -33,13 +33,13 @@ class SourceWriter:
 @lru_cache(maxsize=4096)
 def kernel_of(source: str, operator: str, sizes: tuple[str, ...] = (), *helpers: tuple[str, Any]) -> Any:
     """
-    The kernel of a source, compiled when it is first launched.
+    The kernel that a source defines, compiled at its first launch.
 
     Args:
-        source: Defines one function.
-        operator: Whose kernel it is, for tracebacks and profiles.
-        sizes: Arguments that must not make it compile again.
-        helpers: Names that the source uses beside ``tl``, and what they are.
+        source: Text that defines one function.
+        operator: Name of the operator, for tracebacks and profiles.
+        sizes: Arguments whose values must not trigger another compilation.
+        helpers: Pairs of name and value that the source uses besides ``tl``.
     """
     name = f"<scfmlip {operator} {hashlib.sha256(source.encode()).hexdigest()[:16]}>"
     # triton and debuggers read the source through linecache, which keeps entries without a modification time

@@ -20,10 +20,18 @@ def backend(name: Backend) -> Iterator[None]:
     Args:
         name: ``"auto"`` runs Triton on CUDA or ROCm tensors, and on CPU tensors too when Triton's
             interpreter is on (``TRITON_INTERPRET=1``); ``"cpu"`` keeps CPU tensors on the CPU path
-            even then; ``"triton"`` insists on the kernels.
+            even then; ``"triton"`` always runs the kernels.
 
     Raises:
         ValueError: for another name.
+
+    Example:
+        >>> import torch, scfmlip_kernels
+        >>> x, weights, species = torch.ones(2, 1, 3), torch.ones(1, 3, 3), torch.tensor([0, 0])
+        >>> with scfmlip_kernels.backend("cpu"):  # the CPU path, even where the interpreter is on
+        ...     out = scfmlip_kernels.indexed_linear(x, weights, species)
+        >>> out.flatten()
+        tensor([3., 3., 3., 3., 3., 3.])
     """
     if name not in ("auto", "cpu", "triton"):
         raise ValueError(f"backend must be 'auto', 'cpu' or 'triton', got {name!r}")
@@ -35,12 +43,12 @@ def backend(name: Backend) -> Iterator[None]:
 
 
 def interpreting() -> bool:
-    """Whether Triton's interpreter was asked for."""
+    """Whether Triton's interpreter is on."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def needs_kernel_tables(device: torch.device) -> bool:
-    """Whether operators on tensors of this device will run Triton kernels, as things are."""
+    """Whether operators on tensors of this device currently run Triton kernels."""
     return device.type == "cuda" or (_forced[-1] != "cpu" and interpreting())
 
 
@@ -59,11 +67,11 @@ def runs_triton(tensor: Tensor) -> bool:
 
 def loop_over_batch(op: Any, info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
     """
-    ``torch.vmap`` of an operator, one element of the batch at a time.
+    ``torch.vmap`` of an operator by a loop over the batch.
 
     Args:
         op: The operator.
-        info: What ``register_vmap`` hands over; its ``batch_size`` is used.
+        info: The object that ``register_vmap`` passes; its ``batch_size`` is used.
         in_dims: Batch dimension of each argument, or None.
         args: The arguments.
 
@@ -80,7 +88,7 @@ def loop_over_batch(op: Any, info: Any, in_dims: Sequence[int | None], *args: An
 
 
 def vmap_by_loop(definition: Any, name: str) -> None:
-    """Let ``torch.vmap`` run a custom operator one element of the batch at a time."""
+    """Make ``torch.vmap`` run a custom operator by a loop over the batch."""
 
     @definition.register_vmap
     def _(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:

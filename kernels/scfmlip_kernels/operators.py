@@ -1,15 +1,16 @@
 """
-How an operator becomes part of PyTorch: autograd, `torch.func`, vmap, autocast and compilers.
+Registration of operators with PyTorch: autograd, `torch.func`, vmap, autocast and compilers.
 
-`torch.library.custom_op` cannot be used inside `torch.func`: `grad` raises, and forward mode drops tangents
-without a word, so that `jacfwd` and `hessian` are 0. Here the operator's autograd kernel is a node of one
-level of `torch.func` at a time, as PyTorch's own operators have them, and forward mode has rules of its own.
-Whatever calls the operator can be transformed: the public function, an exported graph, another backward.
+`torch.library.custom_op` cannot be used inside `torch.func`: `grad` raises, and forward mode silently drops
+tangents, so that `jacfwd` and `hessian` return 0. Here the operator's autograd kernel creates a node for one
+level of `torch.func` at a time, as PyTorch's own operators do, and forward mode has its own rules. Any caller
+of the operator can be transformed: the public function, an exported graph, another backward pass.
 
-Under `torch.autocast` operators are on what PyTorch calls the float32 list: inputs of lower precision are
-raised to float32, and so is the result.
+Under `torch.autocast`, operators behave as those on PyTorch's float32 list: inputs of lower precision are
+converted to float32, and the result is float32.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ OPERATORS: dict[str, "Operator"] = {}
 
 
 def sum_of_replaced(call: Callable[..., Tensor], args: Sequence[Any], tangents: Sequence[Any]) -> Tensor:
-    """Derivative of an operator linear in each argument: a sum with each tangent in its argument's place."""
+    """Derivative of a multilinear operator: the sum over arguments, each replaced by its tangent in turn."""
     total = None
     for n, tangent in enumerate(tangents):
         if tangent is not None:
@@ -36,23 +37,38 @@ def sum_of_replaced(call: Callable[..., Tensor], args: Sequence[Any], tangents: 
     return total
 
 
+def on_device_of_arguments(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel, launched on the GPU that its tensors are on: Triton launches on the current one."""
+
+    @functools.wraps(kernel)
+    def run(*args: Any) -> Any:
+        device = next((a.device for a in args if isinstance(a, Tensor) and a.is_cuda), None)
+        if device is None or device.index == torch.cuda.current_device():
+            return kernel(*args)
+        with torch.cuda.device(device):
+            return kernel(*args)
+
+    return run
+
+
 class Operator:
     """
     One operator of the namespace ``scfmlip``; made by `operator`.
 
     Args:
-        name: With the namespace.
-        kernel: Computes it, for tensors without autograd; its annotations are the schema. No result shares
+        name: Name, including the namespace.
+        kernel: The implementation, without autograd; its annotations define the schema. No result may share
             memory with an argument.
     """
 
     def __init__(self, name: str, kernel: Callable[..., Any]) -> None:
-        self.name, self.kernel, short = name, kernel, name.removeprefix("scfmlip::")
+        self.name, short = name, name.removeprefix("scfmlip::")
+        self.kernel = on_device_of_arguments(kernel)
         OPERATORS[name] = self
         schema = torch.library.infer_schema(kernel, mutates_args=())
         _library.define(short + schema, tags=(torch.Tag.pt2_compliant_tag,))
         self.overload: Any = getattr(torch.ops.scfmlip, short).default
-        torch.library.register_kernel(name, None, kernel, lib=_library)  # type: ignore[arg-type]
+        torch.library.register_kernel(name, None, self.kernel, lib=_library)  # type: ignore[arg-type]
         for device in _DEVICES:
             torch.library.register_autocast(name, device, torch.float32, lib=_library)
         self._setup_context: Callable[..., None] | None = None
@@ -61,11 +77,11 @@ class Operator:
         self._register_autograd_kernel(short)
 
     def register_fake(self, function: Callable[..., Any]) -> None:
-        """What compilers need: results without numbers, of the right shapes, dtypes and strides."""
+        """Register the fake kernel for compilers: the results' shapes, dtypes and strides, without data."""
         torch.library.register_fake(self.name, function, lib=_library)
 
     def register_vmap(self, function: Callable[..., Any]) -> None:
-        """Rule of `torch.vmap`, as `torch.library.register_vmap` takes it."""
+        """Register a rule for `torch.vmap`, in the form of `torch.library.register_vmap`."""
         torch.library.register_vmap(self.name, function, lib=_library)
 
     def register_autograd(
@@ -76,18 +92,18 @@ class Operator:
         jvp: Callable[[Sequence[Any], Sequence[Any]], Any] | None = None,
     ) -> None:
         """
-        Derivatives; without them, one that is asked for raises.
+        Register derivatives; without them, requesting one raises.
 
         Args:
             backward: As in `torch.library.register_autograd`.
-            setup_context: The same.
-            jvp: Forward mode, ``jvp(args, tangents)`` with None for arguments without a tangent: the
-                results' tangents. If None the operator has one result, linear in each of its arguments.
+            setup_context: Likewise.
+            jvp: Forward mode: ``jvp(args, tangents)``, with None for arguments without a tangent, returns the
+                results' tangents. If None, the operator must have one result, linear in each argument.
         """
         self._backward, self._setup_context, self._jvp = backward, setup_context, jvp
 
     def _below(self, keyset, args):
-        """The operator without this level of autograd; it mutates nothing, so that views need no record."""
+        """The operator below this level of autograd; it mutates nothing, so views need no tracking."""
         with torch._C._AutoDispatchBelowADInplaceOrView():
             return self.overload.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args)
 
@@ -96,7 +112,7 @@ class Operator:
         if self._backward is None or self._setup_context is None:
             raise NotImplementedError(f"{self.name} has no derivatives: call it under torch.no_grad()")
         if _functorch_is_active():
-            # a node's forward switches derivatives off: not those of the levels further out
+            # a node's forward disables derivatives, but must not disable those of outer levels
             with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
                 result = self._below(keyset, args)
         else:
@@ -107,7 +123,7 @@ class Operator:
         return result
 
     def _node_backward(self, ctx, *grads):
-        # the last argument of the node is no argument of the operator
+        # the last argument of the node is not an argument of the operator
         needed = ctx.needs_input_grad
         ctx.needs_input_grad = needed[:-1]
         try:
@@ -120,7 +136,7 @@ class Operator:
         primals, tangents = zip(*ctx.duals, strict=True)
         results = ctx.result if isinstance(ctx.result, tuple) else (ctx.result,)
         del ctx.duals, ctx.result
-        with forward_ad._set_fwd_grad_enabled(True):  # for the levels further out
+        with forward_ad._set_fwd_grad_enabled(True):  # for the outer levels
             if self._jvp is None:
                 return sum_of_replaced(self.overload, primals, tangents)
             found = self._jvp(primals, tangents)
@@ -132,7 +148,7 @@ class Operator:
         functions = {"forward": self._forward, "backward": self._node_backward, "jvp": self._node_jvp}
         functions["_compiled_autograd_key"] = torch.autograd.Function._compiled_autograd_key
         members = {name: staticmethod(function) for name, function in functions.items()}
-        # not an autograd.Function: under torch.func those turn to the dispatcher, where we are already
+        # not an autograd.Function: under torch.func those call the dispatcher, which called us
         node: Any = type(f"scfmlip_{short}", (_SingleLevelFunction,), members)
 
         def autograd_kernel(keyset, *args):
@@ -152,7 +168,7 @@ class Operator:
 
 
 def _unpacked(args: Sequence[Any]) -> Sequence[tuple[Any, Any]] | None:
-    """Each argument and its tangent, which may be None; None if all are."""
+    """Each argument with its tangent or None; None if no argument has a tangent."""
     found = [forward_ad.unpack_dual(a) if isinstance(a, Tensor) else (a, None) for a in args]
     return found if any(tangent is not None for _, tangent in found) else None
 
@@ -161,5 +177,5 @@ _functorch_is_active = torch._C._are_functorch_transforms_active
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
-    """Decorator that makes a kernel the operator ``name``: it is called by that name in `torch.ops`."""
+    """Decorator that registers a kernel as the operator ``name`` in `torch.ops`."""
     return lambda kernel: Operator(name, kernel)

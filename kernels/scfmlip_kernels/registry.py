@@ -1,8 +1,8 @@
 """
-Descriptions of operators as text that travels with a graph.
+Operator descriptions as text that is stored in the graph.
 
-An operator takes what it computes as JSON, so that an exported graph runs in any process. Each text is parsed
-once per process. The descriptions and texts used last are remembered, so that a call pays for neither.
+An operator takes the description of what it computes as JSON, so an exported graph runs in any process. Each
+text is parsed once per process. Recent descriptions and texts are cached, so calls pay for neither.
 """
 
 import json
@@ -15,21 +15,21 @@ import torch
 
 
 class Description(Protocol):
-    """What an operator computes: a named tuple of numbers, strings and tuples of these."""
+    """Description of what an operator computes: a named tuple of numbers, strings and tuples of these."""
 
     @classmethod
     def from_json(cls, *args: Any, **kwargs: Any) -> Any:
-        """From its fields with lists in place of tuples."""
+        """Build the description from its fields, with lists in place of tuples."""
         ...
 
     def check(self) -> None:
-        """Raise ValueError where it contradicts itself."""
+        """Raise ValueError if the description is inconsistent."""
         ...
 
 
 D = TypeVar("D", bound=Description)
 
-# by the object itself: hashing thousands of terms takes longer than a small contraction
+# keyed by object identity: hashing thousands of terms takes longer than a small contraction
 _texts: OrderedDict[int, tuple[Description, str]] = OrderedDict()
 _MAX_TEXTS = 1024
 _lock = threading.Lock()
@@ -37,17 +37,17 @@ _lock = threading.Lock()
 
 def describe(description: Description) -> str:
     """
-    The text of a description, from which `described` makes an equal one.
+    The text of a description; `described` turns it back into an equal description.
 
     Raises:
-        ValueError: where the description contradicts itself.
+        ValueError: for an inconsistent description.
     """
     found = _texts.get(id(description))
     if found is not None and found[0] is description:
         return found[1]
     description.check()
     named = [type(description).__name__, *tuple(description)]  # type: ignore[arg-type]
-    # numbers of numpy and of torch as Python's
+    # convert numpy and torch scalars to Python numbers
     text = json.dumps(named, separators=(",", ":"), default=lambda number: number.item())
     with _lock:
         _texts[id(description)] = description, text
@@ -58,17 +58,17 @@ def describe(description: Description) -> str:
 
 @torch.compiler.assume_constant_result
 def constant_text(description: Description) -> str:
-    """`describe` for functions that may be compiled: the graph holds the text."""
+    """Like `describe`, for functions that may be compiled: the graph then contains the text."""
     return describe(description)
 
 
 @lru_cache(maxsize=1024)
 def described(text: str, kind: type[D]) -> D:
     """
-    The description of a text; the same object for the same text.
+    The description behind a text; equal texts give the same object.
 
     Raises:
-        ValueError: for a text that describes no ``kind``.
+        ValueError: for a text that does not describe a ``kind``.
     """
     try:
         name, *fields = json.loads(text)

@@ -1,7 +1,7 @@
 """
-Sums over the contiguous segments of a ragged batch and their adjoint, deterministic on every device.
+Sums over the contiguous segments of a ragged batch, and their adjoint; deterministic on every device.
 
-`torch.segment_reduce` does the work; these two operators exist because indexing's own backward adds with
+`torch.segment_reduce` does the work. These two operators exist because the backward pass of indexing uses
 atomics on a GPU, which makes energies irreproducible.
 """
 
@@ -42,7 +42,7 @@ def _(values, ptr, index):
 def _setup_context(ctx, inputs, output):
     _, ptr, index = inputs
     ctx.save_for_backward(ptr, index)
-    # no gradient stays none: zeros would start solves for nothing in what comes before
+    # keep missing gradients as None: zeros would trigger needless adjoint solves upstream
     ctx.set_materialize_grads(False)
 
 
@@ -73,14 +73,14 @@ def _(info, in_dims, values, ptr, index):
 
 
 def _trailing(op, info, in_dims, values, ptr, index):
-    """Both act on rows: a batch of values is one more trailing dimension."""
+    """Both operators act on rows, so a batch of values becomes one more trailing dimension."""
     if in_dims[1] is not None or in_dims[2] is not None:
         return loop_over_batch(op, info, in_dims, values, ptr, index)
     return op(values.movedim(in_dims[0], -1), ptr, index), -1
 
 
 def _check(op: str, values: Tensor, ptr: Tensor, index: Tensor) -> None:
-    """Metadata, and the last pointer where that is free: `torch.segment_reduce` trusts it."""
+    """Check metadata, and the last pointer where reading it is free: `torch.segment_reduce` does not."""
     check_tensors(op, values=values, ptr=ptr, index=index)
     n_rows = index.shape[0] if index.ndim == 1 else -1
     if ptr.dtype != torch.int64 or index.dtype != torch.int64:
@@ -89,7 +89,7 @@ def _check(op: str, values: Tensor, ptr: Tensor, index: Tensor) -> None:
         shapes = f"{list(ptr.shape)} and {list(index.shape)}"
         raise ValueError(f"{op}: ptr must be [n_segments + 1] and index [n_rows], got {shapes}")
     if readable(ptr):
-        # a short list is read faster than an element
+        # converting a short tensor to a list is faster than reading one element
         last = ptr.tolist()[-1] if ptr.shape[0] < 64 else int(ptr[-1])
         if last != n_rows:
             raise ValueError(f"{op}: ptr ends at {last}, index has {n_rows} rows")
@@ -97,7 +97,7 @@ def _check(op: str, values: Tensor, ptr: Tensor, index: Tensor) -> None:
 
 def segment_sum(values: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
     """
-    Sum of each segment's rows.
+    Sum the rows of each segment.
 
     Args:
         values: ``[n_rows, ...]``, float32 or float64.
@@ -109,7 +109,14 @@ def segment_sum(values: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
 
     Raises:
         TypeError: for values that are not float32 or float64, or pointers and indices not int64.
-        ValueError: for shapes that do not fit together, or tensors on different devices.
+        ValueError: for shapes that do not match, or tensors on different devices.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import segment_sum
+        >>> energies = torch.tensor([-1.0, -2.0, -0.5])  # two atoms in the first system, one in the second
+        >>> segment_sum(energies, torch.tensor([0, 2, 3]), torch.tensor([0, 0, 1]))
+        tensor([-3.0000, -0.5000])
     """
     (values,) = outside_autocast(values)
     _check("segment_sum", values, ptr, index)
@@ -123,7 +130,7 @@ def segment_sum(values: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
 
 def segment_expand(values: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
     """
-    Each segment's value at all of its rows: the adjoint of `segment_sum`.
+    Copy each segment's value to all of its rows: the adjoint of `segment_sum`.
 
     Args:
         values: ``[n_segments, ...]``.
@@ -135,7 +142,14 @@ def segment_expand(values: Tensor, ptr: Tensor, index: Tensor) -> Tensor:
 
     Raises:
         TypeError: for pointers and indices that are not int64.
-        ValueError: for shapes that do not fit together, or tensors on different devices.
+        ValueError: for shapes that do not match, or tensors on different devices.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import segment_expand
+        >>> potential = torch.tensor([0.3, -0.1])  # one value for each system
+        >>> segment_expand(potential, torch.tensor([0, 2, 3]), torch.tensor([0, 0, 1]))  # one for each atom
+        tensor([ 0.3000,  0.3000, -0.1000])
     """
     (values,) = outside_autocast(values)
     _check("segment_expand", values, ptr, index)

@@ -1,9 +1,9 @@
 """
-CPU work in blocks: each on one thread of ours, instead of each operation on all of PyTorch's.
+CPU work in blocks: each block runs on one of our threads, instead of each operation on all of PyTorch's.
 
-A block is tens of operations of tens of microseconds. Were every one of them a parallel region of OpenMP,
-threads would meet, spinning, after each: beside other programs on the same cores the one that was put to
-sleep keeps all others, and 20 times the time was seen. Here threads meet once a call.
+A block is tens of operations of tens of microseconds. If each operation were its own OpenMP region, threads
+would synchronise after every one. On a busy machine a single descheduled thread then stalls the rest; we
+measured a 20x slowdown. Here threads synchronise once per call.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ Job = TypeVar("Job")
 Own = TypeVar("Own")
 Found = TypeVar("Found")
 
-# more than these share the interpreter's lock badly: from there on a worker has several of PyTorch's threads
+# more workers contend for the interpreter's lock; beyond this number, each worker uses several PyTorch
+# threads
 _MOST_WORKERS = 8
 
 _lock = threading.Lock()
@@ -28,7 +29,7 @@ _pools: dict[int, ThreadPoolExecutor] = {}
 
 
 def _forget() -> None:
-    """Threads do not survive a fork."""
+    """Drop the pool after a fork, which threads do not survive."""
     global _lock
     _lock = threading.Lock()
     _pools.clear()
@@ -39,14 +40,14 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
 
 
 def worker_threads() -> tuple[int, int]:
-    """How many workers there are, and PyTorch's threads in each."""
+    """Number of workers, and of PyTorch threads per worker."""
     n = torch.get_num_threads()
     workers = min(n, _MOST_WORKERS)
     return workers, n // workers
 
 
 def _pool() -> ThreadPoolExecutor:
-    """Workers for the number of threads that PyTorch has now."""
+    """The worker pool for PyTorch's current number of threads."""
     n = torch.get_num_threads()
     with _lock:
         pool = _pools.get(n)
@@ -56,12 +57,12 @@ def _pool() -> ThreadPoolExecutor:
             met = threading.Barrier(workers)
 
             def begin() -> None:
-                torch.set_num_threads(inner)  # of this worker alone
+                torch.set_num_threads(inner)  # for this worker only
                 met.wait()
 
             for future in [pool.submit(begin) for _ in range(workers)]:
                 future.result()
-            torch.set_num_threads(n)  # also what threads begin with that PyTorch makes later
+            torch.set_num_threads(n)  # also the initial value in threads that PyTorch creates later
     return pool
 
 
@@ -72,17 +73,17 @@ def run_blocks(
     finish: Callable[[Found], None] | None = None,
 ) -> None:
     """
-    ``work(own, job)`` for every job, on several threads; without autograd.
+    Run ``work(own, job)`` for every job on several threads, without autograd.
 
     Args:
-        jobs: Blocks.
-        begin: Makes what a thread keeps for itself, its buffers.
-        work: The work of a block. Only writes what no other block does.
-        finish: Called with what ``work`` returned in the order of the jobs, one at a time: for sums, which
-            have the same bits however many threads there are.
+        jobs: The blocks.
+        begin: Makes a thread's private buffers, passed to ``work`` as ``own``.
+        work: Processes a block. It may only write what no other block writes.
+        finish: Called with each result of ``work``, one at a time in the order of the jobs. Use it for sums:
+            they then do not depend on the number of threads.
 
     Raises:
-        Exception: the first that a block raised.
+        Exception: the first exception that a block raised.
     """
     workers = min(worker_threads()[0], len(jobs))
     if workers <= 1:

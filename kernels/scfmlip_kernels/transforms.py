@@ -1,4 +1,4 @@
-"""What runs on the host inside `torch.func`'s transforms: on values, not on the transforms' wrappers."""
+"""Host code inside `torch.func` transforms: it must see plain values, not the transforms' wrappers."""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 def unwrapped(value: Any) -> Any:
-    """A tensor without the levels of `torch.func`; one that `torch.vmap` batches is the whole batch."""
+    """A tensor without `torch.func`'s wrappers; for one that `torch.vmap` batches, the whole batch."""
     if isinstance(value, Tensor):
         while _functorch.is_functorch_wrapped_tensor(value):
             value = _functorch.get_unwrapped(value)
@@ -22,7 +22,7 @@ def unwrapped(value: Any) -> Any:
 
 
 def is_batched(value: Any) -> bool:
-    """Whether a level of `torch.vmap` batches a tensor."""
+    """Whether `torch.vmap` batches a tensor at any level."""
     if not torch._C._are_functorch_transforms_active():
         return False
     while isinstance(value, Tensor) and _functorch.is_functorch_wrapped_tensor(value):
@@ -34,13 +34,13 @@ def is_batched(value: Any) -> bool:
 
 def on_values(function: Callable[P, R]) -> Callable[P, R]:
     """
-    Decorator: tensors reach the function without the levels of `torch.func`, and what it makes has none.
+    Decorator: the function receives tensors without `torch.func`'s wrappers, and returns plain ones.
 
-    For what plans on the host: it reads values and is not differentiated. New tensors are on the CPU,
-    whatever the default device is.
+    For functions that plan on the host: they read values and are not differentiated. New tensors are created
+    on the CPU, whatever the default device is.
 
     Raises:
-        ValueError: from the function, for an argument that `torch.vmap` batches.
+        ValueError: when the function is called with an argument that `torch.vmap` batches.
     """
 
     @functools.wraps(function)

@@ -1,4 +1,4 @@
-"""The command line: ``scfmlip init | train | evaluate | info | convert | plot | bench | demo | doctor``."""
+"""The command line: ``scfmlip init | train | evaluate | md | info | convert | plot | bench | demo | doctor``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .errors import WRONG_INPUT, Terminated, describe
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     from ..version import __version__
-    from . import bench, completion, convert, demo, doctor, evaluate, info, init, plot, train
+    from . import bench, completion, convert, demo, doctor, evaluate, info, init, md, plot, train
 
     parser = argparse.ArgumentParser(
         prog="scfmlip",
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"scfmlip {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (init, train, evaluate, info, convert, plot, bench, demo, doctor, completion):
+    for module in (init, train, evaluate, md, info, convert, plot, bench, demo, doctor, completion):
         module.add_command(commands)
     commands.choices["completion"].set_defaults(whole=parser)
     text = "show the traceback of an error"
@@ -45,13 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; ``sys.argv`` if None.
 
     Returns:
-        Exit status: 0, or with one line on standard error that says what was wrong 1 (a failure), 2 (a wrong
-        command or input), 130 (Ctrl-C), 143 (SIGTERM).
+        Exit status: 0 on success. Otherwise one line on standard error names the problem, and the status is 1
+        (a failure), 2 (a wrong command or input), 130 (Ctrl-C) or 143 (SIGTERM).
     """
     command, debug = "scfmlip", False
     try:
         with _stops_on_signals(), warnings.catch_warnings():
-            # e3nn's and mace-torch's constants and scripted modules: no concern of the user
+            # warnings about e3nn's and mace-torch's constants and scripted modules do not concern the user
             warnings.filterwarnings("ignore", message=".*TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD.*")
             warnings.filterwarnings("ignore", message="The TorchScript type system")
             arguments = build_parser().parse_args(argv)
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return status
     except BrokenPipeError:
-        # whoever read the output has left; nothing more can be said there, not even when Python ends
+        # the reader of the output is gone; avoid more output, also when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (Exception, KeyboardInterrupt, Terminated) as error:
@@ -77,15 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextmanager
 def _stops_on_signals() -> Iterator[None]:
     """
-    Turn SIGTERM and SIGHUP into `Terminated`.
+    Convert SIGTERM and SIGHUP to `Terminated`.
 
-    Not in torchrun's processes, which wait for each other where Python does not listen: they just end.
+    Not in torchrun's processes: they wait for each other where Python cannot handle signals, and simply end.
     """
     kept = {}
     if threading.current_thread() is threading.main_thread() and os.environ.get("WORLD_SIZE", "1") == "1":
         for name in ("SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
-            # nohup has SIGHUP ignored
+            # nohup ignores SIGHUP
             if number is not None and signal.getsignal(number) is signal.SIG_DFL:
                 kept[number] = signal.signal(number, _stop)
     try:
@@ -96,6 +96,6 @@ def _stops_on_signals() -> Iterator[None]:
 
 
 def _stop(number: int, _: object) -> None:
-    # once is enough: what is cleared away then is not to be interrupted
+    # ignore further signals, so that cleaning up is not interrupted
     signal.signal(number, signal.SIG_IGN)
     raise Terminated(128 + number)

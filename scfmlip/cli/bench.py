@@ -1,4 +1,4 @@
-"""``scfmlip bench``: how fast the Coulomb operator is on this machine."""
+"""``scfmlip bench``: speed of the Coulomb operator on this machine."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def theirs(positions, cell, rows) -> tuple[torch.Tensor, torch.Tensor]:
     """graph-longrange on the workload, one spin at a time as mace-torch calls it."""
     import math
 
-    import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
+    import mace  # noqa: F401  (import it before e3nn, which fails to load its constants otherwise)
     import torch
     from graph_longrange.energy import GTOElectrostaticEnergy
     from graph_longrange.features import GTOElectrostaticFeatures
@@ -159,7 +159,7 @@ def run(arguments: argparse.Namespace) -> int:
             if agreement > tolerance or abs(float(e1 - e2)) > tolerance * abs(float(e2)):
                 raise RuntimeError(
                     f"at {n_atoms} atoms scfmlip and graph-longrange disagree: energies {float(e1)} and "
-                    f"{float(e2)}, forces to {agreement:.1e}; no time is worth printing"
+                    f"{float(e2)}, forces to {agreement:.1e}: times are not printed"
                 )
         times: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(arguments.repeats):

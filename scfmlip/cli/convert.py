@@ -1,4 +1,4 @@
-"""``scfmlip convert``: mace-torch's model files to ours and back."""
+"""``scfmlip convert``: convert mace-torch's model files to ours and back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "convert",
         help="mace-torch's model files to safetensors and back",
         description="Convert a model between mace-torch's pickle (*.model: MACE, ScaleShiftMACE, "
-        "PolarMACE, MACELES) and scfmlip's safetensors file (*.safetensors), with equal numbers. The pickle "
+        "PolarMACE, MACELES) and scfmlip's safetensors file (*.safetensors), with equal results. The pickle "
         "of a MACELES needs the package les, its safetensors file does not. A pickle runs the code it holds "
         "when it is read: --trust-pickle says that you trust the file.",
     )
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output.suffix == ".safetensors":
         save(model if isinstance(model, Model) else from_mace(model), arguments.output)
     else:
-        # torch hides what the disk says: it writes to memory
+        # write to memory first, because torch hides disk errors
         buffer = io.BytesIO()
         torch.save(to_mace(model) if isinstance(model, Model) else model, buffer)
         write_whole(arguments.output, lambda file: file.write(buffer.getbuffer()))

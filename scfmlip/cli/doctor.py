@@ -24,6 +24,9 @@ PACKAGES = (
     "cuequivariance-ops-torch-cu12",
     "cuequivariance-ops-torch-cu13",
     "ase",
+    "openmm",
+    "ipi",
+    "torch-sim-atomistic",
     "matplotlib",
 )
 OPERATORS = (
@@ -88,7 +91,7 @@ def find_problems(versions: dict[str, str | None]) -> list[str]:
         )
     if mace and mace > (0, 3, 16):
         problems.append(
-            f"{say('mace-torch')}: scfmlip knows PolarMACE of 0.3.16 and refuses to accelerate another; "
+            f"{say('mace-torch')}: scfmlip supports PolarMACE of 0.3.16 and refuses to accelerate others; "
             "install mace-torch==0.3.16 for that"
         )
     elif mace and (0, 3, 14) <= mace < (0, 3, 16):
@@ -98,7 +101,7 @@ def find_problems(versions: dict[str, str | None]) -> list[str]:
         )
     elif mace and mace < (0, 3, 14):
         problems.append(
-            f"{say('mace-torch')}: 0.3.14 is the oldest that scfmlip was tried with; install "
+            f"{say('mace-torch')}: 0.3.14 is the oldest version that scfmlip was tested with; install "
             "mace-torch==0.3.16"
         )
     if got("torch") and got("torch") < (2, 11):
@@ -120,7 +123,7 @@ def find_problems(versions: dict[str, str | None]) -> list[str]:
 
 
 def _triton_matches_torch(show: Callable[[str], None]) -> list[str]:
-    """What torch's wheels require of triton: another one is a frequent cause of compiler errors."""
+    """Check the triton version that torch requires: another one is a frequent cause of compiler errors."""
     try:
         needs = [Requirement(text) for text in importlib.metadata.requires("torch") or []]
     except importlib.metadata.PackageNotFoundError:
@@ -162,7 +165,7 @@ def run(arguments: argparse.Namespace, show: Callable[[str], None] = print) -> i
         show("GPU: none that torch can use")
     ops = [n for n in scfmlip_kernels.__all__ if n in OPERATORS]
     cpu = "Triton's interpreter (TRITON_INTERPRET=1: slow)" if interpreting() else "CPU path"
-    gpu = "Triton" if torch.cuda.is_available() else "Triton, were there one"
+    gpu = "Triton" if torch.cuda.is_available() else "Triton, if there were one"
     for op in ops:
         show(f"{op:20s} CPU tensors: {cpu:12s} GPU tensors: {gpu}")
     problems = find_problems(versions) + _triton_matches_torch(show)

@@ -1,8 +1,8 @@
-"""What goes wrong at the command line, in one line each."""
+"""Errors at the command line, in one line each."""
 
 from __future__ import annotations
 
-# what the user gave is wrong; anything else is a failure
+# errors of the user's input; all others are failures
 WRONG_INPUT = (
     ValueError,
     TypeError,
@@ -16,7 +16,7 @@ _LONGEST = 1500
 
 
 class Terminated(SystemExit):
-    """SIGTERM or SIGHUP came: what is in the making is cleared away as after Ctrl-C."""
+    """Raised on SIGTERM or SIGHUP, so that unfinished files are removed as after Ctrl-C."""
 
 
 def describe(error: BaseException) -> str:

@@ -47,9 +47,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         description="Evaluate a model (mace-torch's MACE, PolarMACE, MACELES, accelerated, or a point of the "
         "design space) on every frame of a file. Results go to extended XYZ under a prefix, beside whatever "
         "the input held: energy, forces, stress (crystals), and for models with charges: charges, "
-        "atomic_dipoles, dipole, spins, potential (V at each atom, of all others). The output appears when "
-        "all is done and may be the input; what a failure leaves is in partial-*-OUTPUT beside it. Where the "
-        "input holds labels, errors against them are printed, and drawn with --parity.",
+        "atomic_dipoles, dipole, spins, potential (V at each atom, from all others). The output is written "
+        "at the end and may replace the input; after a failure, finished frames are in partial-*-OUTPUT. "
+        "If the input holds labels, errors against them are printed, and drawn with --parity.",
     )
     parser.add_argument("input", type=Path, help="structures, any format ASE reads")
     parser.add_argument(
@@ -91,7 +91,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _batches(frames: Sequence[tuple[str, Atoms]], size: int) -> Iterator[list[tuple[str, Atoms]]]:
-    """Consecutive frames of one kind: results must not depend on what else is in the file."""
+    """Batches of consecutive frames of one kind: results must not depend on other frames in the file."""
     from ..mace_torch.batches import batch_kind
 
     batch: list[tuple[str, Atoms]] = []
@@ -106,7 +106,7 @@ def _batches(frames: Sequence[tuple[str, Atoms]], size: int) -> Iterator[list[tu
 
 def _store(atoms: Atoms, result: dict[str, Any], prefix: str) -> Atoms:
     """
-    A copy of the frame that carries the result.
+    A copy of the frame with the results.
 
     Raises:
         ValueError: for a result that is not finite.
@@ -158,10 +158,10 @@ def _compute(calc: Calculator, group: Sequence[tuple[str, Atoms]], prefix: str) 
 def _each_or_why(
     calc: Calculator, group: Sequence[tuple[str, Atoms]], prefix: str
 ) -> list[Atoms | Exception]:
-    """The same, frame by frame where the batch fails, so that one does not cost the others."""
+    """Results of a batch; frame by frame if the batch fails, so that one frame does not affect the others."""
     try:
         return [*_compute(calc, group, prefix)]
-    except Exception as error:  # whatever models trip over
+    except Exception as error:  # models may raise anything
         if len(group) == 1:
             return [error]
     return [found for one in group for found in _each_or_why(calc, [one], prefix)]
@@ -169,10 +169,10 @@ def _each_or_why(
 
 def _check(arguments: argparse.Namespace) -> bool:
     """
-    Refuse what cannot be before much is read.
+    Check the arguments before much is read.
 
     Returns:
-        Whether the output takes the input's place.
+        Whether the output replaces the input.
 
     Raises:
         FileExistsError, ValueError: names the option.
@@ -211,10 +211,10 @@ def _check(arguments: argparse.Namespace) -> bool:
 
 class _Output:
     """
-    Frames on their way to a file, each on disk before the next batch is evaluated.
+    Writes frames to a file; each is on disk before the next batch is evaluated.
 
     Args:
-        part: The new file.
+        part: The new, unfinished file.
     """
 
     def __init__(self, part: Path) -> None:
@@ -242,18 +242,18 @@ class _Output:
             with open_with_compression(str(self.part), "a") as file:
                 file.write(content)
         except BaseException:
-            os.truncate(self.part, self.size)  # no half of a frame
+            os.truncate(self.part, self.size)  # remove a partial frame
             raise
         self.size, self.count = self.part.stat().st_size, self.count + 1
 
 
 class _Refusals:
     """
-    What is said of bad frames.
+    Handling of bad frames.
 
     Args:
-        skip: Go on after them.
-        found: What was wrong with those that could not be read.
+        skip: Whether to continue after them.
+        found: Messages about frames that could not be read.
     """
 
     def __init__(self, skip: bool, found: Sequence[str]) -> None:
@@ -262,7 +262,7 @@ class _Refusals:
             print(f"skipped: {text}", file=sys.stderr)
 
     def add(self, name: str, error: Exception) -> None:
-        """A bad frame: say so and go on, or stop."""
+        """Report a bad frame and continue, or stop."""
         text = describe(error)
         text = text if text.startswith(name) else f"{name}: {text}"
         if not self.skip:
@@ -322,7 +322,7 @@ def _evaluate(
     within: bool,
     parity: Parity,
 ) -> int:
-    """Write the results of frames, and say how many; the output is replaced in the end, or not at all."""
+    """Write the results of frames and return their number; the output is replaced at the end."""
     from tqdm import tqdm
 
     from ..files import replacing
@@ -345,7 +345,7 @@ def _evaluate(
                         parity.add(name, atoms, found)
                     except OSError:
                         raise
-                    except Exception as error:  # whatever models trip over
+                    except Exception as error:  # models may raise anything
                         bad.add(name, error)
                 bar.update(len(group))
             if not output.count:

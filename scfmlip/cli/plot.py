@@ -59,10 +59,10 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 def read_rows(atoms: Atoms, charges: str | None, dipoles: str | None) -> np.ndarray:
     """
-    ``[n_atoms, 1 | 4]`` rows ``[q, d_x, d_y, d_z]`` from a frame's arrays.
+    Read rows ``[q, d_x, d_y, d_z]``, ``[n_atoms, 1 | 4]``, from a frame's arrays.
 
     Raises:
-        ValueError: when there is no such array, or it does not hold one number of each atom.
+        ValueError: if there is no such array, or it does not hold one number per atom.
     """
     results = atoms.calc.results if atoms.calc is not None else {}
     arrays = {**atoms.arrays, **{k: v for k, v in results.items() if np.shape(v)[:1] == (len(atoms),)}}
@@ -84,7 +84,7 @@ def read_rows(atoms: Atoms, charges: str | None, dipoles: str | None) -> np.ndar
 
 
 def values_at(atoms: Atoms, rows: np.ndarray, sigma: float, points: np.ndarray) -> PointValues:
-    """Density, potential and field of a frame's charges, and of what acts on them, at points ``[n, 3]``."""
+    """Density, potential and field at points ``[n, 3]``, of a frame's charges and external fields."""
     import torch
 
     from ..electrostatics import Coulomb
@@ -92,7 +92,7 @@ def values_at(atoms: Atoms, rows: np.ndarray, sigma: float, points: np.ndarray) 
 
     coulomb = Coulomb(l_max=0 if rows.shape[1] == 1 else 1, sigma=sigma)
     given = read_input(atoms.info, "external_field")
-    # mace's sign: the energy gains field . dipole
+    # mace's sign: energy + field . dipole
     field = -np.asarray(np.zeros(3) if given is None else given, dtype=float)
     geometry = coulomb.prepare(
         torch.as_tensor(atoms.positions, dtype=torch.float64),
@@ -108,7 +108,7 @@ def frame_box(atoms: Atoms, margin: float = 5.0) -> tuple[np.ndarray, np.ndarray
     """
     Origin and edge vectors to sample.
 
-    Lattice vectors where periodic, one cell height around a slab, the atoms' extent elsewhere.
+    Lattice vectors in periodic directions, one cell height around a slab, the atoms' extent otherwise.
     """
     origin, edges = np.zeros(3), np.array(atoms.cell, dtype=float)
     low, high = atoms.positions.min(0) - margin, atoms.positions.max(0) + margin
@@ -134,7 +134,7 @@ def planar_averages(
         atoms: The frame.
         rows: ``[n_atoms, 1 | 4]`` rows ``[q, d_x, d_y, d_z]``.
         sigma: Gaussian width, angstrom.
-        quantities: Of "density", "potential", "field" (its component along the normal).
+        quantities: Some of "density", "potential", "field" (its component along the normal).
         axis: 0, 1 or 2.
         n_points: Number of planes.
 
@@ -147,13 +147,13 @@ def planar_averages(
     others = [i for i in range(3) if i != axis]
     normal = np.cross(edges[others[0]], edges[others[1]])
     normal = normal / np.linalg.norm(normal) * np.sign(normal @ edges[axis])
-    # a grid of this spacing averages exactly: what it aliases has died out as exp(-24)
+    # a grid of this spacing averages exactly: aliased waves have decayed to exp(-24)
     counts = [max(2, int(np.ceil(np.linalg.norm(edges[i]) / (0.9 * sigma)))) for i in others]
     a, b = (np.arange(n) / n for n in counts)
     if math.prod(counts) > _MOST_IN_PLANE:
         raise ValueError(
             f"planes of {' by '.join(map(str, counts))} points resolve Gaussians of {sigma:g} angstrom, "
-            f"{_MOST_IN_PLANE} are too many: take wider ones (--sigma)"
+            f"the limit is {_MOST_IN_PLANE}: use wider ones (--sigma)"
         )
     plane = a[:, None, None] * edges[others[0]] + b[None, :, None] * edges[others[1]]
     plane = plane.reshape(-1, 3)
@@ -202,7 +202,7 @@ def draw_slice(
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse what cannot be, before anything is read; names the option."""
+    """Check the arguments before anything is read; errors name the option."""
     files = [os.path.realpath(path) for path in (arguments.input, arguments.output, arguments.data) if path]
     if len(set(files)) < len(files):
         raise ValueError("input, output and --data must be different files")

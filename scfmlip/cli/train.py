@@ -1,4 +1,4 @@
-"""``scfmlip train``: train a model of the design space, or go on with a training."""
+"""``scfmlip train``: train a model of the design space, or resume a training."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "train",
         help="train a model from a YAML file",
         description="Train a model of scfmlip.models on extended XYZ or HDF5. The same command in the same "
-        "folder goes on after the last completed epoch, exactly as if it had not stopped; the options that "
-        "were used are in its config.yaml (options.yaml beside a file of yours). Several processes: "
+        "folder resumes after the last completed epoch, exactly as if it had not stopped; the options are "
+        "in its config.yaml (options.yaml if you have a file of that name). Several processes: "
         "torchrun --nproc-per-node 2 -m scfmlip train config.yaml.",
     )
     parser.add_argument("config", type=Path, help="the options: data, model, stages, ... (YAML)")
     parser.add_argument("-o", "--output", help="folder to write to, instead of the file's")
     parser.add_argument("--device", help="auto, cpu or cuda, instead of the file's")
-    parser.add_argument("--fresh", action="store_true", help="start over: what the folder holds is replaced")
+    parser.add_argument("--fresh", action="store_true", help="start over, replacing an earlier training")
     parser.add_argument(
         "--check",
         action="store_true",
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         summary = train(config, fresh=arguments.fresh, quiet=arguments.quiet)
     except KeyboardInterrupt:
-        text = "The same command goes on after the last epoch that was completed"
+        text = "The same command resumes after the last completed epoch"
         raise KeyboardInterrupt(text) from None
     if summary["first"]:
         print(f"{summary['epochs']} epochs, best {summary['best_epoch']}; {config.output} holds the model:")

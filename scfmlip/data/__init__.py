@@ -1,4 +1,4 @@
-"""Structures shipped with the package; see README.md beside this file."""
+"""Structures shipped with the package; see README.md in this folder."""
 
 from importlib import resources
 from pathlib import Path
@@ -8,13 +8,18 @@ _KINDS = (".xyz", ".safetensors")
 
 def path(name: str) -> Path:
     """
-    Where a shipped file lies.
+    Path of a shipped file.
 
     Args:
-        name: "al_water.xyz", "sio2_vacancy.xyz", or "models/..." of a trained model.
+        name: "al_water.xyz", "sio2_vacancy.xyz", or "models/..." for a trained model.
 
     Raises:
-        FileNotFoundError: for another name; lists those that exist.
+        FileNotFoundError: for an unknown name; lists the known ones.
+
+    Example:
+        >>> from scfmlip.data import path
+        >>> path("al_water.xyz").name
+        'al_water.xyz'
     """
     folder = Path(str(resources.files("scfmlip.data")))
     found = folder / name

@@ -1,4 +1,4 @@
-"""What users pass to `Coulomb`: cells, periodicity and values of systems, in any of the usual shapes."""
+"""Arguments of `Coulomb`: cells, periodicity and values of systems, in all supported shapes."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def read_systems(
     cell: Tensor | None, pbc: Tensor | Sequence | bool | None, batch_idx: Tensor | None, n_atoms: int
 ) -> Systems:
     """
-    The systems that arguments of `Coulomb.plan` describe.
+    Read the systems from arguments of `Coulomb.plan`.
 
     Raises:
-        TypeError, ValueError: for arguments that do not fit each other; names them.
+        TypeError, ValueError: for arguments that contradict each other; names them.
     """
     cells = to_cells(cell)
     flags = checks.check_pbc([[cells is not None] * 3] if pbc is None else pbc)
@@ -66,9 +66,7 @@ def read_systems(
     elif n_systems == 1:
         atom_ptr = torch.tensor([0, n_atoms])
     else:
-        raise ValueError(
-            f"batch_idx is needed: there are {n_systems} systems and no word on which atom is where"
-        )
+        raise ValueError(f"batch_idx is needed to assign the atoms to {n_systems} systems")
     rows = [(a, b, c) for a, b, c in flags.expand(n_systems, 3).tolist()]
     return Systems(None if cells is None else cells.expand(n_systems, 3, 3), rows, atom_ptr)
 
@@ -82,15 +80,15 @@ def to_systems(
     finite: bool,
 ) -> Tensor | None:
     """
-    ``[n_systems, *shape]`` from that, from values of one system for all, or from None.
+    Convert a value to ``[n_systems, *shape]``; values of one system apply to all. None stays None.
 
     Args:
-        name: Of the argument, for messages.
-        value: What the user passed.
-        n_systems: How many systems there are.
-        shape: Of the values of one system.
-        like: Dtype and device of the result.
-        finite: Refuse NaN and infinity.
+        name: Name of the argument, for messages.
+        value: The user's value.
+        n_systems: Number of systems.
+        shape: Shape of one system's values.
+        like: Gives dtype and device of the result.
+        finite: Whether to refuse NaN and infinity.
     """
     if value is None:
         return None
@@ -109,7 +107,7 @@ def to_systems(
 
 
 def check_counter_charge(bounds: Tensor, boundaries: list[Boundary]) -> None:
-    """Refuse ends in the wrong order ``[n_systems, 2]``, and systems that are not slabs."""
+    """Refuse counter-charges ``[n_systems, 2]`` with ends in the wrong order, or without a slab."""
     if bool((bounds[:, 1] <= bounds[:, 0]).any()):
         raise ValueError(
             "counter_charge must be (lower, upper) with lower < upper, in angstrom along the slab "
@@ -121,7 +119,7 @@ def check_counter_charge(bounds: Tensor, boundaries: list[Boundary]) -> None:
 
 
 def check_field(fields: Tensor, cell: Tensor | None, plan: CoulombPlan) -> None:
-    """Refuse external fields ``[n_systems, 3]`` along directions of period."""
+    """Refuse external fields ``[n_systems, 3]`` along periodic directions."""
     host = fields.detach().to("cpu", torch.float64)
     for i, kind in enumerate(plan.boundaries):
         if kind not in (Boundary.PERIODIC, Boundary.SLAB) or not bool(host[i].any()):

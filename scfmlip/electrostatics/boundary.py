@@ -1,10 +1,10 @@
 """
-Boundary conditions: which each system has, and the corrections that turn a periodic sum into them.
+Boundary conditions of systems, and the corrections that a periodic sum needs for them.
 
-A k-space sum without its k = 0 term is the energy of a three-dimensional crystal in a neutralising
-background and conducting surroundings. For a slab the images along one axis are removed, for a molecule
-in a cubic box those along all three, to the order that does not vanish exponentially (slab) or as the
-fifth power of the box (molecule). Both need only the charge, dipole and second moment of the system.
+A k-space sum without its k = 0 term is the energy of a three-dimensional crystal in a neutralising background
+and conducting surroundings. The correction of a slab removes the images along one axis, that of a molecule in
+a cubic box the images along all three. What remains decays exponentially (slab), or as the inverse fifth
+power of the box (molecule). Both need only the charge, dipole and second moment of the system.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,26 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from scfmlip_kernels.constants import constant
+
 from ..segments import Segments
 from ..types import BoundaryName, Compat
 from ..units import COULOMB_CONSTANT, CUBIC_MADELUNG, FIELD_CONSTANT
 from .density import symmetric_matrices
+from .tensors import products
 
 
 class Boundary(IntEnum):
-    """How one system continues in space."""
+    """
+    The boundary condition of one system.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> coulomb, cell = scfmlip.Coulomb(l_max=0), 10.0 * torch.eye(3)
+        >>> plan = coulomb.plan(cell, [True, True, False], None, n_atoms=2)  # periodic along two axes
+        >>> plan.boundaries
+        [<Boundary.SLAB: 1>]
+    """
 
     PERIODIC = 0
     SLAB = 1
@@ -31,21 +43,21 @@ class Boundary(IntEnum):
 @dataclass(frozen=True)
 class Quirks:
     """
-    Where a reference code departs from the exact expressions, for models trained with it.
+    Deviations of a reference code from the exact expressions, for models trained with it.
 
     Attributes:
-        numerical_self_interaction: Self terms from a trapezoid rule instead of the closed form.
-        slab_charge: Terms of a slab's net charge; graph_longrange has none.
-        slab_along_z: Slabs end along Cartesian z, whatever the cell.
-        cell_average: Potentials of a slab with a counter-charge are measured from their average over the
-            periodic cell, before the correction of its dipole; they depend on the origin.
-        box_second_moment: The Gaussians' own second moment 3 sigma^2 q in a molecule's box.
-        box_exponents: Edge of a box as volume to this power, for energies and for features.
-        madelung: Of the simple cubic lattice.
+        numerical_self_interaction: Compute self terms by a trapezoid rule instead of the closed form.
+        slab_charge: Include terms of a slab's net charge; graph_longrange has none.
+        slab_along_z: Slabs are open along Cartesian z, whatever the cell.
+        cell_average: Measure potentials of a slab with a counter-charge from their average over the periodic
+            cell, before the dipole correction; they then depend on the origin.
+        box_second_moment: Include the Gaussians' own second moment 3 sigma^2 q in a molecule's box.
+        box_exponents: The edge of a box is its volume to this power, for energies and for features.
+        madelung: Madelung constant of the simple cubic lattice.
         open_offsets: Finite-difference displacements of open dipoles, for energies and for features,
-            angstrom; None is analytic.
-        softening: Added to open distances, angstrom.
-        field_sign: -1 when energy is -dipole . field, +1 for graph_longrange's opposite convention.
+            angstrom; None for analytic dipoles.
+        softening: Length added to open distances, angstrom.
+        field_sign: -1 if the energy is -dipole . field, +1 for graph_longrange's opposite convention.
     """
 
     numerical_self_interaction: bool = False
@@ -88,21 +100,21 @@ def resolve_boundaries(
     name: BoundaryName, pbc: list[tuple[bool, bool, bool]], compat: Compat | None
 ) -> tuple[list[Boundary], list[int]]:
     """
-    The boundary condition of each system, and the axis along which a slab ends.
+    Determine the boundary condition of each system, and the open axis of slabs.
 
     Args:
         name: "auto" reads ``pbc``: three periodic directions are a crystal, two a slab, none an open
-            molecule. Another name holds for every system. With ``compat`` the names mean what
-            graph_longrange's ``pbc_handling`` means, "mixed_periodic" and its "auto" included, which depends
-            on the whole batch; "separate" is "auto" of every system alone.
+            molecule. Any other name applies to every system. With ``compat`` the names have the meaning of
+            graph_longrange's ``pbc_handling``, including "mixed_periodic" and its "auto", which depends on
+            the whole batch; "separate" applies "auto" to every system by itself.
         pbc: Periodicity of each system.
         compat: None or "graph_longrange".
 
     Returns:
-        Boundary of each system, and its open axis (2 unless a slab says otherwise).
+        Boundary of each system, and its open axis (2 for systems that are not slabs).
 
     Raises:
-        ValueError: for an unknown name, or periodicity that no boundary condition here has.
+        ValueError: for an unknown name, or an unsupported periodicity.
     """
     if name == "separate":
         each = [resolve_boundaries("auto", [flags], compat) for flags in pbc]
@@ -154,7 +166,7 @@ def _reference_boundaries(name: str, pbc: list[tuple[bool, bool, bool]]) -> tupl
 @dataclass
 class Correction:
     """
-    What the k-space sum of a batch lacks, from the low moments of each system.
+    Corrections to the k-space sum of a batch, from the low moments of each system.
 
     Slab, with z along its normal, height L = volume / area (Yeh and Berkowitz, J. Chem. Phys. 111, 3155
     (1999); Ballenegger, Arnold, Cerda, J. Chem. Phys. 131, 094107 (2009), eq. 13, for the charge):
@@ -165,8 +177,7 @@ class Correction:
 
     Attributes:
         positions: ``[n_atoms, 3]`` float64, angstrom.
-        origin: ``[n_systems, 3]`` float64, where moments are measured from: near the atoms, so that no large
-            numbers cancel.
+        origin: ``[n_systems, 3]`` float64 origin of the moments; near the atoms, to avoid cancellation.
         volume: ``[n_systems]`` float64.
         slab: ``[n_systems]`` float64, 1 for a slab.
         box: ``[n_systems]`` float64, 1 for a molecule in a box.
@@ -174,7 +185,7 @@ class Correction:
         height: ``[n_systems]`` float64, volume over area, angstrom.
         segments: The system of each atom.
         widths: Source widths, angstrom.
-        quirks: Departures of a reference code.
+        quirks: Deviations of a reference code.
     """
 
     positions: Tensor
@@ -196,7 +207,7 @@ class Correction:
         """
         m = moments.double()
         q = m[..., 0]
-        variance = torch.tensor(self.widths, dtype=q.dtype, device=q.device) ** 2
+        variance = constant(self.widths, q.dtype, q.device) ** 2
         normal = self.segments.expand(self.normal)[:, None]
         r = (self.positions - self.segments.expand(self.origin))[:, None]
         z = (r * normal).sum(-1)
@@ -249,9 +260,9 @@ class Correction:
 
         Args:
             moments: As in `energy`.
-            widths: Of the receiving Gaussians, angstrom.
+            widths: Widths of the receiving Gaussians, angstrom.
             rank: 0 for the potential, 1 to add its gradient, 2 its second derivatives.
-            at: Other points than the atoms: positions float64, and their systems.
+            at: Points to use instead of the atoms: float64 positions, and their systems.
 
         Returns:
             ``[n_atoms, n_channels, n_widths, 1 | 4 | 10]`` float64, V, V/angstrom and V/angstrom^2.
@@ -278,7 +289,7 @@ class Correction:
         if charged:
             values = values - 0.5 * slab_q * z**2
         out = values[..., None].expand(*values.shape, len(widths))
-        variance = torch.tensor(widths, dtype=values.dtype, device=values.device) ** 2
+        variance = constant(widths, values.dtype, values.device) ** 2
         if charged:
             out = out - 0.5 * slab_q[..., None] * variance
         if self.quirks.box_second_moment:
@@ -290,11 +301,11 @@ class Correction:
         gradient = along[..., None] * normal + 2 * (box_m - box_q[..., None] * r)
         parts = [out, gradient[:, :, None]]
         if rank > 1:
-            eye = torch.eye(3, dtype=values.dtype, device=values.device)
-            second = -2 * box_q[..., None, None] * eye
+            trace = constant((1.0, 0.0, 0.0, 1.0, 0.0, 1.0), values.dtype, values.device)
+            second = -2 * box_q[..., None] * trace
             if charged:
-                second = second - slab_q[..., None, None] * normal[..., :, None] * normal[..., None, :]
-            parts.append(second.flatten(-2)[..., [0, 1, 2, 4, 5, 8]][:, :, None])
+                second = second - slab_q[..., None] * products(normal)
+            parts.append(second[:, :, None])
         return torch.cat([part.expand(-1, -1, len(widths), -1) for part in parts], -1)
 
     def far_levels(self, moments: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Refusals of bad input, with the cause and what to do."""
+"""Checks of input; messages name the cause and what to do."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def check_tensor(name: str, value: object, what: str) -> None:
-    """A tensor, not a list or an array."""
+    """Check for a tensor; lists and arrays are refused."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor {what}, got {type(value).__name__}")
 
 
 def to_tensor(name: str, value: object, what: str, **options: Any) -> Tensor:
-    """``torch.as_tensor`` that says what was wanted where there is no tensor in a value."""
+    """``torch.as_tensor`` with a message about what was expected."""
     try:
         return torch.as_tensor(value, **options)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -42,7 +42,7 @@ def is_between(value: object, low: float, high: float) -> bool:
 
 
 def check_positions(positions: Tensor, name: str = "positions") -> None:
-    """Shape and dtype; metadata only."""
+    """Check shape and dtype; reads metadata only."""
     shape = "[n_atoms, 3]" if name == "positions" else "[n_points, 3]"
     check_tensor(name, positions, f"{shape} in angstrom")
     if positions.ndim != 2 or positions.shape[1] != 3:
@@ -52,7 +52,7 @@ def check_positions(positions: Tensor, name: str = "positions") -> None:
 
 
 def check_same(name: str, tensor: Tensor, positions: Tensor) -> None:
-    """A tensor must share dtype and device with the positions."""
+    """Check that a tensor has the dtype and device of the positions."""
     if tensor.dtype != positions.dtype:
         raise TypeError(f"{name} is {tensor.dtype} but positions are {positions.dtype}: convert one of them")
     if tensor.device != positions.device:
@@ -62,7 +62,7 @@ def check_same(name: str, tensor: Tensor, positions: Tensor) -> None:
 
 
 def check_finite(name: str, values: Tensor, unit: str) -> None:
-    """No NaN or infinity; names the first offending row."""
+    """Refuse NaN and infinity; names the first bad row."""
     values = unwrapped(values)
     if not bool(torch.isfinite(values).all()):
         bad = torch.nonzero(~torch.isfinite(values.flatten(1)).all(1)).flatten()
@@ -73,7 +73,7 @@ def check_finite(name: str, values: Tensor, unit: str) -> None:
 
 
 def check_batch(batch_idx: Tensor, n_atoms: int, n_systems: int) -> Tensor:
-    """Contiguous, in range; returns ``[n_systems + 1]`` pointers on the CPU (one synchronisation)."""
+    """Check for contiguous systems in range; returns ``[n_systems + 1]`` pointers on the CPU."""
     check_tensor("batch_idx", batch_idx, "[n_atoms] of integers, the system of each atom")
     if batch_idx.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"batch_idx must hold integers (int64), got {batch_idx.dtype}")
@@ -98,10 +98,10 @@ def check_batch(batch_idx: Tensor, n_atoms: int, n_systems: int) -> Tensor:
 
 def check_pbc(pbc: object) -> Tensor:
     """
-    Booleans, or numbers that are 0 or 1: ``[1, 3]`` or ``[n_systems, 3]`` on the CPU.
+    Convert booleans, or numbers that are 0 or 1, to ``[1, 3]`` or ``[n_systems, 3]`` on the CPU.
 
     Args:
-        pbc: One for all, ``[3]``, ``[n_systems, 3]``, or MACE's ``[3 n_systems]``.
+        pbc: One value for all, ``[3]``, ``[n_systems, 3]``, or MACE's ``[3 n_systems]``.
     """
     what = "booleans [3] or [n_systems, 3]"
     flags = to_tensor("pbc", pbc, what).detach().to("cpu")
@@ -118,7 +118,7 @@ def check_pbc(pbc: object) -> Tensor:
 
 def count_systems(batch_idx: Tensor) -> int:
     """
-    How many systems a batch has whose cells and periodicity do not say so.
+    Number of systems of a batch, from ``batch_idx`` alone.
 
     Raises:
         ValueError: for a number so much larger than that of the atoms that it must be a mistake.
@@ -135,14 +135,14 @@ def check_cell(
     cell: Tensor, boundaries: list[Boundary], axes: list[int], cubic_boxes: bool, whole_slabs: bool
 ) -> None:
     """
-    Finite and of some volume, for every system that needs its cell.
+    Check that the cells are finite and have a volume, for every system that needs its cell.
 
     Args:
         cell: ``[n_systems, 3, 3]`` float64 on the CPU.
-        boundaries: Of every system.
-        axes: Lattice direction along which slabs end.
-        cubic_boxes: Whether the box of a molecule has to be cubic, as its correction wants it.
-        whole_slabs: Whether the open vector of a slab counts.
+        boundaries: Boundary of every system.
+        axes: Open lattice direction of slabs.
+        cubic_boxes: Whether the box of a molecule must be cubic, as its correction requires.
+        whole_slabs: Whether to check the open vector of slabs too.
     """
     for i, kind in enumerate(boundaries):
         if kind == Boundary.OPEN:
@@ -173,13 +173,13 @@ def check_cell(
 
 def check_wave_vectors(cells: Tensor, systems: list[int], cutoff: float, device: torch.device) -> None:
     """
-    Refuse cells whose half sphere of wave vectors does not fit into memory or a 32-bit table.
+    Refuse cells whose half sphere of wave vectors does not fit into memory or into 32-bit tables.
 
     Args:
-        cells: ``[n, 3, 3]`` float64 on the CPU, that are summed over.
-        systems: Which of the batch they are.
-        cutoff: 1/angstrom.
-        device: Where the tables go.
+        cells: ``[n, 3, 3]`` float64 on the CPU, the cells of the sums.
+        systems: Their numbers in the batch.
+        cutoff: Cutoff, 1/angstrom.
+        device: Device of the tables.
     """
     volumes = torch.linalg.det(cells).abs()
     counts = volumes * cutoff**3 / (12 * math.pi**2)
@@ -204,9 +204,9 @@ def check_mesh(
 
     Args:
         shapes: Mesh points along the vectors of each cell.
-        systems: Which of the batch they are.
-        mesh: Their resolution.
-        device: Where they go.
+        systems: Their numbers in the batch.
+        mesh: Resolution of the meshes.
+        device: Device of the meshes.
     """
     counts = [a * b * c for a, b, c in shapes]
     needed, free = sum(counts) * _BYTES_PER_POINT, free_memory(device)
@@ -221,13 +221,13 @@ def check_mesh(
     )
 
 
-# of tables while they are made and used, measured on a CPU; and what needs no look at the machine
+# bytes of tables while they are made and used (measured on a CPU), and a size that always fits
 _BYTES_PER_WAVE, _BYTES_PER_POINT, _SURELY_FREE = 500.0, 250.0, 2**28
 
 
 def check_thickness(plan: CoulombPlan, positions: Tensor, cell: Tensor | None) -> None:
     """
-    Refuse slabs that are thicker than their plan; positions and cells of the whole batch.
+    Refuse slabs that are thicker than their plan allows; positions and cells are those of the whole batch.
 
     Raises:
         ValueError: names the system and what to do.
@@ -250,7 +250,7 @@ def check_thickness(plan: CoulombPlan, positions: Tensor, cell: Tensor | None) -
 
 
 def check_cubic(matrix: Tensor, system: int) -> None:
-    """The molecule-in-a-box correction holds for cubic boxes."""
+    """Refuse boxes that are not cubic: the correction of a molecule in a box holds for cubic ones."""
     edge = abs(float(torch.linalg.det(matrix))) ** (1 / 3)
     gram = matrix @ matrix.T / edge**2
     if not torch.allclose(gram, torch.eye(3, dtype=gram.dtype), atol=1e-3):
@@ -262,12 +262,12 @@ def check_cubic(matrix: Tensor, system: int) -> None:
 
 def check_neutral(charges: Tensor, totals: Tensor, boundaries: list[Boundary], numbers: list[int]) -> None:
     """
-    A periodic system without a background must be neutral, to the rounding of its charges.
+    Refuse periodic systems without a background that are not neutral, up to rounding of their charges.
 
     Args:
-        charges: ``[n_atoms, ...]`` of the systems that are summed over wave vectors.
+        charges: ``[n_atoms, ...]`` charges of the systems that are summed over wave vectors.
         totals: ``[n_systems, ...]`` their sums.
-        boundaries: Of every system of the batch.
+        boundaries: Boundary of every system of the batch.
         numbers: Which systems the totals belong to.
     """
     charges, totals = unwrapped(charges), unwrapped(totals)
@@ -281,19 +281,19 @@ def check_neutral(charges: Tensor, totals: Tensor, boundaries: list[Boundary], n
 
 
 def check_neutral_slabs(charges: Tensor, totals: Tensor) -> None:
-    """As `check_neutral`, of slabs whose potential far away is asked for."""
+    """Like `check_neutral`, for slabs whose potential far away is requested."""
     charges, totals = unwrapped(charges), unwrapped(totals)
     rounding = torch.finfo(charges.dtype).eps * float(charges.detach().abs().sum())
     for i, value in enumerate(totals.detach().flatten(1).abs().amax(1).tolist()):
         if value > 1e-6 + rounding or math.isnan(value):
             raise ValueError(
-                f"slab {i} of the batch carries a charge of {value:.6g} e, and its potential falls without "
-                "limit: give it a counter-charge, or make its charge 0"
+                f"slab {i} of the batch carries a charge of {value:.6g} e, and its potential is unbounded: "
+                "give it a counter-charge, or make its charge 0"
             )
 
 
 def check_plan(plan: CoulombPlan, n_atoms: int, cell: Tensor | None) -> None:
-    """A plan made elsewhere must fit what it is used for."""
+    """Check that a plan made elsewhere matches the atoms and cells."""
     planned = plan.segments.n_rows
     if planned != n_atoms:
         raise ValueError(

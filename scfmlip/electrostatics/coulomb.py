@@ -1,4 +1,4 @@
-"""The public Coulomb operator: options, checks, and the way to a geometry."""
+"""The public Coulomb operator: options, checks, plans and geometries."""
 
 from __future__ import annotations
 
@@ -28,38 +28,38 @@ Background = Literal["uniform", "none"]
 @dataclass(frozen=True)
 class Coulomb:
     """
-    The Coulomb operator of Gaussian multipole densities: options only, no state.
+    The Coulomb operator of Gaussian multipole densities. It holds options only, no state.
 
-    A charged periodic system is held in a uniform background of the opposite charge (its k = 0 term is
-    left out), which is part of the energy; ``background="none"`` refuses such systems instead. A charged
-    slab's energy is that of two-dimensional periodicity, with the potential -2 pi k_e Q |z| / area far
-    away; ``counter_charge`` in `prepare` makes it neutral, and is then where potentials are measured from.
+    A charged periodic system has a uniform background of the opposite charge (its k = 0 term is left out),
+    which is part of the energy; ``background="none"`` refuses such systems instead. A charged slab has the
+    energy of two-dimensional periodicity, with the potential -2 pi k_e Q |z| / area far away.
+    ``counter_charge`` in `prepare` makes it neutral, and is then the reference of potentials.
 
-    A slab is two-dimensional: how long the cell vector along its open axis is does not matter, it may be
-    zero, and atoms may lie beyond it. It only says which way is up.
+    A slab is two-dimensional: the length of the cell vector along its open axis does not matter. The vector
+    may be zero, and atoms may lie beyond it; it only says which side is up.
 
     Args:
         l_max: 0 for charges, 1 for charges and dipoles, 2 for quadrupoles too, whose components
             `GaussianMultipoles` names.
         sigma: Gaussian width of the density, angstrom; several widths give each atom several
             coefficients.
-        boundary: "auto" goes by each system's ``pbc`` (crystal, slab along any axis, isolated);
-            "periodic", "slab", "molecule_in_box" (cubic box, Makov-Payne) and "open" hold for all.
-        self_interaction: Whether a Gaussian's interaction with itself counts.
-        method: Of crystals, slabs and boxes: "direct" sums over atoms x wave vectors; "mesh" goes through a
+        boundary: "auto" follows each system's ``pbc`` (crystal, slab along any axis, isolated);
+            "periodic", "slab", "molecule_in_box" (cubic box, Makov-Payne) and "open" apply to all systems.
+        self_interaction: Whether to include the interaction of a Gaussian with itself.
+        method: Method for crystals, slabs and boxes: "direct" sums over atoms x wave vectors; "mesh" uses a
             mesh and Fourier transforms, O(N log N), for thousands of atoms and Gaussians of about 1 angstrom
-            and wider. "auto" is "direct". Isolated systems are sums over pairs in all of them.
-        tolerance: Energy, eV, that the wave vectors left out carry for a pair of charges of 1 e, or dipoles
-            of 1 e times the width, or quadrupoles of 1 e times its square; sets the cutoff, or the mesh. The
-            images of a slab leave a hundredth of it. Estimated for a large cell: in cubes of more than 8
-            widths up to 1.5 times as much was found, from 4 to 8 widths 3.5 times, below up to 11 times. A
-            mesh stays below it in all of them.
+            or wider. "auto" is "direct". Isolated systems are always summed over pairs.
+        tolerance: Energy, eV, of the omitted wave vectors for a pair of charges of 1 e, dipoles of 1 e times
+            the width, or quadrupoles of 1 e times its square; sets the cutoff or the mesh. The images of a
+            slab contribute a hundredth of it. The estimate assumes a large cell. Measured errors in cubes
+            exceed it by up to 1.5x (edge above 8 widths), 3.5x (4 to 8) and 11x (below 4). The error of a
+            mesh stays below the tolerance in all of them.
         kspace_cutoff: Largest wave vector, 1/angstrom; overrides ``tolerance``.
         compat: "graph_longrange" reproduces that package's formulas, quirks and option names (0.4.4):
             finite-difference open boundary, uncorrected charged slabs, its box and self terms, and
             external fields with energy ``+dipole . field``. "les" is exact, with any cutoff a model was
             trained with.
-        feature_widths: Widths `features` will be asked for, so that the cutoff resolves them too.
+        feature_widths: Widths that will be passed to `features`, so that the cutoff resolves them too.
         order: Components of dipole rows: "cartesian" ``[q, d_x, d_y, d_z]`` or "e3nn" ``[q, d_y, d_z, d_x]``.
         background: "uniform" or "none", see above.
         validate: Check values (NaN, cell) as well as shapes; costs a synchronisation on a GPU.
@@ -177,21 +177,21 @@ class Coulomb:
         positions: Tensor | None = None,
     ) -> CoulombPlan:
         """
-        The part of `prepare` that depends on cells and sizes only; pass it on while these stay.
+        The part of `prepare` that depends on cells and sizes only; reuse it while these do not change.
 
-        Reads cells, periodicity and how thick slabs are on the host (synchronises on a GPU).
+        Reads cells, periodicity and the thickness of slabs on the host (synchronises on a GPU).
 
         Args:
             cell: ``[3, 3]`` or ``[n_systems, 3, 3]`` angstrom, or None without periodicity.
             pbc: ``[3]`` or ``[n_systems, 3]`` booleans, one boolean, or None: periodic if a cell is given.
             batch_idx: ``[n_atoms]`` system of each atom, or None for one system.
             n_atoms: Number of atoms.
-            device: Where tables go; that of the cell, else of ``batch_idx``, else the CPU.
-            positions: ``[n_atoms, 3]`` angstrom: the plan then holds for slabs up to half an angstrom thicker
-                than theirs. Without them it holds for slabs as thick as their cell is high.
+            device: Device of the tables; that of the cell, else of ``batch_idx``, else the CPU.
+            positions: ``[n_atoms, 3]`` angstrom. The plan then allows slabs up to half an angstrom thicker
+                than with these positions. Without them it allows slabs as thick as their cell is high.
 
         Raises:
-            ValueError: for a cell, periodicity or batch that cannot be used; says why.
+            ValueError: for an invalid cell, periodicity or batch; says why.
         """
         if device is None:
             given = cell if cell is not None else batch_idx
@@ -234,7 +234,7 @@ class Coulomb:
         positions: Tensor | None,
         device: torch.device | str,
     ) -> SlabPlan | None:
-        """The heights of the slabs among the systems ``lattice``; ``cells`` on the CPU."""
+        """Cell heights of the slabs among the systems ``lattice``; ``cells`` must be on the CPU."""
         kinds = [boundaries[i] == Boundary.SLAB for i in lattice]
         extents = None
         if positions is not None and any(kinds):
@@ -267,18 +267,18 @@ class Coulomb:
         counter_charge: Tensor | Sequence | None = None,
     ) -> Geometry:
         """
-        The operator at one geometry: done once, reused by every step of a self-consistent field.
+        The operator at one geometry; prepare it once and reuse it in every step of a self-consistent field.
 
         Args:
             positions: ``[n_atoms, 3]`` angstrom, float32 or float64, any image of the atoms along periodic
                 directions.
             cell: ``[3, 3]`` or ``[n_systems, 3, 3]``, rows are lattice vectors of either handedness,
-                angstrom. None for isolated systems. Of a slab only the two lateral vectors count.
+                angstrom. None for isolated systems. Only the two lateral vectors of a slab matter.
             pbc: ``[3]`` or ``[n_systems, 3]`` booleans; None: periodic if a cell is given.
             batch_idx: ``[n_atoms]`` system of each atom, not decreasing; None for one system.
             plan: From `plan`, to skip what depends on cells and sizes only (needed under torch.compile).
             external_field: ``[3]`` or ``[n_systems, 3]`` V/angstrom: a charge q feels the force q E. Only
-                along directions without periodicity, where its energy is defined.
+                along open directions, where its energy is defined.
             external_potential: scalar or ``[n_systems]`` V, the same everywhere: adds potential x charge.
             counter_charge: ``[2]`` or ``[n_systems, 2]`` lower and upper end, ``position . normal`` in
                 angstrom, of a uniform charge that makes every slab neutral, smoothed by the density's
@@ -290,9 +290,9 @@ class Coulomb:
             The geometry; differentiable in positions, cell and external fields.
 
         Raises:
-            ValueError: for NaN, wrong shapes, a cell without volume, periodicity without a cell, a field
+            ValueError: for NaN, wrong shapes, a cell without volume, periodicity without a cell, or a field
                 along a periodic direction; names the system and what to do.
-            TypeError: for another dtype, or a mixture; fields and bounds are converted instead.
+            TypeError: for another dtype or different dtypes; fields and bounds are converted instead.
         """
         checks.check_positions(positions)
         validate = self.validate and not torch.compiler.is_compiling()
@@ -334,7 +334,7 @@ class Coulomb:
         pbc: Tensor | Sequence | bool | None,
         batch_idx: Tensor | None,
     ) -> CoulombPlan:
-        """A plan for these positions."""
+        """Make a plan for these positions."""
         mapped = is_batched(positions)
         n_atoms, known = len(positions), None if mapped else positions
         plan = self.plan(cell, pbc, batch_idx, n_atoms, positions.device, known)

@@ -1,15 +1,15 @@
 """
 A uniform counter-charge that makes slabs neutral, and the zero of their potential.
 
-Only its average over the plane interacts: everything is a function of the height z. With the potential of
-a plane of charges as wide as s, ``P(z; s) = -(2 pi k_e / A) <abs(z)>_s``, a unit charge between the ends a
-and b makes ``u(z; s) = 1 / (b - a) int_a^b P(z - z'; s) dz'`` at a Gaussian, s^2 the sum of both squared
-widths. A slab of charge Q and its counter-charge -Q have the energy
+Only the average over the plane interacts, so everything is a function of the height z. The potential of a
+plane of Gaussian charges of width s is ``P(z; s) = -(2 pi k_e / A) <abs(z)>_s``. A unit charge between the
+ends a and b gives ``u(z; s) = 1 / (b - a) int_a^b P(z - z'; s) dz'`` at a Gaussian, where s^2 is the sum of
+both squared widths. A slab of charge Q and its counter-charge -Q have the energy
     E = E_slab - Q sum_i p_i . u_i + 1/2 Q^2 <u>
 with ``p . u = q u + d_z u'`` and ``<u>`` the average over the counter-charge itself. Potentials are measured
-from their average over the counter-charge, which is where charge comes from: then the potential at an atom
-is ``dE/dq``, it does not depend on the origin or on where the system stands, and a neutral slab has the
-potential zero beyond the counter-charge.
+from their average over the counter-charge, which is the reservoir of charge. Then the potential at an atom is
+``dE/dq``, does not depend on the origin or the position of the system, and vanishes beyond the counter-charge
+of a neutral slab.
 """
 
 import math
@@ -17,9 +17,12 @@ import math
 import torch
 from torch import Tensor
 
+from scfmlip_kernels.constants import constant
+
 from ..segments import Segments
 from ..units import FIELD_CONSTANT
 from .plan import LatticePlan
+from .tensors import products
 
 
 def _mean_distance(z: Tensor, s: Tensor, order: int) -> Tensor:
@@ -39,11 +42,6 @@ def _mean_distance(z: Tensor, s: Tensor, order: int) -> Tensor:
     return z * (z**2 + 3 * s**2) / 6 * error + s * (z**2 + 2 * s**2) / 3 * gauss
 
 
-def _squares(normal: Tensor) -> Tensor:
-    """``[..., 6]`` products xx, xy, xz, yy, yz, zz of ``[..., 3]``."""
-    return normal[..., [0, 0, 0, 1, 1, 2]] * normal[..., [0, 1, 2, 1, 2, 2]]
-
-
 class CounterCharge:
     """
     Unit counter-charges of a batch of slabs, smoothed with the density's narrowest Gaussian.
@@ -52,7 +50,7 @@ class CounterCharge:
         bounds: ``[n_systems, 2]`` float64, lower and upper end along the normal, angstrom.
         plan: The slabs.
         cell: ``[n_systems, 3, 3]`` float64, angstrom.
-        source_widths: Of the density, angstrom.
+        source_widths: Widths of the density, angstrom.
     """
 
     def __init__(
@@ -60,7 +58,7 @@ class CounterCharge:
     ) -> None:
         if plan.slabs is not None:
             self.normal, self.area = plan.slabs.normals(cell)
-        else:  # of a reference that knows slabs along z only
+        else:  # for a reference that knows slabs along z only
             self.normal = torch.zeros_like(bounds[:, :1]) + cell.new_tensor([0.0, 0.0, 1.0])
             self.area = torch.linalg.cross(cell[:, 0], cell[:, 1]).norm(dim=1)
         self.bounds, self.width, self.source_widths = bounds, min(source_widths), source_widths
@@ -90,7 +88,7 @@ class CounterCharge:
         Args:
             positions: ``[n, 3]`` angstrom.
             segments: The system of each point.
-            widths: Of the Gaussians, angstrom.
+            widths: Widths of the Gaussians, angstrom.
 
         Returns:
             Three ``[n, len(widths)]`` float64, V/e, V/(e angstrom) and V/(e angstrom^2).
@@ -98,7 +96,7 @@ class CounterCharge:
         each = torch.cat((self.normal, self.bounds, self.scale[:, None]), 1)
         each = segments.expand(each)
         z = (positions.double() * each[:, :3]).sum(1, keepdim=True)
-        s = torch.tensor([math.hypot(self.width, w) for w in widths], dtype=z.dtype, device=z.device)
+        s = constant(tuple(math.hypot(self.width, w) for w in widths), z.dtype, z.device)
         low, high, scale = z - each[:, 3:4], z - each[:, 4:5], each[:, 5:]
         value, slope, bend = (
             -scale * (_mean_distance(low, s, n) - _mean_distance(high, s, n)) for n in (1, 0, -1)
@@ -107,12 +105,12 @@ class CounterCharge:
 
     def far_levels(self, charge: Tensor, zero: Tensor, origin: Tensor) -> Tensor:
         """
-        What it adds far below and above the slabs, but for ``(2 pi k_e / A) Q abs(z)``.
+        Its contribution far below and above the slabs, without the term ``(2 pi k_e / A) Q abs(z)``.
 
         Args:
-            charge: ``[n_systems, n_channels]`` e of the slabs.
-            zero: The level that potentials are measured from, V, of the same shape.
-            origin: ``[n_systems, 3]`` where z is measured from, angstrom.
+            charge: ``[n_systems, n_channels]`` charges of the slabs, e.
+            zero: The zero level of potentials, V, of the same shape.
+            origin: ``[n_systems, 3]`` origin of z, angstrom.
 
         Returns:
             ``[n_systems, n_channels, 2]`` V.
@@ -122,7 +120,7 @@ class CounterCharge:
         return torch.stack((step - zero, -step - zero), -1)
 
     def density(self, positions: Tensor, segments: Segments) -> Tensor:
-        """``[n]`` float64 e/angstrom^3 of a unit counter-charge at points."""
+        """Density of a unit counter-charge at points, ``[n]`` float64 e/angstrom^3."""
         each = torch.cat((self.normal, self.bounds, self.area[:, None]), 1)
         each = segments.expand(each)
         z = (positions.double() * each[:, :3]).sum(1)
@@ -132,7 +130,7 @@ class CounterCharge:
 
     def overlap(self, moments: Tensor, positions: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
         """
-        Total charge Q, and its energy ``sum_i p_i . u_i`` with a unit counter-charge.
+        Total charge Q, and the energy ``sum_i p_i . u_i`` with a unit counter-charge.
 
         ``moments [n_atoms, n_channels, n_widths, 1 | 4 | 10]`` -> two ``[n_systems, n_channels]`` float64.
         """
@@ -144,7 +142,7 @@ class CounterCharge:
             along = (m[..., 1:4] * normal).sum(-1)
             per_atom = per_atom + (along * slope[:, None]).sum(-1)
             if m.shape[-1] > 4:
-                twice = (m[..., 4:] * _squares(normal)).sum(-1)
+                twice = (m[..., 4:] * products(normal)).sum(-1)
                 per_atom = per_atom + (twice * bend[:, None]).sum(-1)
         charge = segments.sum(m[..., 0].sum(-1))
         return charge, segments.sum(per_atom)
@@ -166,11 +164,11 @@ class CounterCharge:
         What it adds to the potential, and to its derivatives, at Gaussians.
 
         Args:
-            charge: ``[n_systems, n_channels]`` e of the slabs.
-            zero: The level that potentials are measured from, V, of the same shape.
+            charge: ``[n_systems, n_channels]`` charges of the slabs, e.
+            zero: The zero level of potentials, V, of the same shape.
             positions: ``[n, 3]`` angstrom.
             segments: The system of each point.
-            widths: Of the Gaussians, angstrom.
+            widths: Widths of the Gaussians, angstrom.
             rank: 0 for the potential, 1 to add its gradient, 2 its second derivatives.
 
         Returns:
@@ -181,5 +179,5 @@ class CounterCharge:
         normal = segments.expand(self.normal)[:, None, None]
         parts = [(-q * value[:, None] - level)[..., None], (-q * slope[:, None])[..., None] * normal]
         if rank > 1:
-            parts.append((-q * bend[:, None])[..., None] * _squares(normal))
+            parts.append((-q * bend[:, None])[..., None] * products(normal))
         return torch.cat(parts[: rank + 1], -1)

@@ -1,23 +1,23 @@
-"""How many wave vectors a tolerance needs."""
+"""The wave-vector cutoff for a tolerance."""
 
 import math
 from collections.abc import Sequence
 
 from ..units import COULOMB_CONSTANT
 
-# Cutoffs so small that the truncated tail of a unit charge exceeds this, eV, are refused.
+# Cutoffs are refused if the truncated tail of a unit charge exceeds this, eV.
 WORST_TAIL = 0.1
 
 
 def truncation_error(sigma_squared: float, cutoff: float, l_max: int) -> float:
     """
-    Energy, eV, that wave vectors beyond ``cutoff`` carry for one pair of unit multipoles, at most.
+    Upper bound of the energy, eV, of wave vectors beyond ``cutoff`` for one pair of unit multipoles.
 
     ``(2 k_e / pi) int_kc^inf (1 + [l_max > 0] s^2 k^2 + [l_max > 1] s^4 k^4 / 9) exp(-s^2 k^2) dk`` with
     all phases aligned: charges of 1 e, dipoles of 1 e times s and quadrupoles of 1 e times s^2, where
     ``2 s^2`` is the sum of the squared widths of the two. The integral is the sum over wave vectors of a
-    large cell; in smaller ones single shells of wave vectors stand out. Measured in cubes (charges): up to
-    1.5 times as large above 8 widths s, 3.5 times from 4 to 8, 5.5 times from 3 to 4, and 11 times below.
+    large cell; in smaller cells single shells of wave vectors dominate. Measured errors in cubes (charges)
+    exceed it by up to 1.5x for edges above 8 widths s, 3.5x from 4 to 8, 5.5x from 3 to 4, and 11x below.
 
     Args:
         sigma_squared: s^2, angstrom^2.
@@ -50,7 +50,7 @@ def cutoff_for_tolerance(sigma_squared: float, tolerance: float, l_max: int) -> 
 
 
 def check_cutoff(sigma_squared: float, cutoff: float, l_max: int) -> None:
-    """Raise ``ValueError`` when a cutoff is too small to resolve the Gaussians."""
+    """Raise ``ValueError`` if a cutoff is too small to resolve the Gaussians."""
     error = truncation_error(sigma_squared, cutoff, l_max)
     if error > WORST_TAIL:
         enough = cutoff_for_tolerance(sigma_squared, 1e-6, l_max)

@@ -22,8 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scfmlip_kernels.constants import constant
+
 from ..types import CARTESIAN_FROM_E3NN, E3NN_FROM_CARTESIAN, MultipoleOrder, Normalization
 from ..units import COULOMB_CONSTANT
+from .tensors import from_upper_triangles, upper_triangles
 
 # l = 3 needs the octupole's place in `to_moments`; everything below it takes any rank.
 L_MAX = 2
@@ -37,7 +40,7 @@ _CARTESIAN_QUADRUPOLES = (
     (0.0, 1 / _S, 0.0, 0.0, 0.0),
     (0.0, 0.0, 1 / 3, 0.0, 0.0),
 )
-# angstrom; beyond these a number is a mistake, or has another unit
+# angstrom; numbers outside this range are a mistake or in another unit
 _NARROWEST, _WIDEST = 1e-8, 1e4
 
 
@@ -54,11 +57,11 @@ def _receiver_ratio(l: int, sigma: float) -> float:
 
 def to_widths(name: str, value: Any) -> tuple[float, ...]:
     """
-    Gaussian widths, angstrom, from one number or several, of any kind that floats are made of.
+    Convert one number or several, of any type that ``float`` accepts, to Gaussian widths, angstrom.
 
     Raises:
-        TypeError: for something else; text is not a sequence of digits.
-        ValueError: for widths that no Gaussian of atoms has.
+        TypeError: for anything else, including strings.
+        ValueError: for widths out of range.
     """
     single = getattr(value, "ndim", 0) == 0 and not isinstance(value, Sequence)
     try:
@@ -78,7 +81,7 @@ def to_widths(name: str, value: Any) -> tuple[float, ...]:
 @dataclass(frozen=True)
 class GaussianMultipoles:
     """
-    A basis of Gaussian multipoles: which coefficients a row holds, and what they mean.
+    A basis of Gaussian multipoles: the order and meaning of the coefficients in a row.
 
     Rows hold l = 0 of every width, then l = 1 of every width, three numbers each, then l = 2, five each.
 
@@ -90,6 +93,14 @@ class GaussianMultipoles:
 
     Raises:
         ValueError: for an l_max, width, normalisation or order that does not exist; names it.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> basis = scfmlip.GaussianMultipoles(l_max=1, widths=(0.5, 1.0))
+        >>> basis.dim  # a charge and a dipole for each width
+        8
+        >>> basis.columns().tolist()  # columns of the first width, of the second
+        [[0, 2, 3, 4], [1, 5, 6, 7]]
     """
 
     l_max: int
@@ -136,11 +147,11 @@ class GaussianMultipoles:
     def scales(self, l: int, like: Tensor) -> Tensor:
         """``[n_widths]`` moments of unit coefficients of order l, of the kind of ``like``."""
         ratios = [_receiver_ratio(l, w) if self.normalization == "receiver" else 1.0 for w in self.widths]
-        return torch.tensor(ratios, dtype=like.dtype, device=like.device)
+        return constant(tuple(ratios), like.dtype, like.device)
 
     def to_moments(self, rows: Tensor) -> Tensor:
         """
-        Cartesian moments, one set per width.
+        Convert rows to Cartesian moments, one set per width.
 
         Args:
             rows: ``[..., dim]`` coefficients of this basis.
@@ -153,21 +164,21 @@ class GaussianMultipoles:
         if self.normalization == "receiver":
             parts = [part * self.scales(l, rows)[:, None] for l, part in enumerate(parts)]
         if self.l_max > 0 and self.order == "e3nn":
-            parts[1] = parts[1][..., list(CARTESIAN_FROM_E3NN)]
+            parts[1] = parts[1].index_select(-1, constant(CARTESIAN_FROM_E3NN, torch.int64, rows.device))
         if self.l_max > 1:
             parts[2] = parts[2] @ _cartesian_quadrupoles(rows).T
         return parts[0] if self.l_max == 0 else torch.cat(parts, -1)
 
     def project(self, field: Tensor) -> Tensor:
         """
-        Overlaps of this basis' functions with a potential: the adjoint of `to_moments`.
+        Overlaps of the basis functions with a potential: the adjoint of `to_moments`.
 
         Args:
             field: ``[..., n_widths, 1 | 4 | 10]``, potential and its Cartesian derivatives up to order l_max,
                 averaged over a unit Gaussian of each width.
 
         Returns:
-            ``[..., dim]`` in this basis' order and normalisation.
+            ``[..., dim]`` in the order and normalisation of this basis.
         """
         parts = [field[..., :1], field[..., 1:4], field[..., 4:]][: self.l_max + 1]
         if self.l_max > 1:
@@ -175,12 +186,12 @@ class GaussianMultipoles:
         if self.normalization == "receiver":
             parts = [part * self.scales(l, field)[:, None] for l, part in enumerate(parts)]
         if self.l_max > 0 and self.order == "e3nn":
-            parts[1] = parts[1][..., list(E3NN_FROM_CARTESIAN)]
+            parts[1] = parts[1].index_select(-1, constant(E3NN_FROM_CARTESIAN, torch.int64, field.device))
         return torch.cat([part.flatten(-2) for part in parts], -1)
 
 
 def _cartesian_quadrupoles(like: Tensor) -> Tensor:
-    return torch.tensor(_CARTESIAN_QUADRUPOLES, dtype=like.dtype, device=like.device)
+    return constant(_CARTESIAN_QUADRUPOLES, like.dtype, like.device)
 
 
 def quadrupole_tensors(components: Tensor) -> Tensor:
@@ -245,14 +256,16 @@ def quadrupole_components(tensors: Tensor) -> Tensor:
 
 def symmetric_matrices(moments: Tensor) -> Tensor:
     """``[..., 3, 3]`` with ``r.M r = sum_B c_B r^B`` of coefficients ``[..., 6]``, xx, xy, xz, yy, yz, zz."""
-    half = moments * moments.new_tensor([1.0, 0.5, 0.5, 1.0, 0.5, 1.0])
-    return half[..., [0, 1, 2, 1, 3, 4, 2, 4, 5]].unflatten(-1, (3, 3))
+    return from_upper_triangles(
+        moments * constant((1.0, 0.5, 0.5, 1.0, 0.5, 1.0), moments.dtype, moments.device)
+    )
 
 
 def symmetric_coefficients(matrices: Tensor) -> Tensor:
     """``[..., 6]`` coefficients of matrices ``[..., 3, 3]``: the inverse of `symmetric_matrices`."""
-    flat = matrices.flatten(-2)
-    return flat[..., [0, 1, 2, 4, 5, 8]] * flat.new_tensor([1.0, 2.0, 2.0, 1.0, 2.0, 1.0])
+    return upper_triangles(matrices) * constant(
+        (1.0, 2.0, 2.0, 1.0, 2.0, 1.0), matrices.dtype, matrices.device
+    )
 
 
 def self_interaction(sigma: float, other: float) -> tuple[float, float, float]:

@@ -1,4 +1,4 @@
-"""Charges that are not the model's, ions or a force field around it, and what its density feels of them."""
+"""Charges outside the model, such as ions or a force field, and their potential at the density."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ KEYS = ("external_charges", "external_positions", "n_external")
 @dataclass(frozen=True)
 class ExternalCharges:
     """
-    Gaussian charges at given places, as wide as the density's (its widest), in the cell of their system.
+    Gaussian charges at given positions, as wide as the density's widest Gaussians, in their system's cell.
 
-    The density's energy in their potential is part of the model's energy; that of the charges among
-    themselves is not. In a cell they have images as the atoms do, and with those they make up the total that
-    a background balances.
+    The density's energy in their potential is part of the model's energy; the interaction of the charges with
+    each other is not. In a cell they have periodic images like the atoms. A background balances the total
+    charge of both.
 
     Attributes:
         charges: ``[n_external]`` e.
@@ -37,10 +37,10 @@ class ExternalCharges:
     @classmethod
     def from_batch(cls, batch: Mapping[str, Tensor]) -> ExternalCharges | None:
         """
-        What a batch holds of them, see `Model.forward`.
+        Read them from a batch, see `Model.forward`; None if there are none.
 
         Raises:
-            ValueError: for a part that is missing, shapes that do not fit, or numbers that are not finite.
+            ValueError: for missing parts, shapes that do not match, or numbers that are not finite.
         """
         given = [batch.get(key) for key in KEYS]
         if all(value is None for value in given):
@@ -74,13 +74,13 @@ class ExternalCharges:
 
 class Embedding:
     """
-    The potential of external charges at the atoms; differentiable in both's positions and the cell.
+    The potential of external charges at the atoms; differentiable in both positions and the cell.
 
     Args:
-        coulomb: The operator that the density lives in.
+        coulomb: The operator of the density.
         external: The charges.
-        positions, cell, pbc, index: Of the atoms, as in `Coulomb.prepare`.
-        counter_charge: Of slabs, or None.
+        positions, cell, pbc, index: Geometry of the atoms, as in `Coulomb.prepare`.
+        counter_charge: Counter-charges of slabs, or None.
     """
 
     def __init__(
@@ -105,9 +105,9 @@ class Embedding:
         self._rows = rows.index_copy(1, torch.tensor([column], device=rows.device), charges[:, None])
 
     def potential(self) -> Tensor:
-        """``[n_atoms, dim]`` conjugate to the operator's rows: energy is their product with the density's."""
+        """``[n_atoms, dim]`` conjugate to the operator's rows: times the density's rows it is the energy."""
         return self._geometry.potential(self._rows)[self._atoms]
 
     def features(self, widths: tuple[float, ...], l_max: int) -> Tensor:
-        """``[n_atoms, n_widths * (l_max + 1)^2]`` projections as of `Geometry.features`."""
+        """``[n_atoms, n_widths * (l_max + 1)^2]`` projections as in `Geometry.features`."""
         return self._geometry.features(self._rows, widths, l_max)[self._atoms]

@@ -1,4 +1,4 @@
-"""A batch of positions and cells, ready to answer for any multipoles."""
+"""The Coulomb operator at given positions and cells, for any multipoles."""
 
 from __future__ import annotations
 
@@ -36,6 +36,17 @@ class Geometry:
     densities, for instance two spins) in the basis ``coulomb.source``: rows ``[q, d_x, d_y, d_z]`` for
     l_max = 1 and one width, unless the operator was made with ``order="e3nn"``. Results are
     differentiable in positions, cell, multipoles and external fields, twice and more.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> positions = torch.tensor([[0.0, 0.0, 0.0], [2.8, 0.0, 0.0]]).double().requires_grad_()
+        >>> charges = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+        >>> geometry = scfmlip.Coulomb(l_max=0, sigma=0.5).prepare(positions, None, False)
+        >>> (gradient,) = torch.autograd.grad(geometry.energy(charges).sum(), positions)
+        >>> round(float(-gradient[0, 0]), 3)  # force on the first charge, eV/angstrom, towards the second
+        1.834
+        >>> [round(v, 3) for v in geometry.potential(charges)[:, 0].tolist()]  # V, of the other charge
+        [-5.142, 5.142]
     """
 
     def __init__(
@@ -78,7 +89,7 @@ class Geometry:
 
     @property
     def method(self) -> list[str]:
-        """How each system is summed: "direct", "mesh" or "pairs"."""
+        """The method of each system: "direct", "mesh" or "pairs"."""
         mesh = isinstance(self.plan.resolution, MeshResolution)
         waves = "mesh" if mesh else "direct"
         return ["pairs" if kind == Boundary.OPEN else waves for kind in self.plan.boundaries]
@@ -113,7 +124,7 @@ class Geometry:
         return moments
 
     def _join(self, lattice: Tensor | None, opened: Tensor | None, per_system: bool) -> Tensor:
-        """Put the two sub-batches' rows back in the batch's order."""
+        """Join the rows of the two sub-batches in the order of the batch."""
         if opened is None:
             assert lattice is not None
             return lattice
@@ -154,7 +165,7 @@ class Geometry:
 
         Args:
             multipoles: See the class.
-            self_interaction: Whether each Gaussian's interaction with itself counts; the operator's own
+            self_interaction: Whether to include each Gaussian's interaction with itself; the operator's
                 setting if None.
 
         Returns:
@@ -193,7 +204,7 @@ class Geometry:
         return self.counter.overlap(moments, self.positions, self.plan.segments)
 
     def _counter_zero(self, moments: Tensor, conjugate: bool = False) -> tuple[Tensor, Tensor]:
-        """Charges and the level that potentials of slabs with a counter-charge are measured from, V."""
+        """Charges, and the zero level of potentials of slabs with a counter-charge, V."""
         assert self.counter is not None and self.kspace is not None and self.kspace.correction is not None
         charge, overlap = self._overlap(moments)
         if conjugate or not self.coulomb.quirks.cell_average:
@@ -210,7 +221,7 @@ class Geometry:
         """``[n_atoms, 1, len(widths), 1 | 4 | 10]`` float64: a linear potential is its own average."""
         segments = self.plan.segments
         positions = self.positions.double()  # far from the origin -r.E is large and cancels
-        if self.counter is not None:  # what the field does to the charges it does to the counter-charge
+        if self.counter is not None:  # the field acts on the counter-charge too
             positions = positions - segments.expand(self.counter.center)
         values = positions.new_zeros(len(positions))
         gradient = torch.zeros_like(positions)
@@ -270,7 +281,7 @@ class Geometry:
 
         Args:
             multipoles: See the class.
-            self_interaction: As in `energy`.
+            self_interaction: See `energy`.
 
         Returns:
             Shape, order and dtype of ``multipoles``; V for charges, V/angstrom for dipoles (the gradient
@@ -301,7 +312,7 @@ class Geometry:
             multipoles: See the class.
             widths: Widths of the orbitals, angstrom; the operator's ``feature_widths`` if None.
             l_max: 0, 1 or 2; that of the multipoles if None.
-            self_interaction: As in `energy`.
+            self_interaction: See `energy`.
 
         Returns:
             ``[n_atoms, n_widths * (l_max + 1)^2]``, with a channel dimension in second place if the
@@ -328,7 +339,7 @@ class Geometry:
         return self._field(multipoles, basis, False, self_interaction, True)
 
     def _with_room(self, widths: tuple[float, ...]) -> Geometry:
-        """The same geometry, with cells of slabs so high that Gaussians of ``widths`` end in them."""
+        """The same geometry with slab cells high enough for Gaussians of ``widths``."""
         if widths in self._roomy:
             return self._roomy[widths]
         if torch.compiler.is_compiling():
@@ -347,7 +358,7 @@ class Geometry:
             coulomb.l_max,
             self.plan.resolution,
         )
-        # asked for without gradients first, it may be asked for with gradients later
+        # a first call without gradients may be followed by one with gradients
         with torch.enable_grad():
             roomy = Geometry(
                 coulomb,
@@ -385,17 +396,17 @@ class Geometry:
 
     def vacuum_levels(self, multipoles: Tensor) -> Tensor:
         """
-        The potential far below and far above slabs, where it is flat, as `at` would give it there.
+        The constant potential far below and far above slabs, consistent with `at`.
 
         Args:
             multipoles: ``[n_atoms, dim]``.
 
         Returns:
-            ``[n_systems, 2]`` V, on the side that the normal comes from and on the side it points to.
+            ``[n_systems, 2]`` V, on the side that the normal points away from and on the side it points to.
 
         Raises:
             ValueError: for a system that is not a slab, a charged slab without a counter-charge, or an
-                external field, none of which have a flat potential.
+                external field: their potential is not constant far away.
         """
         moments, kinds = self._moments(multipoles), self.plan.boundaries
         for i, kind in enumerate(kinds):

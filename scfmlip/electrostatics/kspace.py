@@ -1,5 +1,5 @@
 """
-The Coulomb operator by a direct sum over wave vectors, of cost atoms x wave vectors.
+The Coulomb operator as a direct sum over wave vectors; the cost is atoms x wave vectors.
 
 Every structure factor and every value of the field is a sum over all pairs of an atom and a wave vector.
 """
@@ -38,7 +38,7 @@ class KSpace(WaveSum):
 
     def matrices(self, widths: Tensor, dim: int) -> list[Tensor]:
         """
-        The interaction of unit multipoles, whole matrices: for small systems without corrections.
+        The full interaction matrices of unit multipoles, for small systems without corrections.
 
         Args:
             widths: ``[n_atoms]`` Gaussian width of each atom, angstrom.

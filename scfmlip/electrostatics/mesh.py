@@ -1,5 +1,5 @@
 """
-The Coulomb operator through a mesh: O(atoms log atoms), for Gaussians wide enough to need no sum over pairs.
+The Coulomb operator through a mesh: O(N log N), for Gaussians wide enough to need no sum over pairs.
 
 Multipoles are spread on a mesh with B-splines, whose Fourier transform times the splines' `window` is the
 structure factor; the series of the field is transformed back, and gathered with the same splines. Both
@@ -28,11 +28,12 @@ from scfmlip_kernels import (
 
 from .mesh_error import check_single
 from .plan import LatticePlan
+from .tensors import products
 from .waves import Places, WaveSum, turn_derivatives
 
 
 class Mesh(WaveSum):
-    """The sum through a mesh; see `WaveSum`."""
+    """The sum over wave vectors through a mesh; see `WaveSum`."""
 
     grid: MeshGrid
 
@@ -41,7 +42,7 @@ class Mesh(WaveSum):
         super().__init__(plan, positions, *rest)
         self.sizes = self.grid.table[:, :3].double()
         check_single(plan.mesh, self.dtype)
-        # rounding of float32 sums may be more than what was asked for
+        # rounding of float32 sums may exceed the tolerance
         self.arithmetic = self.dtype if plan.mesh.single else torch.float64
         self.coords = self.frac * self.segments.expand(self.sizes)
         self.places = place_atoms(self.coords, self.grid)
@@ -70,7 +71,7 @@ class Mesh(WaveSum):
             sizes = self.segments.expand(self.sizes / (2 * math.pi))[:, None]
             scales = [torch.ones_like(sizes[..., :1]), sizes]
             if moments.shape[-1] > 4:
-                scales.append(sizes[..., [0, 0, 0, 1, 1, 2]] * sizes[..., [0, 1, 2, 1, 2, 2]])
+                scales.append(products(sizes))
             moments = moments * torch.cat(scales, -1)
         values = mesh_spread(self.coords, moments.to(self.arithmetic), self.grid, self.places)
         return mesh_waves(values, self.grid.shapes).permute(1, 0, 2).double()

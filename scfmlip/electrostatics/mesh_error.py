@@ -1,4 +1,4 @@
-"""Which mesh a tolerance needs."""
+"""The mesh for a tolerance."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _DIPOLES = 0.5
 
 class MeshResolution(NamedTuple):
     """
-    Splines and spacing of a mesh.
+    Order of the splines and spacing of a mesh.
 
     Attributes:
-        order: Of the B-splines, even: they are ``order - 2`` times differentiable.
-        spacing: Between mesh points along each lattice vector, angstrom, at most.
+        order: Order of the B-splines, even; they are ``order - 2`` times differentiable.
+        spacing: Largest distance of mesh points along each lattice vector, angstrom.
         single: Whether float32 sums are accurate enough for float32 positions.
-        least: Error, eV, of rounding results to float32, where that is more than was asked for, else 0.
+        least: Error, eV, of rounding results to float32 if that exceeds the tolerance, else 0.
     """
 
     order: int
@@ -40,7 +40,7 @@ class MeshResolution(NamedTuple):
     least: float
 
     def shape(self, cell: torch.Tensor, smooth) -> tuple[int, int, int]:
-        """Mesh points along the vectors of a cell ``[3, 3]``, made fit for fast transforms by ``smooth``."""
+        """Mesh points along the vectors of a cell ``[3, 3]``, rounded up by ``smooth`` for fast FFTs."""
         lengths = cell.norm(dim=1).tolist()
         a, b, c = (smooth(max(self.order, math.ceil(v / self.spacing - 1e-9))) for v in lengths)
         return a, b, c
@@ -49,7 +49,7 @@ class MeshResolution(NamedTuple):
 @lru_cache(maxsize=4096)
 def mesh_error(sigma_squared: float, order: int, spacing: float, l_max: int) -> float:
     """
-    Energy, eV, by which a mesh misses the interaction of one pair of unit multipoles, at most.
+    Upper bound of the error, eV, of a mesh for the interaction of one pair of unit multipoles.
 
     On a mesh of spacing h a wave k cannot be told from ``k + 2 pi / h``; the splines hold the second back by
     ``a = (x / (1 - x))^order`` with ``x = h k / 2 pi``, on either side of the interaction:
@@ -60,7 +60,7 @@ def mesh_error(sigma_squared: float, order: int, spacing: float, l_max: int) -> 
 
     Args:
         sigma_squared: s^2, half the sum of the squared widths, angstrom^2.
-        order: Of the splines.
+        order: Order of the splines.
         spacing: h, angstrom.
         l_max: Highest multipole.
     """
@@ -118,9 +118,9 @@ def choose_mesh(
         sigma_squared: Half the sum of the squared widths of the narrowest pair, angstrom^2.
         tolerance: eV, for a pair of unit charges, or of dipoles of 1 e times the width.
         l_max: Highest multipole.
-        n_atoms: Of all systems.
-        volume: Of all cells, angstrom^3.
-        height: The smallest of any cell, between two of its faces, angstrom.
+        n_atoms: Number of atoms in all systems.
+        volume: Volume of all cells, angstrom^3.
+        height: Smallest distance between two opposite faces of any cell, angstrom.
     """
     widths = height / math.sqrt(sigma_squared)
     safety = next(factor for least, factor in _SAFETY if widths >= least)
@@ -137,9 +137,9 @@ def choose_mesh(
 
 
 def check_single(mesh: MeshResolution, dtype: torch.dtype) -> None:
-    """Refuse float32 where not even its rounding of the results is below the tolerance."""
+    """Refuse float32 if rounding of the results alone exceeds the tolerance."""
     if dtype == torch.float32 and mesh.least:
         raise ValueError(
-            f"float32 cannot give this tolerance: ask for a tolerance of at least {mesh.least:.1e} eV, or "
-            "use float64 positions"
+            f"float32 cannot reach this tolerance: set a tolerance of at least {mesh.least:.1e} eV, or use "
+            "float64 positions"
         )

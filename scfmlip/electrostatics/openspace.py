@@ -1,8 +1,8 @@
 """
 The Coulomb operator of isolated systems: analytic interaction of all pairs of Gaussian multipoles.
 
-``compat="graph_longrange"`` replaces dipoles by charges displaced along x, y and z, the one-sided finite
-differences that code uses; the same pair operator then runs on four points an atom.
+``compat="graph_longrange"`` replaces dipoles by charges displaced along x, y and z, that code's one-sided
+finite differences; the same pair operator then runs on four points per atom.
 """
 
 import torch
@@ -25,7 +25,7 @@ class OpenSpace:
         host_ptr: ``[n_systems + 1]`` int64 on the CPU.
         segments: The system of each atom, on the device.
         widths: Source widths, angstrom.
-        quirks: Departures of a reference code.
+        quirks: Deviations of a reference code.
     """
 
     def __init__(
@@ -40,13 +40,13 @@ class OpenSpace:
         self.widths, self.quirks = widths, quirks
 
     def _displaced(self, offset: float) -> Tensor:
-        """Each atom and its three neighbours at +offset along x, y, z: ``[4 n_atoms, 3]``."""
+        """Each atom and its three copies displaced by +offset along x, y, z: ``[4 n_atoms, 3]``."""
         steps = torch.zeros((4, 3), dtype=self.positions.dtype, device=self.positions.device)
         steps[1:] = offset * torch.eye(3, dtype=steps.dtype, device=steps.device)
         return (self.positions[:, None] + steps).flatten(0, 1)
 
     def _pairs(self, moments: Tensor, widths: tuple[float, ...], rank: int) -> Tensor:
-        """Sum over source widths of pair sums with every receiving width, times k_e."""
+        """Pair sums for every receiving width, summed over source widths, times k_e."""
         n_sources = moments.shape[2]
         total = torch.tensor([(s**2 + w**2) ** 0.5 for s in self.widths for w in widths], dtype=torch.float64)
         sources = moments[:, :, :, None].expand(-1, -1, -1, len(widths), -1).flatten(2, 3)
@@ -57,9 +57,9 @@ class OpenSpace:
     def _finite_difference(
         self, moments: Tensor, widths: tuple[float, ...], rank: int, offset: float
     ) -> Tensor:
-        """As `_pairs`, with dipoles and gradients as one-sided differences over ``offset``."""
+        """Like `_pairs`, with dipoles and gradients as one-sided differences over ``offset``."""
         if len(self.widths) != 1:
-            raise ValueError("compat='graph_longrange' knows one source width, got more")
+            raise ValueError("compat='graph_longrange' supports one source width only")
         n_atoms, n_channels = moments.shape[:2]
         m = moments[:, :, 0]
         group = 1
@@ -92,7 +92,7 @@ class OpenSpace:
         return torch.cat((values[:, :1], gradient), 1).permute(0, 2, 3, 1)
 
     def field(self, moments: Tensor, widths: tuple[float, ...], rank: int) -> Tensor:
-        """Potential and gradient at the atoms, as `KSpace.field`, without self-interaction."""
+        """Potential and gradient at the atoms, as in `KSpace.field`, without self-interaction."""
         if self.quirks.open_offsets is None:
             return self._pairs(moments, widths, rank)
         return self._finite_difference(moments, widths, rank, self.quirks.open_offsets[1])
@@ -106,7 +106,7 @@ class OpenSpace:
     def energy(self, moments: Tensor) -> Tensor:
         """``[n_systems, n_channels]`` float64, eV, without self-interaction."""
         rank = rank_of_count(moments.shape[-1])
-        # accumulated in float64: in neutral systems large terms cancel
+        # accumulate in float64, because large terms cancel in neutral systems
         field = self.conjugate(moments, rank)
         per_atom = 0.5 * (field.double() * moments.double()).sum((2, 3))
         return self.segments.sum(per_atom)

@@ -1,4 +1,4 @@
-"""What depends on cells, periodicity and sizes of a batch, but not on its charges."""
+"""Plans: everything that depends on cells, periodicity and sizes of a batch, but not on its charges."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .slab import SlabPlan, plan_slabs
 @dataclass
 class SubBatch:
     """
-    The systems of a batch that share a solver, renumbered from 0.
+    The systems of a batch that share a method, renumbered from 0.
 
     Attributes:
-        atoms: ``[n]`` int64 positions of their atoms in the batch, or None when it is all of them.
-        systems: The systems' numbers in the batch.
+        atoms: ``[n]`` int64 indices of their atoms in the batch, or None for all atoms.
+        systems: The numbers of the systems in the batch.
         host_ptr: ``[n_systems + 1]`` int64 on the CPU, first atom of each system.
         segments: The system of each atom, on the device.
     """
@@ -36,7 +36,7 @@ class SubBatch:
     segments: Segments
 
     def take(self, values: Tensor) -> Tensor:
-        """Rows of this sub-batch out of per-atom values of the batch."""
+        """Select this sub-batch's rows from per-atom values of the batch."""
         return values if self.atoms is None else values.index_select(0, self.atoms)
 
 
@@ -46,10 +46,11 @@ class LatticePlan(SubBatch):
     The systems that are summed over wave vectors.
 
     Attributes:
-        slab_axis: ``[n_systems]`` int64 lattice direction along which a slab ends.
-        slab, box: ``[n_systems]`` float64, 1 for a slab, a molecule in a box.
+        slab_axis: ``[n_systems]`` int64 open lattice direction of a slab.
+        slab, box: ``[n_systems]`` float64, 1 for a slab, or for a molecule in a box.
         corrected: Whether any of them is a slab or a molecule in a box.
-        slabs: The cells that slabs are summed in, or None: no slab, or a reference's that keeps its own.
+        slabs: The cells in which slabs are summed; None without slabs, or with ``compat``, which uses the
+            user's cells.
         grid: Miller boxes, or meshes.
         mesh: Resolution of the meshes, or None.
         point_ptr: ``[n_systems + 1]`` int64 on the device, first wave vector of each system.
@@ -65,7 +66,7 @@ class LatticePlan(SubBatch):
     point_ptr: Tensor
 
     def cells(self, cell: Tensor) -> Tensor:
-        """The cells to sum in, ``[n_systems, 3, 3]``, from the user's."""
+        """The cells of the sums, ``[n_systems, 3, 3]``, from the user's cells."""
         return cell if self.slabs is None else self.slabs.cells(cell)
 
     def resized(
@@ -78,15 +79,15 @@ class LatticePlan(SubBatch):
         resolution: float | MeshResolution,
     ) -> LatticePlan:
         """
-        The same systems with other wave vectors, and slabs in cells for another thickness.
+        The same systems with other wave vectors, and slab cells for another thickness.
 
         Args:
-            cell: ``[n_systems, 3, 3]`` as the user gave them.
-            extents: Of the atoms along the normals, see `plan_slabs`.
-            widths: Of the widest source and receiver, angstrom.
-            tolerance: That images of slabs may leave, eV.
+            cell: ``[n_systems, 3, 3]`` the user's cells.
+            extents: Extents of the atoms along the normals, see `plan_slabs`.
+            widths: Widths of the widest source and receiver, angstrom.
+            tolerance: Largest residual interaction with images of slabs, eV.
             l_max: Highest multipole.
-            resolution: Cutoff, 1/angstrom, or that of a mesh.
+            resolution: Cutoff, 1/angstrom, or resolution of a mesh.
         """
         host, slabs = cell.detach().to("cpu", torch.float64), None
         if self.slabs is not None:
@@ -96,7 +97,7 @@ class LatticePlan(SubBatch):
 
 
 def summed_cells(host_cell: Tensor, slabs: SlabPlan | None) -> Tensor:
-    """The cells to sum in on the CPU, ``[n_systems, 3, 3]``, from the user's."""
+    """The cells of the sums on the CPU, ``[n_systems, 3, 3]``, from the user's cells."""
     if slabs is None:
         return host_cell
     on_host = SlabPlan(*(getattr(slabs, f.name).cpu() for f in dataclasses.fields(slabs)))
@@ -121,9 +122,10 @@ def _waves(
 @dataclass
 class CoulombPlan:
     """
-    The part of a Coulomb operator that its charges do not change: reuse it while cells and sizes stay.
+    The part of a Coulomb operator that is independent of charges; reuse it while cells and sizes do not
+    change.
 
-    A plan for slabs holds while they are not thicker than `SlabPlan.thickness`.
+    A plan for slabs is valid while they are not thicker than `SlabPlan.thickness`.
 
     Attributes:
         boundaries: Boundary of each system.
@@ -131,7 +133,19 @@ class CoulombPlan:
         segments: The system of each atom, on the device.
         lattice: Systems summed over wave vectors, or None.
         open: Systems summed over pairs, or None.
-        resolution: Cutoff of the wave vectors, 1/angstrom, or that of the meshes.
+        resolution: Cutoff of the wave vectors, 1/angstrom, or resolution of the meshes.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> cell = 4.0 * torch.eye(3, dtype=torch.float64)
+        >>> charges = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+        >>> coulomb = scfmlip.Coulomb(l_max=0, sigma=0.5)
+        >>> plan = coulomb.plan(cell, True, None, n_atoms=2)  # once for a trajectory in this cell
+        >>> for x in (1.9, 2.0):
+        ...     positions = torch.tensor([[0.0, 0.0, 0.0], [x, x, x]], dtype=torch.float64)
+        ...     print(round(float(coulomb.prepare(positions, cell, True, plan=plan).energy(charges)), 3))
+        -7.341
+        -7.327
     """
 
     boundaries: list[Boundary]
@@ -147,7 +161,7 @@ class CoulombPlan:
         return len(self.boundaries)
 
     def cells(self, cell: Tensor) -> Tensor:
-        """``[n_systems, 3, 3]`` the user's cells, those of slabs as they are summed: with a volume."""
+        """``[n_systems, 3, 3]`` the user's cells, with the cells of slabs replaced by those of the sums."""
         if self.lattice is None or self.lattice.slabs is None:
             return cell
         if self.lattice.atoms is None:
@@ -184,16 +198,16 @@ def make_plan(
     slabs: SlabPlan | None,
 ) -> CoulombPlan:
     """
-    Sort the systems of a batch by solver and lay out their wave vectors.
+    Sort the systems of a batch by method, and make their wave vectors.
 
     Args:
-        host_cell: ``[n_systems, 3, 3]`` float64 on the CPU, where the wave vectors are counted.
-        boundaries: Of each system.
-        axes: Lattice direction along which each slab ends.
+        host_cell: ``[n_systems, 3, 3]`` float64 on the CPU.
+        boundaries: Boundary of each system.
+        axes: Open lattice direction of each slab.
         atom_ptr: ``[n_systems + 1]`` int64 on the CPU.
-        device: Where tables go.
-        resolution: Cutoff of the wave vectors, 1/angstrom, or that of the meshes.
-        slabs: Of the systems that are summed over wave vectors.
+        device: Device of the tables.
+        resolution: Cutoff of the wave vectors, 1/angstrom, or resolution of the meshes.
+        slabs: Slab cells of the systems that are summed over wave vectors.
     """
     numbers = [i for i, b in enumerate(boundaries) if b != Boundary.OPEN]
     sub, lattice = _sub_batch(numbers, atom_ptr, device), None

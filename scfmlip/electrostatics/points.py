@@ -29,12 +29,23 @@ _CHUNK_PAIRS = 1 << 20
 
 class PointValues(NamedTuple):
     """
-    What `Geometry.at` returns.
+    Values at points, from `Geometry.at`.
 
     Attributes:
         density: ``[n_points]`` e/angstrom^3.
         potential: ``[n_points]`` V.
         field: ``[n_points, 3]`` V/angstrom.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> positions = torch.zeros(1, 3, dtype=torch.float64)
+        >>> geometry = scfmlip.Coulomb(l_max=0, sigma=0.5).prepare(positions, None, False)
+        >>> points = torch.tensor([[5.0, 0.0, 0.0]], dtype=torch.float64)
+        >>> values = geometry.at(points, torch.ones(1, 1, dtype=torch.float64))
+        >>> round(float(values.potential), 3)  # V, 5 angstrom from a charge of 1 e
+        2.88
+        >>> round(float(values.field[0, 0]), 3)  # V/angstrom, away from it
+        0.576
     """
 
     density: Tensor
@@ -45,7 +56,7 @@ class PointValues(NamedTuple):
 def evaluate_points(
     geometry: Geometry, points: Tensor, multipoles: Tensor, points_batch_idx: Tensor | None
 ) -> PointValues:
-    """The work behind `Geometry.at`."""
+    """The implementation of `Geometry.at`."""
     checks.check_positions(points, "points")
     checks.check_tensor("multipoles", multipoles, "[n_atoms, dim]")
     checks.check_same("points", points, geometry.positions)
@@ -98,7 +109,7 @@ def evaluate_points(
 def _with_external(
     geometry: Geometry, value: Tensor, points: Tensor, segments: Segments
 ) -> tuple[Tensor, Tensor]:
-    """Potential and field at points, with what is applied from outside."""
+    """Potential and field at points, including external fields."""
     potential, gradient = value[:, 0], value[:, 1:]
     if geometry.external_potential is not None:
         potential = potential + segments.expand(geometry.external_potential)
@@ -119,8 +130,9 @@ def _lattice_points(
     """
     Density and potential with its gradient, by Fourier synthesis.
 
-    A bare Gaussian decays half as fast in k^2 as the product of two: the sum has its own, larger cutoff. Far
-    above and below a slab, where nothing varies laterally any more, it is a plane with charge and dipole.
+    A bare Gaussian decays half as fast in k^2 as the product of two, so the sum has its own, larger cutoff.
+    Far above and below a slab, where lateral variations have decayed, the slab is a plane with charge and
+    dipole.
     """
     plan, source, cell = geometry.plan.lattice, geometry.coulomb.source, geometry.cell
     assert plan is not None and cell is not None
@@ -191,7 +203,7 @@ def _slab_windows(
     source: GaussianMultipoles,
     image_tolerance: float,
 ) -> Tensor:
-    """``[n_systems, 2]`` heights beyond which a slab is a charged plane with a dipole; else infinite."""
+    """``[n_systems, 2]`` heights beyond which a slab is a charged plane with a dipole; infinite otherwise."""
     host = cell.detach().to("cpu", torch.float64)
     low, high = slab_extents(atoms, slabs.normals(cell.double())[0], index)
     reach = torch.full_like(low, math.inf)
@@ -208,9 +220,9 @@ def _slab_windows(
 
 def _check_window(atoms: WaveSum, points: Tensor, index: Tensor) -> None:
     """
-    Refuse points a cell height or more away from an atom of a slab that is summed in the user's own cell.
+    Refuse points at least one cell height away from an atom of a slab that is summed in the user's cell.
 
-    Its potential is a periodic sum plus a correction that holds between an atom and its next image.
+    Its potential is a periodic sum plus a correction that is valid between an atom and its next image.
     """
     correction = atoms.correction
     assert correction is not None

@@ -1,13 +1,14 @@
 """
-Gaussians of any width, atom by atom: what a smooth operator leaves out, pair by pair over a neighbour list.
+Range separation for Gaussians with one width per atom: a smooth operator plus pairs of a neighbour list.
 
-The wave vectors that a Gaussian of width s needs grow as s^-3. Let the operator hold all charges in one wide
-Gaussian S; the rest is short-ranged,
+The number of wave vectors for a Gaussian of width s grows as s^-3. Let the operator represent all charges by
+one wide Gaussian S; the rest is short-ranged,
     k_e [erf(r / sqrt(2 s_i^2 + 2 s_j^2)) - erf(r / 2 S)] / r     between neighbours,
     k_e (1 / s_i - 1 / S) / sqrt(pi)                              of an atom with itself,
-    -2 pi k_e (2 S^2 - s_i^2 - s_j^2) / V                         of all pairs of a crystal: the average of
-what the pairs add, which a sum over wave vectors without k = 0 does not have. Ewald's splitting, Ann. Phys.
-369, 253 (1921), of Gaussian charges: with S chosen well the cost of one product grows as atoms^1.5.
+    -2 pi k_e (2 S^2 - s_i^2 - s_j^2) / V                         for all pairs of a crystal.
+The last term is the average of the pair terms, which a sum over wave vectors without k = 0 does not contain.
+This is Ewald's splitting, Ann. Phys. 369, 253 (1921), for Gaussian charges. With a good S the cost of one
+product grows as atoms^1.5.
 """
 
 from __future__ import annotations
@@ -26,21 +27,30 @@ from .. import neighbours
 from ..units import COULOMB_CONSTANT
 from . import Boundary, CoulombPlan
 
-# cost of a wave vector of one atom in neighbours, their list included: about, on 2 cores, float64
+# approximate cost of a wave vector per atom, in neighbours including their list (2 cores, float64)
 WAVE_COST = 0.1
-# angstrom, about what the cell that a slab is summed in has beside the atoms
+# angstrom, approximate height that the cell of a slab's sum has besides the atoms
 _VACUUM = 20.0
 
 
 @dataclass(frozen=True)
 class NeighbourPairs:
     """
-    Every ordered pair of atoms nearer than a cutoff, images included, sorted by the first atom.
+    All ordered pairs of atoms within a cutoff, including periodic images, sorted by the first atom.
 
     Attributes:
         edge_index: ``[2, n_edges]`` int64 first and second atom; both orders are listed.
-        edge_shift: ``[n_edges, 3]`` lattice vectors, as numbers, that are added to the second one.
-        cutoff: Angstrom.
+        edge_shift: ``[n_edges, 3]`` integer multiples of the lattice vectors that are added to the second
+            atom.
+        cutoff: Cutoff, angstrom.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.scf import NeighbourPairs
+        >>> edges = torch.tensor([[0, 1], [1, 0]])  # from any neighbour list; both orders of each pair
+        >>> pairs = NeighbourPairs(edges, edge_shift=torch.zeros(2, 3), cutoff=4.0)
+        >>> pairs.edge_index.shape[1]
+        2
     """
 
     edge_index: Tensor
@@ -56,7 +66,7 @@ def neighbour_pairs(
     cutoff: float,
 ) -> NeighbourPairs:
     """
-    Neighbours of every atom, on the host, in linear time.
+    Find the neighbours of every atom, on the host, in linear time.
 
     Args:
         positions: ``[n_atoms, 3]`` angstrom.
@@ -64,11 +74,20 @@ def neighbour_pairs(
             periodic do not matter.
         pbc: ``[3]`` or ``[n_systems, 3]`` booleans.
         batch_idx: ``[n_atoms]`` int64 system of each atom, not decreasing; None for one system.
-        cutoff: Angstrom.
+        cutoff: Cutoff, angstrom.
 
     Raises:
-        ImportError: without matscipy; any other list will do: make `NeighbourPairs` of it.
-        ValueError: for two atoms in one place, or more pairs than fit into memory.
+        ImportError: without matscipy; you can also make `NeighbourPairs` from any other list.
+        ValueError: for two atoms at the same position, or more pairs than fit into memory.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.scf import neighbour_pairs
+        >>> positions = torch.tensor([[0.0, 0.0, 0.0], [2.0, 2.0, 2.0]], dtype=torch.float64)  # CsCl
+        >>> cell = 4.0 * torch.eye(3, dtype=torch.float64)
+        >>> pairs = neighbour_pairs(positions, cell, [True, True, True], None, cutoff=3.6)
+        >>> pairs.edge_index.shape[1]  # 8 nearest neighbours of each atom
+        16
     """
     host = positions.detach().cpu().double().numpy()
     index = np.zeros(len(host), dtype=int) if batch_idx is None else batch_idx.cpu().numpy()
@@ -103,7 +122,7 @@ def pair_cutoff(smooth: float, widest: float, tolerance: float) -> float:
 
 def occupied_volumes(positions: Tensor, cell: Tensor, pbc: Tensor, index: Tensor) -> Tensor:
     """
-    Volumes that atoms and waves fill, for estimates: of a slab whatever the height of its cell.
+    Volumes that atoms and waves fill, for estimates; for a slab, independent of the height of its cell.
 
     Args:
         positions: ``[n_atoms, 3]`` angstrom.
@@ -112,7 +131,7 @@ def occupied_volumes(positions: Tensor, cell: Tensor, pbc: Tensor, index: Tensor
         index: ``[n_atoms]`` system of each atom.
 
     Returns:
-        ``[n_systems]`` angstrom^3; of an isolated system that of its cell, whatever that is.
+        ``[n_systems]`` angstrom^3; for an isolated system, the volume of its cell.
     """
     cell = cell.detach().double()
     volumes = torch.linalg.det(cell).abs()
@@ -130,9 +149,14 @@ def smooth_width(n_atoms: int, volume: float, tolerance: float = 1e-6) -> float:
     The width S, angstrom, at which wave vectors and neighbours of an atom cost about the same.
 
     Args:
-        n_atoms: Of one system.
-        volume: Of its cell, angstrom^3.
-        tolerance: Of the operator, eV.
+        n_atoms: Number of atoms of one system.
+        volume: Volume of its cell, angstrom^3.
+        tolerance: Tolerance of the operator, eV.
+
+    Example:
+        >>> from scfmlip.scf import smooth_width
+        >>> round(smooth_width(n_atoms=1000, volume=20.0**3), 2)  # angstrom
+        1.11
     """
     from .cutoff import cutoff_for_tolerance
 

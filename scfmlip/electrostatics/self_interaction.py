@@ -7,9 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scfmlip_kernels.constants import constant
+
 from ..units import FIELD_CONSTANT
 from .boundary import Quirks
 from .density import GaussianMultipoles, self_interaction, symmetric_matrices
+from .tensors import upper_triangles
 
 _erf = np.vectorize(math.erf)
 
@@ -17,7 +20,7 @@ _erf = np.vectorize(math.erf)
 @lru_cache(maxsize=256)
 def _trapezoid(l: int, source: float, receiver: float) -> float:
     """
-    U_l as graph_longrange integrates it: 10,000 points from 1e-4 to ten widths.
+    U_l by graph_longrange's integration: 10,000 points from 1e-4 to ten widths.
 
     ``1 / (eps0 (2 l + 1)) int r^(l+2) C_s e^(-r^2 / 2 s^2) (F_inner(r) + F_outer(r)) dr`` with the radial
     potential of the other Gaussian. Agrees with the closed form to about 1e-9.
@@ -49,37 +52,32 @@ def self_field(
     quirks: Quirks,
 ) -> Tensor:
     """
-    Potential and gradient of each atom's own density at its own place, averaged over Gaussians.
+    Potential and gradient of each atom's own density at its own position, averaged over Gaussians.
 
     Args:
-        moments: ``[n_atoms, n_channels, n_widths, M]``, as `GaussianMultipoles.to_moments` gives them.
+        moments: ``[n_atoms, n_channels, n_widths, M]``, from `GaussianMultipoles.to_moments`.
         source: Their basis.
-        widths: Of the receiving Gaussians, angstrom.
+        widths: Widths of the receiving Gaussians, angstrom.
         rank: 0 for the potential, 1 to add its gradient, 2 its second derivatives; their trace, which no
             quadrupole feels, is left out.
-        quirks: Departures of a reference code.
+        quirks: Deviations of a reference code.
 
     Returns:
         ``[n_atoms, n_channels, len(widths), 1 | 4 | 10]``, V, V/angstrom and V/angstrom^2.
     """
-    table = torch.tensor(
-        [
-            [
-                tuple(_trapezoid(l, s, w) for l in (0, 1))
-                if quirks.numerical_self_interaction
-                else self_interaction(s, w)
-                for w in widths
-            ]
-            for s in source.widths
-        ],
-        dtype=moments.dtype,
-        device=moments.device,
-    )  # [n_source_widths, n_widths, 2 | 3]
+
+    def unit(s: float, w: float) -> tuple[float, ...]:
+        numerical = quirks.numerical_self_interaction
+        return tuple(_trapezoid(l, s, w) for l in (0, 1)) if numerical else self_interaction(s, w)
+
+    # of each source width, receiving width and l
+    values = tuple(tuple(unit(s, w) for w in widths) for s in source.widths)
+    table = constant(values, moments.dtype, moments.device)
     parts = [torch.einsum("nca,aw->ncw", moments[..., 0], table[..., 0])[..., None]]
     if rank > 0 and source.l_max > 0:
         parts.append(torch.einsum("ncai,aw->ncwi", moments[..., 1:4], table[..., 1]))
     if rank > 1 and source.l_max > 1:
-        second = 6 * symmetric_matrices(moments[..., 4:]).flatten(-2)[..., [0, 1, 2, 4, 5, 8]]
+        second = 6 * upper_triangles(symmetric_matrices(moments[..., 4:]))
         parts.append(torch.einsum("ncai,aw->ncwi", second, table[..., 2]))
     field = torch.cat(parts, -1)
     missing = (1, 4, 10)[rank] - field.shape[-1]

@@ -1,17 +1,17 @@
 """
-Slabs as two-dimensional systems: the operator's own height of the cell along the open axis.
+Slabs as two-dimensional systems: the height of their cell along the open axis is chosen here.
 
-A slab is summed over wave vectors of a three-dimensional cell. How high that cell is, is no physics: its
-vector along the normal is chosen here, from the thickness of the slab, the lateral lattice vectors and the
-tolerance, and the open vector that the user gave only says which side is up. What varies laterally with the
-wave vector G decays as exp(-G z). Two ways keep the images out of the sum, and the lower cell is taken:
-* wait until it has decayed: a gap g to the next image with
+A slab is summed over wave vectors of a three-dimensional cell. The height of that cell has no physical
+meaning. It is chosen here from the thickness of the slab, the lateral lattice vectors and the tolerance; the
+user's open vector only says which side is up. Lateral variations with wave vector G decay as exp(-G z). There
+are two ways to exclude images, and the one with the lower cell is used:
+* let the variations decay: leave a gap g to the next image with
   ``sum_G (2 pi k_e / A G) (1 + [l_max > 0] G^2 sigma^2) exp(-G g) < tolerance``;
 * cut the interaction off at half the height H (Rozzi et al., Phys. Rev. B 73, 205119 (2006); Sohier, Calandra
   and Mauri, Phys. Rev. B 96, 075448 (2017)): ``1 / k^2`` becomes ``(1 - (-1)^m exp(-G H / 2)) / k^2`` for the
   m-th wave vector along the normal, which is exact for a slab thinner than H / 2.
-Waves along the normal itself (G = 0) are corrected exactly in both, see `boundary.Correction`. Gaussians have
-to end within what is left, or they meet their images.
+Waves along the normal itself (G = 0) are corrected exactly in both cases, see `boundary.Correction`.
+Gaussians must end within the remaining gap, or they overlap with their images.
 """
 
 import math
@@ -23,9 +23,9 @@ from torch import Tensor
 
 from ..units import COULOMB_CONSTANT
 
-# a plan holds for slabs that are up to this much thicker, angstrom, so that dynamics can keep it
+# a plan allows slabs to become this much thicker, angstrom, so that dynamics can reuse it
 _ROOM = 0.5
-# lateral wave vectors that may carry most of what decays
+# number of lateral wave vectors that may dominate the decaying part
 _SHELLS = 5
 
 
@@ -37,7 +37,7 @@ def _multipole_factor(x, l_max: int):
 @lru_cache(maxsize=256)
 def gaussian_reach(sigma_squared: float, tolerance: float, l_max: int) -> float:
     """
-    Distance, angstrom, beyond which two Gaussians interact as points, up to ``tolerance``, eV.
+    Distance, angstrom, beyond which two Gaussians interact like points within ``tolerance``, eV.
 
     ``(k_e / r) erfc(r / sqrt(2) s) (1 + [l_max > 0] r^2 / s^2 + [l_max > 1] r^4 / 9 s^4)``: unit charges,
     dipoles of 1 e times s, or quadrupoles of 1 e times s^2.
@@ -59,7 +59,7 @@ def gaussian_reach(sigma_squared: float, tolerance: float, l_max: int) -> float:
 
 def lateral_reach(vectors: Tensor, sigma: float, tolerance: float, l_max: int) -> float:
     """
-    Distance, angstrom, at which what varies laterally has decayed to ``tolerance``, eV.
+    Distance, angstrom, at which lateral variations have decayed to ``tolerance``, eV.
 
     Args:
         vectors: ``[2, 3]`` lateral lattice vectors, float64 on the CPU.
@@ -68,7 +68,7 @@ def lateral_reach(vectors: Tensor, sigma: float, tolerance: float, l_max: int) -
         l_max: Highest multipole.
     """
     a, b = vectors
-    # Gauss's reduction, so that the shortest waves are among the first
+    # Gauss reduction, so that the shortest waves are among the first
     for _ in range(100):
         if a.norm() > b.norm():
             a, b = b, a
@@ -88,7 +88,7 @@ def lateral_reach(vectors: Tensor, sigma: float, tolerance: float, l_max: int) -
     def left(g: float) -> float:
         return float((weights * torch.exp(-waves * g)).sum())
 
-    # it decays at least as fast as the shortest wave: one step from anywhere is enough, a second one saves
+    # the decay is at least that of the shortest wave: one step is sufficient, a second one lowers the cell
     reach = max(0.0, math.log(left(0.0) / tolerance) / shortest)
     start = 0.8 * reach
     return min(reach, start + max(0.0, math.log(max(left(start), 1e-300) / tolerance) / shortest))
@@ -101,12 +101,12 @@ class SlabPlan:
 
     Attributes:
         slab: ``[n_systems]`` bool.
-        axis: ``[n_systems]`` int64 lattice direction along which a slab ends.
+        axis: ``[n_systems]`` int64 open lattice direction of a slab.
         sign: ``[n_systems]`` float64: the normal is ``sign`` times the cross product of the next two lattice
             vectors.
-        height: ``[n_systems]`` float64 along the normal, angstrom.
-        thickness: ``[n_systems]`` float64 of the thickest slab that fits, angstrom.
-        truncated: ``[n_systems]`` bool, whether the interaction ends at half the height.
+        height: ``[n_systems]`` float64 height of the cell along the normal, angstrom.
+        thickness: ``[n_systems]`` float64 thickness of the thickest slab that fits, angstrom.
+        truncated: ``[n_systems]`` bool, whether the interaction is truncated at half the height.
     """
 
     slab: Tensor
@@ -128,7 +128,7 @@ class SlabPlan:
 
 
 def slab_normals(cell: Tensor, axis: Tensor, sign: Tensor) -> tuple[Tensor, Tensor]:
-    """As `SlabPlan.normals`."""
+    """Normals and areas, see `SlabPlan.normals`."""
     systems = torch.arange(len(cell), device=cell.device)
     cross = torch.linalg.cross(cell[systems, (axis + 1) % 3], cell[systems, (axis + 2) % 3])
     area = cross.norm(dim=1)
@@ -146,20 +146,20 @@ def plan_slabs(
     device: torch.device,
 ) -> SlabPlan | None:
     """
-    Heights for slabs of given thickness; None where there is no slab.
+    Choose cell heights for slabs of given thickness; None if there is no slab.
 
     Args:
         cell: ``[n_systems, 3, 3]`` float64 on the CPU.
         slabs: Which systems are slabs.
-        axes: Lattice direction along which each of them ends.
-        extents: Of the atoms along the normal, angstrom; the height of the user's cell if None.
-        widths: Of the widest source and of the widest receiver, angstrom.
-        tolerance: Energy, eV, that images may leave of a pair of unit multipoles.
+        axes: Open lattice direction of each slab.
+        extents: Extents of the atoms along the normal, angstrom; the height of the user's cell if None.
+        widths: Widths of the widest source and of the widest receiver, angstrom.
+        tolerance: Largest residual interaction with images, eV, for a pair of unit multipoles.
         l_max: Highest multipole.
-        device: Of the result.
+        device: Device of the result.
 
     Raises:
-        ValueError: without ``extents``, for a slab whose open vector does not say a height.
+        ValueError: without ``extents``, for a slab whose open vector does not define a height.
     """
     if not any(slabs):
         return None

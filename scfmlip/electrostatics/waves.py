@@ -1,13 +1,12 @@
 """
-Sums over the wave vectors of a batch of cells, whichever way they are done: crystals, slabs, molecules in a
-box.
+Sums over the wave vectors of a batch of cells, direct or through a mesh: crystals, slabs, molecules in a box.
 
 With S(k) the structure factor of the multipoles and f(k) = exp(-sigma^2 k^2 / 2),
     E = (1 / eps0 V) sum'_k |f S|^2 / k^2,      V(r) = Re (2 / eps0 V) sum'_k f_r f S e^{i k.r} / k^2
-over half of all k != 0. `kspace.KSpace` sums directly, `mesh.Mesh` through a mesh and Fourier transforms:
-they differ in how S and the series come about. Operators know fractional coordinates and Miller indices only;
-the cell enters through them and through O(wave vectors) arithmetic here, so its derivative, the stress, is
-exact to all orders autograd is asked for.
+over half of all k != 0. `kspace.KSpace` sums directly, `mesh.Mesh` through a mesh and Fourier transforms;
+they differ in how they compute S and the series. The operators use fractional coordinates and Miller indices
+only. The cell enters through these and through O(wave vectors) arithmetic here, so its derivative, the
+stress, is exact to any order of autograd.
 """
 
 from __future__ import annotations
@@ -19,12 +18,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scfmlip_kernels.constants import constant
+
 from ..segments import Segments
 from ..units import FIELD_CONSTANT
 from .boundary import Correction, Quirks
 from .density import symmetric_coefficients, symmetric_matrices
 from .plan import LatticePlan
 from .slab import SlabPlan
+from .tensors import from_upper_triangles, inverse_and_volume, products, upper_triangles
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Places:
 
 def turn(vectors: Tensor, matrices: Tensor, segments: Segments) -> Tensor:
     """
-    Each atom's row vectors times its system's matrix.
+    Multiply each atom's row vectors by its system's matrix.
 
     Args:
         vectors: ``[n, ..., 3]``.
@@ -76,10 +78,10 @@ def turn_derivatives(field: Tensor, matrices: Tensor, segments: Segments) -> Ten
     """
     parts = [field[..., :1], turn(field[..., 1:4], matrices, segments)]
     if field.shape[-1] > 4:
-        second = field[..., [4, 5, 6, 5, 7, 8, 6, 8, 9]].unflatten(-1, (3, 3))
+        second = from_upper_triangles(field[..., 4:])
         for _ in range(2):  # once for each index
             second = turn(second, matrices, segments).mT
-        parts.append(second.flatten(-2)[..., [0, 1, 2, 4, 5, 8]])
+        parts.append(upper_triangles(second))
     return torch.cat(parts, -1)
 
 
@@ -90,9 +92,9 @@ class WaveSum(ABC):
     Args:
         plan: Sizes, boundaries and wave vectors.
         positions: ``[n_atoms, 3]`` angstrom, float32 or float64.
-        cell: ``[n_systems, 3, 3]`` angstrom, float64, as the user gave it: slabs are summed in another.
+        cell: ``[n_systems, 3, 3]`` angstrom, float64, the user's cells; slabs are summed in other ones.
         widths: Source widths, angstrom.
-        quirks: Departures of a reference code.
+        quirks: Deviations of a reference code.
     """
 
     def __init__(
@@ -103,8 +105,8 @@ class WaveSum(ABC):
         self.grid, self.points = grid, Segments(plan.point_ptr, grid.system)
         self.dtype, self.widths = positions.dtype, widths
         self.cell = cell = plan.cells(cell)
-        self.inverse = inverse = torch.linalg.inv(cell)
-        self.volume = torch.linalg.det(cell).abs()
+        self.inverse, volume = inverse_and_volume(cell)
+        inverse, self.volume = self.inverse, volume.abs()
         self.frac = turn(positions.double(), inverse, segments)
         self._factors: dict[tuple[float, ...], Tensor] = {}
         self.k_squared = self._squares()
@@ -122,7 +124,7 @@ class WaveSum(ABC):
         height = 1 / normal.norm(dim=-1)
         normal = normal * height[:, None]
         origin = segments.mean(positions.detach().double())
-        if quirks.slab_along_z:  # and what depends on the origin there does so
+        if quirks.slab_along_z:  # keep the reference's dependence on the origin
             normal, origin = torch.zeros_like(normal), torch.zeros_like(origin)
             normal[:, 2] = 1.0
         self.correction = Correction(
@@ -143,14 +145,12 @@ class WaveSum(ABC):
         grid = self.grid
         n = grid.miller.double()
         metric = (4 * math.pi**2) * self.inverse.mT @ self.inverse
-        rows, columns = (0, 0, 0, 1, 1, 2), (0, 1, 2, 1, 2, 2)
-        twice = torch.tensor([1.0, 2.0, 2.0, 1.0, 2.0, 1.0], dtype=n.dtype, device=n.device)
-        pairs = n[:, list(rows)] * n[:, list(columns)] * twice
-        point_metric = self.points.expand(metric[:, list(rows), list(columns)])
-        return (pairs * point_metric).sum(-1)
+        twice = constant((1.0, 2.0, 2.0, 1.0, 2.0, 1.0), n.dtype, n.device)
+        point_metric = self.points.expand(upper_triangles(metric))
+        return (products(n) * twice * point_metric).sum(-1)
 
     def _truncation(self, slabs: SlabPlan) -> Tensor:
-        """``1 - (-1)^m exp(-G H / 2)`` where a slab's interaction ends at half the height H, else 1."""
+        """``1 - (-1)^m exp(-G H / 2)`` if a slab's interaction is truncated at half the height H, else 1."""
         height = torch.where(slabs.slab & slabs.truncated, slabs.height, torch.zeros_like(slabs.height))
         each = torch.stack((height, slabs.axis.double()), 1)
         height, axis = self.points.expand(each).unbind(1)
@@ -167,10 +167,10 @@ class WaveSum(ABC):
         return self.form_factors((width,))[:, 0]
 
     def form_factors(self, widths: tuple[float, ...]) -> Tensor:
-        """Of several widths, ``[n_points, n_widths]``; kept while the geometry is."""
+        """Form factors of several widths, ``[n_points, n_widths]``; cached with the geometry."""
         if widths in self._factors:
             return self._factors[widths]
-        # asked for without gradients first, they may be asked for with gradients later
+        # a first call without gradients may be followed by one with gradients
         with torch.enable_grad():
             factors = self.make_factors(widths)
         if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
@@ -178,9 +178,9 @@ class WaveSum(ABC):
         return factors
 
     def make_factors(self, widths: tuple[float, ...]) -> Tensor:
-        """Those that `form_factors` keeps."""
-        exponents = torch.tensor([-0.5 * w**2 for w in widths], dtype=torch.float64)
-        return torch.exp(exponents.to(self.k_squared.device) * self.k_squared[:, None])
+        """Compute the factors that `form_factors` caches."""
+        exponents = constant(tuple(-0.5 * w**2 for w in widths), torch.float64, self.k_squared.device)
+        return torch.exp(exponents * self.k_squared[:, None])
 
     @abstractmethod
     def structure_factors(self, moments: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ class WaveSum(ABC):
         Args:
             coefficients: ``[n_points, n_channels, 2]`` float64.
             rank: 0 for values, 1 to add gradients, 2 second derivatives.
-            places: Other points than the atoms.
+            places: Points to use instead of the atoms.
 
         Returns:
             ``[n, n_channels, 1 | 4 | 10]`` in the positions' dtype.
@@ -235,7 +235,7 @@ class WaveSum(ABC):
         return (sums * self.form_factors(self.widths)[:, None, :, None]).sum(2)
 
     def energy(self, moments: Tensor) -> Tensor:
-        """``[n_systems, n_channels]`` float64, eV, self-interaction included."""
+        """``[n_systems, n_channels]`` float64, eV, including self-interaction."""
         rho = self.density(moments)
         per_point = self.coulomb[:, None] * (rho**2).sum(-1)
         energy = self.points.sum(per_point)
@@ -249,7 +249,7 @@ class WaveSum(ABC):
 
         Args:
             moments: ``[n_atoms, n_channels, n_widths, 1 | 4 | 10]``.
-            widths: Of the receiving Gaussians, angstrom.
+            widths: Widths of the receiving Gaussians, angstrom.
             rank: 0 for the potential, 1 to add its gradient, 2 its second derivatives.
 
         Returns:

@@ -1,1 +1,1 @@
-"""Foreign models and engines."""
+"""Interfaces to models and simulation engines of other packages."""

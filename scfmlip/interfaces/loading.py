@@ -1,4 +1,4 @@
-"""Models from files: ours, which are data, and mace-torch's, which are programs."""
+"""Load models from files: our safetensors, which hold data only, and mace-torch's pickles."""
 
 from __future__ import annotations
 
@@ -13,18 +13,30 @@ def load_model(
     model: torch.nn.Module | str | Path, device: torch.device, trust_pickle: bool = False
 ) -> torch.nn.Module:
     """
-    A model, from memory, from `scfmlip.save` (safetensors) or from the file mace-torch wrote.
+    Load a model from memory, from a file of `scfmlip.save`, or from a file that mace-torch wrote.
 
     Args:
         model: The model, or its file.
-        device: Where its weights go.
-        trust_pickle: mace-torch's file is a pickle, which runs whatever code its author put there when it is
-            read. Only with True is one read.
+        device: Device of the weights.
+        trust_pickle: Whether to read pickles. A mace-torch file is a pickle, and reading it runs whatever
+            code its author put there.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: for a pickle without ``trust_pickle``, or a file that is damaged or no model.
+        FileNotFoundError: if there is no such file.
+        ValueError: for a pickle without ``trust_pickle``, or a file that is damaged or not a model.
         TypeError: for a file that holds something else (a state dict, a scripted model).
+
+    Example:
+        >>> import pathlib, tempfile, scfmlip, torch
+        >>> from scfmlip.interfaces.loading import load_model
+        >>> from scfmlip.models import build
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> model = build({"elements": ["H", "O"], "rule": "short_range", "backbone": backbone})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     scfmlip.save(model, pathlib.Path(folder, "water.safetensors"))
+        ...     loaded = load_model(pathlib.Path(folder, "water.safetensors"), torch.device("cpu"))
+        >>> type(loaded).__name__
+        'Model'
     """
     if isinstance(model, torch.nn.Module):
         return model
@@ -35,19 +47,17 @@ def load_model(
         raise FileNotFoundError(f"there is no model file {path}")
     with open(path, "rb") as file:
         start = file.read(9)
-    # the header's length, and the header in JSON
+    # safetensors: the header's length, then the header in JSON
     if path.suffix == ".safetensors" or start[8:] == b"{":
         from ..models import load
 
         return load(path, device)
     parts = _parts(path)
-    # a pickle begins so, in an archive or by itself
+    # a pickle starts like this, in an archive or by itself
     if "data.pkl" not in parts and start[:1] != b"\x80":
-        what = "is no file of a model" if start else "is empty"
-        what = "is cut off or damaged" if start[:2] == b"PK" and not parts else what
-        raise ValueError(
-            f"{path} {what}: pass *.safetensors of scfmlip.save, or the *.model mace_run_train wrote"
-        )
+        what = "is not a model file" if start else "is empty"
+        what = "is truncated or damaged" if start[:2] == b"PK" and not parts else what
+        raise ValueError(f"{path} {what}: pass *.safetensors of scfmlip.save, or *.model of mace_run_train")
     if "constants.pkl" in parts:
         raise TypeError(
             f"{path} holds a scripted model, not a mace-torch model: pass the file that mace_run_train wrote "
@@ -63,7 +73,7 @@ def load_model(
 
 
 def _parts(path: Path) -> set[str]:
-    """Names of what an archive holds; empty for what is none."""
+    """Names of the files in an archive; empty for other files."""
     try:
         with zipfile.ZipFile(path) as archive:
             return {name.rsplit("/", 1)[-1] for name in archive.namelist()}
@@ -72,17 +82,17 @@ def _parts(path: Path) -> set[str]:
 
 
 def _unpickle(path: Path, device: torch.device, trusted: bool) -> Any:
-    """What is in a pickle, if it is harmless or trusted."""
+    """Read a pickle if it is harmless or trusted."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # torch raises what it trips over
+    except Exception as error:  # torch may raise anything
         if not trusted:
             raise ValueError(
-                f"{path} is a pickle: reading it runs whatever code its author put there. If you trust where "
-                "it comes from, pass trust_pickle=True, on the command line --trust-pickle. `scfmlip convert "
-                "--trust-pickle` makes a safetensors file of it once, which runs nothing"
+                f"{path} is a pickle: reading it runs whatever code its author put there. If you trust its "
+                "source, pass trust_pickle=True, or --trust-pickle on the command line. `scfmlip convert "
+                "--trust-pickle` converts it once to a safetensors file, which runs no code"
             ) from error
     import mace.modules  # noqa: F401  (registers what the pickle names)
 
@@ -92,5 +102,5 @@ def _unpickle(path: Path, device: torch.device, trusted: bool) -> Any:
         raise ImportError(f"{path} needs a package that is not installed: {error}") from error
     except Exception as error:
         raise ValueError(
-            f"{path} is damaged, or not of this mace-torch ({type(error).__name__}: {error})"
+            f"{path} is damaged, or of another mace-torch version ({type(error).__name__}: {error})"
         ) from error

@@ -1,9 +1,9 @@
 """
-Swap the slow blocks of a live mace-torch model for ours, and back.
+Replace the slow blocks of a mace-torch model in memory by ours, and restore the original ones.
 
-A swapped module is a subclass of the one it replaces and shares its parameters, buffers and children, so
-the state dict, its meaning, optimisers and checkpoints stay as they are. Modules on the way down to a
-swapped one are copied shallowly: the model passed in is left untouched.
+A swapped module is a subclass of the one it replaces and shares its parameters, buffers and children. So the
+state dict and its meaning, optimisers and checkpoints stay valid. Parents of swapped modules are copied
+shallowly, so the original model is not changed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Compat = Literal["mace"]
 
 
 def _rebuild(module: torch.nn.Module, swaps: Swaps, memo: dict[int, torch.nn.Module]) -> torch.nn.Module:
-    """The module with what ``swaps`` names replaced, sharing whatever does not change."""
+    """The module with the modules in ``swaps`` replaced; everything else is shared."""
     if id(module) in memo:
         return memo[id(module)]
     if isinstance(module, torch.jit.ScriptModule):
@@ -37,10 +37,10 @@ def _rebuild(module: torch.nn.Module, swaps: Swaps, memo: dict[int, torch.nn.Mod
     copy = object.__new__(target or type(module))
     copy.__dict__ = {**module.__dict__, "_modules": children}
     if target is not None:
-        # methods that were attached to the instance would go before the new class's
+        # instance attributes would shadow the new class's methods
         hidden = getattr(target, "_scfmlip_hides", ())
         kept = {k: v for k, v in copy.__dict__.items() if not k.startswith("_scfmlip_") and k not in hidden}
-        # in a tuple, so that a module that is only referred to is not registered as a child
+        # wrapped in a tuple, so that a module that is only referenced is not registered as a child
         extra = {
             k: tuple(_rebuild(m, swaps, memo) for m in v) if _holds_modules(v) else v
             for k, v in extra.items()
@@ -60,7 +60,7 @@ def _holds_modules(value: object) -> bool:
 def _find_swaps(
     model: torch.nn.Module, electrostatics: bool, tensor_products: bool, compat: Compat | None
 ) -> tuple[Swaps, dict[int, str]]:
-    """What to replace in this model, and what stays and why, both by ``id``."""
+    """Modules to replace in this model, and modules that stay with the reason, both by ``id``."""
     from .whole import MACELES, WHOLE_MODELS, PolarMACE
 
     swaps: Swaps = {}
@@ -87,7 +87,7 @@ def _find_swaps(
 
 
 def _lines(model: torch.nn.Module, left: dict[int, str]) -> tuple[str, ...]:
-    """What stays as it is: name, class and reason of each."""
+    """Name, class and reason of every module that is not accelerated."""
     names = {id(module): name or "the model itself" for name, module in model.named_modules()}
     return tuple(
         f"{names[id(module)]} ({type(module).__name__}): {left[id(module)]}"
@@ -99,7 +99,7 @@ def _lines(model: torch.nn.Module, left: dict[int, str]) -> tuple[str, ...]:
 def _warn_left(model: torch.nn.Module, lines: tuple[str, ...]) -> None:
     if lines:
         warnings.warn(
-            f"accelerate leaves {len(lines)} modules of this {type(model).__name__} as mace-torch made them: "
+            f"accelerate leaves {len(lines)} modules of this {type(model).__name__} unchanged: "
             + "; ".join(lines),
             stacklevel=3,
         )
@@ -112,40 +112,52 @@ def accelerate(
     compat: Compat | None = None,
 ) -> Module:
     """
-    A mace-torch model with the same call, outputs and state dict, faster and in less memory.
+    Make a faster model with less memory from a mace-torch model: same call, outputs and state dict.
 
-    PolarMACE: electrostatic features and energy run on `scfmlip.Coulomb` in O(atoms) memory, both spin
-    channels at once, and the field-update and electron-energy blocks no longer build outer products of
-    channels. Two results differ from mace-torch 0.3.16's, on purpose: stress includes the strain of the wave
-    vectors and is right to finite differences, which is not so there (issue 1642), and a system's numbers do
-    not depend on what else is in its batch. Everything else equals the original, in float64 to 1e-9 or to
-    what a change of the features by 1e-11 makes, with the constants that the model holds, rounded or not.
-    MACELES: the latent Ewald sum, its stress included. Every model: convolutions that store neither messages
-    nor weights of edges, symmetric contractions as one polynomial, skip connections by species.
+    All models: convolutions that store neither messages nor edge weights, symmetric contractions as one
+    polynomial, skip connections by species. MACELES: also the latent Ewald sum, including its stress.
+    PolarMACE: electrostatic features and energy run on `scfmlip.Coulomb` in O(atoms) memory, for both spin
+    channels at once; the field-update and electron-energy blocks no longer build outer products of channels.
 
-    What stays as mace-torch made it is named in one warning and in the model's ``repr``. mace-torch's own
-    tools (conversions, preparation for compiling, one head of several) make accelerated models of
-    accelerated ones.
+    Two results of PolarMACE differ from mace-torch 0.3.16's on purpose. The stress includes the strain of the
+    wave vectors and agrees with finite differences, which the original's does not (issue 1642). And a
+    system's results do not depend on the other systems in its batch. Everything else equals the original in
+    float64, to 1e-9 or to what a change of the features by 1e-11 makes, with the constants that the model
+    holds, rounded or not.
+
+    One warning and the model's ``repr`` name all modules that are not accelerated. mace-torch's own tools
+    (conversions, preparation for compiling, selecting a head) return accelerated models for accelerated ones.
 
     Args:
-        model: A mace-torch ``MACE``, ``ScaleShiftMACE``, ``MACELES`` or ``PolarMACE`` in eager mode, any
-            dtype and device. It is not changed; the result shares its parameters and buffers, so training or
-            moving one moves both.
-        electrostatics: Accelerate electrostatics and field blocks.
-        tensor_products: Accelerate the MACE backbone, in e3nn's or cuEquivariance's layout. Blocks on
-            OpenEquivariance's kernels stay as they are.
-        compat: "mace": where a PolarMACE evaluates molecules beside periodic systems, correct them as
-            molecules in boxes, as mace-torch does in such batches only.
+        model: A mace-torch ``MACE``, ``ScaleShiftMACE``, ``MACELES`` or ``PolarMACE`` in eager mode, with any
+            dtype and device. It is not changed. The result shares its parameters and buffers, so training or
+            moving one affects both.
+        electrostatics: Whether to accelerate electrostatics and field blocks.
+        tensor_products: Whether to accelerate the MACE backbone, in e3nn's or cuEquivariance's layout. Blocks
+            that use OpenEquivariance's kernels are not replaced.
+        compat: "mace": if a PolarMACE evaluates molecules and periodic systems in one batch, correct the
+            molecules as molecules in boxes, as mace-torch does in such batches only.
 
     Returns:
-        The accelerated model, an instance of the same mace-torch class; `restore` gives the original
-        class back, also after ``copy.deepcopy`` or ``torch.save`` and ``torch.load``. Of an accelerated
-        model what is left of it is accelerated; one of which nothing is left comes back itself.
+        The accelerated model, an instance of the same mace-torch class. `restore` returns the original class,
+        also after ``copy.deepcopy`` or ``torch.save`` and ``torch.load``. If the model is already
+        accelerated, its remaining modules are; if nothing remains, the model itself is returned.
 
     Raises:
         TypeError: for something that is not a mace-torch model, or one that is scripted or compiled.
         ValueError: for an unknown ``compat``.
-        RuntimeError: for a mace-torch version whose PolarMACE differs from the one known here.
+        RuntimeError: for a mace-torch version whose PolarMACE differs from the supported one.
+
+    Example:
+        >>> import scfmlip
+        >>> from scfmlip.models import build, to_mace
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> model = to_mace(build({"elements": ["H", "O"], "rule": "short_range", "backbone": backbone}))
+        >>> fast = scfmlip.accelerate(model)  # of any eager mace-torch model; call it as before
+        >>> scfmlip.is_accelerated(model), scfmlip.is_accelerated(fast)
+        (False, True)
+        >>> fast.state_dict().keys() == model.state_dict().keys()
+        True
     """
     if compat not in (None, "mace"):
         raise ValueError(f"compat must be None or 'mace', got {compat!r}")
@@ -157,8 +169,8 @@ def accelerate(
         ) from error
     if isinstance(model, (torch.jit.ScriptModule, torch._dynamo.OptimizedModule)):
         raise TypeError(
-            f"accelerate takes the eager model, got a {type(model).__name__}: accelerate first, compile "
-            "afterwards"
+            f"accelerate takes the eager model, got a {type(model).__name__}: accelerate it first, then "
+            "compile"
         )
     if not isinstance(model, MACE):
         raise TypeError(
@@ -188,10 +200,10 @@ def accelerate(
 
 def accelerate_blocks(module: Module) -> Module:
     """
-    Any module with mace-torch's interaction and product blocks inside, these swapped; see `accelerate`.
+    Accelerate mace-torch's interaction and product blocks inside any module; see `accelerate`.
 
     Args:
-        module: Not changed; the result shares its parameters.
+        module: The module. It is not changed; the result shares its parameters.
     """
     from .tensor_products import find_swaps
 
@@ -202,10 +214,15 @@ def accelerate_blocks(module: Module) -> Module:
 
 def is_accelerated(model: torch.nn.Module) -> bool:
     """
-    Whether any module of a model runs on our operators; its ``repr`` names those that do not.
+    Whether any module of a model runs on our operators; the model's ``repr`` names those that do not.
 
     Args:
-        model: Any module: from `accelerate`, compiled, of `scfmlip.models`, from another program's hands.
+        model: Any module: from `accelerate`, compiled, of `scfmlip.models`, or wrapped by other code.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> scfmlip.is_accelerated(torch.nn.Linear(4, 4))  # True for what `accelerate` returns
+        False
     """
     return any(isinstance(m, Swapped) for m in model.modules())
 
@@ -215,10 +232,19 @@ def restore(model: Module) -> Module:
     The mace-torch model behind an accelerated one, sharing its parameters.
 
     Args:
-        model: From `accelerate`, possibly copied or loaded since; any other module comes back as it is.
+        model: From `accelerate`, possibly copied or loaded since; other modules are returned unchanged.
 
     Returns:
         A model of mace-torch's own classes.
+
+    Example:
+        >>> import scfmlip
+        >>> from scfmlip.models import build, to_mace
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> model = to_mace(build({"elements": ["H", "O"], "rule": "short_range", "backbone": backbone}))
+        >>> back = scfmlip.restore(scfmlip.accelerate(model))
+        >>> scfmlip.is_accelerated(back), type(back) is type(model)
+        (False, True)
     """
     back: Swaps = {
         id(m): (vars(type(m))["_scfmlip_original"], {})
@@ -228,5 +254,5 @@ def restore(model: Module) -> Module:
     return _rebuild(model, back, {})  # type: ignore[return-value]
 
 
-# what mace-torch builds of an accelerated model is accelerated too
+# models that mace-torch builds from an accelerated model are accelerated too
 SwappedModel._scfmlip_accelerate = staticmethod(accelerate)

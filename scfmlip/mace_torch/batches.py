@@ -1,4 +1,4 @@
-"""From ase.Atoms to the batches mace-torch models take, and from their outputs to per-frame results."""
+"""Convert ase.Atoms to batches for mace-torch models, and model outputs to per-frame results."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..neighbours import neighbour_pairs
 from .cells import reference_cell
-from .graphs import collate, external_charges, make_graph
+from .graphs import Neighbours, collate, external_charges, make_graph
 from .inputs import (
     EXTERNAL,
     INPUTS,
@@ -30,22 +31,22 @@ from .turned import is_upright
 if TYPE_CHECKING:
     from ase import Atoms
 
-# angstrom: what positions may be rounded by: in float32 it is said, in float64 they are refused
+# angstrom: largest rounding of positions; beyond it, float32 warns and float64 raises
 _ROUGH = 1e-4
 
 
 def check_structure(atoms: Atoms, elements: Sequence[int], where: str) -> None:
     """
-    Refuse a frame whose atoms or cell no model of these elements can evaluate.
+    Refuse a frame that no model for these elements can evaluate.
 
     Args:
         atoms: The frame.
-        elements: Atomic numbers the model knows.
-        where: How to name it in messages.
+        elements: Atomic numbers of the model.
+        where: Name of the frame in messages.
 
     Raises:
-        ValueError: for no atoms, positions that are NaN or too far away to be known, a cell that does not
-            fit ``pbc``, or an element the model lacks.
+        ValueError: for a frame without atoms, positions that are NaN or so far away that rounding matters, a
+            cell that does not match ``pbc``, or an element that the model lacks.
     """
     if len(atoms) == 0:
         raise ValueError(f"{where} has no atoms")
@@ -75,7 +76,7 @@ def check_structure(atoms: Atoms, elements: Sequence[int], where: str) -> None:
     missing = sorted(set(atoms.numbers.tolist()) - {int(z) for z in elements})
     if missing:
         raise ValueError(
-            f"{where} holds {', '.join(map(_symbol, missing))}, which the model was not made for; it knows "
+            f"{where} holds {', '.join(map(_symbol, missing))}, which the model does not support; it has "
             f"{', '.join(_symbol(z) for z in sorted(elements))}"
         )
 
@@ -88,7 +89,7 @@ def _symbol(number: int) -> str:
 
 def check_frame(model: torch.nn.Module, atoms: Atoms, where: str) -> None:
     """
-    Refuse a frame the model cannot evaluate.
+    Refuse a frame that the model cannot evaluate.
 
     Args:
         model: A mace-torch model, or one of `scfmlip.models`.
@@ -96,9 +97,9 @@ def check_frame(model: torch.nn.Module, atoms: Atoms, where: str) -> None:
         where: How to name it in messages.
 
     Raises:
-        ValueError: as `check_structure`; for a missing charge or spin, inputs that are no numbers or
-            contradict each other, a multiplicity that cannot be, or charges outside that a model cannot
-            answer to.
+        ValueError: as in `check_structure`; also for a missing charge or spin, inputs that are not numbers
+            or contradict each other, an impossible multiplicity, or external charges that the model does
+            not support.
     """
     check_structure(atoms, [int(z) for z in model.atomic_numbers], where)  # type: ignore[union-attr]
     if pads_cell(model) and not isinstance(model, Swapped) and not is_density_model(model):
@@ -109,8 +110,8 @@ def check_frame(model: torch.nn.Module, atoms: Atoms, where: str) -> None:
     for key in (EXTERNAL[0], "counter_charge"):
         if atoms.info.get(key) is not None and not is_density_model(model):
             raise ValueError(
-                f"{where} has {key.replace('_', ' ')} in atoms.info, which a {type(model).__name__} cannot "
-                f"answer to: that is for models of scfmlip.models. Remove atoms.info[{key!r}]"
+                f"{where} has {key.replace('_', ' ')} in atoms.info, which a {type(model).__name__} does not "
+                f"support: only models of scfmlip.models do. Remove atoms.info[{key!r}]"
             )
     absent = [key for key in needed if input_of(key) not in given]
     if absent:
@@ -128,29 +129,29 @@ def check_frame(model: torch.nn.Module, atoms: Atoms, where: str) -> None:
 
 
 def _check_reference(model: torch.nn.Module, atoms: Atoms, where: str) -> None:
-    """Refuse cells for which the electrostatics of mace-torch's own classes is wrong."""
+    """Refuse cells for which mace-torch's own electrostatics is wrong."""
     cell = reference_cell(atoms.positions, np.asarray(atoms.cell), np.asarray(atoms.pbc), 1.0)
     if atoms.pbc.any() and np.linalg.det(cell) < 0:
         raise ValueError(
             f"{where} has left-handed lattice vectors, for which mace-torch's own electrostatics is wrong: "
-            "use scfmlip.accelerate, or exchange two lattice vectors"
+            "use scfmlip.accelerate, or swap two lattice vectors"
         )
     if is_a(model, "PolarMACE") and not is_upright(torch.tensor(cell), torch.tensor(atoms.pbc)):
         raise ValueError(
             f"{where} is a slab whose normal is not z, or whose open vector is not the last: mace-torch's "
-            "own electrostatics takes it for a crystal. Use scfmlip.accelerate, or turn it"
+            "own electrostatics treats it as a crystal. Use scfmlip.accelerate, or rotate it"
         )
 
 
 def _warn_of_fields(model: torch.nn.Module, frames: Sequence[Atoms], names: Sequence[str]) -> None:
-    """Say of a field that it has no effect, on a model without charges or under a name that is not read."""
+    """Warn about a field without effect: the model has no charges, or its name is not read."""
     answers = getattr(model, "has_charges", is_a(model, "PolarMACE"))
     for atoms, name in zip(frames, names, strict=True):
         field = read_input(atoms.info, "external_field")
         if field is not None and field.any() and not answers:
             warnings.warn(
-                f"{name} has an external_field in atoms.info, which this model without charges does not "
-                "answer to",
+                f"{name} has an external_field in atoms.info, which has no effect on this model without "
+                "charges",
                 stacklevel=3,
             )
         unread = [
@@ -160,14 +161,14 @@ def _warn_of_fields(model: torch.nn.Module, frames: Sequence[Atoms], names: Sequ
         ]
         if unread and field is None and answers:
             warnings.warn(
-                f"{name} has {unread[0]} in atoms.info, which is not read: put it into external_field, "
-                "V/angstrom, with the sign of energy + field . dipole",
+                f"{name} has {unread[0]} in atoms.info, which is not read: use external_field, in "
+                "V/angstrom with the sign of energy + field . dipole",
                 stacklevel=3,
             )
 
 
 def batch_kind(atoms: Atoms) -> tuple[Any, ...]:
-    """What frames of one batch share: MACE-POLAR evaluates a molecule otherwise beside a crystal."""
+    """Key that the frames of a batch must share: MACE-POLAR treats molecules differently beside crystals."""
     return (*atoms.pbc.tolist(), atoms.info.get("counter_charge") is not None)
 
 
@@ -178,26 +179,30 @@ def make_batch(
     dtype: torch.dtype,
     head: str | None = None,
     names: Sequence[str] | None = None,
+    neighbours: Neighbours = neighbour_pairs,
 ) -> dict[str, Tensor]:
     """
-    The dictionary a model takes, for several frames.
+    Make a model's input for several frames.
 
     ``atoms.info`` is read through `inputs.INPUTS`: the total charge (e), the spin multiplicity, the external
-    field (V/angstrom, mace's sign: energy + field.dipole), the head; for models of ours also ``fermi_level``
-    (eV) and ``counter_charge`` (see `scfmlip.Coulomb`; all frames or none), ``external_charges`` (``[n]`` e)
-    and ``external_positions`` (``[n, 3]`` angstrom). The cell is the frame's own, but for PolarMACE and
-    MACELES, whose numbers are those of a long one: ``volume_share`` is the frame's part of it.
+    field (V/angstrom, mace's sign: energy + field.dipole) and the head. Models of `scfmlip.models` also read
+    ``fermi_level`` (eV), ``counter_charge`` (see `scfmlip.Coulomb`; for all frames or none),
+    ``external_charges`` (``[n]`` e) and ``external_positions`` (``[n, 3]`` angstrom). The cell is the frame's
+    own, except for PolarMACE and MACELES, which use a long padded cell; ``volume_share`` is then the frame's
+    fraction of its volume.
 
     Args:
         model: A mace-torch model, or one of `scfmlip.models`.
-        frames: ase.Atoms.
-        device: Of the tensors.
-        dtype: float32 or float64, that of the model.
-        head: Name of the model's head for all frames, whatever they say; else see `inputs.resolve_head`.
-        names: What to call each frame in messages.
+        frames: Frames, as ase.Atoms.
+        device: Device of the tensors.
+        dtype: float32 or float64, the dtype of the model.
+        head: Name of the model's head for all frames, with priority over the frames' own; if None, see
+            `inputs.resolve_head`.
+        names: Name of each frame in messages.
+        neighbours: As in `make_graph`; a `SkinList` is for one frame.
 
     Raises:
-        ValueError: as `check_frame`; for an unknown head.
+        ValueError: as in `check_frame`, and for an unknown head.
     """
     names = names or [f"frame {i}" for i in range(len(frames))]
     heads = list(getattr(model, "heads", None) or ["Default"])
@@ -229,6 +234,7 @@ def make_batch(
                 head=which,
                 inputs={**read_inputs(atoms, spin=spin), **read_embedded(atoms, embedding_specs(model))},
                 pad_cell=pads_cell(model),
+                neighbours=neighbours,
             )
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
@@ -241,13 +247,13 @@ def split_outputs(out: dict[str, Any], frames: Sequence[Atoms]) -> list[dict[str
     Results of each frame as numpy arrays.
 
     Args:
-        out: What a mace-torch model returned for the batch.
+        out: Output of the model for the batch.
         frames: The frames, in order.
 
     Returns:
         Per frame ``energy`` and ``free_energy`` (eV), ``forces``, ``stress`` (Voigt, eV/angstrom^3, of the
-        frame's own volume) where asked for and defined, ``charges`` (e), ``dipole`` (e angstrom) and the
-        model's further outputs under mace's names.
+        frame's own volume) if requested and defined, ``charges`` (e), ``dipole`` (e angstrom) and the
+        model's other outputs under mace's names.
     """
     sizes = [len(atoms) for atoms in frames]
     ends = np.cumsum(sizes)
@@ -278,7 +284,7 @@ def split_outputs(out: dict[str, Any], frames: Sequence[Atoms]) -> list[dict[str
         "scf_status": "scf_status",
     }
     host = {k: v.detach().cpu().numpy() for k, v in out.items() if isinstance(v, Tensor)}
-    if "charges_history" in host:  # PolarMACE says 0 whatever it is
+    if "charges_history" in host:  # PolarMACE always reports 0
         host.pop("fermi_level", None)
     counts = [len(external_charges(atoms)[0]) for atoms in frames]
     last = np.cumsum(counts)
@@ -296,7 +302,7 @@ def split_outputs(out: dict[str, Any], frames: Sequence[Atoms]) -> list[dict[str
             result["external_forces"] = host["external_forces"][last[i] - counts[i] : last[i]]
         result["free_energy"] = result["energy"]
         if out.get("virials") is not None and atoms.cell.rank == 3:
-            # mace pads the cell of non-periodic directions; the stress belongs to the user's volume
+            # mace pads the cell along open directions; the stress refers to the user's volume
             strain = -host["virials"][i] / atoms.get_volume()
             result["stress"] = strain.reshape(9)[[0, 4, 8, 5, 2, 1]]
         results.append(result)

@@ -1,9 +1,9 @@
 """
-Turns at what belongs to the whole process: PyTorch's default dtype, and its modules while e3nn traces some.
+Locks for process-wide state: PyTorch's default dtype, and its modules while e3nn traces them.
 
-mace-torch's and e3nn's constructors make weights in the default dtype, and e3nn compiles its modules with
-torch.fx, which puts a wrapper around every module's call while it does. Neither may meet an evaluation in
-another thread; evaluations may meet each other.
+mace-torch's and e3nn's constructors create weights in the default dtype. e3nn compiles its modules with
+torch.fx, which temporarily wraps every module's call. Neither may run while another thread evaluates a model;
+several evaluations may run at the same time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from .swapped import Swapped
 
-# how often each thread evaluates, builds, or waits to build, by its number
+# number of evaluations, builds and waiting builds per thread
 _state = threading.Condition()
 _evaluating: Counter[int] = Counter()
 _building: Counter[int] = Counter()
@@ -31,10 +31,10 @@ def _others(*counts: Counter[int]) -> bool:
 
 @contextmanager
 def evaluating() -> Iterator[None]:
-    """Around the evaluation of a model: no other thread builds one meanwhile."""
+    """Context of a model's evaluation: no other thread builds a model meanwhile."""
     me = threading.get_ident()
     with _state:
-        # who builds goes first, or would wait for ever
+        # threads that build go first; otherwise they might wait forever
         _state.wait_for(lambda: _evaluating[me] > 0 or not _others(_building, _waiting))
         _evaluating[me] += 1
     try:
@@ -48,9 +48,9 @@ def evaluating() -> Iterator[None]:
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """
-    The default dtype, for one thread at a time and until the end, whatever happens.
+    Context with another default dtype, for one thread at a time; the old one is restored in any case.
 
-    For constructors, and for what of mace-torch's own code evaluates in it; ours needs none.
+    Constructors need it, and parts of mace-torch's own code that evaluate in the default dtype.
     """
     me = threading.get_ident()
     with _state:
@@ -71,10 +71,10 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def running(model: torch.nn.Module) -> AbstractContextManager[None]:
     """
-    Around the evaluation of any model, for threads with models of their own.
+    Context of any model's evaluation, for threads with their own models.
 
-    The slabs and boxes of graph-longrange and the masks of mace-torch's heads are in the default dtype:
-    models of mace-torch's own classes that have such get their own.
+    graph-longrange's slabs and boxes and the masks of mace-torch's heads use the default dtype. Models of
+    mace-torch's own classes that contain these run with their dtype as the default.
     """
     names = {base.__name__ for base in type(model).__mro__}
     several = "MACE" in names and len(getattr(model, "heads", None) or ()) > 1

@@ -1,4 +1,4 @@
-"""The cells that mace-torch's electrostatics is given: long vectors along what is open."""
+"""The cells for mace-torch's electrostatics, with long vectors along open directions."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ def reference_cell(
     positions: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_], cutoff: float
 ) -> NDArray[np.float64]:
     """
-    The cell whose wave vectors mace-torch's electrostatics sums over, with long vectors along what is open.
+    The cell whose wave vectors mace-torch's electrostatics sums over, with long vectors along open
+    directions.
 
-    Where mace-torch 0.3.16 puts them across the periodic ones it is its own, ``5 cutoff (1 + max |x|)`` along
-    x, y or z, of which its energies of slabs depend. A slab whose normal is z but whose rows come in another
-    order gets the same, and a turned one what it had when its first lattice vector lay along an axis. The box
-    of a molecule is taken around the molecule, wherever that lies.
+    If mace-torch 0.3.16's long vectors span a cell with the periodic ones, the cell is mace-torch's own,
+    ``5 cutoff (1 + max |x|)`` along x, y or z; its slab energies depend on this length. A slab with normal z
+    whose rows come in another order gets the same cell. A rotated slab gets the cell that it has when its
+    first lattice vector lies along an axis. The box of a molecule is centred on the molecule, wherever that
+    is.
 
     Args:
         positions: ``[n_atoms, 3]`` angstrom.
         cell: ``[3, 3]`` angstrom, the frame's own.
         pbc: ``[3]``.
-        cutoff: Of the model, angstrom.
+        cutoff: Cutoff of the model, angstrom.
 
     Returns:
         ``[3, 3]`` angstrom.
@@ -36,7 +38,7 @@ def reference_cell(
         positions = positions - 0.5 * (positions.min(0) + positions.max(0))
     free = np.abs(axes @ vectors.T).max(1, initial=0) <= 1e-6 * np.abs(vectors).max(initial=0)
     if free.sum() < len(rows):
-        # no axis lies across: the first lattice vector takes the place of one, and so on
+        # no axis is transverse: use the first lattice vector instead, and so on
         along = np.linalg.qr(vectors.T)[0].T
         positions = positions @ np.concatenate((along, normals_of(vectors))).T
         across = normals_of(vectors)

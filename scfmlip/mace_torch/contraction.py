@@ -1,6 +1,6 @@
-"""MACE's symmetric contraction on our operator, and the species of atoms that products are asked with."""
+"""MACE's symmetric contraction on our operator, and species from one-hot attributes."""
 
-# mace-torch's modules have no types: torch.nn.Module says Tensor | Module for every attribute
+# mace-torch's modules are untyped: for torch.nn.Module every attribute is Tensor | Module
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
 
@@ -22,12 +22,12 @@ def one_hot_index(attributes: Tensor, module: torch.nn.Module) -> Tensor | None:
     """
     Species of each row of one-hot attributes ``[n_atoms, n_species]``; None if a row is something else.
 
-    Looks at the values in eager mode only, and on a GPU, where looking synchronises, in a module's first call
-    only: MACE's attributes are one-hot. Attributes that want a gradient get None too: an index has none.
-    Where it is None, a warning says once that the module runs its original code.
+    The values are read in eager mode only, and on a GPU, where this synchronises, only in a module's first
+    call: MACE's attributes are one-hot. Attributes that require a gradient also give None, because an index
+    has no gradient. If the result is None, a warning says once that the module runs its original code.
     """
     if attributes.requires_grad:
-        warn_fallback(module, "node_attrs want a gradient, which the species of an atom have none of")
+        warn_fallback(module, "node_attrs require a gradient, which the species of an atom do not have")
         return None
     top, index = attributes.detach().max(-1)
     on_cpu = attributes.device.type == "cpu"
@@ -42,7 +42,7 @@ def one_hot_index(attributes: Tensor, module: torch.nn.Module) -> Tensor | None:
 
 
 def _u_tensors(module: SymmetricContraction) -> dict[str, Tensor]:
-    """Its generalised Clebsch-Gordan coefficients, by the name they have in its state dict."""
+    """A contraction's generalised Clebsch-Gordan coefficients, by their names in the state dict."""
     return {name: buffer for name, buffer in module.named_buffers() if "U_matrix_" in name}
 
 
@@ -50,9 +50,9 @@ def symmetric_polynomial(
     module: SymmetricContraction, tensors: Mapping[str, Tensor] | None = None
 ) -> SymmetricPolynomial:
     """
-    The polynomial of all its contractions; weights in the order of `FastSymmetricContraction`.
+    The polynomial of all contractions of a module; weights in the order of `FastSymmetricContraction`.
 
-    ``tensors`` are its generalised Clebsch-Gordan coefficients, by name; its own if None.
+    ``tensors`` are the generalised Clebsch-Gordan coefficients by name; the module's own if None.
     """
     found = _u_tensors(module) if tensors is None else tensors
     blocks_, first = [], 0
@@ -72,12 +72,12 @@ def _degrees(contraction: torch.nn.Module) -> list[int]:
 
 
 class FastSymmetricContraction(Swapped, SymmetricContraction):
-    """The contraction of all degrees and outputs as one polynomial, species gathered inside."""
+    """The contraction of all degrees and outputs as one polynomial, with the species gathered inside."""
 
     _scfmlip_original = SymmetricContraction
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """The polynomial follows the coefficients where a file's differ, as of another version's basis."""
+        """Load weights, and rebuild the polynomial if the file's coefficients differ (another basis)."""
         mine = _u_tensors(self)
         given = {name: state_dict.get(prefix + name, tensor).to(tensor) for name, tensor in mine.items()}
         same = all(given[name].shape == tensor.shape for name, tensor in mine.items())
@@ -86,7 +86,7 @@ class FastSymmetricContraction(Swapped, SymmetricContraction):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, *args: Any, **kwargs: Any) -> FastSymmetricContraction:
-        """The polynomial follows the coefficients, which another dtype rounds."""
+        """Convert, and rebuild the polynomial, because another dtype rounds the coefficients."""
         before = {tensor.dtype for tensor in _u_tensors(self).values()}
         super()._apply(*args, **kwargs)
         if {tensor.dtype for tensor in _u_tensors(self).values()} != before:
@@ -94,18 +94,18 @@ class FastSymmetricContraction(Swapped, SymmetricContraction):
         return self
 
     def follow_coefficients(self) -> None:
-        """Make the polynomial of the coefficients that are there now."""
+        """Rebuild the polynomial from the current coefficients."""
         self._scfmlip_polynomial = symmetric_polynomial(self)
 
     @property
     def _scfmlip_whole(self) -> FastSymmetricContraction:
-        """Itself, by a name that a traced graph can call."""
+        """The module itself, under a name that a traced graph can call."""
         return self
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """``x [n_atoms, n_channels, n_inputs]``, one-hot ``y [n_atoms, n_species]`` -> ``[n_atoms, .]``."""
         if isinstance(x, torch.fx.Proxy):
-            # mace-torch traces contractions before it compiles a model: this one stays whole
+            # mace-torch traces contractions before it compiles a model; this one stays one call
             traced: Any = x.tracer.create_proxy("call_module", "_scfmlip_whole", (x, y), {})
             return traced
         index = one_hot_index(y, self)

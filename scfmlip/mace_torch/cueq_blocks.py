@@ -1,17 +1,17 @@
 """
 Tensor products of a MACE model built with cuequivariance, on our operators.
 
-Their segments are ``[components, channels]`` whatever the layout of the model, and the modules transpose
-before and after: ours keep that. Weights, their order and their normalisation are those of the polynomials
-that the modules hold.
+Their segments are ``[components, channels]`` whatever the layout of the model; the modules transpose before
+and after, and ours do the same. Weights, their order and their normalisation are those of the modules'
+polynomials.
 """
 
-# cuequivariance_torch is optional, and its modules have no types: torch.nn.Module says Tensor | Module for
-# every attribute
+# cuequivariance_torch is optional, and its modules are untyped: for torch.nn.Module every attribute is
+# Tensor | Module
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 # pyright: reportOptionalSubscript=false, reportGeneralTypeIssues=false, reportIndexIssue=false
 # pyright: reportMissingImports=false
-# their forward names its arguments otherwise; MACE passes them by position
+# their forward has other argument names; MACE passes arguments by position
 # pyright: reportIncompatibleMethodOverride=false
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class FastChannelWiseTensorProduct(Swapped, cuet.ChannelWiseTensorProduct):
 
 
 class FastFusedConvolution(Swapped, cuet.SegmentedPolynomial):
-    """The same for models with ``conv_fusion``, whose `conv_tp` is a polynomial with a method attached."""
+    """The same for models with ``conv_fusion``, whose `conv_tp` is a polynomial with an attached method."""
 
     _scfmlip_original = cuet.SegmentedPolynomial
     _scfmlip_hides = ("forward", "original_forward")
@@ -63,7 +63,7 @@ class FastFusedConvolution(Swapped, cuet.SegmentedPolynomial):
         return _convolve(self, x, y, weight, edge_index)
 
     def __reduce__(self) -> tuple:
-        """As any module: the parent's would lose the class."""
+        """Pickle like any module: the parent's method would lose the class."""
         return copyreg.__newobj__, (type(self),), self.__dict__
 
 
@@ -104,7 +104,7 @@ class FastCueqSkipProduct(Swapped, cuet.FullyConnectedTensorProduct):
 
 
 def fast_convolution(conv_tp: torch.nn.Module) -> tuple[type, ChannelwiseProduct] | None:
-    """Its new class and the convolution it is, for a `conv_tp` of cuequivariance_torch; else None."""
+    """New class and description of the convolution for a `conv_tp` of cuequivariance_torch; else None."""
     fused = type(conv_tp) is cuet.SegmentedPolynomial
     if not fused and not (type(conv_tp) is cuet.ChannelWiseTensorProduct and conv_tp.weight is None):
         return None
@@ -120,7 +120,7 @@ def _plan(module: torch.nn.Module) -> Any:
 
 
 def _skip_plan(module: torch.nn.Module) -> tuple[list[tuple[int, int, int]], LinearPlan] | None:
-    """Shapes of the weights ``(u, species, w)`` and the maps, of a product with scalars only."""
+    """Shapes of the weights ``(u, species, w)`` and the linear maps of a product with scalars; else None."""
     polynomial = getattr(module.f, "_polynomial_orig", None)
     if polynomial is None or module.weight is None or len(module.irreps_in2) != 1:
         return None
@@ -155,11 +155,11 @@ def find_cueq_swaps(model: torch.nn.Module) -> tuple[Swaps, dict[int, str]]:
             if isinstance(plan, ContractionPlan) and plan.weights == 0:
                 swaps[id(module)] = (FastCueqSymmetricContraction, {"_scfmlip_plan": plan})
             else:
-                left[id(module)] = "its polynomial is no symmetric contraction that is known here"
+                left[id(module)] = "its polynomial is not a known symmetric contraction"
         elif isinstance(module, cuet.FullyConnectedTensorProduct):
             skip = _skip_plan(module) if type(module) is cuet.FullyConnectedTensorProduct else None
             if skip is None:
-                left[id(module)] = "not a product of features with species, weights its own"
+                left[id(module)] = "not a product of features with species that owns its weights"
             else:
                 swaps[id(module)] = (FastCueqSkipProduct, {"_scfmlip_skip": skip})
     return swaps, left

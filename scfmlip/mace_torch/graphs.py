@@ -1,13 +1,13 @@
 """
-One frame as mace-torch's graph, and graphs as the dictionary that models take.
+Convert frames to mace-torch's graphs, and graphs to the input of models.
 
-Keys and shapes are those of ``mace.data.AtomicData.from_config``. The neighbours are our own, right in every
-cell, and nothing depends on PyTorch's default dtype.
+Keys and shapes are those of ``mace.data.AtomicData.from_config``. The neighbour list is our own, right in
+every cell, and independent of PyTorch's default dtype.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ase import Atoms
     from mace.data import AtomicData
 
-# mace-torch's labels: the shape of one, "n" for the number of atoms, and what its weight has for each
+# mace-torch's labels: shape ("n" is the number of atoms) and shape of the weight
 _LABELS: dict[str, tuple[tuple[Any, ...], tuple[int, ...]]] = {
     "energy": ((), ()),
     "forces": (("n", 3), ()),
@@ -33,6 +33,8 @@ _LABELS: dict[str, tuple[tuple[Any, ...], tuple[int, ...]]] = {
     "polarizability": ((1, 3, 3), (1, 3, 3)),
 }
 _VOIGT = [0, 5, 4, 5, 1, 3, 4, 3, 2]
+# positions, cell, pbc, cutoff -> pairs and images
+Neighbours = Callable[[Any, Any, Any, float], tuple[np.ndarray, np.ndarray]]
 
 
 def make_graph(
@@ -46,30 +48,32 @@ def make_graph(
     inputs: Mapping[str, Any] | None = None,
     labels: Mapping[str, Any] | None = None,
     pad_cell: bool = False,
+    neighbours: Neighbours = neighbour_pairs,
 ) -> AtomicData:
     """
-    One frame as mace-torch's graph: neighbours within ``r_max``, species, inputs, labels.
+    Make mace-torch's graph of a frame: neighbours within ``r_max``, species, inputs, labels.
 
     Args:
-        atoms: The frame; `check_frame` says what it must fulfil.
-        elements: Atomic numbers the model knows, in its order.
+        atoms: The frame, which must pass `check_frame`.
+        elements: Atomic numbers of the model, in its order.
         r_max: Cutoff of the neighbour list, angstrom.
         dtype: float32 or float64.
         heads: Heads of the model.
-        head: Which of them, see `resolve_head`.
-        inputs: By the batch's names; `read_inputs` of the frame if None.
-        labels: By mace-torch's names: energy, forces, stress (tensor or Voigt), ...; their weights are the
-            frame's ``config_{name}_weight``.
-        pad_cell: Give it the cell of mace-torch's electrostatics, `reference_cell`, instead of its own.
+        head: The head to use, see `resolve_head`.
+        inputs: Inputs by the batch's names; `read_inputs` of the frame if None.
+        labels: Labels by mace-torch's names: energy, forces, stress (tensor or Voigt), ...; their weights are
+            the frame's ``config_{name}_weight``.
+        pad_cell: Use the cell of mace-torch's electrostatics, `reference_cell`, instead of the frame's own.
+        neighbours: Finds the pairs, like `neighbour_pairs`; for instance a `SkinList`.
 
     Returns:
-        A ``mace.data.AtomicData``; labels that the frame lacks are zero with weight 0. Beyond mace-torch's
-        keys, a padded one has ``volume_share``, the part of its cell's volume that is the frame's own, and
-        ``slab_axis``, the lattice vector along which a slab ends, -1 for what is none: where there is no such
-        key, PolarMACE knows slabs along z only, as mace-torch does. Charges outside the model have theirs.
+        A ``mace.data.AtomicData``; missing labels are zero with weight 0. Besides mace-torch's keys, a
+        padded graph has ``volume_share``, the frame's own fraction of the cell's volume, and ``slab_axis``,
+        the lattice vector along which a slab is open, or -1. Without this key, PolarMACE knows slabs along z
+        only, as mace-torch does. External charges have their own keys.
 
     Raises:
-        ValueError: for an unknown head, or inputs that are no numbers or contradict each other.
+        ValueError: for an unknown head, or inputs that are not numbers or contradict each other.
     """
     from mace.data import AtomicData
 
@@ -78,7 +82,7 @@ def make_graph(
     n_atoms = len(atoms)
     own, pbc = np.array(atoms.cell, dtype=float), np.array(atoms.pbc, dtype=bool)
     positions = np.array(atoms.positions, dtype=float)
-    edge_index, images = neighbour_pairs(positions, own, pbc, float(r_max))
+    edge_index, images = neighbours(positions, own, pbc, float(r_max))
     cell = reference_cell(positions, own, pbc, float(r_max)) if pad_cell else own
     volume = np.linalg.det(cell)
     reciprocal = 2 * np.pi * np.linalg.inv(cell.T) if volume else np.zeros((3, 3))
@@ -131,7 +135,7 @@ def make_graph(
 
 
 def _bounds(given: Any) -> np.ndarray:
-    """``[1, 2]`` angstrom along the normal where a slab's counter-charge ends."""
+    """``[1, 2]`` ends of a slab's counter-charge along the normal, angstrom."""
     try:
         bounds = np.asarray(given, dtype=float).reshape(1, 2)
     except (TypeError, ValueError):
@@ -143,10 +147,10 @@ def _bounds(given: Any) -> np.ndarray:
 
 def external_charges(atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
     """
-    ``[n]`` e and ``[n, 3]`` angstrom of the charges outside the model.
+    Charges ``[n]`` (e) and positions ``[n, 3]`` (angstrom) of the charges outside the model.
 
     Raises:
-        ValueError: for shapes that do not belong together, or what are no numbers.
+        ValueError: for shapes that do not match, or values that are not numbers.
     """
     values = [() if atoms.info.get(key) is None else atoms.info[key] for key in EXTERNAL]
     try:
@@ -174,15 +178,15 @@ def _put_external(graph: AtomicData, charges: Any, positions: Any, dtype: torch.
 
 def stress_of(virials: Tensor, batch: Mapping[str, Tensor], owner: Tensor | None = None) -> Tensor:
     """
-    Stress of the frames' own volumes.
+    Stress for the frames' own volumes.
 
     Args:
-        virials: ``[n, 3, 3]`` eV, minus the derivative of the energy by the strain.
-        batch: With ``cell``, and ``volume_share`` where that is not the frame's own, see `make_graph`.
-        owner: ``[n]`` system of each; one each if None.
+        virials: ``[n, 3, 3]`` eV, minus the derivative of the energy with respect to the strain.
+        batch: Holds ``cell``, and ``volume_share`` if that is not the frame's own cell, see `make_graph`.
+        owner: ``[n]`` system of each virial; one virial per system if None.
 
     Returns:
-        ``[n, 3, 3]`` eV/angstrom^3; zero where there is no volume.
+        ``[n, 3, 3]`` eV/angstrom^3; zero for systems without a volume.
     """
     volume = torch.linalg.det(batch["cell"].detach().view(-1, 3, 3)).abs()
     if "volume_share" in batch:
@@ -193,28 +197,28 @@ def stress_of(virials: Tensor, batch: Mapping[str, Tensor], owner: Tensor | None
 
 def collate(graphs: Sequence[AtomicData], device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """
-    The dictionary a model takes, from the graphs of its systems.
+    Make a model's input from the graphs of its systems.
 
     Raises:
-        ValueError: for no graphs, or inputs that only some of them have.
+        ValueError: without graphs, or for inputs that only some of them have.
     """
     from mace.tools import torch_geometric
 
     if not graphs:
         raise ValueError("a batch needs at least one frame, got none")
     if any("n_external" in graph for graph in graphs):
-        # systems without charges outside have none of them
+        # systems without external charges contribute none
         for graph in graphs:
             if "n_external" not in graph:
                 _put_external(graph, torch.zeros(0), torch.zeros(0, 3), graph.positions.dtype)
-    # what the first graph lacks would be dropped
+    # inputs that the first graph lacks would be dropped
     keys = [set(graph.keys) for graph in graphs]
     partial = sorted(set.union(*keys) - set.intersection(*keys))
     if partial:
         has = [i for i, found in enumerate(keys) if partial[0] in found]
         raise ValueError(
-            f"only systems {has[:5]} of {len(graphs)} have {partial[0]}: in one batch all have it or none. "
-            "Evaluate them apart"
+            f"only systems {has[:5]} of {len(graphs)} have {partial[0]}: in one batch all or none must have "
+            "it. Evaluate them separately"
         )
     batch = torch_geometric.batch.Batch.from_data_list(list(graphs))  # type: ignore[arg-type]
     return batch.to(device).to_dict()  # type: ignore[return-value]

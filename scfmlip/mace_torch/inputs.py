@@ -1,9 +1,9 @@
 """
-What a model is told of a system beside its atoms: under which keys frames hold it, and what it may be.
+A system's inputs besides its atoms: the keys under which frames hold them, and their checks.
 
-Every door (ASE, evaluate, training, plots) reads ``atoms.info`` through this table, so that a file means the
-same everywhere. Names are found in any case and with ``REF_`` in front: ``charge`` is what scfmlip and
-mace-torch's calculator call the total charge, ``total_charge`` what mace_run_train does.
+All interfaces (ASE, evaluate, training, plots) read ``atoms.info`` through this table, so a file means the
+same everywhere. Names are case-insensitive and may start with ``REF_``. ``charge`` is the name of the total
+charge in scfmlip and mace-torch's calculator, ``total_charge`` the one in mace_run_train.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Input:
     One input of a model.
 
     Attributes:
-        names: Its keys in ``atoms.info``, our own first.
-        meaning: For messages, with its unit.
-        example: A value of it.
-        size: Numbers it has.
-        labelled: With ``REF_`` in front it is a label, an input only where there is none.
+        names: Keys in ``atoms.info``, our own first.
+        meaning: Description with unit, for messages.
+        example: An example value.
+        size: Number of components.
+        labelled: Whether ``REF_`` marks a label, which is used as input only if there is no input.
     """
 
     names: tuple[str, ...]
@@ -41,7 +41,7 @@ class Input:
     labelled: bool = False
 
 
-# by the batch's name, which is mace-torch's
+# keyed by mace-torch's name in the batch
 INPUTS = {
     "total_charge": Input(
         ("charge", "total_charge", "net_charge", "tot_charge", "overall_charge"), "total charge (e)", 0
@@ -58,26 +58,26 @@ INPUTS = {
 # charges outside the model
 EXTERNAL = ("external_charges", "external_positions")
 _BY_NAME = {name: which for which, given in INPUTS.items() for name in given.names}
-# two values of one number that are written down with few digits
+# largest difference between two values of one number, because files hold few digits
 _SAME = 1e-4
 
 
 def input_of(key: Any) -> str | None:
-    """The batch's name of what a key of ``atoms.info`` holds; None for a key that is no input, or no text."""
+    """The batch's name of the input that a key of ``atoms.info`` holds; None if it holds no input."""
     return _BY_NAME.get(key.lower().removeprefix("ref_")) if isinstance(key, str) else None
 
 
 def changes_energy(key: Any) -> bool:
-    """Whether a key of ``atoms.info`` is one that models look at."""
+    """Whether models read a key of ``atoms.info``."""
     return input_of(key) is not None or key in (*EXTERNAL, "counter_charge")
 
 
 def number(value: Any, what: str) -> float:
     """
-    A finite number, also out of an array of one.
+    Convert a value, or an array with one element, to a finite number.
 
     Raises:
-        ValueError: for anything else, text and truth values included; names ``what``.
+        ValueError: for anything else, including strings and booleans; names ``what``.
     """
     array = np.asarray(value)
     given = array.item() if array.size == 1 else None
@@ -102,7 +102,7 @@ def _value(which: str, value: Any, what: str) -> Any:
 
 
 def _keys(info: Mapping[str, Any], which: str, labels: bool = True) -> list[str]:
-    """The keys that hold an input."""
+    """The keys of ``info`` that hold an input."""
     found = [key for key in info if input_of(key) == which and info[key] is not None]
     plain = [key for key in found if not key.lower().startswith("ref_")]
     return plain if INPUTS[which].labelled and (plain or not labels) else found
@@ -110,19 +110,19 @@ def _keys(info: Mapping[str, Any], which: str, labels: bool = True) -> list[str]
 
 def read_input(info: Mapping[str, Any], which: str, key: str | None = None) -> Any:
     """
-    One input of a frame.
+    Read one input of a frame.
 
     Args:
         info: ``atoms.info``.
-        which: Its name in `INPUTS`.
-        key: The only key to look under; None for all of its usual names.
+        which: Name of the input in `INPUTS`.
+        key: The only key to read; None for all of its usual names.
 
     Returns:
-        A number, for fields an array of three, for heads a name; None where the frame has none.
+        A number, an array of three for fields, or a name for heads; None if the frame has none.
 
     Raises:
-        ValueError: for what is no number, names that contradict each other, or one of the usual names where
-            ``key`` has nothing.
+        ValueError: for a value that is not a number, names that contradict each other, or a usual name if
+            ``key`` is missing.
 
     Example:
         >>> read_input({"total_charge": -1}, "total_charge")
@@ -154,10 +154,10 @@ def read_input(info: Mapping[str, Any], which: str, key: str | None = None) -> A
 
 def read_inputs(atoms: Atoms, where: str = "the frame", spin: bool = True) -> dict[str, Any]:
     """
-    All of a frame's inputs but the head, by the batch's names; its multiplicity if ``spin``.
+    Read all inputs of a frame except the head, by the batch's names; the multiplicity only if ``spin``.
 
     Raises:
-        ValueError: as `read_input`; says ``where``.
+        ValueError: as in `read_input`; names ``where``.
     """
     names = [which for which in INPUTS if which != "head" and (spin or which != "total_spin")]
     try:
@@ -169,18 +169,18 @@ def read_inputs(atoms: Atoms, where: str = "the frame", spin: bool = True) -> di
 
 def read_embedded(atoms: Atoms, specs: Mapping[str, Any], where: str = "the frame") -> dict[str, Any]:
     """
-    What else of a frame a mace-torch model embeds.
+    Read the additional inputs that a mace-torch model embeds.
 
     Args:
         atoms: The frame.
         specs: mace-torch's ``embedding_specs``, by the batch's names.
-        where: How to name the frame in messages.
+        where: Name of the frame in messages.
 
     Returns:
-        Numbers of the system, and ``[n_atoms, n]`` of atoms, by the batch's names.
+        Numbers for the system and arrays ``[n_atoms, n]`` for atoms, by the batch's names.
 
     Raises:
-        ValueError: for what is missing or no number.
+        ValueError: for a value that is missing or not a number.
     """
     found = {}
     for name, spec in specs.items():
@@ -199,13 +199,13 @@ def read_embedded(atoms: Atoms, specs: Mapping[str, Any], where: str = "the fram
 
 
 def set_default(atoms: Atoms, which: str, value: Any) -> None:
-    """Give a frame an input that it has under none of its names; None changes nothing."""
+    """Set an input of a frame unless the frame has it under any of its names; None changes nothing."""
     if value is not None and not _keys(atoms.info, which, labels=False):
         atoms.info[INPUTS[which].names[0]] = value
 
 
 def similar_keys(info: Mapping[str, Any], name: str) -> list[str]:
-    """Keys with a number that look like the input "charge" or "spin" and are not read."""
+    """Numeric keys that look like the input "charge" or "spin" but are not read."""
     words = {"charge": ("charge",), "spin": ("spin", "mult")}.get(name, ())
     return [
         key
@@ -219,13 +219,13 @@ def similar_keys(info: Mapping[str, Any], name: str) -> list[str]:
 
 def check_spin(atoms: Atoms, charge: float, spin: float, where: str) -> None:
     """
-    Refuse a multiplicity that no state of these electrons has.
+    Refuse a multiplicity that is impossible for the number of electrons.
 
-    A cell of a periodic system may hold any number of them: a metal has no multiplicity.
+    Periodic systems are not checked against the number of electrons: a metal has no multiplicity.
 
     Raises:
-        ValueError: for one that is not 1, 2, 3, ..., or, in a molecule of integer charge, does not fit the
-            number of electrons.
+        ValueError: for a multiplicity that is not 1, 2, 3, ..., or, in a molecule of integer charge, does
+            not match the number of electrons.
     """
     if spin < 1 or spin != round(spin):
         raise ValueError(
@@ -246,15 +246,15 @@ def check_spin(atoms: Atoms, charge: float, spin: float, where: str) -> None:
 
 def resolve_head(heads: Sequence[str], chosen: str | None, info: Mapping[str, Any] | None = None) -> str:
     """
-    The head that evaluates a frame.
+    Choose the head that evaluates a frame.
 
     Args:
-        heads: Of the model.
-        chosen: The user's argument, which comes first, as in mace-torch.
-        info: ``atoms.info``, whose ``head`` comes next; then the only head, or the one named "default".
+        heads: Heads of the model.
+        chosen: The user's argument, which has priority, as in mace-torch.
+        info: ``atoms.info``, whose ``head`` is next; then the only head, or the one named "default".
 
     Raises:
-        ValueError: for a head that the model does not have, or several and none chosen.
+        ValueError: for a head that the model does not have, or if there are several and none is chosen.
 
     Example:
         >>> resolve_head(["Default"], None)

@@ -1,15 +1,15 @@
 """
 e3nn linear maps on features held as one contiguous ``[n, 2 l + 1, mul]`` array per irrep.
 
-In that form a linear map is one matrix product over channels, and several in a row can be multiplied out
-in the cheaper order.
+In this form a linear map is one matrix product over channels, and consecutive maps can be multiplied in the
+cheaper order.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
+import mace  # noqa: F401  (import it before e3nn, which fails to load its constants otherwise)
 import torch
 from e3nn import o3
 from torch import Tensor
@@ -35,7 +35,7 @@ def from_blocks(blocks: list[Tensor], layout: str = "mul_ir") -> Tensor:
 
 
 def linear_paths(linear: Any) -> list[tuple[int, int, Tensor]]:
-    """``(block in, block out, matrix [mul_in, mul_out])`` of an ``o3.Linear``, normalisation included."""
+    """``(block in, block out, matrix [mul_in, mul_out])`` of an ``o3.Linear``, including normalisation."""
     out, offset = [], 0
     for ins in linear.instructions:
         if ins.i_in >= 0:
@@ -58,7 +58,7 @@ def linear_biases(linear: Any) -> dict[int, Tensor]:
 
 
 def apply_linear(linear: Any, blocks: list[Tensor]) -> list[Tensor]:
-    """An ``o3.Linear`` on blocks."""
+    """Apply an ``o3.Linear`` to blocks."""
     n = len(blocks[0])
     terms: list[list[Tensor]] = [[] for _ in linear.irreps_out]
     for i, o, matrix in linear_paths(linear):
@@ -71,7 +71,7 @@ def apply_linear(linear: Any, blocks: list[Tensor]) -> list[Tensor]:
 
 
 def add(terms: list[Tensor], like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The sum of the terms, zeros of ``shape`` if there are none."""
+    """The sum of the terms; zeros of ``shape`` if there are none."""
     if not terms:
         return like.new_zeros(shape)
     total = terms[0]

@@ -1,6 +1,6 @@
-"""MACELES on our Coulomb operator; `latent` says how its energy is ours."""
+"""MACELES on our Coulomb operator; see `latent` for the energy."""
 
-# mace-torch's modules have no types: torch.nn.Module says Tensor | Module for every attribute
+# mace-torch's modules are untyped: for torch.nn.Module every attribute is Tensor | Module
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
 
@@ -21,18 +21,18 @@ from .latent import LesOptions, latent_energy, les_options
 from .swapped import Swapped, SwappedModel, Swaps, not_compiled, warn_fallback
 from .whole import WHOLE_MODELS
 
-# of the model's call in progress, under strain: the batch, whose positions follow it, and the strain
+# batch and strain of the call in progress; the batch's positions follow the strain
 _STRAIN: ContextVar[tuple[dict[str, Tensor], Tensor] | None] = ContextVar("strain", default=None)
 
-# whether mace-torch takes the strain from a batch
+# whether mace-torch reads the strain from a batch
 _HANDED_OVER = "displacement" in inspect.signature(get_symmetric_displacement).parameters
 
-# what of a call goes beyond the energy of charges
+# arguments of a call that request more than the energy of charges
 _BEYOND = ("e_ext", "latent_dipoles", "latent_quads", "latent_kappas", "latent_alphas")
 
 
 def _options(les: torch.nn.Module) -> LesOptions | str:
-    """Why not, for more than the plain charge model, which keeps its own code."""
+    """The options of the plain charge model, or the reason why another model keeps its own code."""
     try:
         return les_options(les)
     except ValueError as error:
@@ -40,7 +40,7 @@ def _options(les: torch.nn.Module) -> LesOptions | str:
 
 
 class FastLes(Swapped, Les):
-    """`les.Les` whose energy of latent charges is ours; everything else is the original."""
+    """`les.Les` with our energy of latent charges; everything else is the original."""
 
     _scfmlip_original = Les
 
@@ -56,7 +56,7 @@ class FastLes(Swapped, Les):
         options = _options(self)
         beyond = [name for name in (*_BEYOND, "compute_field") if given.get(name) not in (None, False)]
         if isinstance(options, str) or beyond:
-            reason = options if isinstance(options, str) else f"it was asked for {', '.join(beyond)}"
+            reason = options if isinstance(options, str) else f"it was called with {', '.join(beyond)}"
             warn_fallback(self, reason)
             return super().forward(**strained)
         out = super().forward(**{**given, "compute_energy": False})
@@ -69,7 +69,7 @@ class FastLes(Swapped, Les):
 
 
 def _strained(given: dict[str, Any]) -> dict[str, Any]:
-    """A call of `les` with positions and cell that follow the strain, which mace-torch leaves out."""
+    """Arguments of `les` with strained positions and cell; mace-torch passes unstrained ones."""
     strain = _STRAIN.get()
     if strain is None or given["positions"] is strain[0]["positions"]:
         return given
@@ -105,7 +105,7 @@ class FastMACELES(SwappedModel, MACELES):
 
 
 def find_les_swaps(model: Any) -> tuple[Swaps, dict[int, str]]:
-    """What to replace of a MACELES besides its backbone, and what stays, as `tensor_products.find_swaps`."""
+    """Modules to replace in a MACELES besides its backbone, and modules that stay, as in `find_swaps`."""
     swaps: Swaps = {}
     left: dict[int, str] = {}
     whole, les = isinstance(model, FastMACELES), model.les
@@ -115,11 +115,11 @@ def find_les_swaps(model: Any) -> tuple[Swaps, dict[int, str]]:
         if isinstance(options, str):
             left[id(les)] = options
     elif not isinstance(les, FastLes):
-        left[id(les)] = "not the class Les of the package les; the stress lacks its latent sum"
+        left[id(les)] = "not the class Les of the package les; the stress lacks the latent sum"
     if not _HANDED_OVER:
-        left[id(model)] = "mace-torch before 0.3.16 keeps its strain; the stress lacks the latent sum"
+        left[id(model)] = "mace-torch before 0.3.16 does not pass the strain; the stress lacks the latent sum"
     if not whole and type(model) in (MACELES, WHOLE_MODELS[MACELES]):
         swaps[id(model)] = (FastMACELES, {})
     elif not whole:
-        left[id(model)] = "a subclass of MACELES, whose own forward runs; the stress lacks its latent sum"
+        left[id(model)] = "a subclass of MACELES with its own forward; the stress lacks the latent sum"
     return swaps, left

@@ -1,16 +1,17 @@
 """
 MACE-POLAR's forward pass on our Coulomb operator.
 
-The sequence of steps is that of ``mace.modules.extensions.PolarMACE`` (Batatia et al., arXiv:2602.19411):
-a MACE backbone; charges of two spin channels from every layer, made to add up to the system's charge and
-spin by Fukui weights; a fixed number of recursion steps that feed the potential of the charges back; then
-electron, electrostatic and field energies. Here both spin channels share one pass over the wave vectors,
-no phase is stored, and positions and cell carry the strain, so the stress is complete. Charges outside the
-model, which the reference does not know, act as its external field does: half of their potential's features
-on either spin channel, and all of it in the energy.
+The steps are those of ``mace.modules.extensions.PolarMACE`` (Batatia et al., arXiv:2602.19411): a MACE
+backbone; charges of two spin channels from every layer, corrected to the system's charge and spin by Fukui
+weights; a fixed number of recursion steps that feed the potential of the charges back; then electron,
+electrostatic and field energies. Here both spin channels share one pass over the wave vectors, phases are not
+stored, and positions and cell carry the strain, so the stress is complete. Charges outside the model, which
+the reference does not have,
+act like its external field: half of their potential's features on either spin channel, and all of it in the
+energy.
 """
 
-# mace-torch's modules have no types: torch.nn.Module says Tensor | Module for every attribute
+# mace-torch's modules are untyped: for torch.nn.Module every attribute is Tensor | Module
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
 
@@ -37,30 +38,30 @@ from .swapped import SwappedModel, Swaps, not_compiled
 from .turned import Turn, prepare_upright
 from .whole import WHOLE_MODELS
 
-# The versions whose PolarMACE.forward was read and compared.
+# Versions whose PolarMACE.forward was compared with this one.
 KNOWN_VERSIONS = ("0.3.16",)
 
 
 def check_polar_version() -> None:
-    """Refuse mace-torch versions whose PolarMACE was not compared with the rewritten forward pass."""
+    """Refuse mace-torch versions whose PolarMACE was not compared with this forward pass."""
     version = importlib.metadata.version("mace-torch")
     if version not in KNOWN_VERSIONS:
         raise RuntimeError(
-            f"accelerate knows PolarMACE of mace-torch {' and '.join(KNOWN_VERSIONS)}, this is {version}: "
-            "its numbers could differ. Install one of these, or use the model unaccelerated"
+            f"accelerate supports PolarMACE of mace-torch {' and '.join(KNOWN_VERSIONS)}, this is "
+            f"{version}: results could differ. Install a supported one, or use the model unaccelerated"
         )
 
 
 class Layers(NamedTuple):
     """
-    What the backbone makes of a batch.
+    Output of the backbone for a batch.
 
     Attributes:
         node_e0: ``[n_atoms]`` eV of isolated atoms.
         node_energy: ``[n_atoms]`` eV of all layers.
         features: ``[n_atoms, .]`` of each layer.
         charges: ``[n_atoms, 2, (l + 1)^2]`` first multipoles of both spins.
-        edge_attrs: ``[n_edges, .]`` harmonics, as far as field updates take them.
+        edge_attrs: ``[n_edges, .]`` harmonics, as far as field updates use them.
         edge_feats: ``[n_edges, .]`` radial features.
     """
 
@@ -76,7 +77,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
     """`PolarMACE`: same call, outputs and state dict; made by `scfmlip.accelerate`."""
 
     _scfmlip_original = PolarMACE
-    # every system's own: what it is alone, whatever else is in the batch
+    # boundary of each system by itself, independent of the batch
     _scfmlip_boundary: BoundaryName = "separate"
 
     def _geometry(
@@ -86,7 +87,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         n_systems: int,
         use_pbc_evaluator: bool,
     ) -> tuple[Geometry, Turn | None]:
-        """The Coulomb operator at the (strained) positions and cell, and what turned slabs upright in it."""
+        """The Coulomb operator at the (strained) positions and cell, and the rotation of its slabs."""
         coulomb = Coulomb(
             l_max=self.atomic_multipoles_max_l,
             sigma=self.atomic_multipoles_smearing_width,
@@ -104,7 +105,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
     def _embedding(
         self, data: dict[str, Tensor], displacement: Tensor | None, n_systems: int
     ) -> Embedding | None:
-        """What charges outside the model do, exact in every boundary; None without any."""
+        """The action of charges outside the model, exact for every boundary; None without such charges."""
         external = ExternalCharges.from_batch(data)
         if external is None:
             return None
@@ -126,7 +127,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         charges: Tensor, weights: Tensor, targets: Tensor, batch: Tensor, n_systems: int
     ) -> Tensor:
         """
-        Spread what each spin channel lacks of its total over the atoms by Fukui weights.
+        Distribute the missing charge of each spin channel over the atoms by Fukui weights.
 
         ``charges [n, 2, m]``, ``weights [n, 2]``, ``targets [n_systems, 2]``; sums in float64.
         """
@@ -162,7 +163,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         if lammps_mliap:
             raise NotImplementedError(
                 "accelerated PolarMACE has no ML-IAP mode: its sums run over all atoms of a system, which "
-                "ML-IAP does not hand over. Use scfmlip.restore(model) there"
+                "ML-IAP does not provide. Use scfmlip.restore(model) there"
             )
         strained = compute_virials or compute_stress or compute_displacement
         data = dict(data)  # prepare_graph writes strained positions into it
@@ -224,7 +225,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         return values if convert is None else convert(values)
 
     def _layers(self, data: dict[str, Tensor], ctx: Any) -> Layers:
-        """The MACE backbone, and what each of its layers says of energy and charges."""
+        """Run the MACE backbone, and read energy and charges from each of its layers."""
         atoms, heads = ctx.num_atoms_arange, ctx.node_heads
         node_e0 = self.atomic_energies_fn(data["node_attrs"])[atoms, heads]
         node_feats = self.node_embedding(data["node_attrs"])
@@ -272,11 +273,11 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         embedding: Embedding | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """
-        The potential of the charges changes the charges, a fixed number of times.
+        Update the charges from their potential, a fixed number of times.
 
         Returns:
-            ``[n_atoms, 2, (l + 1)^2]`` charges of both spins, in the end and at first, and the features of
-            the last potential.
+            ``[n_atoms, 2, (l + 1)^2]`` final and initial charges of both spins, and the features of the last
+            potential.
         """
         positions, batch, n_systems = data["positions"], data["batch"], len(data["ptr"]) - 1
         dtype = layers.edge_attrs.dtype
@@ -326,7 +327,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         sums: PolarSums,
         embedding: Embedding | None,
     ) -> dict[str, Tensor | None]:
-        """Density and energies, by the names of PolarMACE's outputs."""
+        """Density and energies, under the names of PolarMACE's outputs."""
         positions, batch, n_systems = data["positions"], data["batch"], len(data["ptr"]) - 1
 
         def per_system(values: Tensor) -> Tensor:
@@ -386,7 +387,7 @@ class FastPolarMACEAsInMace(FastPolarMACE):
 
 def find_polar_swaps(model: torch.nn.Module, compat: str | None) -> tuple[Swaps, dict[int, str]]:
     """
-    What to replace of a PolarMACE besides its backbone, and what stays, as `tensor_products.find_swaps`.
+    Modules to replace in a PolarMACE besides its backbone, and modules that stay, as in `find_swaps`.
 
     Raises:
         RuntimeError: for a mace-torch version whose PolarMACE was not compared.
@@ -396,12 +397,12 @@ def find_polar_swaps(model: torch.nn.Module, compat: str | None) -> tuple[Swaps,
     if type(model) in (PolarMACE, WHOLE_MODELS[PolarMACE]):
         swaps[id(model)] = (FastPolarMACE if compat is None else FastPolarMACEAsInMace, {})
     elif not isinstance(model, FastPolarMACE):
-        left[id(model)] = "a subclass of PolarMACE, whose own forward runs, its electrostatics included"
+        left[id(model)] = "a subclass of PolarMACE with its own forward, including its electrostatics"
     return swaps, left
 
 
 def _strained_cell(data: dict[str, Tensor], displacement: Tensor | None) -> Tensor:
-    """``[n_systems, 3, 3]`` cells that follow the positions of a batch already strained."""
+    """``[n_systems, 3, 3]`` strained cells of a batch whose positions are strained already."""
     cell = data["cell"].view(-1, 3, 3)
     if displacement is not None:
         cell = cell + cell @ (0.5 * (displacement + displacement.mT))

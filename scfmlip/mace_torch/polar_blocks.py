@@ -1,13 +1,13 @@
 """
 MACE-POLAR's field-update and electron-energy blocks without outer products of channels.
 
-Their invariants ``sum_v W_uv sum_d x_ud y_vd`` are built by mace-torch 0.3.16 as an outer product over
-channels, atoms x 512 x 512, six times a step. Summed in the other order, ``sum_d x_ud (W y)_ud``, they are a
-matrix product and an elementwise one. Where y is itself a linear map of a few numbers per atom (potential
-features, charges) or of the node features, the two matrices are multiplied in the cheaper order.
+mace-torch 0.3.16 computes their invariants ``sum_v W_uv sum_d x_ud y_vd`` as an outer product over channels,
+atoms x 512 x 512, six times per step. Summed in the other order, ``sum_d x_ud (W y)_ud``, they are a matrix
+product and an elementwise product. If y is a linear map of a few numbers per atom (potential features,
+charges) or of the node features, the two matrices are multiplied in the cheaper order.
 """
 
-# mace-torch's modules have no types: torch.nn.Module says Tensor | Module for every attribute
+# mace-torch's modules are untyped: for torch.nn.Module every attribute is Tensor | Module
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
+import mace  # noqa: F401  (import it before e3nn, which fails to load its constants otherwise)
 import torch
 from e3nn import o3
 from mace.modules.field_blocks import (
@@ -43,7 +43,7 @@ def _paths(product: Any) -> list[tuple[int, int, int, float, Tensor]]:
 
 
 def _invariants(product: Any, x: list[Tensor], sources: list[tuple[Any, list[Tensor]]]) -> Tensor:
-    """The product of x with a sum of linear maps, ``[n, mul]``: each source is a linear and its input."""
+    """The product of x with a sum of linear maps, ``[n, mul]``; each source is a linear map and its input."""
     n = len(x[0])
     out = x[0].new_zeros((n, product.irreps_out.dim))
     for i1, i2, _, factor, weight in _paths(product):
@@ -73,9 +73,9 @@ def _scaled(product: Any, x: list[Tensor], scalars: Tensor) -> list[Tensor]:
 
 
 def _linear_reason(block: Any, linears: dict[str, Any]) -> str | None:
-    """Why a block is not in e3nn's layout, or these are not e3nn's linears but LoRA's or others'; or None."""
+    """Why a block is not in e3nn's layout or has linears other than e3nn's (such as LoRA's); or None."""
     if block.cueq_config is not None and block.cueq_config.enabled:
-        return "it is in cuEquivariance's layout, where only its products are ours"
+        return "it is in cuEquivariance's layout, where only its products are accelerated"
     for name, linear in linears.items():
         if not isinstance(linear, o3.Linear):
             return f"its {name} is a {type(linear).__name__}, not e3nn's Linear"
@@ -103,7 +103,7 @@ def _mixer_reason(block: Any) -> str | None:
 
 
 class FastSparseUvuTensorProduct(Swapped, SparseUvuTensorProduct):
-    """`SparseUvuTensorProduct` in memory n x mul x (2 l + 1)."""
+    """`SparseUvuTensorProduct` with memory n x mul x (2 l + 1)."""
 
     _scfmlip_original = SparseUvuTensorProduct
 
@@ -231,7 +231,7 @@ class FastFeatureMixer(Swapped, MultiLayerFeatureMixer):
         return from_blocks(total)
 
 
-# original class: ours, and why one of it keeps its own code
+# original class: our class, and a function that says why a block keeps its own code
 _BLOCKS: dict[type, tuple[type, Callable[[Any], str | None]]] = {
     SparseUvuTensorProduct: (FastSparseUvuTensorProduct, lambda block: None),
     AgnosticEmbeddedOneBodyVariableUpdate: (FastFieldUpdate, _update_reason),
@@ -241,7 +241,7 @@ _BLOCKS: dict[type, tuple[type, Callable[[Any], str | None]]] = {
 
 
 def find_block_swaps(model: Any) -> tuple[Swaps, dict[int, str]]:
-    """What to replace of a PolarMACE's field blocks, and what stays, as `tensor_products.find_swaps`."""
+    """Field blocks of a PolarMACE to replace, and blocks that stay, as in `find_swaps`."""
     swaps: Swaps = {}
     left: dict[int, str] = {}
     for module in model.modules():
@@ -257,5 +257,5 @@ def find_block_swaps(model: Any) -> tuple[Swaps, dict[int, str]]:
         model.layer_feature_mixer,
     ):
         if id(block) not in swaps and not isinstance(block, Swapped):
-            left[id(block)] = "not one of mace-torch's field blocks that are known here"
+            left[id(block)] = "not a known field block of mace-torch"
     return swaps, left

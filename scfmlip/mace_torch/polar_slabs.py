@@ -1,4 +1,4 @@
-"""What energies of partly periodic systems depend on in PolarMACE, besides the system."""
+"""Warnings about energies of partly periodic systems in PolarMACE, which depend on more than the system."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Any
 from torch import Tensor
 
 _PADDING = (
-    "the height of the cell that mace-torch makes, five cutoffs times the atoms' largest coordinate. This is "
-    "so in mace-torch; other rules of scfmlip.models are free of it"
+    "the height of mace-torch's padded cell, five cutoffs times the atoms' largest coordinate. mace-torch "
+    "does the same; other rules of scfmlip.models do not have this problem"
 )
 _CHARGED = (
-    "the electrostatics of this model has no terms for the charge of a slab, so that its energy depends, by "
-    f"many eV, on where the slab stands along z, on the image chosen of each atom, and on {_PADDING}"
+    "the electrostatics of this model has no terms for the charge of a slab, so its energy depends, by many "
+    f"eV, on the slab's position along z, on the image chosen for each atom, and on {_PADDING}"
 )
 _NEUTRAL = (
-    "potentials in this model are not taken from the vacuum, so that the energy of a slab with a dipole "
-    f"depends on where it stands along z, and that of any slab on {_PADDING}"
+    "potentials in this model are not measured from the vacuum, so the energy of a slab with a dipole "
+    f"depends on its position along z, and that of any slab on {_PADDING}"
 )
 _OTHER = (
-    "this model knows slabs along z alone and sums this system as a crystal, so that its energy depends on "
-    f"its images and on {_PADDING}"
+    "this model knows slabs along z only and sums this system as a crystal, so its energy depends on its "
+    f"images and on {_PADDING}"
 )
 
 
 def warn_of_slabs(model: Any, data: Mapping[str, Tensor]) -> None:
     """
-    Say once for a model and each kind of partly periodic system what is wrong with its energies.
+    Warn once per model and kind of partly periodic system about what is wrong with its energies.
 
     Args:
-        model: The accelerated PolarMACE; remembers what was said.
+        model: The accelerated PolarMACE; it remembers which warnings were given.
         data: A batch, in mace-torch's layout.
     """
     pbc = data["pbc"].view(-1, 3)

@@ -1,13 +1,13 @@
 """
 The Coulomb sums of a PolarMACE with the constants that the model holds.
 
-graph-longrange keeps widths, normalisations, self terms and finite-difference steps as buffers. A model that
-was made in float32 and runs in float64, as published ones do, has them rounded: made anew they would change
-energies by 1e-8 to 1e-6 eV. Here sums over wave vectors and over pairs run with the rounded widths and steps,
-and multipoles and features carry the rounded factors, as they do there.
+graph-longrange keeps widths, normalisations, self terms and finite-difference steps as buffers. In models
+that were made in float32 and run in float64, as published ones do, these are rounded; exact constants would
+change energies by 1e-8 to 1e-6 eV. Here sums over wave vectors and over pairs use the rounded widths and
+steps, and multipoles and features carry the rounded factors, as in the original.
 """
 
-# which of its parts a geometry has is told by others of them
+# optional parts of a geometry imply each other, which pyright cannot see
 # pyright: reportOptionalMemberAccess=false
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from torch import Tensor
 from ..electrostatics import GaussianMultipoles, Geometry
 from .turned import Turn
 
-# what is within this of the exact constant was not rounded to float32
+# constants closer than this to the exact ones were not rounded to float32
 _ROUNDED = 1e-12
 
 
 class Basis(NamedTuple):
     """
-    What a table says of Gaussian orbitals.
+    Gaussian orbitals according to a table.
 
     Attributes:
         widths: angstrom.
-        factors: ``(l_max + 1)`` tuples of ``n_widths`` factors on what the exact constants give.
+        factors: ``(l_max + 1)`` tuples of ``n_widths`` corrections to the exact constants.
     """
 
     widths: tuple[float, ...]
@@ -79,7 +79,7 @@ def _inverse_norm(l: int, sigma: float, receiver: bool) -> float:
 
 
 def _wave_basis(basis: Any) -> Basis:
-    """Of a ``GTOBasis``."""
+    """The basis of a ``GTOBasis``."""
     radial, receiver = basis.radial_spline, basis.normalize == "receiver"
     scale = _host(basis.cl_scale)
     factors = []
@@ -96,12 +96,12 @@ def _wave_basis(basis: Any) -> Basis:
 
 
 def _exact_features(l: int, sigma: float) -> float:
-    """What `GaussianMultipoles.project` multiplies a potential (l = 0) or its gradient (l = 1) by."""
+    """The factor of `GaussianMultipoles.project` for a potential (l = 0) or its gradient (l = 1)."""
     return _inverse_norm(l, sigma, False) / _inverse_norm(l, sigma, True)
 
 
 def read_tables(model: Any) -> Tables | None:
-    """The buffers of a PolarMACE, or None where they are the exact constants to rounding in float64."""
+    """The buffers of a PolarMACE, or None if they are the exact constants to float64 rounding."""
     energy, features = model.coulomb_energy, model.electric_potential_descriptor
     widths, l_max = list(features.feature_basis.sigmas), features.feature_basis.max_l
     n, sigma = len(widths), energy.density_smearing_width
@@ -146,8 +146,8 @@ class PolarSums:
 
     Args:
         model: The PolarMACE.
-        geometry: Of `Coulomb` with ``compat="graph_longrange"`` and the model's options.
-        turn: What slabs were turned by, to stand upright in it.
+        geometry: Geometry of a `Coulomb` with ``compat="graph_longrange"`` and the model's options.
+        turn: Rotation that made slabs upright in it, or None.
     """
 
     def __init__(self, model: Any, geometry: Geometry, turn: Turn | None = None) -> None:
@@ -226,7 +226,7 @@ def _scaled(moments: Tensor, basis: Basis) -> Tensor:
 
 
 def _stepped(moments: Tensor, step: float) -> Tensor:
-    """Moments whose dipoles are charges that were not moved as far as they were divided by."""
+    """Moments for dipoles whose charges are displaced by another step than they were divided by."""
     return torch.cat((moments[..., :1], moments[..., 1:] * step), -1)
 
 
@@ -245,6 +245,6 @@ def _pairs(geometry: Geometry, tables: Tables) -> Any:
 
 
 def _self_energy(terms: torch.nn.Module, rows: Tensor, sub: Any) -> Tensor:
-    """``[n_systems, 1]`` eV, of a sub-batch's atoms."""
+    """Self energies ``[n_systems, 1]``, eV, of a sub-batch's atoms."""
     mine = sub.take(rows)
     return sub.segments.sum(0.5 * (mine * terms(mine)).sum(-1, keepdim=True))

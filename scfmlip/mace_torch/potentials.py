@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 def site_potential(atoms: Atoms, rows: np.ndarray, sigma: float | Sequence[float]) -> np.ndarray:
     """
-    Electrostatic potential at every atom, of all other atoms' densities.
+    Electrostatic potential at every atom from all other atoms' densities.
 
-    Exact for the frame's own periodicity (crystal with neutralising background, slab, molecule); averaged
-    over the atom's Gaussian, without its own contribution.
+    It is exact for the frame's own periodicity (crystal with neutralising background, slab, molecule),
+    averaged over the atom's Gaussian, and excludes the atom's own contribution.
 
     Args:
         atoms: The frame.
@@ -41,7 +41,7 @@ def site_potential(atoms: Atoms, rows: np.ndarray, sigma: float | Sequence[float
 
 
 def add_potential(model: torch.nn.Module, atoms: Atoms, result: dict[str, Any]) -> None:
-    """Put ``potential`` into a result that holds a density; of a MACE-POLAR model."""
+    """Add ``potential`` to a result of a MACE-POLAR model that holds a density."""
     if "density_coefficients" in result and sum(atoms.pbc) != 1:
         sigma = float(model.atomic_multipoles_smearing_width)  # type: ignore[arg-type]
         result["potential"] = site_potential(atoms, result["density_coefficients"], sigma)

@@ -1,4 +1,4 @@
-"""What the doors have to know of a model before they call it, of mace-torch's and of ours alike."""
+"""What interfaces need to know about a model before they call it, for mace-torch's models and ours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .inputs import INPUTS
 
 @runtime_checkable
 class DensityModel(Protocol):
-    """A model that answers for itself: one of `scfmlip.models`, or of anybody who offers the same."""
+    """A model that describes itself: one of `scfmlip.models`, or any other with these members."""
 
     @property
     def required_info(self) -> tuple[str, ...]:
@@ -31,17 +31,17 @@ class DensityModel(Protocol):
 
     @property
     def has_charges(self) -> bool:
-        """Whether there is a density."""
+        """Whether the model has a density."""
         ...
 
     def evaluate_density(self, batch: dict[str, Tensor]) -> Any:
-        """Outputs without derivatives, and the density behind them."""
+        """Outputs without derivatives, and the density."""
         ...
 
 
 def is_density_model(model: Any) -> bool:
     """
-    Whether a model is of `scfmlip.models`' kind; the others are mace-torch's.
+    Whether a model is a `DensityModel`, like those of `scfmlip.models`; the others are mace-torch's.
 
     Example:
         >>> import torch
@@ -57,12 +57,12 @@ def is_a(model: torch.nn.Module, *names: str) -> bool:
 
 
 def embedding_specs(model: torch.nn.Module) -> dict[str, Any]:
-    """mace-torch's description of what else a model embeds, by name."""
+    """mace-torch's description of additional inputs that a model embeds, by name."""
     return dict(getattr(model, "embedding_specs", None) or {})
 
 
 def required_info(model: torch.nn.Module) -> tuple[str, ...]:
-    """Keys of ``atoms.info`` that the model's energy depends on and the user has to give."""
+    """Keys of ``atoms.info`` that the model's energy depends on and that a frame must have."""
     if isinstance(model, DensityModel):
         return model.required_info
     needed = ("total_charge", "total_spin") if is_a(model, "PolarMACE") else embedding_specs(model)
@@ -70,5 +70,5 @@ def required_info(model: torch.nn.Module) -> tuple[str, ...]:
 
 
 def pads_cell(model: torch.nn.Module) -> bool:
-    """Whether the model's numbers are those of the long cells of mace-torch's electrostatics."""
+    """Whether the model is evaluated in the long padded cells of mace-torch's electrostatics."""
     return model.pads_cell if isinstance(model, DensityModel) else is_a(model, "PolarMACE", "MACELES")

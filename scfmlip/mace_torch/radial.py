@@ -1,11 +1,11 @@
 """
-Radial networks that stop before their last layer, which belongs to the convolution.
+Radial networks without their last layer, which the convolution applies.
 
-The weights of an edge are most of the bytes of a step: the convolution applies the last layer block by block,
-so that they are never stored. Layers that mace-torch's LoRA adds to count as they are.
+Edge weights are most of the memory traffic of a step. The convolution applies the last layer block by block,
+so they are never stored. Layers with mace-torch's LoRA are supported.
 """
 
-# mace-torch's and e3nn's modules have no types: torch.nn.Module says Tensor | Module for every attribute
+# mace-torch's and e3nn's modules are untyped: for torch.nn.Module every attribute is Tensor | Module
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
+import mace  # noqa: F401  (import it before e3nn, which fails to load its constants otherwise)
 import torch
 from e3nn.nn import FullyConnectedNet
 from mace.modules.radial import RadialMLP
@@ -30,7 +30,7 @@ except ImportError:  # an older mace-torch
 
 
 def _base(layer: Any) -> Any:
-    """The layer itself, or the one that mace-torch's LoRA adds to."""
+    """The layer itself, or the base layer of mace-torch's LoRA."""
     return layer.base if isinstance(layer, LORA_LAYERS) else layer
 
 
@@ -39,13 +39,13 @@ def _unit_vectors(like: Tensor, n: int) -> Tensor:
 
 
 def last_radial_layer(convolution: Any) -> Tensor | None:
-    """``[n_hidden, n_weights]`` of a swapped convolution's radial network; None where weights are given."""
+    """Last layer ``[n_hidden, n_weights]`` of a swapped convolution's radial network; None if it has none."""
     (radial,) = convolution._scfmlip_radial
     return None if radial is None else radial.last_layer()
 
 
 class FastFullyConnectedNet(Swapped, FullyConnectedNet):
-    """Radial network up to its last layer, which belongs to the convolution."""
+    """Radial network up to its last layer, which the convolution applies."""
 
     _scfmlip_original = FullyConnectedNet
 
@@ -65,7 +65,7 @@ class FastFullyConnectedNet(Swapped, FullyConnectedNet):
 
 
 class FastRadialMLP(Swapped, RadialMLP):
-    """Radial network up to its last layer; a hidden feature that is always 1 carries the bias."""
+    """Radial network up to its last layer; a constant hidden feature of 1 carries the bias."""
 
     _scfmlip_original = RadialMLP
 
@@ -87,7 +87,7 @@ class FastRadialMLP(Swapped, RadialMLP):
 
 
 def has_linear_end(radial: torch.nn.Module) -> bool:
-    """Whether the last layer is a matrix product (plus bias) and nothing else."""
+    """Whether the last layer is only a matrix product (plus bias)."""
     if type(radial) is FullyConnectedNet:
         return len(radial) > 1 and _base(list(radial)[-1]).act is None
     if type(radial) is RadialMLP:

@@ -1,4 +1,4 @@
-"""What every swapped module shares: to mace-torch's own tools it is the module it stands for."""
+"""Base classes of swapped modules, which look to mace-torch's tools like the modules they replace."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any, ClassVar, NoReturn
 
 import torch
 
-# by id of a module: its new class and the attributes it gets
+# by id of a module: its new class and new attributes
 Swaps = dict[int, tuple[type, dict]]
 
 
 class Swapped:
     """
-    First base of a class that takes the place of another, named in ``_scfmlip_original``.
+    First base of a class that replaces another one, named in ``_scfmlip_original``.
 
-    mace-torch's conversions, fine-tuning and evaluation ask a class for its name, and call it to build the
-    next model: both are the original's. ``__qualname__``, by which pickle finds a class, stays its own.
+    mace-torch's conversions, fine-tuning and evaluation read a class's name and call it to build the next
+    model; both give the original. ``__qualname__``, by which pickle finds a class, stays the new class's.
     """
 
     _scfmlip_original: Any
@@ -27,32 +27,32 @@ class Swapped:
             cls.__name__ = cls._scfmlip_original.__name__
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        # without arguments it is pickle or deepcopy
+        # pickle and deepcopy call without arguments
         return cls._scfmlip_original(*args, **kwargs) if args or kwargs else super().__new__(cls)
 
     def _get_name(self) -> str:
-        """How it prints."""
+        """The name in ``repr``."""
         return type(self).__qualname__
 
     def __prepare_scriptable__(self) -> NoReturn:
         raise TypeError(
-            "TorchScript (torch.jit.script, mace_create_lammps_model) cannot hold an accelerated model: "
+            "TorchScript (torch.jit.script, mace_create_lammps_model) does not support accelerated models: "
             "script scfmlip.restore(model) instead"
         )
 
 
 class SwappedModel(Swapped):
     """
-    First base of a whole model's class; called to build the next model, it builds an accelerated one.
+    First base of a model's class; calling it to build another model builds an accelerated one.
 
-    So what mace-torch makes of an accelerated model, for ``torch.compile``, in cuEquivariance's layout or
-    with one head, is accelerated too. ``_scfmlip_options`` are those of `accelerate`.
+    So models that mace-torch derives from an accelerated model, for ``torch.compile``, in cuEquivariance's
+    layout or with one head, are accelerated too. ``_scfmlip_options`` are the options of `accelerate`.
     """
 
     _scfmlip_options: ClassVar[dict[str, Any]] = {}
-    # `accelerate`, which stands above this module and puts itself here
+    # `accelerate`, which imports this module and sets itself here
     _scfmlip_accelerate: ClassVar[Any]
-    # name and class of modules that stayed as they were, and why
+    # name and class of modules that were not replaced, and the reason
     _scfmlip_left: tuple[str, ...] = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -61,10 +61,10 @@ class SwappedModel(Swapped):
         return cls._scfmlip_accelerate(cls._scfmlip_original(*args, **kwargs), **cls._scfmlip_options)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: `__new__` has made all of it."""
+        """Nothing to do: `__new__` has built the model."""
 
     def extra_repr(self) -> str:
-        """How much of it is accelerated."""
+        """Report how many modules are accelerated."""
         modules: Any = self.modules()  # type: ignore[attr-defined]
         count = sum(isinstance(m, Swapped) for m in modules)
         lines = [f"accelerated by scfmlip: {count} modules"]
@@ -73,18 +73,18 @@ class SwappedModel(Swapped):
 
 def not_compiled(name: str) -> Any:
     """
-    Decorator of a forward pass that ``torch.compile`` leaves to eager mode, where it stays accelerated.
+    Decorator for a forward pass that ``torch.compile`` runs in eager mode, where it stays accelerated.
 
-    With ``fullgraph=True``, which mace-torch's calculator asks for, that is an error with this reason.
+    With ``fullgraph=True``, which mace-torch's calculator sets, this is an error with the given reason.
     """
     return torch.compiler.disable(
         reason=f"an accelerated {name} runs in eager mode only, its sums depend on cells and charges: leave "
-        "out compile_mode of MACECalculator, or compile with fullgraph=False, which leaves it as it is"
+        "out compile_mode of MACECalculator, or compile with fullgraph=False, which skips it"
     )
 
 
 def warn_fallback(module: Any, reason: str) -> None:
-    """Say once that a swapped module runs mace-torch's own code, and why."""
+    """Warn once that a swapped module runs mace-torch's own code, with the reason."""
     if torch.compiler.is_compiling() or getattr(module, "_scfmlip_told", None) == reason:
         return
     module._scfmlip_told = reason

@@ -1,13 +1,13 @@
 """
 MACE's tensor products on our operators, inside the model's own interaction and product blocks.
 
-An interaction block runs its own forward pass; what it calls is ours. Its `conv_tp` gathers, multiplies and
+An interaction block runs its own forward pass and calls our modules. Its `conv_tp` gathers, multiplies and
 sums in one operator and never stores a message per edge. Its `conv_tp_weights` stops before its last layer,
-which the convolution applies block by block, so that the weights of an edge, most of the bytes of a step, are
-never stored either. This holds because everything between the two, the cutoff, multiplies whole rows.
+which the convolution applies block by block. So the edge weights, most of the memory traffic of a step, are
+never stored either. This works because everything between the two, the cutoff, multiplies whole rows.
 """
 
-# mace-torch's and e3nn's modules have no types: torch.nn.Module says Tensor | Module for every attribute
+# mace-torch's and e3nn's modules are untyped: for torch.nn.Module every attribute is Tensor | Module
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
+import mace  # noqa: F401  (import it before e3nn, which fails to load its constants otherwise)
 import torch
 from e3nn import o3
 from e3nn.nn import FullyConnectedNet
@@ -47,7 +47,8 @@ class FastConvolution(Swapped, o3.TensorProduct):
     """
     `conv_tp` with gather and sum inside.
 
-    Its third argument holds hidden radial features, see above; weights where no radial network is left.
+    Its third argument holds hidden radial features (see the module), or weights if there is no radial
+    network.
     """
 
     _scfmlip_original = o3.TensorProduct
@@ -60,16 +61,16 @@ class FastConvolution(Swapped, o3.TensorProduct):
 
 class SkipPath(NamedTuple):
     """
-    One path of a product of features with species.
+    One path of the product of features with species.
 
     Attributes:
         x: First column of the features.
-        channels: Their number.
-        dim: Components of each.
-        weights: First of the weights.
-        shape: Of the weights: channels, species, channels of the output.
-        scale: Of the path.
-        out: Block of the output.
+        channels: Number of channels.
+        dim: Components per channel.
+        weights: Index of the first weight.
+        shape: Shape of the weights: channels, species, channels of the output.
+        scale: Normalisation of the path.
+        out: Index of the output block.
     """
 
     x: int
@@ -109,7 +110,7 @@ class FastSkipProduct(Swapped, o3.FullyConnectedTensorProduct):
 
 
 def _skip_paths(product: torch.nn.Module) -> tuple[tuple[SkipPath, ...], tuple[int, ...]]:
-    """Its paths and the columns of each block of its output; torch.compile cannot guard e3nn's irreps."""
+    """A product's paths, and the columns of each output block; torch.compile cannot guard e3nn's irreps."""
     starts = [s.start for s in product.irreps_in1.slices()]
     paths, offset = [], 0
     for ins in product.instructions:
@@ -122,20 +123,20 @@ def _skip_paths(product: torch.nn.Module) -> tuple[tuple[SkipPath, ...], tuple[i
 
 
 def _skip_reason(product: Any) -> str | None:
-    """Why a fully connected product is not one of features with species, weights its own; None if it is."""
+    """Why a fully connected product is not one of features with species that owns its weights; or None."""
     if type(product) is not o3.FullyConnectedTensorProduct:
         return "not e3nn's own class"
     if not product.internal_weights:
-        return "its weights are not its own"
+        return "it does not own its weights"
     if len(product.irreps_in2) != 1 or product.irreps_in2[0].ir != o3.Irrep("0e"):
-        return f"its second factor {product.irreps_in2} is not of scalars"
+        return f"its second factor {product.irreps_in2} is not scalar"
     if not all(ins.connection_mode == "uvw" and ins.has_weight for ins in product.instructions):
         return "its paths are not fully connected"
     return None
 
 
 def _of_heads(x: Tensor, heads: Tensor | None, n_heads: int) -> Tensor:
-    """Features of every head with those of the others zero, in whatever dtype is PyTorch's default."""
+    """Keep the features of each atom's head and set the others to zero, in the features' dtype."""
     if n_heads == 1 or heads is None:
         return x
     mine = torch.nn.functional.one_hot(heads, n_heads).to(x.dtype)
@@ -143,7 +144,7 @@ def _of_heads(x: Tensor, heads: Tensor | None, n_heads: int) -> Tensor:
 
 
 class HeadReadout(Swapped, blocks.NonLinearReadoutBlock):
-    """The readout of several heads; mace-torch's own makes its mask in the default dtype."""
+    """The readout of several heads; mace-torch's own creates its mask in the default dtype."""
 
     _scfmlip_original = blocks.NonLinearReadoutBlock
 
@@ -154,7 +155,7 @@ class HeadReadout(Swapped, blocks.NonLinearReadoutBlock):
 
 
 class HeadBiasReadout(Swapped, blocks.NonLinearBiasReadoutBlock):
-    """The same, with one layer more."""
+    """The same with one more layer."""
 
     _scfmlip_original = blocks.NonLinearBiasReadoutBlock
 
@@ -169,9 +170,9 @@ HEAD_READOUTS = {readout._scfmlip_original: readout for readout in (HeadReadout,
 
 
 def _fast_interaction(original: type) -> type:
-    """A subclass that hands ``edge_index`` to its ``conv_tp``: the block's own switch for fused products."""
+    """A subclass that passes ``edge_index`` to its ``conv_tp``, the block's own switch for fused products."""
     name = f"Fast{original.__name__}"
-    docstring = f"`{original.__name__}` whose ``conv_tp`` gathers and sums itself."
+    docstring = f"`{original.__name__}` whose ``conv_tp`` gathers and sums."
     return type(
         name,
         (Swapped, original),
@@ -192,15 +193,15 @@ FAST_INTERACTIONS = {
 }
 globals().update(
     {fast.__qualname__: fast for fast in FAST_INTERACTIONS.values()}
-)  # pickle finds them by name
+)  # pickle finds these classes by name
 
 
 def find_swaps(model: torch.nn.Module) -> tuple[Swaps, dict[int, str]]:
     """
-    What to replace in a model, and what stays although it does such work.
+    Find modules to replace in a model, and similar modules that stay.
 
     Returns:
-        By ``id`` of a module: its new class and the attributes to add; and why it stays as it is.
+        Two dictionaries by ``id`` of a module: new class and attributes; and the reason why it stays.
     """
     swaps: Swaps = {}
     left: dict[int, str] = {}
@@ -244,21 +245,21 @@ def find_swaps(model: torch.nn.Module) -> tuple[Swaps, dict[int, str]]:
 
 
 def _is_ours(module: torch.nn.Module) -> bool:
-    """Whether it is swapped, or a graph that mace-torch traced around a swapped one."""
+    """Whether a module is swapped, or is a graph that mace-torch traced around a swapped one."""
     return any(isinstance(m, Swapped) for m in module.modules())
 
 
 def _interaction_swaps(module: Any) -> Swaps | str:
-    """The block, its convolution and its radial network; why not, where one of them is not known."""
+    """Swaps for the block, its convolution and its radial network; the reason if one is not supported."""
     if isinstance(module.conv_tp, Swapped):
         return {}
     if type(module) not in FAST_INTERACTIONS:
-        return "not one of mace-torch's interaction blocks that are known here"
+        return "not a known interaction block of mace-torch"
     radial, convolution = module.conv_tp_weights, _fast_convolution(module.conv_tp)
     given = type(radial) is torch.nn.Identity
     if convolution is None:
         kind = f"{type(module.conv_tp).__module__.split('.')[0]}'s {type(module.conv_tp).__name__}"
-        return f"its conv_tp, {kind}, is no convolution channel by channel that is known here"
+        return f"its conv_tp, {kind}, is not a known channel-wise convolution"
     if not (given or has_linear_end(radial)):
         return f"its radial network, {type(radial).__name__}, does not end in a matrix product"
     fast, product = convolution
@@ -267,14 +268,14 @@ def _interaction_swaps(module: Any) -> Swaps | str:
     if not given:
         ends = {FullyConnectedNet: FastFullyConnectedNet, RadialMLP: FastRadialMLP}
         swaps[id(radial)] = (ends[type(radial)], {})
-    # a block built with fused convolutions hands over its edges already
+    # a block built with fused convolutions already passes its edges
     if not hasattr(module, "conv_fusion"):
         swaps[id(module)] = (FAST_INTERACTIONS[type(module)], {})
     return swaps
 
 
 def _fast_convolution(conv_tp: torch.nn.Module) -> tuple[type, ChannelwiseProduct] | None:
-    """Its new class and the convolution it is."""
+    """New class and description of a convolution; None if it is not supported."""
     if type(conv_tp) is o3.TensorProduct:
         product = channelwise_product(conv_tp)
         return None if product is None else (FastConvolution, product)

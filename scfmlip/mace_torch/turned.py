@@ -1,9 +1,9 @@
 """
-Slabs in any orientation for electrostatics that knows those along z alone.
+Slabs in any orientation, for electrostatics that knows only slabs along z.
 
-graph-longrange takes a system for a slab where pbc is (T, T, F), and z for its normal; any other is a crystal
-to it. In batches of ours, a slab that lies otherwise is turned upright before, its multipoles too, and what
-comes out is turned back: the numbers are those that the reference has for the same slab upright.
+graph-longrange treats a system with pbc = (T, T, F) as a slab with normal z, and any other periodic system as
+a crystal. In our batches, a slab with another orientation is first rotated upright, together with its
+multipoles, and the results are rotated back. They equal the reference's results for the same slab upright.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..types import E3NN_FROM_CARTESIAN
 
 
 def is_upright(cell: Tensor, pbc: Tensor) -> bool:
-    """Whether a system is no slab, or one that graph-longrange knows: ``[3, 3]`` angstrom and ``[3]``."""
+    """Whether a system needs no rotation: it is not a slab, or it is one that graph-longrange knows."""
     if int(pbc.sum()) != 2:
         return True
     flat = cell[pbc, 2].abs().max() <= 1e-12 * cell[pbc].abs().max()
@@ -43,25 +43,25 @@ def _to_z(cell: Tensor, pbc: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Turn:
     """
-    The rotation that slabs stand upright by, on multipoles and features.
+    The rotation that makes slabs upright, for multipoles and features.
 
     Attributes:
-        matrix: ``[n_atoms, 3, 3]`` of each atom's system, on rows in e3nn's order.
+        matrix: ``[n_atoms, 3, 3]`` rotation of each atom's system, for rows in e3nn's order.
     """
 
     matrix: Tensor
 
     def upright(self, rows: Tensor) -> Tensor:
-        """``[n_atoms, ..., 1 | 4]`` multipoles, turned."""
+        """Rotate multipoles ``[n_atoms, ..., 1 | 4]`` upright."""
         return self._turn(rows, 1, self.matrix)
 
     def back(self, features: Tensor, n_widths: int) -> Tensor:
-        """``[n_atoms, ..., n_widths * (1 | 4)]`` features, turned back."""
+        """Rotate features ``[n_atoms, ..., n_widths * (1 | 4)]`` back."""
         return self._turn(features, n_widths, self.matrix.mT)
 
     @staticmethod
     def _turn(rows: Tensor, n_scalars: int, matrix: Tensor) -> Tensor:
-        """The vectors behind the scalars of ``[n_atoms, ..., n]``."""
+        """Rotate the vectors that follow the scalars in ``[n_atoms, ..., n]``."""
         if rows.shape[-1] == n_scalars:
             return rows
         vectors = rows[..., n_scalars:].unflatten(-1, (-1, 3)).flatten(1, -2)
@@ -73,12 +73,12 @@ def prepare_upright(
     coulomb: Coulomb, positions: Tensor, cell: Tensor, pbc: Tensor, batch: Tensor
 ) -> tuple[Geometry, Turn | None]:
     """
-    `Coulomb.prepare` with every slab upright, and what to turn its rows and features by, if anything.
+    `Coulomb.prepare` with every slab upright, and the rotation of its rows and features, or None.
 
     Args:
-        coulomb: With ``compat="graph_longrange"`` and ``order="e3nn"``.
+        coulomb: An operator with ``compat="graph_longrange"`` and ``order="e3nn"``.
         positions: ``[n_atoms, 3]`` angstrom.
-        cell: ``[n_systems, 3, 3]`` angstrom; a strain, for which it has a gradient, turns the normal.
+        cell: ``[n_systems, 3, 3]`` angstrom. If it carries a strain, the normal follows it, with gradients.
         pbc: ``[n_systems, 3]``.
         batch: ``[n_atoms]`` system of each atom.
     """
@@ -86,7 +86,7 @@ def prepare_upright(
     slabs = bool((host[1].sum(1) == 2).any())
     if not (slabs and cell.requires_grad) and all(map(is_upright, *host)):
         return coulomb.prepare(positions, cell, pbc, batch), None
-    # the open vector last
+    # open vector last
     order = torch.argsort((~pbc & (pbc.sum(1, keepdim=True) == 2)).long(), dim=1, stable=True)
     cell, pbc = cell.gather(1, order[..., None].expand(-1, -1, 3)), pbc.gather(1, order)
     matrix = torch.stack([_to_z(*system) for system in zip(cell, pbc, strict=True)])

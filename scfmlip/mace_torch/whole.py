@@ -1,11 +1,12 @@
 """
-Classes of whole accelerated models, in the place of mace-torch's.
+Classes of accelerated models that replace mace-torch's.
 
-A model whose blocks are swapped gets one too, though it computes nothing: called by mace-torch's conversions
-to build the next model it builds an accelerated one, and its repr says how much is accelerated.
+A model with swapped blocks gets such a class although it computes nothing itself: when mace-torch's
+conversions call it to build another model, it builds an accelerated one, and its repr says how much is
+accelerated.
 """
 
-# mace-torch's modules have no types: torch.nn.Module says Tensor | Module for every attribute
+# mace-torch's modules are untyped: for torch.nn.Module every attribute is Tensor | Module
 # pyright: reportGeneralTypeIssues=false
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class FastBackboneMACELES(SwappedModel, MACELES):
     _scfmlip_options: ClassVar[dict[str, Any]] = {"electrostatics": False}
 
 
-# by original class: whose electrostatics, if any, are mace-torch's
+# by original class; the electrostatics, if any, is mace-torch's
 WHOLE_MODELS: dict[type, type] = {
     cls._scfmlip_original: cls for cls in (FastMACE, FastScaleShiftMACE, FastBackboneMACELES)
 }
@@ -49,7 +50,7 @@ WHOLE_MODELS: dict[type, type] = {
 if PolarMACE is not None:
 
     class FastBackbonePolarMACE(SwappedModel, PolarMACE):
-        """`PolarMACE` with an accelerated backbone and electrostatics of its own."""
+        """`PolarMACE` with an accelerated backbone and mace-torch's electrostatics."""
 
         _scfmlip_original = PolarMACE
         _scfmlip_options: ClassVar[dict[str, Any]] = {"electrostatics": False}

@@ -1,4 +1,4 @@
-"""The short-range network: mace-torch's MACE, accelerated."""
+"""The short-range network: an accelerated MACE of mace-torch."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .config import BackboneConfig
 @dataclass
 class BackboneOutput:
     """
-    What the network says about a batch.
+    Output of the network for a batch.
 
     Attributes:
-        energy: ``[n_systems]`` eV, E0s included.
-        interaction_energy: ``[n_systems]`` eV without them.
+        energy: ``[n_systems]`` eV, including the atomic energies E0.
+        interaction_energy: ``[n_systems]`` eV, without them.
         node_energy: ``[n_atoms]`` eV.
         features: ``[n_atoms, irreps]`` of each layer.
         raw: Everything the network returned.
@@ -44,7 +44,18 @@ class Backbone(torch.nn.Module):
     Energy and features of a mace-torch model, run accelerated.
 
     Args:
-        mace: A mace-torch ``MACE`` or ``ScaleShiftMACE``, trained or not; shared, not copied.
+        mace: A mace-torch ``MACE`` or ``ScaleShiftMACE``, trained or not; it is shared, not copied.
+
+    Example:
+        >>> import ase.build, torch
+        >>> from scfmlip.mace_torch.batches import make_batch
+        >>> from scfmlip.models import Backbone, BackboneConfig
+        >>> config = BackboneConfig(hidden_irreps="4x0e", max_ell=1, correlation=1, num_interactions=1)
+        >>> backbone = Backbone.build(config, elements=[1, 8], atomic_energies=[-13.6, -430.0])
+        >>> batch = make_batch(backbone.mace, [ase.build.molecule("H2O")], torch.device("cpu"), torch.float32)
+        >>> out = backbone(batch)
+        >>> out.features[0].shape, round(float(out.energy - out.interaction_energy), 1)  # E0s, eV
+        (torch.Size([3, 4]), -457.2)
     """
 
     def __init__(self, mace: torch.nn.Module) -> None:
@@ -63,13 +74,13 @@ class Backbone(torch.nn.Module):
         embedding_specs: dict[str, Any] | None = None,
     ) -> Backbone:
         """
-        A network with random weights, in PyTorch's default dtype.
+        Build a network with random weights, in PyTorch's default dtype.
 
         Args:
             config: Options.
             elements: Atomic numbers.
-            atomic_energies: eV of each element, or a row of them for every head.
-            embedding_specs: mace-torch's description of further inputs.
+            atomic_energies: eV of each element, or one row per head.
+            embedding_specs: mace-torch's description of additional inputs.
 
         Raises:
             ValueError: for an interaction block that mace-torch does not have.
@@ -81,7 +92,7 @@ class Backbone(torch.nn.Module):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """The network takes the basis of its contraction from the weights."""
+        """Load weights; the network takes the basis of its contraction from them."""
         adopt_basis(self.mace, state_dict, f"{prefix}mace.")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -89,10 +100,10 @@ class Backbone(torch.nn.Module):
         """
         Energy and features of a batch in mace-torch's layout.
 
-        Derivatives are left to the caller: nothing here is detached.
+        The output is not detached, so the caller can differentiate it.
         """
         given = dict(batch)
-        if not given["positions"].requires_grad:  # mace-torch switches that on in place
+        if not given["positions"].requires_grad:  # mace-torch sets it in place
             given["positions"] = given["positions"].detach()
         out = self.mace(given, training=True, compute_force=False)
         sizes = [irreps.dim for irreps in self.irreps]
@@ -100,7 +111,7 @@ class Backbone(torch.nn.Module):
         interaction = out.get("interaction_energy")
         if interaction is None:  # plain MACE: E0s are its first contribution
             interaction = out["energy"] - out["contributions"][:, 0]
-        elif "electron_energy" in out:  # MACE-POLAR calls its short-range part so
+        elif "electron_energy" in out:  # MACE-POLAR's name for its short-range part
             field = batch.get("external_field")
             interaction = interaction + out["electron_energy"] + out["electrostatic_energy"]
             if field is not None:
@@ -132,7 +143,7 @@ def mace_arguments(
             raise ValueError(
                 f"mace-torch has no interaction block {name!r}; it has {', '.join(sorted(blocks))}"
             )
-    # not left to mace-torch, which goes by what is installed
+    # set here, because mace-torch's default depends on what is installed
     options = {OPTION: False, **config.options}
     if options.get("edge_irreps") is not None:
         options["edge_irreps"] = o3.Irreps(options["edge_irreps"])

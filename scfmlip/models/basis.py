@@ -1,10 +1,10 @@
 """
-In which basis the symmetric contraction of a network is, and how it takes that of a file.
+The basis of a network's symmetric contraction, and how a network adopts the basis of a file.
 
-mace-torch makes the invariants of a contraction in one of two bases: the full one of its papers, whose
-elements are not independent, or the smaller one of cuequivariance, where that package is installed and
-``use_reduced_cg`` is on. Weights belong to the basis. Its coefficients are buffers, so that a file holds
-both: a network of either kind takes on the basis of the weights that it loads, whatever is installed.
+mace-torch builds a contraction in one of two bases: the full one of its papers, whose elements are not
+independent, or the smaller one of cuequivariance, if that package is installed and ``use_reduced_cg`` is on.
+Weights are specific to the basis. The basis coefficients are buffers, so a file holds both, and a network
+adopts the basis of the weights that it loads, whatever is installed.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ OPTION = "use_reduced_cg"
 
 def check_basis(options: Mapping[str, Any]) -> None:
     """
-    Refuse a network that is to be made in the reduced basis where that is not to be had.
+    Refuse to build a network in the reduced basis if cuequivariance is not installed.
 
     Raises:
-        ValueError: where mace-torch would silently make another.
+        ValueError: if mace-torch would silently use the full basis.
     """
     if options.get(OPTION) and not CUET_AVAILABLE:
         raise ValueError(
-            f"backbone.options.{OPTION} asks for the contraction's basis of cuequivariance, which is not "
-            "installed: pip install 'scfmlip[cueq]', or leave the option out (mace's own basis; files in "
-            "either load without it)"
+            f"backbone.options.{OPTION} needs the contraction basis of cuequivariance, which is not "
+            "installed: pip install 'scfmlip[cueq]', or leave the option out to use mace's own basis (files "
+            "in either basis load without the package)"
         )
 
 
@@ -44,15 +44,15 @@ def _contractions(network: torch.nn.Module) -> dict[str, Any]:
 
 def adopt_basis(network: Any, state: Mapping[str, Tensor], prefix: str = "") -> None:
     """
-    Give the contractions of a network the shapes of a state dict, and its name of the basis.
+    Give a network's contractions the shapes and the basis of a state dict.
 
-    Parameters stay the same objects, for optimisers that hold them. What does not fit otherwise is left
-    for `load_state_dict` to refuse.
+    Parameters stay the same objects, for optimisers that hold them. Other mismatches are left for
+    `load_state_dict` to refuse.
 
     Args:
         network: A mace-torch network, plain or accelerated.
-        state: Weights and buffers that are loaded next.
-        prefix: Of the network's names there.
+        state: Weights and buffers that will be loaded next.
+        prefix: Prefix of the network's names in ``state``.
     """
     another = False
     for name, contraction in _contractions(network).items():
@@ -62,7 +62,7 @@ def adopt_basis(network: Any, state: Mapping[str, Tensor], prefix: str = "") -> 
             if not key.startswith("U_matrix_") or given is None or mine.shape[:-1] != given.shape[:-1]:
                 continue
             given = given.to(mine)
-            # beyond what rounding to float32 makes of the same basis
+            # differs by more than rounding to float32
             if mine.shape != given.shape or float((mine - given).abs().max()) > 1e-5:
                 another = True
                 setattr(contraction, key, given.clone())

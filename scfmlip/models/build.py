@@ -1,4 +1,4 @@
-"""Models from configurations."""
+"""Build models from configurations."""
 
 from __future__ import annotations
 
@@ -18,16 +18,22 @@ from .rules import name_of, rule_config
 
 def make_config(values: Mapping[str, Any] | ModelConfig) -> ModelConfig:
     """
-    A typed configuration from a plain mapping (YAML, JSON).
+    Make a typed configuration from a plain mapping (YAML, JSON).
 
     Args:
         values: ``elements`` (symbols or numbers), ``atomic_energies`` (eV by element, or a list in the order
-            of ``elements``; by head where heads differ; zero if left out), ``rule`` (a name, or a mapping
-            with ``name`` and its options), and optionally ``backbone``, ``density``, ``constraint``,
-            ``seed``, ``dtype``.
+            of ``elements``; per head if heads differ; zero if missing), ``rule`` (a name, or a mapping with
+            ``name`` and its options), and optionally ``backbone``, ``density``, ``constraint``, ``seed``,
+            ``dtype``.
 
     Raises:
-        ValueError, TypeError: for anything unknown or wrong; names it.
+        ValueError, TypeError: name the option that is unknown or wrong.
+
+    Example:
+        >>> from scfmlip.models import make_config
+        >>> config = make_config({"elements": ["H", "O"], "rule": {"name": "latent", "channels": 4}})
+        >>> config.elements, config.rule.channels, config.backbone.r_max
+        ((1, 8), 4, 5.0)
     """
     if isinstance(values, ModelConfig):
         return values
@@ -53,7 +59,16 @@ def make_config(values: Mapping[str, Any] | ModelConfig) -> ModelConfig:
 
 
 def config_to_dict(config: ModelConfig) -> dict[str, Any]:
-    """The plain mapping (JSON) that `make_config` turns into the same configuration."""
+    """
+    The plain mapping (JSON) that `make_config` turns into the same configuration.
+
+    Example:
+        >>> from scfmlip.models import config_to_dict, make_config
+        >>> config = make_config({"elements": ["H", "O"], "rule": "local"})
+        >>> values = config_to_dict(config)
+        >>> values["rule"], make_config(values) == config
+        ({'name': 'local', 'hidden': 16}, True)
+    """
     plain = dataclasses.asdict(config)
     plain["rule"] = {"name": name_of(config.rule), **dataclasses.asdict(config.rule)}
     return plain
@@ -63,10 +78,11 @@ def build(
     config: Mapping[str, Any] | ModelConfig, weights: Mapping[str, torch.Tensor] | None = None
 ) -> Model:
     """
-    A point of the design space, with random weights or given ones.
+    Build a model of the design space, with random or given weights.
 
-    The same configuration makes the same model whatever is installed: the basis of the symmetric contraction,
-    ``backbone.options.use_reduced_cg``, is False unless it says otherwise, and the weights' if there are any.
+    The same configuration gives the same model whatever is installed. The contraction basis,
+    ``backbone.options.use_reduced_cg``, is that of the weights if there are any, and otherwise False unless
+    the configuration sets it.
 
     Args:
         config: See `make_config`.
@@ -76,7 +92,7 @@ def build(
         The model on the CPU; its backbone is a mace-torch network that runs accelerated.
 
     Raises:
-        ValueError, TypeError: for a configuration that cannot be built; says why.
+        ValueError, TypeError: for a configuration that cannot be built; the message says why.
         RuntimeError: for weights of another model.
 
     Example:
@@ -88,12 +104,12 @@ def build(
         ('charge',)
     """
     typed = make_config(config)
-    if weights is not None:  # in the basis that is always to be had, until theirs is known
+    if weights is not None:  # start with the basis that is always available; theirs is adopted on loading
         typed = with_basis(typed, False)
     check_basis(typed.backbone.options)
     dtype = {"float32": torch.float32, "float64": torch.float64}[typed.dtype]
     with default_dtype(dtype), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # e3nn's and mace's scripted modules, which are none of the user's business
+        # warnings of e3nn's and mace's scripted modules do not concern the user
         warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support")
         torch.manual_seed(typed.seed)
         model = Model(with_basis(typed, bool(typed.backbone.options.get(OPTION))))
@@ -105,7 +121,7 @@ def build(
 
 
 def with_basis(config: ModelConfig, reduced: bool) -> ModelConfig:
-    """The configuration with the basis of the symmetric contraction in it."""
+    """The configuration with its contraction basis set."""
     backbone = config.backbone
     options = {**backbone.options, OPTION: reduced}
     return dataclasses.replace(config, backbone=dataclasses.replace(backbone, options=options))

@@ -34,22 +34,32 @@ def save(model: Model, path: str | Path) -> None:
     The card (`scfmlip info`) holds elements, rule, cutoff, units and versions, and what ``model.provenance``
     says of the data it was trained on.
 
-    The file appears whole or not at all: what was there before stays until the new one is complete.
+    The write is atomic: an existing file is replaced only when the new one is complete.
 
     Args:
         model: From `scfmlip.models.build`.
-        path: Ends in ``.safetensors`` by custom.
+        path: The file, usually ``*.safetensors``.
 
     Raises:
         TypeError: for something that is not such a model.
         ValueError: for weights that are not finite, or neither float32 nor float64.
+
+    Example:
+        >>> import pathlib, tempfile, scfmlip
+        >>> from scfmlip.models import build
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> model = build({"elements": ["H", "O"], "rule": "short_range", "backbone": backbone})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     scfmlip.save(model, pathlib.Path(folder, "water.safetensors"))
+        ...     print([path.name for path in pathlib.Path(folder).iterdir()])
+        ['water.safetensors']
     """
     if not isinstance(model, Model):
         raise TypeError(
-            f"save takes a scfmlip model, got {type(model).__name__}: mace-torch models become one by "
+            f"save takes a scfmlip model, got {type(model).__name__}: convert mace-torch models with "
             "scfmlip.models.from_mace"
         )
-    # tensors that share memory are written once each: safetensors refuses views of one storage
+    # safetensors refuses views of one storage, so copy tensors that share memory
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in model.state_dict().items()}
     _check_finite(tensors, "this model")
     # the model may have been moved to another dtype since it was built
@@ -67,17 +77,24 @@ def save(model: Model, path: str | Path) -> None:
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> Model:
     """
-    The model of a file `save` wrote.
+    Load a model from a file that `save` wrote.
 
-    Nothing in the file is run, and nothing is built before the configuration fits the weights.
+    No code in the file is executed, and no network is built before the configuration matches the weights.
 
     Args:
         path: The file.
-        device: Where its weights go.
+        device: Device of the weights.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: for a file that holds something else, or whose configuration and weights do not fit.
+        FileNotFoundError: if there is no such file.
+        ValueError: for a file with other content, or whose configuration and weights do not match.
+
+    Example:
+        >>> import scfmlip
+        >>> from scfmlip.data import path
+        >>> model = scfmlip.load(path("models/al_water-equilibrated.safetensors"))  # ships with the package
+        >>> model.config.elements, model.required_info
+        ((1, 8, 13), ('charge',))
     """
     path = Path(path)
     if not path.is_file():
@@ -90,25 +107,25 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Model:
         raise
     except Exception as error:
         raise ValueError(
-            f"{path} is not a safetensors file, or damaged ({error}); mace's pickles become one by "
+            f"{path} is not a safetensors file, or damaged ({error}); convert mace's pickles with "
             "`scfmlip convert`"
         ) from error
     check_format(header.get("format"), str(path))
     try:
         config = make_config(json.loads(header["config"]))
     except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"the configuration in {path} cannot be: {error}") from error
+        raise ValueError(f"the configuration in {path} is invalid: {error}") from error
     tensors = upgrade(tensors, str(path))
     _check_finite(tensors, str(path))
     _check_fit(config, tensors, path)
-    # files of earlier versions may state the dtype that the model was built in, not that of its weights
+    # files of earlier versions may give the dtype of construction instead of that of the weights
     dtypes = {_DTYPES[t.dtype] for t in tensors.values() if t.is_floating_point()}
     try:
         config = dataclasses.replace(config, dtype=dtypes.pop()) if len(dtypes) == 1 else config
         model = build(with_basis(config, False))
     except ImportError:
         raise
-    except Exception as error:  # mace-torch raises whatever it trips over
+    except Exception as error:  # mace-torch may raise anything
         raise ValueError(f"the configuration in {path} cannot be built: {error}") from error
     network: Any = model.backbone.mace
     adopt_basis(network, tensors, _NETWORK)
@@ -119,7 +136,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Model:
     if wrong:
         name = min(wrong)
         raise ValueError(
-            f"{path}: {len(wrong)} weights are not what its configuration asks for, among them {name}: "
+            f"{path}: {len(wrong)} weights do not match its configuration, among them {name}: "
             f"{_describe(tensors.get(name))} instead of {_describe(state.get(name))}"
         )
     model.load_state_dict(tensors)
@@ -178,14 +195,12 @@ def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """Refuse weights that hold NaN or infinity."""
     bad = [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
     if bad:
-        raise ValueError(
-            f"{where} has weights that are NaN or infinite, in {len(bad)} tensors, among them {min(bad)}"
-        )
+        raise ValueError(f"{where} has NaN or infinite weights in {len(bad)} tensors, among them {min(bad)}")
 
 
 def _check_fit(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path) -> None:
     """
-    Refuse a configuration that is not of these weights, before a network of its size is built.
+    Refuse a configuration that does not match the weights, before a network of its size is built.
 
     Raises:
         ValueError: names the option.
@@ -200,11 +215,12 @@ def _check_fit(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path) -
         wanted = torch.as_tensor(value, dtype=torch.float64)
         if held is None or held.shape != wanted.shape or not torch.allclose(held.double(), wanted, rtol=1e-6):
             found = "no such weight" if held is None else held.tolist()
-            raise ValueError(f"{path} is no whole model: its {option} is {value}, its weights say {found}")
+            text = f"its {option} is {value}, its weights say {found}"
+            raise ValueError(f"{path} is not a complete model: {text}")
     dtypes = {t.dtype for t in tensors.values() if t.is_floating_point()}
     if not dtypes <= set(_DTYPES):
         raise ValueError(
-            f"{path} holds weights of {', '.join(map(str, dtypes))}: float32 or float64 are known"
+            f"{path} holds weights of {', '.join(map(str, dtypes))}: only float32 and float64 are supported"
         )
     least, held = (
         _fewest_weights(config.backbone, len(config.elements)),
@@ -217,18 +233,18 @@ def _check_fit(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path) -
         least += _fewest_weights(second, len(config.elements))
     if least > held:
         raise ValueError(
-            f"{path} is no whole model: its configuration asks for {least} weights at least, it has {held}"
+            f"{path} is not a complete model: its configuration needs at least {least} weights, it has {held}"
         )
-    # options that are passed on as they are
+    # options that are passed on unchanged
     for option, number in _sizes({"options": config.backbone.options, **vars(config.rule)}):
         if number > LARGEST:
             raise ValueError(
-                f"{path} is no whole model: its {option} is {number}, at most {LARGEST} are known"
+                f"{path} is not a complete model: its {option} is {number}, the limit is {LARGEST}"
             )
 
 
 def _fewest_weights(backbone: BackboneConfig, n_elements: int) -> int:
-    """Weights that a network of these options has at least; not much fewer than it has."""
+    """A lower bound of the number of weights of a network with these options."""
     hidden = o3.Irreps(backbone.hidden_irreps)
     edge = o3.Irreps(backbone.options.get("edge_irreps") or hidden)
     scalars = hidden.count(o3.Irrep(0, 1))
@@ -236,12 +252,12 @@ def _fewest_weights(backbone: BackboneConfig, n_elements: int) -> int:
     radial = sum(a * b for a, b in itertools.pairwise(widths))
     mixing = sum(mul**2 for mul, _ in hidden)
     layers = backbone.num_interactions
-    # radial networks, linear maps behind products, the embedding of elements, readouts
+    # radial networks, linear maps after products, element embedding, readouts
     return layers * radial + (layers - 1) * mixing + scalars**2 + scalars * (n_elements + layers)
 
 
 def _sizes(options: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, int]]:
-    """Every whole number in the mappings among options, with its name."""
+    """Every integer in nested options, with its name."""
     for key, value in options.items():
         if isinstance(value, Mapping):
             yield from _sizes(value, f"{where}{key}.")

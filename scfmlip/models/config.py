@@ -1,4 +1,4 @@
-"""Typed configurations of models, and how plain dictionaries (YAML, JSON) become them and back."""
+"""Typed model configurations, and their conversion from and to plain dictionaries (YAML, JSON)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Config = TypeVar("Config")
 Constraint = Literal["none", "charge", "charge_spin", "fermi_level"]
 DTypeName = Literal["float32", "float64"]
 
-# more features, layers' widths or channels than any network has
+# upper limit for numbers of features, widths and channels
 LARGEST = 16384
-# arguments of mace-torch's constructor that other options give
+# arguments of mace-torch's constructor that other options set
 _TAKEN = {
     "num_elements",
     "atomic_numbers",
@@ -35,23 +35,23 @@ _TAKEN = {
 
 def atomic_number(element: int | str) -> int:
     """
-    Atomic number of an element given by number or symbol.
+    The atomic number of an element given by number or symbol.
 
     Raises:
-        ValueError: for something that is neither.
+        ValueError: for anything else.
     """
     from ase.data import atomic_numbers
 
     text = str(element)
     number = int(text) if text.isdecimal() else atomic_numbers.get(text, 0)
     if not 0 < number < 119:
-        raise ValueError(f"{element!r} is no element: give atomic numbers or symbols such as 8 or 'O'")
+        raise ValueError(f"{element!r} is not an element: give atomic numbers or symbols such as 8 or 'O'")
     return number
 
 
 def per_element(name: str, values: float | Mapping[Any, float], elements: Sequence[int]) -> list[float]:
     """
-    One number for each of ``elements``, from a mapping by symbol or number, or from one number for all.
+    One number per element, from a mapping by symbol or number, or from one number for all.
 
     Raises:
         ValueError: names the elements without a value.
@@ -77,16 +77,16 @@ def energies_per_head(
     values: Any, elements: Sequence[int], heads: Sequence[str]
 ) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:
     """
-    Atomic energies, eV: one row for all heads, or a row for each.
+    Atomic energies, eV: one row for all heads, or one row per head.
 
     Args:
-        values: A list in the order of ``elements`` or a mapping from them; or a mapping from every head to
-            such, or a list of them in the order of ``heads``; zero if None.
+        values: A list in the order of ``elements`` or a mapping by element. If heads differ, a mapping from
+            every head to one of these, or a list of them in the order of ``heads``. Zero if None.
         elements: Atomic numbers.
         heads: Names of the heads.
 
     Raises:
-        ValueError: names the heads or elements without a value, or what does not fit.
+        ValueError: names the heads or elements without a value, or what does not match.
     """
     if values is None:
         return (0.0,) * len(elements)
@@ -115,22 +115,31 @@ def energies_per_head(
 @dataclasses.dataclass(frozen=True)
 class BackboneConfig:
     """
-    The MACE network that turns neighbourhoods into features; options as in mace-torch.
+    Options of the MACE network that turns neighbourhoods into features, named as in mace-torch.
 
     Attributes:
         r_max: Cutoff, angstrom.
-        num_interactions: Message-passing layers.
-        hidden_irreps: Features of every layer, the last included (mace's ``keep_last_layer_irreps``).
+        num_interactions: Number of message-passing layers.
+        hidden_irreps: Features of every layer, including the last (mace's ``keep_last_layer_irreps``).
         MLP_irreps: Hidden features of the last energy readout.
         max_ell, correlation, num_bessel, num_polynomial_cutoff, radial_MLP: As in mace-torch.
         interaction, interaction_first: Names of mace-torch's interaction blocks.
         avg_num_neighbors: Mean number of neighbours within ``r_max``.
-        scale, shift: Of the interaction energy of an atom, eV; one number or one for each head.
-        keep_last_layer_irreps: Whether the last layer keeps its vectors, which dipoles are read from.
+        scale, shift: Scale and shift of an atom's interaction energy, eV; one number, or one per head.
+        keep_last_layer_irreps: Whether the last layer keeps its vectors, from which dipoles are read.
         pair_repulsion: Add the ZBL repulsion.
         distance_transform: "None", "Agnesi" or "Soft".
         heads: Names of the energy heads.
-        options: Further arguments of mace-torch's constructor, by name.
+        options: Additional arguments of mace-torch's constructor, by name.
+
+    Example:
+        >>> from scfmlip.models import BackboneConfig
+        >>> BackboneConfig(r_max=5.0, hidden_irreps="64x0e + 64x1o", num_interactions=2).max_ell
+        3
+        >>> BackboneConfig(r_max=-1.0)
+        Traceback (most recent call last):
+            ...
+        ValueError: backbone.r_max must be a positive number of at most 100, got -1.0
     """
 
     r_max: float = 5.0
@@ -160,8 +169,8 @@ class BackboneConfig:
         check_numbers("backbone", self, "max_ell", least=0, most=11)  # e3nn has no more
         if self.max_ell == 0 and not self.options.get("use_reduced_cg"):
             raise ValueError(
-                "backbone.max_ell is 0, which mace-torch's full basis of contractions cannot do: let it be 1 "
-                "or more, or set use_reduced_cg: true in backbone.options"
+                "backbone.max_ell is 0, which mace-torch's full contraction basis does not support: set it "
+                "to 1 or more, or set use_reduced_cg: true in backbone.options"
             )
         check_numbers("backbone", self, "correlation", least=1, most=6)
         check_numbers("backbone", self, "num_bessel", "radial_MLP", least=1, most=LARGEST)
@@ -169,7 +178,7 @@ class BackboneConfig:
         check_irreps("backbone.hidden_irreps", self.hidden_irreps, self.max_ell)
         check_irreps("backbone.MLP_irreps", self.MLP_irreps, 0)
         if not self.heads or len(set(self.heads)) < len(self.heads) or not all(self.heads):
-            raise ValueError(f"backbone.heads must be different names, one at least, got {list(self.heads)}")
+            raise ValueError(f"backbone.heads must be one or more different names, got {list(self.heads)}")
         for name in ("scale", "shift"):
             try:
                 self.per_head(getattr(self, name))
@@ -179,35 +188,42 @@ class BackboneConfig:
             raise ValueError(f"backbone.scale must not be 0, which silences the network, got {self.scale!r}")
         taken = [key for key in self.options if key in _TAKEN or key in vars(self)]
         if taken:
-            raise ValueError(f"backbone.options must not hold {', '.join(taken)}: other options give them")
+            raise ValueError(f"backbone.options must not hold {', '.join(taken)}: other options set them")
 
     def per_head(self, value: float | tuple[float, ...]) -> list[float]:
         """
-        One number for each head.
+        One number per head.
 
         Raises:
-            ValueError: for another count.
+            ValueError: for the wrong number of values.
         """
         values = [float(v) for v in (value if isinstance(value, tuple) else (value,) * len(self.heads))]
         if len(values) != len(self.heads):
-            raise ValueError(f"{len(values)} numbers were given for {len(self.heads)} heads: {values}")
+            raise ValueError(f"got {len(values)} numbers for {len(self.heads)} heads: {values}")
         return values
 
 
 @dataclasses.dataclass(frozen=True)
 class DensityConfig:
     """
-    The Gaussian multipole density and its Coulomb operator.
+    Options of the Gaussian multipole density and its Coulomb operator.
 
     Attributes:
         l_max: 0 for charges, 1 for dipoles too, 2 for quadrupoles too, in rules that know them.
         sigma: Gaussian width, angstrom.
         boundary: As in `scfmlip.Coulomb`.
-        self_interaction: Whether a Gaussian's own interaction counts in the electrostatic energy; rules
-            whose density minimises an energy count it always.
-        tolerance: Of the wave-vector sum, eV.
-        kspace_cutoff_factor: mace's way to set the cutoff instead: times ``2.25 (l_max + 1)^0.3 / sigma``,
-            with the smallest width, of the field features too.
+        self_interaction: Whether the electrostatic energy includes the self-interaction of each Gaussian.
+            Rules whose density minimises an energy always include it.
+        tolerance: Tolerance of the wave-vector sum, eV.
+        kspace_cutoff_factor: Set the cutoff as mace does instead: this factor times ``2.25 (l_max + 1)^0.3 /
+            sigma``, with the smallest width, including those of the field features.
+
+    Example:
+        >>> from scfmlip.models import DensityConfig, make_config
+        >>> density = DensityConfig(l_max=1, sigma=1.2)  # charges and dipoles in Gaussians of 1.2 angstrom
+        >>> config = make_config({"elements": ["H", "O"], "rule": "local", "density": {"sigma": 1.2}})
+        >>> config.density == density
+        True
     """
 
     l_max: int = 1
@@ -228,17 +244,23 @@ class DensityConfig:
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """
-    A point of the design space.
+    Configuration of one model of the design space.
 
     Attributes:
         elements: Atomic numbers, in the order of the one-hot encoding.
-        atomic_energies: eV of each of ``elements``; a row of them for every head where heads differ.
-        rule: Configuration of the charge rule; its class says which.
-        backbone, density: See there.
-        constraint: What the state obeys: "none", the total "charge" of each system, "charge_spin" for its
-            multiplicity too, or a "fermi_level".
-        seed: Of the initial weights.
-        dtype: Of the weights.
+        atomic_energies: eV of each of ``elements``; one row per head if heads differ.
+        rule: Configuration of the charge rule; its class determines the rule.
+        backbone, density: See `BackboneConfig` and `DensityConfig`.
+        constraint: Constraint on the state: "none", the total "charge" of each system, "charge_spin" for
+            charge and multiplicity, or a "fermi_level".
+        seed: Seed of the initial weights.
+        dtype: dtype of the weights.
+
+    Example:
+        >>> from scfmlip.models import make_config
+        >>> config = make_config({"elements": ["H", "O"], "rule": "equilibrated", "constraint": "charge"})
+        >>> config.elements, config.constraint, config.dtype
+        ((1, 8), 'charge', 'float32')
     """
 
     elements: tuple[int, ...]
@@ -256,7 +278,7 @@ class ModelConfig:
 
     @property
     def energies_by_head(self) -> dict[str, tuple[float, ...]]:
-        """Atomic energies, eV of each of ``elements``, for every head."""
+        """Atomic energies, eV of each of ``elements``, by head."""
         heads = self.backbone.heads
         rows = np.broadcast_to(np.array(self.atomic_energies, dtype=float), (len(heads), len(self.elements)))
         return {head: tuple(row.tolist()) for head, row in zip(heads, rows, strict=True)}
@@ -275,16 +297,16 @@ def check_numbers(
     Refuse options that are not finite numbers within bounds.
 
     Args:
-        where: What the options belong to, for the message.
-        config: That has them: numbers, lists of numbers or mappings to numbers; None is no number to check.
-        names: Of the options.
-        above: What they must exceed; None for no bound.
-        least: The smallest they may be.
-        below: What they must not reach.
-        most: The largest they may be.
+        where: Name of the group of options, for messages.
+        config: Object with the options: numbers, lists of numbers or mappings to numbers. None is skipped.
+        names: Names of the options.
+        above: Exclusive lower bound; None for no bound.
+        least: Inclusive lower bound.
+        below: Exclusive upper bound.
+        most: Inclusive upper bound.
 
     Raises:
-        ValueError: names the option, what it is and what it may be.
+        ValueError: names the option, its value and what is allowed.
     """
     bounds = [("above", above), ("of at least", least), ("below", below), ("of at most", most)]
     parts = [f"{word} {bound:g}" for word, bound in bounds if bound is not None]
@@ -310,7 +332,7 @@ def check_numbers(
 
 
 def _flat(given: Any) -> Iterator[Any]:
-    """What mappings and lists hold, however deep, or the value itself."""
+    """All values in nested mappings and lists, or the value itself."""
     if isinstance(given, Mapping):
         given = list(given.values())
     if not isinstance(given, (list, tuple)):
@@ -321,7 +343,7 @@ def _flat(given: Any) -> Iterator[Any]:
 
 
 def _number(value: Any) -> float:
-    """As a float; NaN for what is none."""
+    """The value as a float; NaN if it is not a number."""
     try:
         return math.nan if isinstance(value, bool) else float(value)  # YAML reads 1e3 as text
     except (TypeError, ValueError, OverflowError):
@@ -329,17 +351,17 @@ def _number(value: Any) -> float:
 
 
 def check_positive(where: str, config: Any, *names: str) -> None:
-    """Refuse options that are not above 0, see `check_numbers`."""
+    """Refuse options that are not positive, see `check_numbers`."""
     check_numbers(where, config, *names, above=0)
 
 
 def check_irreps(where: str, text: str, l_max: int) -> None:
     """
-    Refuse features that mace-torch's layers cannot have.
+    Refuse features that mace-torch's layers do not support.
 
     Raises:
-        ValueError: for what is no irreps, or not scalars first and then one block for each l up to ``l_max``,
-            of the parity of spherical harmonics and of one multiplicity.
+        ValueError: for invalid irreps. They must be scalars first, then one block for each l up to ``l_max``,
+            with the parity of spherical harmonics and equal multiplicities.
     """
     import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
     from e3nn import o3
@@ -348,7 +370,7 @@ def check_irreps(where: str, text: str, l_max: int) -> None:
     usual = "16x0e" if l_max == 0 else "64x0e+64x1o"
     try:
         blocks = list(o3.Irreps(text))
-    except Exception:  # e3nn raises what it trips over
+    except Exception:  # e3nn may raise anything
         blocks = []
     counts = {mul for mul, _ in blocks}
     order = [ir.l for _, ir in blocks]
@@ -360,12 +382,12 @@ def check_irreps(where: str, text: str, l_max: int) -> None:
 
 def from_dict(cls: type[Config], values: Any, where: str) -> Config:
     """
-    A dataclass from a mapping, with every mistake named.
+    Make a dataclass from a mapping; errors name every mistake.
 
     Args:
-        cls: The dataclass; nested ones are filled from nested mappings.
-        values: The mapping, or an instance of ``cls``, which comes back as it is.
-        where: What to call it in messages.
+        cls: The dataclass; nested dataclasses are filled from nested mappings.
+        values: The mapping, or an instance of ``cls``, which is returned unchanged.
+        where: Name for messages.
 
     Raises:
         ValueError: for an unknown or missing option, or a value that is not allowed.
@@ -395,7 +417,7 @@ def from_dict(cls: type[Config], values: Any, where: str) -> Config:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """``value`` as the annotation asks."""
+    """Convert ``value`` to the annotated type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -417,7 +439,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return dict(value)
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
-            return float(value)  # YAML reads 1e-6 as text
+            return float(value)  # YAML reads 1e-6 as a string
         except (ValueError, OverflowError):
             pass
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
@@ -426,7 +448,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _convert_to_any(hint: Any, value: Any, where: str) -> Any:
-    """``value`` as the first member of a union that takes it."""
+    """Convert ``value`` to the first member of a union that accepts it."""
     arguments = typing.get_args(hint)
     if value is None and type(None) in arguments:
         return None
@@ -442,7 +464,7 @@ def _convert_to_any(hint: Any, value: Any, where: str) -> Any:
 
 
 def _name(hint: Any) -> str:
-    """What an annotation asks for, in words."""
+    """An annotation in words."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return f"one of {list(arguments)}"

@@ -1,4 +1,4 @@
-"""mace-torch's models as points of the design space, and back."""
+"""Convert mace-torch's models to models of the design space, and back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .rules.latent import Latent, LatentConfig, LesReadout
 from .rules.recursion import Recursion, RecursionConfig
 from .rules.short_range import ShortRange, ShortRangeConfig
 
-# arguments of mace-torch's constructors that are passed on where they differ from the default
+# arguments of mace-torch's constructors that are passed on if they differ from the default
 _OPTIONS: dict[str, Any] = {
     "radial_type": "bessel",
     "use_so3": False,
@@ -47,7 +47,7 @@ def _number_or_several(value: Any) -> float | tuple[float, ...]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON's types only."""
+    """Convert to JSON types."""
     if isinstance(value, o3.Irreps):
         return str(value)
     if isinstance(value, dict):
@@ -57,20 +57,28 @@ def _plain(value: Any) -> Any:
 
 def from_mace(model: torch.nn.Module) -> Model:
     """
-    A mace-torch model as one of ours, with its weights and numbers.
+    Convert a mace-torch model to a scfmlip model with the same weights and results.
 
     Args:
         model: ``MACE`` or ``ScaleShiftMACE`` (the rule "short_range"), ``PolarMACE`` ("recursion") or
-            ``MACELES`` ("latent" with compat="les", which needs the package `les` no more), accelerated or
+            ``MACELES`` ("latent" with compat="les", which no longer needs the package `les`), accelerated or
             not. It is copied.
 
     Returns:
-        The model: it can be saved, trained further and run by everything that takes ours.
+        The model. It can be saved, trained further, and used wherever a scfmlip model can.
 
     Raises:
         TypeError: for another class.
-        ValueError: for a model that mace-torch's constructor cannot make from a plain configuration, or a
-            MACELES of more than charges; names the option.
+        ValueError: for a model that mace-torch's constructor cannot rebuild from a plain configuration, or a
+            MACELES with more than charges; names the option.
+
+    Example:
+        >>> from scfmlip.models import build, from_mace, to_mace
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> values = {"elements": ["H", "O"], "rule": "short_range", "backbone": backbone}
+        >>> network = to_mace(build(values))  # or torch.load of a file that mace_run_train wrote
+        >>> from_mace(network).config.elements
+        (1, 8)
     """
     original = restore(model)
     polar, latent = type(original) is PolarMACE, type(original) is MACELES
@@ -79,7 +87,7 @@ def from_mace(model: torch.nn.Module) -> Model:
         raise TypeError(f"from_mace takes {known}, got {type(original).__name__}")
     rule: Any = _latent_rule(original) if latent else ShortRangeConfig()
     network = copy.deepcopy(_without_les(original) if latent else original)
-    if type(network) is modules.MACE:  # the same energy, with a scale of 1 and a shift of 0
+    if type(network) is modules.MACE:  # the same energy as a ScaleShiftMACE with scale 1 and shift 0
         network.__class__ = modules.ScaleShiftMACE
         network.scale_shift = modules.ScaleShiftBlock(scale=1.0, shift=0.0).to(next(network.parameters()))
     found = extract_config_mace_model(network)
@@ -88,7 +96,7 @@ def from_mace(model: torch.nn.Module) -> Model:
         block: Any = network.atomic_energies_fn
         block.atomic_energies = block.atomic_energies.reshape(-1)
     if found["gate"] not in (None, torch.nn.functional.silu):
-        raise ValueError(f"this model's readout has the gate {found['gate']}: only silu is known here")
+        raise ValueError(f"this model's readout has the gate {found['gate']}: only silu is supported")
     density = DensityConfig()
     if latent:
         density = DensityConfig(l_max=0, sigma=rule.sigma / 2**0.5)
@@ -121,7 +129,7 @@ def from_mace(model: torch.nn.Module) -> Model:
 
 
 def _backbone_options(found: dict[str, Any], network: Any) -> BackboneConfig:
-    """The backbone's configuration from what mace-torch reads off a network."""
+    """The backbone's configuration, from the options that mace-torch extracts from a network."""
     hidden = str(found["hidden_irreps"])
     distance = found["distance_transform"]
     return BackboneConfig(
@@ -152,7 +160,7 @@ def _backbone_options(found: dict[str, Any], network: Any) -> BackboneConfig:
 
 
 def _polar_options(found: dict[str, Any]) -> tuple[DensityConfig, RecursionConfig]:
-    """Density and rule of a PolarMACE."""
+    """Density and rule options of a PolarMACE."""
     density = DensityConfig(
         l_max=int(found["atomic_multipoles_max_l"]),
         sigma=float(found["atomic_multipoles_smearing_width"]),
@@ -174,13 +182,13 @@ def _polar_options(found: dict[str, Any]) -> tuple[DensityConfig, RecursionConfi
 
 
 def _latent_rule(model: torch.nn.Module) -> LatentConfig:
-    """What a MACELES adds to its network."""
+    """Rule options for the part that MACELES adds to its network."""
     les: Any = model.les
-    # versions of MACELES with dipoles, quadrupoles or induced charges say so by such switches
+    # MACELES versions with dipoles, quadrupoles or induced charges have these switches
     known = {*_OPTIONS, OPTION}
     extras = [k for k, v in vars(model).items() if k.startswith("use_") and k not in known and v]
     if extras:
-        raise ValueError(f"this MACELES has {', '.join(extras)}: from_mace takes models of charges alone")
+        raise ValueError(f"this MACELES has {', '.join(extras)}: from_mace takes models with charges only")
     dropped = [
         name
         for name, given, usual in (
@@ -192,8 +200,8 @@ def _latent_rule(model: torch.nn.Module) -> LatentConfig:
     ]
     if dropped:
         warnings.warn(
-            f"{', '.join(dropped)} of this MACELES change only the Born charges `les` reports and are left "
-            "behind; the converted model has its own, by compute_response",
+            f"{', '.join(dropped)} of this MACELES only change the Born charges that `les` reports, and are "
+            "dropped; the converted model computes Born charges with compute_response",
             stacklevel=3,
         )
     return LatentConfig(compat="les", **les_options(les))
@@ -210,13 +218,13 @@ def _without_les(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _rebuild(config: ModelConfig, given: dict[str, torch.Tensor], name: str) -> Model:
-    """A model of the configuration with these weights: what cannot be made could not be read from a file."""
+    """Build the model from configuration and weights, to make sure that its file can be loaded."""
     from .build import build, with_basis
 
     try:
         model = build(with_basis(config, False))
     except Exception as error:
-        raise ValueError(f"this {name} cannot be made again from its configuration ({error})") from error
+        raise ValueError(f"this {name} cannot be rebuilt from its configuration ({error})") from error
     network: Any = model.backbone.mace
     adopt_basis(network, given, "backbone.mace.")
     model.config = with_basis(config, network.use_reduced_cg)
@@ -228,7 +236,7 @@ def _rebuild(config: ModelConfig, given: dict[str, torch.Tensor], name: str) -> 
     ]
     if wrong:
         raise ValueError(
-            f"this {name} was built with options that its configuration does not tell "
+            f"this {name} was built with options that its configuration does not contain "
             f"(cuEquivariance layout?): {len(wrong)} weights differ in name or shape, among them "
             f"{', '.join(sorted(wrong)[:3])}. Convert it to e3nn layout with mace's own tools first"
         )
@@ -238,14 +246,21 @@ def _rebuild(config: ModelConfig, given: dict[str, torch.Tensor], name: str) -> 
 
 def to_mace(model: Model) -> torch.nn.Module:
     """
-    The mace-torch model that gives the same numbers, of mace-torch's own classes; a copy.
+    Convert to a model of mace-torch's own classes with the same results; a copy.
 
     Args:
-        model: With the rule "short_range", "recursion", or "latent" with compat="les".
+        model: Model with the rule "short_range", "recursion", or "latent" with compat="les".
 
     Raises:
-        TypeError: for other rules, which mace-torch has no class for.
-        ImportError: for a latent one where the package `les` is missing, which MACELES needs.
+        TypeError: for other rules, for which mace-torch has no class.
+        ImportError: for the latent rule if the package `les`, which MACELES needs, is missing.
+
+    Example:
+        >>> from scfmlip.models import build, to_mace
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> model = build({"elements": ["H", "O"], "rule": "short_range", "backbone": backbone})
+        >>> type(to_mace(model)).__name__
+        'ScaleShiftMACE'
     """
     rule = model.rule
     network: Any = copy.deepcopy(restore(model.backbone.mace))  # type: ignore[arg-type]
@@ -262,7 +277,7 @@ def to_mace(model: Model) -> torch.nn.Module:
 def _with_les(
     network: torch.nn.Module, config: ModelConfig, options: LesOptions, readout: LesReadout
 ) -> torch.nn.Module:
-    """A MACELES of a network and its latent readouts."""
+    """Build a MACELES from a network and its latent readouts."""
     try:
         import les  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -276,7 +291,7 @@ def _with_les(
             les_arguments={**options, "use_atomwise": False},
             **{**mace_arguments(config.backbone, config.elements, config.atomic_energies), OPTION: False},
         )
-    latent: Any = made.les  # whose constructor takes no such argument
+    latent: Any = made.les  # the constructor does not take this argument
     getattr(latent, "ewald", latent).norm_factor = options["norm_factor"]
     state = dict(network.state_dict())
     state |= {f"les_readouts.{name}": value for name, value in readout.layers.state_dict().items()}

@@ -1,4 +1,4 @@
-"""A point of the design space: backbone x density x charge rule x Coulomb operator x energy."""
+"""A model of the design space: backbone x density x charge rule x Coulomb operator x energy."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from .systems import Scf, make_system, required_inputs
 
 class Leaves(NamedTuple):
     """
-    What energies are differentiated in.
+    The tensors with respect to which energies are differentiated.
 
     Attributes:
         positions: ``[n_atoms, 3]`` angstrom.
-        external: ``[n_external, 3]`` angstrom, of charges outside the model; None without any.
-        strain: ``[n_systems, 3, 3]``; None where no stress is wanted.
+        external: ``[n_external, 3]`` angstrom, of charges outside the model; None without such charges.
+        strain: ``[n_systems, 3, 3]``; None if no stress is wanted.
     """
 
     positions: Tensor
@@ -40,7 +40,7 @@ class Leaves(NamedTuple):
 def _strain(
     batch: dict[str, Tensor], compute_force: bool, strained: bool
 ) -> tuple[Leaves, dict[str, Tensor], ExternalCharges | None]:
-    """What energies are differentiated in, the batch made of it, and the charges outside the model."""
+    """The differentiation variables, the batch built from them, and the charges outside the model."""
     out, index, positions, cell = dict(batch), batch["batch"], batch["positions"], batch["cell"]
     if not positions.requires_grad:
         positions = positions.detach().requires_grad_()
@@ -69,14 +69,27 @@ def _strain(
 
 class Model(torch.nn.Module):
     """
-    Energy, forces, stress, charges and more of batches in mace-torch's layout.
+    Energy, forces, stress, charges and more, for batches in mace-torch's layout.
 
-    ``E = E0 + E_backbone + E_electrostatic[state] + E_response[state]``, the state from the charge rule.
-    Forces and stress are exact derivatives at the converged state.
+    ``E = E0 + E_backbone + E_electrostatic[state] + E_response[state]``; the charge rule determines the
+    state. Forces and stress are exact derivatives at the converged state.
 
     Args:
-        config: What it is made of.
-        backbone: Its network; a new one with random weights if None.
+        config: The configuration.
+        backbone: The network; a new one with random weights if None.
+
+    Example:
+        >>> import ase.build, torch
+        >>> from scfmlip.mace_torch.batches import make_batch
+        >>> from scfmlip.models import build
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> values = {"elements": ["H", "O"], "rule": "equilibrated", "constraint": "charge"}
+        >>> model = build({**values, "backbone": backbone, "density": {"l_max": 0}})
+        >>> water = ase.build.molecule("H2O")
+        >>> water.info["charge"] = 0
+        >>> out = model(make_batch(model, [water], torch.device("cpu"), torch.float32))
+        >>> out["energy"].shape, out["forces"].shape, abs(round(float(out["charges"].sum()), 4))
+        (torch.Size([1]), torch.Size([3, 3]), 0.0)
     """
 
     def __init__(self, config: ModelConfig, backbone: Backbone | None = None) -> None:
@@ -102,7 +115,7 @@ class Model(torch.nn.Module):
 
     @property
     def pads_cell(self) -> bool:
-        """Whether batches need mace-torch's long cells along open directions, or the frames' own."""
+        """Whether batches need mace-torch's long cells along open directions instead of the frames' own."""
         return self.rule.pads_cell(self.config.rule)
 
     @property
@@ -145,15 +158,15 @@ class Model(torch.nn.Module):
 
     @property
     def has_charges(self) -> bool:
-        """Whether there is a density at all."""
+        """Whether the model has a charge density."""
         return name_of(self.config.rule) != "short_range"
 
     def with_constraint(self, constraint: Constraint) -> Model:
         """
-        The same model under another constraint, sharing its weights: for instance at a given Fermi level.
+        The same model with another constraint, for instance a given Fermi level; weights are shared.
 
         Raises:
-            ValueError: for a constraint that the rule cannot obey.
+            ValueError: for a constraint that the rule does not support.
         """
         other = copy.copy(self)
         other._modules = dict(self._modules)
@@ -173,24 +186,24 @@ class Model(torch.nn.Module):
             )
         if constraint not in kind.constraints:
             raise ValueError(
-                f"the rule {name_of(self.config.rule)!r} cannot obey constraint={constraint!r}; it takes "
+                f"the rule {name_of(self.config.rule)!r} does not take constraint={constraint!r}; it takes "
                 f"{', '.join(map(repr, kind.constraints))}"
             )
 
     @leaves_inference_mode
     def evaluate_density(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor | None], RuleDensity]:
         """
-        Outputs without derivatives, and the density behind them: for potentials and densities at points.
+        Outputs without derivatives, and the density, for potentials and densities at points.
 
         Args:
             batch: See `forward`.
 
         Returns:
-            Outputs, and the density: ``density.geometry.at(points, density.rows)`` is of the density and the
-            external field alone, without the potential of external charges.
+            Outputs, and the density. ``density.geometry.at(points, density.rows)`` includes the density and
+            the external field, but not the potential of external charges.
 
         Raises:
-            ValueError: for a model without a density of its own.
+            ValueError: for a model without a density.
         """
         self._check_kind(batch)
         with torch.no_grad():
@@ -218,50 +231,53 @@ class Model(torch.nn.Module):
         compute_stability: bool = False,
         scf: Scf = "converged",
         initial_density: Tensor | None = None,
+        initial_level: Tensor | None = None,
     ) -> dict[str, Tensor | None]:
         """
-        Evaluate a batch; the same under ``torch.no_grad`` and ``torch.inference_mode``.
+        Evaluate a batch; works in the same way under ``torch.no_grad`` and ``torch.inference_mode``.
 
         Args:
-            batch: From `scfmlip.mace_torch.batches.make_batch`, or mace-torch's own loader (whose open
-                directions of slabs are very long and therefore slow): ``positions``, ``node_attrs``,
-                ``edge_index``, ``shifts``, ``unit_shifts``, ``cell``, ``pbc``, ``batch``, ``ptr``, and where
-                the rule asks for them ``total_charge [n_systems]`` e, ``fermi_level [n_systems]`` eV;
-                ``counter_charge [n_systems, 2]`` if slabs have one; ``external_charges [n_external]`` e at
-                ``external_positions [n_external, 3]``, ``n_external [n_systems]`` int64 of them in each
-                system, see `ExternalCharges`;
+            batch: From `scfmlip.mace_torch.batches.make_batch`, or from mace-torch's own loader (which makes
+                open directions of slabs very long, and therefore slow). It holds ``positions``,
+                ``node_attrs``, ``edge_index``, ``shifts``, ``unit_shifts``, ``cell``, ``pbc``, ``batch``,
+                ``ptr``. If the rule needs them: ``total_charge [n_systems]`` e and
+                ``fermi_level [n_systems]`` eV. Optional: ``counter_charge [n_systems, 2]`` of slabs;
+                ``external_charges [n_external]`` e at ``external_positions [n_external, 3]`` with
+                ``n_external [n_systems]`` int64 per system, see `ExternalCharges`;
                 ``external_field [n_systems, 3]`` V/angstrom in mace's sign, energy + field . dipole.
                 ``density_coefficients`` is the density to step from with ``scf="direct"``.
             training: Keep the graph of forces and stress for a loss.
-            compute_force: Whether forces are wanted.
-            compute_virials: Whether virials are.
-            compute_stress: Whether the stress is: of the volume of the batch's cell, times its
+            compute_force: Whether to compute forces.
+            compute_virials: Whether to compute virials.
+            compute_stress: Whether to compute the stress, for the volume of the batch's cell times its
                 ``volume_share [n_systems]`` if given; zero without a volume.
-            compute_potential: Also ``electrostatic_potential``.
-            compute_response: Also ``born_charges`` and ``polarizability``, see `scfmlip.models.response`.
-            compute_stability: Also ``scf_amplification [n_systems]``, the square by which the update of a
-                fixed point enlarges a random disturbance of the state; differentiable.
-            scf: "converged", or "direct": one update from the given density, by rules that can.
-            initial_density: ``[n_atoms, dim]`` rows ``[q, d_y, d_z, d_x]`` to start the solve from, for
-                instance the last step's; not differentiated.
+            compute_potential: Also return ``electrostatic_potential``.
+            compute_response: Also return ``born_charges`` and ``polarizability``, see
+                `scfmlip.models.response`.
+            compute_stability: Also return ``scf_amplification [n_systems]``, the squared factor by which a
+                fixed point's update amplifies a random perturbation of the state; differentiable.
+            scf: "converged", or "direct" for one update from the given density, for rules that support it.
+            initial_density: ``[n_atoms, dim]`` rows ``[q, d_y, d_z, d_x]`` as the first guess of the solve,
+                for instance the last step's density; not differentiated.
+            initial_level: ``[n_systems]`` eV, the ``fermi_level`` that belongs to it. At given charge fixed
+                points solve for the level too, and a density alone is a poor first guess.
 
         Returns:
             mace-torch's names: ``energy``, ``interaction_energy``, ``electrostatic_energy``,
             ``response_energy`` ``[n_systems]`` eV; ``node_energy`` ``[n_atoms]`` eV of the backbone;
             ``forces`` and ``external_forces`` (on external charges) eV/angstrom; ``stress`` and ``virials``
             ``[n_systems, 3, 3]``; ``charges`` e, ``density_coefficients`` rows ``[q, d_y, d_z, d_x]`` (then
-            quadrupoles, see `GaussianMultipoles`),
-            ``dipole [n_systems, 3]`` e angstrom (of a periodic system it depends on where it is cut; external
-            charges are not in it), ``total_charge``, ``fermi_level`` (the electrons',
-            eV: minus the energy of one more e of charge), ``electrostatic_potential`` ``[n_atoms]`` V,
-            averaged over an atom's Gaussian, of all others and the external field; ``scf_iterations``,
-            ``scf_residual``, ``scf_status``, and what the rule adds. Names the rule has nothing for are
-            absent.
+            quadrupoles, see `GaussianMultipoles`), ``dipole [n_systems, 3]`` e angstrom (without external
+            charges; in a periodic system it depends on where the cell is cut), ``total_charge``,
+            ``fermi_level`` (of the electrons, eV: minus the energy of adding a charge of 1 e),
+            ``electrostatic_potential [n_atoms]`` V (of all other atoms and the external field, averaged over
+            the atom's Gaussian); ``scf_iterations``, ``scf_residual``, ``scf_status``, and extra outputs of
+            the rule. Outputs that the rule does not have are missing.
 
         Raises:
-            ValueError: for a batch without what the rule needs, or one its boundary cannot hold, or weights
-                made in inference mode.
-            TypeError: for a batch of another dtype or on another device than the weights.
+            ValueError: for a batch that lacks inputs of the rule, a system that the boundary condition does
+                not allow, or weights made in inference mode.
+            TypeError: for a batch with another dtype or device than the weights.
             ConvergenceError: for a solve that failed; names the systems.
         """
         self._check_kind(batch)
@@ -280,6 +296,7 @@ class Model(torch.nn.Module):
                 initial_density,
                 compute_stability,
                 external,
+                initial_level,
             )
             out, _ = self._energies(strained, system, compute_potential)
             if compute_response:
@@ -297,7 +314,7 @@ class Model(torch.nn.Module):
         compute_force: bool,
         training: bool,
     ) -> None:
-        """Forces, forces on external charges and stress, as far as they are wanted."""
+        """Forces, forces on external charges and stress, as requested."""
         wanted = {"forces": leaves.positions, "external_forces": leaves.external} if compute_force else {}
         found = {
             name: leaf for name, leaf in {**wanted, "virials": leaves.strain}.items() if leaf is not None
@@ -332,12 +349,12 @@ class Model(torch.nn.Module):
             )
         if weight.is_inference():
             raise ValueError(
-                "the model's weights were made under torch.inference_mode, and nothing can be differentiated "
-                "through them: build or load the model outside it, and call it where you like"
+                "the model's weights were created under torch.inference_mode, which rules out derivatives: "
+                "build or load the model outside it; calling it inside is fine"
             )
 
     def _field(self, batch: dict[str, Tensor], needed: bool) -> Tensor | None:
-        """The physical external field (a charge q feels q E), if there is one."""
+        """The physical external field (a charge q feels the force q E), if there is one."""
         field = batch.get("external_field")
         if field is None:
             field = batch["positions"].new_zeros(len(batch["ptr"]) - 1, 3)
@@ -364,7 +381,7 @@ class Model(torch.nn.Module):
     def _energies(
         self, batch: dict[str, Tensor], system: System, potential: bool
     ) -> tuple[dict[str, Tensor | None], RuleDensity | None]:
-        """All outputs that need no derivative, and the density."""
+        """All outputs that are not derivatives, and the density."""
         network = self.backbone(batch)
         system = dataclasses.replace(system, network=network.raw, features=network.features)
         result = self.rule(system)

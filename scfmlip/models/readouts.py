@@ -1,4 +1,4 @@
-"""From features of the backbone's layers to numbers of atoms: charges, dipoles, electronegativities."""
+"""Readouts from the backbone's features to charges, dipoles and electronegativities of atoms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .config import per_element
 
 
 def count_scalars(irreps: o3.Irreps) -> int:
-    """How many even scalars a layer has."""
+    """Number of even scalars of a layer."""
     return irreps.count(o3.Irrep(0, 1))
 
 
@@ -38,18 +38,18 @@ def _sum_layers(layers: torch.nn.ModuleList, features: Sequence[Tensor]) -> Tens
 
 class MultipoleReadout(torch.nn.Module):
     """
-    Multipoles linear in every layer's features but the last, where one gated layer comes between.
+    Multipoles, linear in the features of every layer except the last, which has one gated layer.
 
     Rows are ``[q, d_x, d_y, d_z]``, then quadrupoles in the components of `GaussianMultipoles`. A bias per
-    element is added to the charges, zero at first.
+    element, initially zero, is added to the charges.
 
     Args:
         feature_irreps: Irreps of each layer.
         n_elements: Size of the one-hot encoding.
-        n_channels: Multipoles of an atom.
+        n_channels: Number of multipoles per atom.
         l_max: 0, 1 or 2.
-        hidden: Width of the gated layer; 0 makes the last readout linear too.
-        scale: Of the initial output, so that training starts from small charges.
+        hidden: Width of the gated layer; with 0 the last readout is linear too.
+        scale: Scale of the initial output, so that training starts from small charges.
 
     Raises:
         ValueError: for an l_max when no layer has features of that order.
@@ -105,14 +105,14 @@ class MultipoleReadout(torch.nn.Module):
 
 class ScalarReadout(torch.nn.Module):
     """
-    Invariant numbers of atoms: linear in each layer's scalars, plus a perceptron on the last's.
+    Invariants of atoms: linear in each layer's scalars, plus a perceptron on the last layer's scalars.
 
     Args:
         feature_irreps: Irreps of each layer.
-        n_elements: Size of the one-hot encoding; a bias per element, zero at first, is added.
-        n_out: Numbers per atom.
+        n_elements: Size of the one-hot encoding; a bias per element, initially zero, is added.
+        n_out: Number of invariants per atom.
         hidden: Width of the perceptron.
-        scale: Of the initial output.
+        scale: Scale of the initial output.
     """
 
     def __init__(
@@ -145,9 +145,9 @@ class ScalarReadout(torch.nn.Module):
 
 class FeatureMix(torch.nn.Module):
     """
-    ``n`` scalars and ``n`` vectors of each atom, linear in the features of all layers.
+    ``n`` scalars and ``n`` vectors per atom, linear in the features of all layers.
 
-    Vectors are zero where no layer has any.
+    The vectors are zero if no layer has any.
     """
 
     def __init__(self, feature_irreps: Sequence[o3.Irreps], n: int) -> None:
@@ -174,14 +174,14 @@ def hardness_parameter(
     l_max: int,
 ) -> torch.nn.Parameter:
     """
-    A positive hardness of each element, to be trained.
+    A trainable, positive hardness for each element.
 
     Args:
-        charges: Initial values, V/e, of all elements or a mapping.
-        dipoles: Likewise, V/(e angstrom^2).
-        logarithm: Whether the parameter is the logarithm, fit for stiff atoms, or the inverse of softplus.
+        charges: Initial values for charges, V/e, one for all elements or a mapping.
+        dipoles: Initial values for dipoles, V/(e angstrom^2), likewise.
+        logarithm: Whether the parameter is the logarithm (good for stiff atoms) or the inverse softplus.
         elements: Atomic numbers.
-        l_max: 0 for charges alone.
+        l_max: 0 for charges only.
 
     Returns:
         ``[n_elements, l_max + 1]``.

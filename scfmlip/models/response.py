@@ -1,4 +1,4 @@
-"""Derivatives of the dipole: Born effective charges and the polarizability."""
+"""Derivatives of the dipole: Born effective charges and polarizability."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def born_charges(
     create_graph: bool,
 ) -> Tensor:
     """
-    Derivative of the dipole with the positions.
+    Derivative of the dipole with respect to the positions.
 
-    Along periodic directions the fractional coordinate f in ``sum q f`` stands for
-    ``exp(2 pi i f) / (2 pi i)``, whose derivative is turned back by each atom's phase, so that charge may
-    flow across the border of the cell (Zhong et al., arXiv:2504.05169).
+    Along periodic directions, the fractional coordinate f in ``sum q f`` is replaced by
+    ``exp(2 pi i f) / (2 pi i)``, and each atom's phase is removed from the derivative. Charge may therefore
+    flow across the cell boundary (Zhong et al., arXiv:2504.05169).
 
     Args:
         charges: ``[n_atoms]`` e.
         dipole: ``[n_systems, 3]`` e angstrom.
-        positions: What to differentiate with, ``[n_atoms, 3]``.
+        positions: ``[n_atoms, 3]`` angstrom, the differentiation variable.
         system: The batch.
-        gauge_free: The dipole does not depend on where the cell is cut, and is differentiated as it is.
+        gauge_free: The dipole does not depend on where the cell is cut, and is differentiated directly.
         create_graph: Keep the graph.
 
     Returns:
@@ -64,11 +64,11 @@ def born_charges(
 
 def polarizability(dipole: Tensor, field: Tensor, system: System, create_graph: bool) -> Tensor:
     """
-    Derivative of the dipole with the physical field.
+    Derivative of the dipole with respect to the physical field.
 
     Args:
         dipole: ``[n_systems, 3]`` e angstrom.
-        field: ``[n_systems, 3]`` V/angstrom it depends on.
+        field: ``[n_systems, 3]`` V/angstrom, the differentiation variable.
         system: The batch.
         create_graph: Keep the graph.
 

@@ -1,4 +1,4 @@
-"""From a batch in mace-torch's layout to what charge rules are given, with everything checked."""
+"""Convert a batch in mace-torch's layout to the input of charge rules, with all checks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .config import ModelConfig
 from .rules import ChargeRule, System, name_of
 
 Scf = Literal["converged", "direct"]
-# what a batch has to hold for each constraint
+# inputs that a batch must hold for each constraint
 REQUIRED = {
     "none": (),
     "charge": ("total_charge",),
@@ -24,7 +24,7 @@ REQUIRED = {
 
 
 def required_inputs(config: ModelConfig) -> tuple[str, ...]:
-    """Keys of a batch that a model's energy depends on: by its constraint, or embedded by its network."""
+    """Keys of a batch that a model's energy depends on, through its constraint or its network's embedding."""
     embedded = config.backbone.options.get("embedding_specs") or {}
     return tuple(dict.fromkeys((*REQUIRED[config.constraint], *embedded)))
 
@@ -39,19 +39,20 @@ def make_system(
     initial_density: Tensor | None,
     stability: bool = False,
     external: ExternalCharges | None = None,
+    initial_level: Tensor | None = None,
 ) -> System:
     """
-    The batch as rules see it, the network's outputs still to come; arguments as `Model.forward`.
+    Make the input of rules, without the network's outputs; arguments as in `Model.forward`.
 
     Raises:
-        ValueError: for what is missing or cannot be; names the system and what to do.
+        ValueError: for missing or invalid input; names the system and says what to do.
     """
     if scf not in ("converged", "direct"):
         raise ValueError(f"scf must be 'converged' or 'direct', got {scf!r}")
     ptr, index, dtype = batch["ptr"], batch["batch"], batch["positions"].dtype
     n_systems = len(ptr) - 1
     pbc = batch["pbc"].view(-1, 3)
-    # a direction without periodicity may come without a cell vector
+    # open directions may have no cell vector
     empty = cell.detach().norm(dim=2) == 0
     if bool((empty & pbc).any()):
         bad = int(torch.nonzero((empty & pbc).any(1))[0])
@@ -61,11 +62,11 @@ def make_system(
         )
     if external is not None and not rule.feels_external_charges:
         raise ValueError(
-            f"the rule {name_of(config.rule)!r} cannot answer to external charges: leave external_charges "
+            f"the rule {name_of(config.rule)!r} does not support external charges: leave external_charges "
             "out, or use another rule"
         )
     isolated = ~pbc.any(1)
-    if bool(isolated.any()):  # whatever cell the frame has, a molecule does not feel it
+    if bool(isolated.any()):  # the frame's cell has no meaning for a molecule
         eye = torch.eye(3, dtype=cell.dtype, device=cell.device)
         cell = torch.where(isolated[:, None, None], eye, cell)
     direct = scf == "direct" and rule.supports_direct
@@ -89,6 +90,7 @@ def make_system(
         counter_charge=batch.get("counter_charge"),
         external=external,
         reference_density=rows,
+        reference_level=_reference_level(initial_level, n_systems, dtype),
         direct=direct,
         stability=stability,
         **_targets(batch, config, scf, n_systems),
@@ -98,7 +100,7 @@ def make_system(
 def _targets(
     batch: dict[str, Tensor], config: ModelConfig, scf: Scf, n_systems: int
 ) -> dict[str, Tensor | None]:
-    """What the constraint fixes, ``[n_systems]`` each, and None for the rest."""
+    """The values that the constraint fixes, ``[n_systems]`` each; None for the others."""
     dtype = batch["positions"].dtype
     given: dict[str, Tensor | None] = {"total_charge": None, "fermi_level": None}
     for needs in REQUIRED[config.constraint]:
@@ -113,8 +115,20 @@ def _targets(
     return given
 
 
+def _reference_level(level: Tensor | None, n_systems: int, dtype: torch.dtype) -> Tensor | None:
+    """``[n_systems]`` eV to start from, or None."""
+    if level is None:
+        return None
+    if level.shape != (n_systems,) or not bool(torch.isfinite(level).all()):
+        raise ValueError(
+            f"initial_level must be finite numbers of shape {[n_systems]}, eV, got shape "
+            f"{list(level.shape)}: {level.detach().flatten()[:5].tolist()}"
+        )
+    return level.detach().to(dtype)
+
+
 def _reference_rows(rows: Tensor | None, n_atoms: int, l_max: int, direct: bool) -> Tensor:
-    """``[n_atoms, 1 | 4]`` Cartesian rows of a given density, from mace-torch's order."""
+    """Convert a given density from mace-torch's order to Cartesian rows ``[n_atoms, 1 | 4]``."""
     dim = (l_max + 1) ** 2
     name = "density_coefficients of scf='direct'" if direct else "initial_density"
     if rows is None or rows.shape != (n_atoms, dim):

@@ -1,4 +1,4 @@
-"""Files of earlier versions: what they hold under other names, and what cannot be read any more."""
+"""Files of earlier versions: renamed weights, and files that can no longer be read."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 
 from torch import Tensor
 
-# of files that `scfmlip.save` writes; the number goes up when older versions could not read them
+# format of files that `scfmlip.save` writes; incremented when older versions cannot read them
 FORMAT = "scfmlip-model-1"
 _NUMBER = re.compile(r"scfmlip-model-(\d+)")
 
-# weights that have got another name
+# renamed weights
 _RENAMED = {"rule.charges": "rule.formal.charges"}
 
 
@@ -19,11 +19,11 @@ def check_format(found: str | None, where: str) -> None:
     Refuse files of other programs and of later versions.
 
     Args:
-        found: The format that a file states.
+        found: The format given in the file.
         where: The file, for messages.
 
     Raises:
-        ValueError: says which it is.
+        ValueError: says which of the two it is.
     """
     number = _NUMBER.fullmatch(found or "")
     if number is None:
@@ -34,14 +34,14 @@ def check_format(found: str | None, where: str) -> None:
 
 def upgrade(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """
-    The weights of a file under the names of today.
+    The weights of a file under their current names.
 
     Args:
-        tensors: As in the file.
+        tensors: The weights as in the file.
         where: The file, for messages.
 
     Raises:
-        ValueError: for a model whose equations have changed since.
+        ValueError: for a model whose equations have changed since then.
     """
     tensors = dict(tensors)
     for old, new in _RENAMED.items():
@@ -49,7 +49,7 @@ def upgrade(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
             tensors[new] = tensors.pop(old)
     if "rule.response.softness" in tensors and "rule.response.polarity" not in tensors:
         raise ValueError(
-            f"{where} was trained before atoms' own potential limited their response (rule.response.polarity "
-            "is missing): its equations are not those of today's fixed_point, train it again"
+            f"{where} was trained by a version that did not limit the response (rule.response.polarity is "
+            "missing): the equations of fixed_point have changed since, train it again"
         )
     return tensors

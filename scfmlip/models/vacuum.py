@@ -1,4 +1,4 @@
-"""The electrons' way out of a slab: potential of the vacuum on both sides, and the work functions."""
+"""Vacuum potentials on both sides of a slab, and work functions."""
 
 from __future__ import annotations
 
@@ -10,25 +10,38 @@ from .model import Model
 
 def work_functions(model: Model, batch: dict[str, Tensor]) -> Tensor:
     """
-    Work functions of slabs, ``-V_vacuum - E_F``: what takes an electron from the Fermi level to either side.
+    Work functions of slabs, ``-V_vacuum - E_F``: the energy that moves an electron from E_F to either vacuum.
 
-    The vacuum of a side lies beyond everything, a counter-charge included. The potential is that of the
-    model's density. What electrons spilling out of real atoms add to both sides alike is not in it, unless
-    levels it was trained on are given on that scale; the difference of the two sides is physical in any case.
+    The vacuum of a side lies beyond all charges, including a counter-charge. The potential is that of the
+    model's density. It lacks the contribution of electrons that spill out of real atoms, which is equal on
+    both sides, unless the model was trained on Fermi levels on that scale. The difference between the two
+    sides is physical in any case.
 
     Args:
-        model: With a charge rule that knows a Fermi level.
-        batch: Slabs in neutral systems or with a counter-charge, see `Model.forward`.
+        model: A model whose charge rule has a Fermi level.
+        batch: Slabs that are neutral or have a counter-charge, see `Model.forward`.
 
     Returns:
-        ``[n_systems, 2]`` eV below and above, along the normal (the open cell vector's side).
+        ``[n_systems, 2]`` eV, below and above along the normal (on the open cell vector's side).
 
     Raises:
         ValueError: for a rule without a Fermi level, a system that is not a slab, a charged slab without a
             counter-charge, an external field or external charges.
+
+    Example:
+        >>> import ase.io, scfmlip, torch
+        >>> from scfmlip.data import path
+        >>> from scfmlip.mace_torch.batches import make_batch
+        >>> from scfmlip.models import work_functions
+        >>> model = scfmlip.load(path("models/al_water-fixed_point.safetensors"))
+        >>> slab = ase.io.read(path("al_water.xyz"), 0)  # Al(100) with water on top
+        >>> batch = make_batch(model, [slab], torch.device("cpu"), torch.float32)
+        >>> below, above = work_functions(model, batch)[0].tolist()
+        >>> round(above - below, 2)  # eV: the dipole of the slab and its water
+        0.96
     """
     if batch.get("n_external") is not None:
-        raise ValueError("work functions are those of a slab without external charges: leave them out")
+        raise ValueError("work functions are defined without external charges: leave them out")
     out, density = model.evaluate_density(batch)
     level, geometry = out.get("fermi_level"), density.geometry
     if level is None or geometry is None:

@@ -1,4 +1,4 @@
-"""Modules for people who build their own equivariant networks, on our tensor-product operators."""
+"""Modules on our tensor-product operators, for building your own equivariant networks."""
 
 from .modules import ChannelwiseConv, IndexedLinear, SymmetricContraction
 

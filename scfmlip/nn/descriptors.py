@@ -1,4 +1,4 @@
-"""Descriptors of our operators from other libraries' objects."""
+"""Make descriptions of our operators from objects of other libraries."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from scfmlip_kernels import ChannelwiseProduct, ProductPath
 
 def channelwise_product(product: Any) -> ChannelwiseProduct | None:
     """
-    The convolution that an e3nn tensor product describes.
+    Describe an e3nn tensor product as a convolution.
 
     Args:
         product: An ``e3nn.o3.TensorProduct``.
 
     Returns:
-        None where it is not one: other connections than channel by channel ("uvu" with one channel on the
-        right), weights of its own, or outputs shared by several paths.
+        The description; None for other connections than channel by channel ("uvu" with one channel on the
+        right), for a product that owns its weights, or for outputs shared by several paths.
     """
     from e3nn import o3
 
@@ -27,7 +27,7 @@ def channelwise_product(product: Any) -> ChannelwiseProduct | None:
         return None
     if [ins.i_out for ins in product.instructions] != list(range(len(irreps[2]))):
         return None
-    # irreps without channels take up no columns, no weights and no outputs
+    # irreps without channels have no columns, weights or outputs
     filled = [i for i, (mul, _) in enumerate(irreps[0]) if mul > 0]
     paths = []
     for ins in product.instructions:

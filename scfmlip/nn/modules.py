@@ -1,9 +1,9 @@
 """
-Convolution, symmetric contraction and species-dependent linear map as plain modules.
+Convolution, symmetric contraction and species-dependent linear map as PyTorch modules.
 
-They know segments, paths and coefficients, not irreps: where these come from is up to the caller. Descriptors
-of e3nn's tensor products are made by `ChannelwiseConv.from_e3nn`. All run in float32 or float64, the dtype
-of their parameters; under `torch.autocast` in float32.
+They take segments, paths and coefficients, not irreps. `ChannelwiseConv.from_e3nn` makes these from e3nn's
+tensor products. All modules run in float32 or float64, the dtype of their parameters; under `torch.autocast`
+in float32.
 """
 
 from __future__ import annotations
@@ -27,27 +27,38 @@ from .descriptors import channelwise_product
 
 
 def _check(module: torch.nn.Module, description: Any, kind: type | None, **sizes: Any) -> None:
-    """Raise for a description of another kind and for sizes that are not whole numbers from 1 on."""
+    """Raise for a description of the wrong type, and for sizes that are not integers of at least 1."""
     name = type(module).__name__
     if kind is not None and not isinstance(description, kind):
         raise TypeError(f"{name} needs a {kind.__name__}, got {type(description).__name__}")
     for key, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{name}: {key} must be a whole number from 1 on, got {size!r}")
+            raise ValueError(f"{name}: {key} must be an integer of at least 1, got {size!r}")
 
 
 class ChannelwiseConv(torch.nn.Module):
     """
-    Gather by sender, channel-wise tensor product, sum by receiver: `scfmlip_kernels.channelwise_conv`.
+    Channel-wise tensor product with gather by sender and sum by receiver, see `channelwise_conv`.
 
     Args:
         product: Segments, paths and coefficients.
-        n_hidden: Width of the radial features where the last radial layer belongs to the convolution, which
-            then owns its matrix and never stores the weights of an edge; None where weights come from
-            outside.
+        n_hidden: Width of the radial features if the convolution includes the last radial layer. It then owns
+            the layer's matrix and never stores edge weights. None if the weights are passed in.
 
     Attributes:
         matrix: ``[n_hidden, weight_numel]`` parameter, or None.
+
+    Example:
+        >>> import torch
+        >>> from e3nn import o3
+        >>> from scfmlip.nn import ChannelwiseConv
+        >>> paths = [(0, 0, 0, "uvu", True), (0, 1, 1, "uvu", True)]  # scalar x scalar, scalar x vector
+        >>> product = o3.TensorProduct("8x0e", "0e + 1o", "8x0e + 8x1o", paths, shared_weights=False)
+        >>> conv = ChannelwiseConv.from_e3nn(product)
+        >>> edges = torch.tensor([[0, 0, 1, 2], [1, 2, 0, 0]])  # water: senders, receivers
+        >>> out = conv(torch.randn(3, 8), torch.randn(4, 4), torch.randn(4, product.weight_numel), edges)
+        >>> out.shape  # 8 scalars and 8 vectors of each atom
+        torch.Size([3, 32])
     """
 
     def __init__(self, product: ChannelwiseProduct, n_hidden: int | None = None) -> None:
@@ -62,22 +73,22 @@ class ChannelwiseConv(torch.nn.Module):
     @classmethod
     def from_e3nn(cls, tensor_product: Any, n_hidden: int | None = None) -> ChannelwiseConv:
         """
-        From an ``e3nn.o3.TensorProduct`` of "uvu" paths with outside weights.
+        Make the module from an ``e3nn.o3.TensorProduct`` of "uvu" paths with external weights.
 
         Raises:
-            ValueError: where the product is of another kind.
+            ValueError: for another kind of product.
         """
         product = channelwise_product(tensor_product)
         if product is None:
             raise ValueError(
                 "this tensor product is not channel-wise: it needs 'uvu' paths with weights, one channel on "
-                "the right, an output segment of its own for every path, and no shared weights"
+                "the right, a separate output segment for every path, and no shared weights"
             )
         return cls(product, n_hidden)
 
     def forward(self, x: Tensor, y: Tensor, weights: Tensor, edges: EdgeOrder | Tensor) -> Tensor:
         """
-        The sums of all messages at their receivers.
+        Sum all messages at their receivers.
 
         Args:
             x: ``[n_nodes, x_dim]`` features.
@@ -100,15 +111,24 @@ class ChannelwiseConv(torch.nn.Module):
 
 class SymmetricContraction(torch.nn.Module):
     """
-    Polynomial of the atomic basis with weights of each species and channel (MACE's product basis).
+    Polynomial of the atomic basis with weights per species and channel (MACE's product basis).
 
     Args:
-        polynomial: Terms, for instance from `scfmlip_kernels.SymmetricPolynomial.from_dense`.
-        n_species: How many species.
-        n_channels: How many channels.
+        polynomial: The terms, for instance from `scfmlip_kernels.SymmetricPolynomial.from_dense`.
+        n_species: Number of species.
+        n_channels: Number of channels.
 
     Attributes:
         weights: ``[n_species, n_weights, n_channels]`` parameter.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.nn import SymmetricContraction
+        >>> from scfmlip_kernels import SymmetricPolynomial
+        >>> norm = SymmetricPolynomial.from_dense([(0, torch.eye(3).view(1, 3, 3, 1))])  # x.x of a vector
+        >>> contraction = SymmetricContraction(norm, n_species=2, n_channels=8)
+        >>> contraction(torch.randn(5, 8, 3), torch.tensor([0, 1, 1, 0, 1])).shape
+        torch.Size([5, 8, 1])
     """
 
     def __init__(self, polynomial: SymmetricPolynomial, n_species: int, n_channels: int) -> None:
@@ -125,15 +145,22 @@ class SymmetricContraction(torch.nn.Module):
 
 class IndexedLinear(torch.nn.Module):
     """
-    A linear map of the channels, one for each species.
+    A linear map of the channels with one matrix per species.
 
     Args:
-        n_species: How many species.
-        n_in: Channels in.
-        n_out: Channels out.
+        n_species: Number of species.
+        n_in: Number of input channels.
+        n_out: Number of output channels.
 
     Attributes:
         weights: ``[n_species, n_in, n_out]`` parameter.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.nn import IndexedLinear
+        >>> linear = IndexedLinear(n_species=2, n_in=8, n_out=16)
+        >>> linear(torch.randn(5, 3, 8), torch.tensor([0, 1, 1, 0, 1])).shape  # vectors of five atoms
+        torch.Size([5, 3, 16])
     """
 
     def __init__(self, n_species: int, n_in: int, n_out: int) -> None:

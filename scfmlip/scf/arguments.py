@@ -1,4 +1,4 @@
-"""What charge equilibration is given: checks, shapes, and the problem they make."""
+"""Arguments of charge equilibration: checks, shapes, and the problem that they define."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Given(NamedTuple):
     The functional ``source.s + 1/2 s.(J + K) s`` and its constraint.
 
     Attributes:
-        problem: All but positions, cells and hardness.
-        padding: Columns of the operator's rows that hold no state: dipoles that cannot answer.
+        problem: Everything except positions, cells and hardness.
+        padding: Columns of the operator's rows that hold no state: dipoles that cannot respond.
         electronegativity, hardness: ``[n_atoms, dim]``.
-        source: ``[n_atoms, dim]``, the electronegativity with external fields and given potentials.
-        widths: ``[n_atoms]`` Gaussian widths, where atoms have their own, else None.
+        source: ``[n_atoms, dim]``, the electronegativity plus external fields and given potentials.
+        widths: ``[n_atoms]`` Gaussian widths if atoms have their own, else None.
         target: ``[n_groups]`` total charges, or potentials at constant potential.
         totals: ``[n_groups]`` total charges, 0 at constant potential.
     """
@@ -57,10 +57,11 @@ def read_arguments(
     largest_direct: int = 0,
 ) -> Given:
     """
-    Arguments as `charge_equilibration`; on a GPU no system of up to ``largest_direct`` atoms is split.
+    Read the arguments of `charge_equilibration`. On a GPU, systems of up to ``largest_direct`` atoms are not
+    split.
 
     Raises:
-        ValueError, TypeError: as that.
+        ValueError, TypeError: as documented in `charge_equilibration`.
     """
     if not isinstance(geometry, Geometry):
         raise TypeError(f"geometry must come from Coulomb.prepare, got {type(geometry).__name__}")
@@ -70,7 +71,7 @@ def read_arguments(
     n_atoms = len(positions)
     slots, dim, padding = _slots(geometry, width_index), (geometry.coulomb.source.l_max + 1) ** 2, 0
     if dim > 1 and isinstance(hardness, Tensor) and hardness.shape == (n_atoms,):
-        # charges alone answer: one column of each atom's row
+        # only charges respond: one column of each atom's row
         if isinstance(electronegativity, Tensor) and electronegativity.ndim == 2:
             raise ValueError(
                 f"hardness {[n_atoms]} is of charges alone, but electronegativity "
@@ -86,7 +87,7 @@ def read_arguments(
             if not bool(torch.isfinite(values).all()):
                 raise ValueError(f"{name} holds NaN or infinity: check what produced it")
     if (total_charge is None) == (chemical_potential is None):
-        raise ValueError("give either total_charge or chemical_potential, and None for the other")
+        raise ValueError("pass either total_charge or chemical_potential, and None for the other")
     groups = make_groups(fragments, plan.segments)
     constrained = chemical_potential is None
     given = _per_group(
@@ -96,7 +97,7 @@ def read_arguments(
         positions,
     )
     if constrained and geometry.validate:
-        _check_somebody_holds(given, groups)
+        _check_charge_has_atoms(given, groups)
     split = _choose_split(geometry, slots, dim, widths, pairs, tolerance, interaction, largest_direct)
     if split is not None:
         geometry, widths, pairs = split
@@ -124,10 +125,10 @@ def _choose_split(
     interaction: Interaction,
     largest_direct: int,
 ) -> Split | None:
-    """The smooth operator, widths and neighbours in place of the operator's own sum; None for that."""
+    """The smooth operator, widths and neighbours that replace the operator's own sum; None to keep it."""
     if widths is not None:
         if interaction == "direct":
-            raise ValueError("interaction='direct' is the operator's own sum: leave one of it and widths out")
+            raise ValueError("interaction='direct' is the operator's own sum: leave it or widths out")
         return split_widths(geometry, widths, pairs, tolerance)
     if pairs is not None:
         raise ValueError("pairs are for atoms with widths of their own: pass widths [n_atoms] too")
@@ -144,8 +145,8 @@ def _choose_split(
     return split_operator(geometry, None if slots is None else slots[:, 0], tolerance, interaction)
 
 
-def _check_somebody_holds(totals: Tensor, groups: ChargeGroups) -> None:
-    """A charge needs atoms."""
+def _check_charge_has_atoms(totals: Tensor, groups: ChargeGroups) -> None:
+    """Refuse a charge in a system without atoms."""
     empty = groups.segments.sum(torch.ones_like(groups.segments.index, dtype=totals.dtype)) == 0
     bad = torch.nonzero(empty & (totals.detach() != 0)).flatten().tolist()
     if bad:
@@ -156,14 +157,14 @@ def _check_somebody_holds(totals: Tensor, groups: ChargeGroups) -> None:
 
 
 def _slots(geometry: Geometry, width_index: Tensor | None) -> Tensor | None:
-    """``[n_atoms, dim]`` columns of the operator's rows that an atom's state fills; None for all."""
+    """``[n_atoms, dim]`` columns of the operator's rows that hold an atom's state; None for all columns."""
     source = geometry.coulomb.source
     if source.n_widths == 1 and width_index is None:
         return None
     if width_index is None:
         raise ValueError(
-            f"the operator has {source.n_widths} Gaussian widths: pass width_index [n_atoms], which of them "
-            "each atom has"
+            f"the operator has {source.n_widths} Gaussian widths: pass width_index [n_atoms] to say which of "
+            "them each atom has"
         )
     n_atoms = len(geometry.positions)
     if not isinstance(width_index, Tensor):

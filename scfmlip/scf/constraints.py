@@ -1,6 +1,6 @@
 """
-Constraints on charges: totals of groups of atoms (whole systems, or fragments of them), spins, and the
-closure that moves charge to where a response says it goes.
+Constraints on charges: totals of groups of atoms (whole systems or fragments), spins, and the correction that
+distributes missing charge according to a response.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class ChargeGroups:
 
 def make_groups(fragments: Tensor | None, systems: Segments) -> ChargeGroups:
     """
-    Groups from the fragment of each atom; whole systems if None.
+    Build the groups from the fragment of each atom; whole systems if None.
 
     Args:
-        fragments: ``[n_atoms]`` int64, numbered over the whole batch from 0, every number used, no fragment
-            in two systems.
+        fragments: ``[n_atoms]`` int64, numbered over the whole batch from 0 without gaps; a fragment must lie
+            within one system.
         systems: The system of each atom.
 
     Raises:
@@ -55,7 +55,7 @@ def make_groups(fragments: Tensor | None, systems: Segments) -> ChargeGroups:
         )
     index = fragments.to(system_of_atom.device, torch.int64)
     if len(index) == 0:
-        raise ValueError("fragments need atoms")
+        raise ValueError("fragments need at least one atom")
     n_groups = int(index.max()) + 1
     if int(index.min()) < 0 or n_groups > len(index):
         raise ValueError(
@@ -86,11 +86,18 @@ def spin_charges(total_charge: Tensor, multiplicity: Tensor) -> Tensor:
         multiplicity: ``[n_systems]`` spin multiplicity M = 2 S + 1, at least 1.
 
     Returns:
-        ``[n_systems, 2]`` e, in the floating dtype of the two; their sum is Q, their difference M - 1.
+        ``[n_systems, 2]`` e, in the floating dtype of the arguments; the sum is Q, the difference M - 1.
         Conventions of MACE-POLAR-1, arXiv:2602.19411.
 
     Raises:
         ValueError: for different shapes, or a multiplicity below 1.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.scf import spin_charges
+        >>> spin_charges(torch.tensor([0.0, -1.0]), torch.tensor([3.0, 2.0]))  # O2 (triplet), O2- (doublet)
+        tensor([[ 1., -1.],
+                [ 0., -1.]])
     """
     if total_charge.shape != multiplicity.shape or total_charge.ndim != 1:
         raise ValueError(
@@ -119,30 +126,39 @@ def redistribute_charge(
     floor: float = 1e-3,
 ) -> Tensor:
     """
-    Charges with the right totals: what is missing goes where the response is.
+    Correct charges to the given totals; missing charge goes to atoms in proportion to their response.
 
-    ``q_i + w_i / (sum_j w_j) (Q - sum_j q_j)`` with positive weights w. Dividing by the sum of the responses
-    themselves, as Fukui functions are normalised elsewhere, moves any amount of charge between atoms where
-    responses of both signs cancel, and fails where they vanish. Here every weight lies between 0 and 1 and
-    they add up to 1, so no atom gets more than what is missing; atoms whose response is small beside
-    ``floor`` share alike; and all of it is differentiable any number of times. For responses of one sign,
-    large beside ``floor``, it is that normalisation.
+    The result is ``q_i + w_i / (sum_j w_j) (Q - sum_j q_j)`` with positive weights w. Fukui functions are
+    usually divided by the sum of the responses themselves. That moves arbitrary amounts of charge between
+    atoms if responses of both signs cancel, and fails if they vanish. Here every normalised weight lies
+    between 0 and 1, so no atom gets more than the missing charge. Atoms whose response is small compared with
+    ``floor`` share equally. The result is differentiable any number of times. For responses of one sign that
+    are large compared with ``floor``, it agrees with the usual normalisation.
 
     Args:
         charges: ``[n_atoms]`` or ``[n_atoms, n_channels]`` e.
         total_charge: ``[n_systems]`` or ``[n_systems, n_channels]`` e.
-        response: As ``charges``: learned, or dq_i/dmu; any scale that ``floor`` shares.
+        response: Same shape as ``charges``: learned, or dq_i/dmu; in the same unit as ``floor``.
         ptr: ``[n_systems + 1]`` int64 first atom of each system.
         index: ``[n_atoms]`` int64 system of each atom.
-        sign: What sign a response should have: +1 or -1 (dq/dmu of a stable system whose charges fall as the
-            potential rises): atoms with the other one get next to nothing. 0: only its size counts.
-        floor: Response that counts as none, in the response's unit.
+        sign: Expected sign of the response: +1, or -1 (dq/dmu of a stable system, whose charges fall as the
+            potential rises). Atoms with the other sign get almost nothing. With 0, only the magnitude counts.
+        floor: Response below which an atom counts as unresponsive, in the response's unit.
 
     Returns:
-        As ``charges``.
+        Same shape and dtype as ``charges``.
 
     Raises:
-        ValueError: for shapes that do not fit, another sign, or a floor that is not positive.
+        ValueError: for shapes that do not match, another sign, or a floor that is not positive.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.scf import redistribute_charge
+        >>> charges = torch.tensor([-0.8, 0.3, 0.3])  # of a water molecule, 0.2 e short of neutral
+        >>> response = torch.tensor([2.0, 1.0, 1.0])
+        >>> ptr, index = torch.tensor([0, 3]), torch.tensor([0, 0, 0])
+        >>> redistribute_charge(charges, torch.zeros(1), response, ptr, index)
+        tensor([-0.7000,  0.3500,  0.3500])
     """
     if charges.shape != response.shape or charges.ndim not in (1, 2):
         raise ValueError(
@@ -156,12 +172,12 @@ def redistribute_charge(
         )
     if sign not in (-1, 0, 1) or not (math.isfinite(floor) and floor > 0):
         raise ValueError(f"sign must be -1, 0 or 1 and floor positive, got {sign!r} and {floor!r}")
-    # squares of tiny responses would vanish in float32
+    # squares of tiny responses would underflow in float32
     scaled = response.double() / floor
     size = (scaled**2 + 1).sqrt()
     if sign:
         along = sign * scaled
-        # (size + along) / 2 without cancellation where the sign is wrong
+        # (size + along) / 2, without cancellation for the wrong sign
         opposite = along < 0
         safe = torch.where(opposite, size - along, torch.ones_like(size))
         size = torch.where(opposite, 0.5 / safe, 0.5 * (size + along))

@@ -1,14 +1,15 @@
 """
-When a solve has converged: one definition for every solver.
+The convergence criterion: one definition for every solver.
 
-A system has converged where the norm of what its equations leave is at most ``tolerance * scale``. The scale
-is the problem's, not that of the way to its solution: a wild first guess, or a state or a potential that runs
-away, must not make it larger. Fixed points: see `Criterion`; energies: the gradient at evenly spread charges.
+A system has converged if the norm of its residual is at most ``tolerance * scale``. The scale belongs to the
+problem, not to the path to its solution: a wild first guess, or a state or potential that diverges, must not
+enlarge it. For fixed points see `Criterion`; for energies it is the gradient at evenly spread charges.
 
-Rounding excuses a residual of up to ``ROUNDING`` times the state's own norm, which no state of this size can
-be told from a solution by, but none above ``EXCUSED * scale``: what has to grow until rounding hides the
-residual solves nothing. A potential excuses as much as its size, but next to nothing beside the scale,
-``EXCUSED_BY_POTENTIAL``: where charges do not answer it, it grows to any size.
+A residual of up to ``ROUNDING`` times the norm of the state is accepted as rounding, because no state of this
+size can be distinguished from a solution by it. The limit is ``EXCUSED * scale``: a state that has to grow
+until rounding hides its residual is not a solution. For a potential the rounding is proportional to its size,
+and the limit is much lower, ``EXCUSED_BY_POTENTIAL``: if charges do not respond to a potential, it grows
+without bound.
 """
 
 from __future__ import annotations
@@ -23,26 +24,26 @@ from torch import Tensor
 from ..segments import Segments
 from .solution import Status
 
-# relative error of an evaluation of the equations
+# relative error of one evaluation of the equations
 ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-14}
-# what it may leave of a residual, relative to the scale
+# largest residual accepted as rounding, relative to the scale
 EXCUSED = {torch.float32: 1e-3, torch.float64: 1e-9}
 EXCUSED_BY_POTENTIAL = {torch.float32: 1e-5, torch.float64: 1e-12}
-# a state below this, root mean square, e, counts as this large
+# a state with a smaller root mean square, e, counts as this large
 SMALLEST = 1e-3
-# residuals above this, e likewise, pass only where the update of no state at all is a scale for them
+# larger residuals (root mean square, e) pass only relative to the update of a zero state
 BELIEVED = 1e-4
 
 
 class Verdict(NamedTuple):
     """
-    What is left of every system's equations.
+    The residual of every system's equations, and whether it has converged.
 
     Attributes:
-        norm: ``[n_systems]`` float64.
+        norm: ``[n_systems]`` float64 norm of the residual.
         residual: ``[n_systems]`` float64, relative to the scale.
         converged: ``[n_systems]`` bool.
-        rounded: ``[n_systems]`` bool: rounding hides the rest, converged or not.
+        rounded: ``[n_systems]`` bool: the residual is at the level of rounding, converged or not.
     """
 
     norm: Tensor
@@ -53,14 +54,14 @@ class Verdict(NamedTuple):
 
 def judged(norm: Tensor, scale: Tensor, size: Tensor, tolerance: float, dtype: torch.dtype) -> Verdict:
     """
-    What a residual is worth.
+    Judge a residual.
 
     Args:
-        norm: ``[n_systems]`` of what the equations leave.
-        scale: ``[n_systems]`` of the problem.
-        size: ``[n_systems]`` norm of what it is the small rest of, in the same unit.
-        tolerance: Relative to the scale.
-        dtype: In which the equations are evaluated.
+        norm: ``[n_systems]`` norm of the residual.
+        scale: ``[n_systems]`` scale of the problem.
+        size: ``[n_systems]`` norm of the terms that cancel to the residual, in the same unit.
+        tolerance: Tolerance relative to the scale.
+        dtype: dtype in which the equations are evaluated.
     """
     residual = norm / scale
     rounded = norm <= ROUNDING[dtype] * size
@@ -72,17 +73,17 @@ def judged(norm: Tensor, scale: Tensor, size: Tensor, tolerance: float, dtype: t
 @dataclass(frozen=True)
 class Criterion:
     """
-    When a fixed point is found: r is what ``F(s) - s`` and the totals leave, the scale ``|F(s)|``, no more
-    than the problem's own. Totals have to be right to rounding whatever the tolerance.
+    The convergence criterion of a fixed point. The residual r consists of ``F(s) - s`` and the error of the
+    totals; the scale is ``|F(s)|``, but at most the problem's own. Totals must be right to rounding at any
+    tolerance.
 
     Attributes:
         batch: The systems.
-        tolerance: Relative.
-        dtype: In which the map is evaluated.
-        own: ``[n_systems]`` the problem's own scale, of `make_criterion`.
+        tolerance: Relative tolerance.
+        dtype: dtype in which the map is evaluated.
+        own: ``[n_systems]`` the problem's own scale, from `make_criterion`.
         unit: ``[n_systems]`` norm of a state of ones.
-        state: ``[n]`` 1 where an unknown belongs to the state and 0 where it is a potential; None for the
-            state alone.
+        state: ``[n]`` 1 for unknowns of the state, 0 for potentials; None if all are of the state.
     """
 
     batch: Segments
@@ -94,7 +95,7 @@ class Criterion:
 
     @property
     def rounding(self) -> float:
-        """Relative error of an evaluation."""
+        """Relative error of one evaluation."""
         return ROUNDING[self.dtype]
 
     def size(self, x: Tensor) -> Tensor:
@@ -102,7 +103,7 @@ class Criterion:
         return self.batch.norm(x if self.state is None else self.state * x)
 
     def judge(self, x: Tensor, rest: Tensor) -> Verdict:
-        """Of ``rest = F(x) - x [n]`` at ``x [n]``."""
+        """Judge the residual ``rest = F(x) - x [n]`` at ``x [n]``."""
         norm, size = self.batch.norm(rest), self.size(x)
         scale = torch.minimum(self.own, torch.maximum(self.size(x + rest), self.unit))
         verdict = judged(norm, scale, size, self.tolerance, self.dtype)
@@ -110,7 +111,7 @@ class Criterion:
             return verdict
         far = norm <= self.rounding * self.batch.norm(x)
         converged = verdict.converged | (far & (verdict.residual <= EXCUSED_BY_POTENTIAL[self.dtype]))
-        # totals are right to the rounding of their sum
+        # totals must be right to the rounding of their sum
         missing = self.batch.norm((1 - self.state) * rest)
         right = missing <= self.rounding * self.unit * (size + SMALLEST)
         return verdict._replace(converged=converged & right)
@@ -126,16 +127,17 @@ def make_criterion(
     evenly: Tensor | None,
 ) -> Criterion:
     """
-    The criterion of a problem.
+    Make the criterion of a problem.
 
     Args:
-        batch: As `Criterion`.
-        tolerance: As that.
-        dtype: As that.
-        state: As that.
-        first: ``[n]`` F at the first guess, and what the totals lack there.
-        nothing: F of no state and no potential, ``[n]``: asked for where the first guess is not believed.
-        evenly: ``[n]`` the totals spread evenly, than which no solution is smaller; None without totals.
+        batch: The systems.
+        tolerance: Relative tolerance.
+        dtype: dtype in which the map is evaluated.
+        state: See `Criterion`.
+        first: ``[n]`` F at the first guess, and the error of the totals there.
+        nothing: Returns F of a zero state at zero potential, ``[n]``; called if the first guess gives no
+            trustworthy scale.
+        evenly: ``[n]`` the totals spread evenly, a lower bound of any solution's norm; None without totals.
     """
     ones = torch.ones_like(first) if state is None else state
     unit = batch.norm(ones).clamp(min=1.0)
@@ -151,13 +153,13 @@ def make_criterion(
 
 
 def ended(status: Tensor, verdict: Verdict) -> Tensor:
-    """``status`` with systems that converged, met NaN, or end at the rounding of their dtype."""
+    """``status``, updated for systems that converged, met NaN, or stopped at the rounding of their dtype."""
     open_ = status == Status.ITERATIONS
     status = torch.where(open_ & verdict.converged, int(Status.CONVERGED), status)
     return torch.where(open_ & ~torch.isfinite(verdict.residual), int(Status.NOT_FINITE), status)
 
 
 def given_up(status: Tensor, verdict: Verdict) -> Tensor:
-    """``status`` of systems that need no more than another dtype."""
+    """``status``, updated for systems that only another dtype could improve."""
     lost = (status == Status.ITERATIONS) & verdict.rounded
     return torch.where(lost, int(Status.STAGNATED), status)

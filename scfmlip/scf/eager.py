@@ -1,4 +1,4 @@
-"""Functions that a compiled caller, or one in inference mode, runs as they are."""
+"""Decorators for functions that must run eagerly, outside ``torch.compile`` and inference mode."""
 
 import functools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ R = TypeVar("R")
 
 
 def plain(value: Any) -> Any:
-    """``value`` with copies of inference tensors, which autograd refuses, also in tuples, lists and dicts."""
+    """Copy inference tensors, which autograd refuses, in a value, tuple, list or dict."""
     if isinstance(value, Tensor):
         return value.clone() if value.is_inference() else value
     if type(value) in (tuple, list):
@@ -22,9 +22,9 @@ def plain(value: Any) -> Any:
 
 def leaves_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
     """
-    Leave ``torch.inference_mode`` for a function that differentiates inside, as forces and solves do.
+    Decorator: leave ``torch.inference_mode`` for a function that differentiates inside.
 
-    Its results are ordinary tensors, and inference tensors among its arguments do no harm.
+    Its results are ordinary tensors, and its arguments may be inference tensors.
     """
     anyhow = cast(Callable[..., R], function)
 
@@ -42,8 +42,9 @@ def leaves_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
 
 def runs_eagerly(function: Callable[P, R]) -> Callable[P, R]:
     """
-    Keep ``torch.compile`` and inference mode out: how often a solver iterates is the data's business.
+    Decorator: run a function outside ``torch.compile`` and inference mode, as solvers need.
 
-    The caller's graph ends before the call and goes on after it, derivatives included.
+    The number of iterations depends on the data. The caller's graph breaks at the call and continues after
+    it, including derivatives.
     """
     return cast(Callable[P, R], torch.compiler.disable(leaves_inference_mode(function)))

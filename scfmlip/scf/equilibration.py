@@ -2,8 +2,8 @@
 Charge equilibration: charges and induced dipoles at the minimum of a quadratic functional.
 
 Rappe and Goddard, J. Phys. Chem. 95, 3358 (1991); with Gaussian charges, Ghasemi et al., Phys. Rev. B 92,
-045131 (2015). The derivatives come from the adjoint system, which has the same matrix: one more solve for
-any gradient of the state, none for the energy's first derivatives, which the minimum makes explicit.
+045131 (2015). Derivatives come from the adjoint system, which has the same matrix: a gradient of the state
+needs one more solve. First derivatives of the energy need none, because the state is a minimum.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from .splitting import Interaction as InteractionName
 
 Method = Literal["auto", "cg", "dense"]
 PreconditionerName = Literal["auto", "none", "jacobi", "fsai"]
-# largest state of a system, in degrees of freedom, up to which "auto" factorises: measured on 2 cores
+# "auto" factorises systems of up to this many degrees of freedom (measured on 2 cores)
 DENSE_UP_TO = 500
 
 
 class _Options:
-    """How to solve, and what the forward solve reports back."""
+    """Solver options, and the result of the forward solve."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ def _make_solver(
     hardness: Tensor,
     widths: Tensor | None,
 ) -> Callable[[Tensor, Tensor, Tensor | None], LinearResult]:
-    """``(source, totals, initial) -> result`` at one geometry."""
+    """Make the solver at one geometry, ``(source, totals, initial) -> result``."""
     interaction = problem.prepare(positions, cell, widths)
     dtype, dim = positions.dtype, hardness.shape[1]
 
@@ -96,7 +96,7 @@ def _make_solver(
         result = iterate(source, totals, initial, options.tolerance, options.max_iterations)
         if not len(source) or bool((hardness > 0).all()):
             return result
-        # where hardness is not positive a generic direction tells whether this is a minimum
+        # if the hardness is not positive, a generic direction tells whether this is a minimum
         generator = torch.Generator().manual_seed(0)
         probe = torch.randn(source.shape, generator=generator, dtype=source.dtype).to(source.device)
         other = iterate(probe, torch.zeros_like(totals), None, 1e-3, min(options.max_iterations, 30))
@@ -109,7 +109,7 @@ def _make_solver(
 def _whole_matrices(
     problem: QuadraticProblem, interaction: Interaction, hardness: Tensor
 ) -> list[Tensor] | None:
-    """``J + K`` of every system where all are crystals and rows are Cartesian, else None."""
+    """``J + K`` of every system if all are crystals with Cartesian rows, else None."""
     plan, kspace, source = problem.plan, interaction.geometry.kspace, problem.coulomb.source
     if plan.open is not None or plan.corrected or not isinstance(kspace, KSpace):
         return None
@@ -127,8 +127,8 @@ class _Equilibrate(torch.autograd.Function):
     """
     State and multiplier of ``A s + b = E mu, E^T s = Q`` as functions of b, Q and what A depends on.
 
-    The matrix is symmetric, so backward is the same function of other sources: w solves
-    ``A w - g_s = E nu', E^T w = -g_mu``, then db = -w, dQ = -nu', dA enters through ``-w.A s``.
+    The matrix is symmetric, so the backward pass is the same function of other sources: w solves
+    ``A w - g_s = E nu', E^T w = -g_mu``. Then db = -w, dQ = -nu', and dA enters through ``-w.A s``.
     """
 
     @staticmethod
@@ -198,7 +198,7 @@ def _functional(
     external_field: Tensor | None,
     external_potential: Tensor | None,
 ) -> Tensor:
-    """``chi.s + 1/2 s.(J + K) s`` plus the external fields' energy, ``[n_systems]``."""
+    """``chi.s + 1/2 s.(J + K) s`` plus the energy in external fields, ``[n_systems]``."""
     interaction = problem.prepare(positions, cell, widths, external_field, external_potential)
     local = (electronegativity * state + 0.5 * hardness * state**2).double().sum(1)
     energy = problem.segments.sum(local) + interaction.energy(state)
@@ -244,45 +244,45 @@ def charge_equilibration(
     on_failure: Literal["raise", "warn", "ignore"] = "raise",
 ) -> ChargeSolution:
     """
-    Minimise ``chi.s + 1/2 s.(J + K) s`` at given total charges, or at a given potential.
+    Minimise ``chi.s + 1/2 s.(J + K) s`` at given total charges or at a given potential.
 
-    K is the geometry's Coulomb operator with self-interaction, s its multipoles: charges, and with
-    ``l_max=1`` induced dipoles, whose electronegativity is minus a field that acts on them. External
-    fields of the geometry act on s. Differentiable any number of times in positions, cell, external
-    fields, electronegativity, hardness, widths and total charge: one more solve with the same matrix for a
-    gradient of the state, none for the energy's.
+    K is the geometry's Coulomb operator with self-interaction. The state s holds its multipoles: charges, and
+    with ``l_max=1`` induced dipoles, whose electronegativity is minus a field that acts on them. External
+    fields of the geometry act on s. The result is differentiable any number of times in positions, cell,
+    external fields, electronegativity, hardness, widths and total charge. A gradient of the state needs one
+    more solve with the same matrix; first derivatives of the energy need none.
 
     Args:
         geometry: From `Coulomb.prepare`.
-        electronegativity: ``[n_atoms]`` or ``[n_atoms, dim]`` V (and V/angstrom), dim as the operator's
-            multipoles of one width. One dimension acts on charges only.
-        hardness: ``[n_atoms]`` or ``[n_atoms, dim]`` V/e (and V/(e angstrom^2)), positive. One dimension is
-            of charges alone: atoms are then not polarizable, dipoles and quadrupoles of the state are 0.
-        total_charge: e, of all systems, ``[n_systems]``, or ``[n_fragments]``.
-        chemical_potential: V, of all systems, ``[n_systems]`` or ``[n_fragments]``: electrodes at constant
-            potential instead of a given charge; pass ``total_charge=None``.
+        electronegativity: ``[n_atoms]`` or ``[n_atoms, dim]`` V (and V/angstrom), with dim components of the
+            operator's multipoles of one width. ``[n_atoms]`` acts on charges only.
+        hardness: ``[n_atoms]`` or ``[n_atoms, dim]`` V/e (and V/(e angstrom^2)), positive. ``[n_atoms]`` is
+            for charges alone: atoms are then not polarizable, and dipoles and quadrupoles are 0.
+        total_charge: e, one number for all systems, ``[n_systems]`` or ``[n_fragments]``.
+        chemical_potential: V, one number for all systems, ``[n_systems]`` or ``[n_fragments]``: electrodes
+            at constant potential instead of a given charge; pass ``total_charge=None``.
         fragments: ``[n_atoms]`` int64: groups that keep their own charge, numbered over the batch from 0.
-        width_index: ``[n_atoms]`` int64: which of the operator's Gaussian widths an atom has. Needed where
+        width_index: ``[n_atoms]`` int64: which of the operator's Gaussian widths an atom has. Needed if
             there is more than one.
-        widths: ``[n_atoms]`` Gaussian widths of the atoms, angstrom, instead of the operator's one, which
-            then only has to be smooth: charges in a wide Gaussian by the operator, the rest over neighbours
-            (`short_range`). Far fewer wave vectors for narrow Gaussians or many atoms (`smooth_width`);
-            differentiable too, also where there are no wave vectors.
-        pairs: Neighbours for that; found by matscipy if None, to the smaller of the tolerances of the
-            operator (V at an atom) and of this solve.
+        widths: ``[n_atoms]`` Gaussian widths of the atoms, angstrom. The operator's one width then only has
+            to be smooth: the operator sums charges in that wide Gaussian, and neighbours add the rest
+            (`range_split`). This needs far fewer wave vectors for narrow Gaussians or many atoms
+            (`smooth_width`). Differentiable too, also without wave vectors.
+        pairs: Neighbours for ``widths``. If None, matscipy finds them, for the smaller of the tolerances of
+            the operator (V at an atom) and of this solve.
         initial: ``[n_atoms, dim]`` first guess, for instance the last step's state; not differentiated.
-        method: "dense" factorises one matrix per system, "cg" iterates without one, "auto" takes the faster
-            by size, and on a GPU solves systems of up to 1024 atoms in one launch.
-        preconditioner: Of "cg": "fsai" (factorised sparse approximate inverse), "jacobi", "none", or "auto".
-        tolerance: Of "cg": norm of the projected gradient relative to that of the electronegativity, or to
-            that at evenly spread charges where it is larger and the solve starts there. A first guess worse
-            than that is left. As good as the dtype at 0.
-        max_iterations: Of "cg".
-        interaction: "auto" splits the operator's own narrow Gaussians as ``widths`` does, smooth operator
-            and neighbours included, where that is cheaper: charges in crystals and slabs. "direct" never
-            does, "split" always.
-        on_failure: What to do when a system does not converge; the others are right in any case, and
-            ``status`` says which.
+        method: "dense" factorises one matrix per system; "cg" iterates without a matrix; "auto" takes the
+            faster one by size, and on a GPU solves systems of up to 1024 atoms in one launch.
+        preconditioner: For "cg": "fsai" (factorised sparse approximate inverse), "jacobi", "none" or "auto".
+        tolerance: For "cg": norm of the projected gradient relative to that of the electronegativity, or to
+            that at evenly spread charges if it is larger and the solve starts there. A first guess that is
+            worse than evenly spread charges is dropped. With 0, the solve is as accurate as the dtype allows.
+        max_iterations: Most iterations of "cg".
+        interaction: "auto" splits the operator's own narrow Gaussians in the same way as ``widths`` if that
+            is cheaper, and finds the smooth operator and neighbours itself; this is for charges in crystals
+            and slabs. "direct" never splits, "split" always does.
+        on_failure: What to do if a system does not converge. The other systems are right in any case;
+            ``status`` says which ones.
 
     Returns:
         The solution.
@@ -291,7 +291,7 @@ def charge_equilibration(
         ConvergenceError: names the systems, why (no minimum: the hardness is not positive), and what to do.
         ValueError: for wrong shapes, NaN, contradictory constraints, a charge without atoms, or ``widths`` in
             a slab with too little vacuum for the smooth operator.
-        TypeError: for another dtype, or something that is no tensor.
+        TypeError: for another dtype, or a value that is not a tensor.
 
     Example:
         >>> import torch, scfmlip

@@ -1,12 +1,12 @@
 """
 Fixed points of a map of the state, with derivatives of any order that do not unroll the iterations.
 
-The state solves ``F(s, theta) = s``. With a potential mu it solves ``F(s, mu, theta) = s``: mu is either
-given (an electrode, a Fermi level) or an unknown that makes the charges add up, ``sum_i s_i0 = Q`` in every
-system, one mu for each constrained column (the total charge, or each spin's). Derivatives come from the
-transposed linear system at the solution (implicit function theorem), itself a root whose derivatives are
-taken the same way. Of the iterations only the last Krylov space is kept, which tells those solves roughly
-what the inverse is.
+The state solves ``F(s, theta) = s``. With a potential mu it solves ``F(s, mu, theta) = s``. Either mu is
+given (an electrode, a Fermi level), or it is an unknown that fixes the charges, ``sum_i s_i0 = Q`` in every
+system, with one mu per constrained column (the total charge, or each spin's). Derivatives come from the
+transposed linear system at the solution (implicit function theorem), whose solution is again a root and is
+differentiated in the same way. Of the iterations only the last Krylov space is kept; it preconditions those
+solves.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from .solvers.newton import bracket_potential, newton
 from .totals import GivenTotals
 
 SolverName = Literal["auto", "anderson", "newton"]
-# relative change of the second difference of an affine map, by rounding
+# largest relative second difference of a map that counts as affine: rounding
 _AFFINE = {torch.float32: 1e-4, torch.float64: 1e-9}
-# relative step of differences: the root of the rounding
+# relative step of finite differences: the square root of the rounding
 _STEP = {torch.float32: 3e-4, torch.float64: 3e-8}
 # the smallest tolerance
 _LEAST = {torch.float32: 2e-6, torch.float64: 1e-13}
@@ -57,13 +57,22 @@ class FixedPointSolution:
     A self-consistent state.
 
     Attributes:
-        state: As the first guess.
-        chemical_potential: V, found or given, of the shape of the totals or as given; None without one.
-        residual: ``[n_systems]`` norm of ``F(s) - s``, relative as `fixed_point` has its tolerance.
+        state: Same shape and dtype as the first guess.
+        chemical_potential: V, in the shape of the totals, or as given; None without one.
+        residual: ``[n_systems]`` norm of ``F(s) - s``, relative to the scale that `fixed_point` documents.
         iterations: ``[n_systems]`` int64.
         status: ``[n_systems]`` int64, see `Status`.
-        evaluations: How often the map was evaluated, for the whole batch.
-        affine: Whether the map was found to be affine, and solved as one linear system.
+        evaluations: Number of evaluations of the map, for the whole batch.
+        affine: Whether the map was recognised as affine and solved as one linear system.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> first = torch.zeros(2, 1, dtype=torch.float64)
+        >>> solution = scfmlip.fixed_point(lambda s: 1.0 - 0.5 * s, first)  # a linear response
+        >>> solution.state.flatten()
+        tensor([0.6667, 0.6667], dtype=torch.float64)
+        >>> solution.affine, solution.status  # status 0 is converged, see `Status`
+        (True, tensor([0]))
     """
 
     state: Tensor
@@ -82,7 +91,7 @@ class FixedPointSolution:
 
 
 def _potentials(value: Tensor | float, n_systems: int, totals: Tensor | None, like: Tensor) -> Tensor:
-    """Given potentials as they are, or first guesses of the shape of the totals."""
+    """Given potentials unchanged, or first guesses in the shape of the totals."""
     what = "a number, or one for each system (V)"
     potential = to_tensor("chemical_potential", value, what, dtype=like.dtype, device=like.device)
     check_numbers("chemical_potential", potential)
@@ -122,46 +131,50 @@ def fixed_point(
     on_failure: Literal["raise", "warn", "ignore"] = "raise",
 ) -> FixedPointSolution:
     """
-    Solve ``update(s, *parameters) = s``, for a ragged batch of systems that do not interact.
+    Solve ``update(s, *parameters) = s`` for a ragged batch of systems that do not interact.
 
-    Differentiable any number of times in ``parameters``: everything that the map depends on and whose
-    derivatives are wanted has to be passed there. What it captures otherwise counts as constant.
+    Differentiable any number of times in ``parameters``. Pass everything there that the map depends on and
+    whose derivatives are wanted; anything that ``update`` captures is treated as constant.
 
     Args:
         update: ``(state, *parameters) -> state``; with ``total_charge`` or ``chemical_potential``
-            ``(state, potential [n_systems] | [n_systems, n_columns], *parameters) -> state``. Called with and
-            without recording gradients; differentiable twice if second derivatives are wanted.
+            ``(state, potential [n_systems] | [n_systems, n_columns], *parameters) -> state``. It is called
+            with and without recording gradients, and must be twice differentiable if second derivatives are
+            wanted.
         state: ``[n_rows, ...]`` first guess, float32 or float64.
-        parameters: Tensors.
+        parameters: Tensors that the map depends on.
         batch_idx: ``[n_rows]`` int64 system of each row, or `Segments`; None for one system.
-        n_systems: How many; counted if None.
-        total_charge: e, of all systems or ``[n_systems]``, or ``[n_systems, n_columns]`` (`spin_charges`):
-            adds a chemical potential for each total as an unknown that makes the charges add up.
-        chemical_potential: V. With ``total_charge`` its first guess (0 if None), else the given potential (a
-            Fermi level), in which the solution is differentiable.
-        charge_columns: Which numbers of a row, flattened, hold charges: one per column of ``total_charge``.
-        solver: "anderson" mixes, "newton" solves linear systems by GMRES. "auto" looks whether the map is
-            affine, and then takes one linear solve; else Anderson without and Newton with a constraint.
-        tolerance: Norm of ``F(s) - s`` of a system relative to that of F at the first guess, what the totals
-            lack there included, but to no more than that of ``F(s)`` itself; and where more than 1e-4 e
-            (root mean square) would pass, to no more than that of F of zeros. Both count as 1 e at least,
-            the first as 1e-3. 0 asks for what the dtype has. Rounding of a large state excuses more, up to
-            1e-3 in float32 and 1e-9 in float64. Totals are kept to rounding at any tolerance.
-        max_iterations: Evaluations of Anderson's mixing, Newton steps, and the largest Krylov space.
-        mixing: Anderson's share of the residual.
-        history: Steps that Anderson's mixing remembers.
-        approximation: A cheaper affine map near ``update``, with its arguments: solved first, to one percent,
-            to start from there with what its Krylov space says of the inverse. Newton's method then.
-        on_failure: What to do when a system does not converge; the others are right in any case.
+        n_systems: Number of systems; counted from ``batch_idx`` if None.
+        total_charge: e, one number for all systems, ``[n_systems]``, or ``[n_systems, n_columns]``
+            (`spin_charges`). Adds one unknown chemical potential per total, which makes the charges add up.
+        chemical_potential: V. With ``total_charge`` it is the first guess (0 if None). Otherwise it is the
+            given potential (a Fermi level), in which the solution is differentiable.
+        charge_columns: Which numbers of a flattened row hold charges, one per column of ``total_charge``.
+        solver: "anderson" mixes; "newton" solves linear systems by GMRES. "auto" first checks whether the map
+            is affine. If so, one linear solve is enough; else it takes Anderson without a constraint and
+            Newton with one.
+        tolerance: Norm of ``F(s) - s`` of a system, relative to a scale: the norm of F at the first guess
+            (including the error of the totals there), but at most the norm of ``F(s)`` itself. Where this
+            would accept more than 1e-4 e (root mean square), the scale is at most the norm of F of zeros.
+            Both norms count as at least 1 e, the first one as at least 1e-3. With 0, the solve is as
+            accurate as the dtype allows. Rounding of a large state is accepted, up to 1e-3 in float32 and
+            1e-9 in float64. Totals are right to rounding at any tolerance.
+        max_iterations: Most evaluations for Anderson's mixing, most Newton steps, and largest Krylov space.
+        mixing: Fraction of the residual that Anderson's mixing adds.
+        history: Number of steps that Anderson's mixing keeps.
+        approximation: A cheaper affine map close to ``update``, with the same arguments. It is solved first,
+            to one percent; its solution is the starting point, and its Krylov space preconditions Newton's
+            method, which is then used.
+        on_failure: What to do if a system does not converge. The other systems are right in any case.
 
     Returns:
         The solution.
 
     Raises:
         ConvergenceError: names the systems, why, and what to do.
-        ValueError: for shapes that do not fit, NaN, options out of range, a charge without rows.
-        TypeError: for arguments of another kind, and an update that does not take ``(state, ...)`` or does
-            not return its dtype.
+        ValueError: for shapes that do not match, NaN, options out of range, or a charge without rows.
+        TypeError: for arguments of the wrong type, and an update that does not take ``(state, ...)`` or does
+            not return the state's dtype.
 
     Example:
         >>> import torch, scfmlip
@@ -170,7 +183,7 @@ def fixed_point(
         >>> solution = scfmlip.fixed_point(lambda s, a: torch.cos(a * s), first, (strength,))
         >>> round(float(solution.state[0]), 4)  # x = cos(x / 2)
         0.9004
-        >>> (slope,) = torch.autograd.grad(solution.state.sum(), strength)  # of the solution itself
+        >>> (slope,) = torch.autograd.grad(solution.state.sum(), strength)  # through the solution
     """
     check_state(state, parameters)
     check_solver(tolerance, max_iterations, on_failure)
@@ -232,7 +245,7 @@ def _read_problem(
     chemical_potential: Tensor | float | None,
     charge_columns: Sequence[int],
 ) -> FixedPointProblem:
-    """What the user gave, as a problem."""
+    """The user's arguments as a problem."""
     columns = check_columns(charge_columns)
     rows = read_batch(state, batch_idx, n_systems)
     groups, totals, potential = None, None, None
@@ -247,18 +260,18 @@ def _read_problem(
 
 class FixedPointSearch:
     """
-    The way to a fixed point: one linear solve where the map is affine, else mixing or Newton's method.
+    The search for a fixed point: one linear solve if the map is affine, else mixing or Newton's method.
 
     Args:
         problem: The equations.
         solver: "auto", "anderson" or "newton".
-        tolerance: Of `fixed_point`, and no less than the dtype has.
-        max_iterations, mixing, history, approximation: Of `fixed_point`.
+        tolerance: As in `fixed_point`, but not below the accuracy of the dtype.
+        max_iterations, mixing, history, approximation: As in `fixed_point`.
 
     Attributes:
         result: The root and how it was found, after `run`.
-        affine: Whether the map is.
-        evaluations: Of the map, so far.
+        affine: Whether the map is affine.
+        evaluations: Number of evaluations of the map so far.
     """
 
     result: RootResult
@@ -283,7 +296,7 @@ class FixedPointSearch:
         Find the root.
 
         Args:
-            arguments: Of `FixedPointProblem.residual`, without a graph.
+            arguments: Arguments of `FixedPointProblem.residual`, detached from any graph.
         """
         self.arguments, self.affine = arguments, False
         start = self.problem.first
@@ -297,7 +310,7 @@ class FixedPointSearch:
         result = None
         if self.affine and self.solver != "anderson":
             result = self._root(start, 3, True, value=value, image=near)
-            # linear along one direction only, where charges saturate: then it goes on below
+            # the map may be linear along one direction only, where charges saturate: then continue below
             self.affine = bool((result.status != Status.ITERATIONS).all())
         if result is None or not self.affine:
             result = self._solve_nonlinear(start, value, near, inverse)
@@ -305,7 +318,7 @@ class FixedPointSearch:
         return result
 
     def _function(self, x: Tensor, update: Update | None = None) -> Tensor:
-        """``[n]`` float64 -> what x leaves of the equations, float64."""
+        """The residual at ``x [n]``, float64."""
         self.evaluations += 1
         dtype = self.problem.like.dtype
         with torch.no_grad():
@@ -329,7 +342,7 @@ class FixedPointSearch:
         )
 
     def _root(self, start: Tensor, iterations: int, affine: bool, **known: Any) -> RootResult:
-        """Newton's method."""
+        """Run Newton's method."""
         return newton(
             known.pop("function", self._function),
             start,
@@ -342,7 +355,7 @@ class FixedPointSearch:
         )
 
     def _start_nearby(self, start: Tensor, value: Tensor) -> tuple[Tensor, Tensor, KrylovInverse | None]:
-        """Where the approximation has its root, if that is better, and what it says of the inverse."""
+        """The approximation's root if it is a better start, and the approximate inverse from its solve."""
         batch = self.problem.batch
         rough = replace(self.criterion, tolerance=1e-2)
         before = self.evaluations  # the approximation's do not count
@@ -357,7 +370,7 @@ class FixedPointSearch:
         return torch.where(better, guess.x, start), torch.where(better, there, value), guess.inverse
 
     def _probe(self, start: Tensor, value: Tensor) -> Tensor:
-        """The change of the map along its first step; twice that step tells whether it is affine."""
+        """Change of the map along its first step; a step twice as long tells whether the map is affine."""
         batch, dtype = self.problem.batch, self.problem.like.dtype
         near, far = self._function(start + value) - value, self._function(start + 2 * value) - value
         bend = batch.norm(far - 2 * near) / batch.norm(far).clamp(min=1e-300)
@@ -366,7 +379,7 @@ class FixedPointSearch:
         return near
 
     def _with_response(self, x: Tensor) -> tuple[Tensor, bool]:
-        """The unknowns with potentials at which charges respond, and whether these were looked for."""
+        """The unknowns with potentials at which charges respond, and whether a search was needed."""
         charges, potentials = x.split((self.problem.n_charges, len(x) - self.problem.n_charges))
         mu, count = bracket_potential(
             lambda mu: self.problem.missing(charges, mu, self.arguments), potentials

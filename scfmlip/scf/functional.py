@@ -1,9 +1,9 @@
 """
-Minima of nonlinear energy functionals of the charges, at given totals, with derivatives of any order.
+Minima of nonlinear energy functionals of the charges at given totals, with derivatives of any order.
 
-At the minimum the energy's first derivatives need none of the state (Hellmann and Feynman); those of the
-state need one solve with the Hessian, which is symmetric and positive there. Populations as variables of an
-energy: Thomas et al., arXiv:2406.10915.
+At the minimum, first derivatives of the energy need no derivatives of the state (Hellmann-Feynman).
+Derivatives of the state need one solve with the Hessian, which is symmetric and positive there. For
+populations as variables of an energy see Thomas et al., arXiv:2406.10915.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .solvers.newton_cg import conjugate_gradient_solve, newton_cg
 from .totals import GivenTotals
 
 Functional = Callable[..., Tensor]
-# a gradient at evenly spread charges below this, root mean square, V, counts as this large
+# a gradient at evenly spread charges with a smaller root mean square, V, counts as this large
 _SMALLEST = 0.1
 # the smallest tolerance
 _LEAST = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -46,15 +46,25 @@ class FunctionalSolution:
     The state at the minimum of an energy functional.
 
     Attributes:
-        state: As the first guess.
+        state: Same shape and dtype as the first guess.
         energy: ``[n_systems]`` eV.
-        chemical_potential: V, dE/dQ, of the shape of the totals; None without a constraint.
+        chemical_potential: V, dE/dQ, in the shape of the totals; None without a constraint.
         residual: ``[n_systems]`` norm of the projected gradient relative to that at evenly spread charges, or
-            to 0.1 V (root mean square) where that is less.
+            to 0.1 V (root mean square) if that is larger.
         iterations: ``[n_systems]`` int64 Newton steps.
-        status: ``[n_systems]`` int64, see `Status`; INDEFINITE where the functional is not convex there.
-        evaluations: Of the functional, for the whole batch.
-        hessian_products: Of its Hessian, for the whole batch.
+        status: ``[n_systems]`` int64, see `Status`; INDEFINITE if the functional is not convex there.
+        evaluations: Number of evaluations of the functional, for the whole batch.
+        hessian_products: Number of products with its Hessian, for the whole batch.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.scf import minimize_functional
+        >>> start = torch.zeros(2, 1, dtype=torch.float64)
+        >>> solution = minimize_functional(lambda q: ((q - 1.0) ** 2).sum()[None], start, total_charge=1.0)
+        >>> solution.state.flatten()  # e, adding up to 1
+        tensor([0.5000, 0.5000], dtype=torch.float64)
+        >>> solution.chemical_potential  # V, dE/dQ
+        tensor([-1.], dtype=torch.float64)
     """
 
     state: Tensor
@@ -88,37 +98,38 @@ def minimize_functional(
     on_failure: Literal["raise", "warn", "ignore"] = "raise",
 ) -> FunctionalSolution:
     """
-    Minimise ``functional(s, *parameters)``, for a ragged batch of systems that do not interact.
+    Minimise ``functional(s, *parameters)`` for a ragged batch of systems that do not interact.
 
-    Newton's method by projected conjugate gradients on Hessian-vector products, with a line search: no
-    matrix, no step size. Differentiable any number of times in ``parameters`` and ``total_charge``:
-    everything that the functional depends on and whose derivatives are wanted has to be passed there. The
-    energy's first derivatives cost no solve, those of a loss of them or of the state one.
+    Newton's method with projected conjugate gradients on Hessian-vector products and a line search: there is
+    no matrix and no step size to choose. Differentiable any number of times in ``parameters`` and
+    ``total_charge``. Pass everything there that the functional depends on and whose derivatives are wanted.
+    First derivatives of the energy need no extra solve; derivatives of the state, or of a loss on forces,
+    need one.
 
     Args:
         functional: ``(state, *parameters) -> energies [n_systems]`` eV, differentiable twice in the state,
             three times if second derivatives of the solution are wanted.
         state: ``[n_rows, ...]`` first guess, float32 or float64, for instance the last step's; not
             differentiated.
-        parameters: Tensors.
+        parameters: Tensors that the functional depends on.
         batch_idx: ``[n_rows]`` int64 system of each row, or `Segments`; None for one system.
-        n_systems: How many; counted if None.
-        total_charge: e, of all systems or ``[n_systems]``, or ``[n_systems, n_columns]`` (`spin_charges`);
-            None lets charges follow the energy alone (add ``-mu Q`` to it for a given potential).
-        charge_columns: Which numbers of a row, flattened, hold charges: one per column of ``total_charge``.
-        precondition: Symmetric and positive, near the Hessian's inverse; shape of the state.
-        tolerance: See `FunctionalSolution`.
-        max_iterations: Newton steps.
-        krylov: Most conjugate gradient steps of one, and of the adjoint.
-        on_failure: What to do when a system does not converge; the others are right in any case.
+        n_systems: Number of systems; counted from ``batch_idx`` if None.
+        total_charge: e, one number for all systems, ``[n_systems]``, or ``[n_systems, n_columns]``
+            (`spin_charges`). None sets no constraint (add ``-mu Q`` to the energy for a given potential).
+        charge_columns: Which numbers of a flattened row hold charges, one per column of ``total_charge``.
+        precondition: Function on states: a symmetric positive approximation of the Hessian's inverse.
+        tolerance: Largest residual, see `FunctionalSolution`.
+        max_iterations: Most Newton steps.
+        krylov: Most conjugate gradient steps per Newton step, and for the adjoint.
+        on_failure: What to do if a system does not converge. The other systems are right in any case.
 
     Returns:
         The solution.
 
     Raises:
-        ConvergenceError: names the systems, why (no minimum: the functional is not convex where it ends), and
-            what to do.
-        ValueError: for shapes that do not fit, or options out of range.
+        ConvergenceError: names the systems, why (for instance no minimum: the functional is not convex at the
+            end), and what to do.
+        ValueError: for shapes that do not match, or options out of range.
         TypeError: for a state that is not float32 or float64, or parameters that are not a sequence.
 
     Example:
@@ -188,7 +199,7 @@ def _minimize(
     options: RootOptions,
     max_iterations: int,
 ) -> tuple[RootResult, int]:
-    """The minimum, and how many products with the Hessian it took."""
+    """The minimum, and the number of products with the Hessian."""
     batch, first = problem.batch, problem.like
 
     def model(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Map]:
@@ -196,7 +207,7 @@ def _minimize(
 
     start = problem.project(first.flatten().double())
     unit = batch.norm(torch.ones_like(start)).clamp(min=1.0)
-    # relative to the gradient where charges are spread evenly
+    # relative to the gradient at evenly spread charges
     scale = torch.nan_to_num(batch.norm(model(torch.zeros_like(start))[1]), posinf=0.0)
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(len(start), generator=generator, dtype=torch.float64).to(first.device)

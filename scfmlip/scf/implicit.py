@@ -1,9 +1,9 @@
 """
-Roots as differentiable functions of what the equations depend on, to any order (implicit function theorem).
+Roots as functions of the equations' parameters, differentiable to any order (implicit function theorem).
 
-Where ``r(x, theta) = 0``, ``dx = -(dr/dx)^-1 dr/dtheta``: one transposed linear solve gives the derivative of
-anything, and is itself a root whose derivatives are taken the same way. Memory does not depend on how the
-root was found.
+At ``r(x, theta) = 0``, ``dx = -(dr/dx)^-1 dr/dtheta``. One transposed linear solve gives the derivative of
+any function of x; its solution is again a root and is differentiated in the same way. Memory does not depend
+on how the root was found.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ LinearSolver = Callable[..., RootResult]
 @dataclass(frozen=True)
 class RootOptions:
     """
-    How linear systems at the root are solved, and what happens when one is not.
+    How linear systems at the root are solved, and what happens if a solve fails.
 
     Attributes:
-        name: Of the problem, for messages.
+        name: Name of the problem, for messages.
         tolerance: Relative residual.
         krylov: Largest Krylov space.
         on_failure: "raise", "warn" or "ignore".
-        linear: `gmres`, or a solver of symmetric positive systems.
-        inverse: What is known of the inverse of the equations' matrix once they are solved.
-        transposed: Whether the system at hand is that of the transpose, an adjoint.
+        linear: `gmres`, or a solver for symmetric positive systems.
+        inverse: Approximate inverse of the equations' matrix, known once they are solved.
+        transposed: Whether the current system is the transposed (adjoint) one.
     """
 
     name: str
@@ -48,11 +48,11 @@ class RootOptions:
     transposed: bool = False
 
     def adjoint(self) -> RootOptions:
-        """Of the adjoint system."""
+        """The options of the adjoint system."""
         return replace(self, transposed=not self.transposed)
 
     def report(self, name: str, result: RootResult) -> None:
-        """Raise or warn about systems that did not converge."""
+        """Raise an error or warn about systems that did not converge."""
         if self.on_failure == "ignore":
             return
         message = explain(name, result.status, result.residual, result.iterations)
@@ -64,7 +64,7 @@ class RootOptions:
 
 
 class Root(torch.autograd.Function):
-    """x with ``residual(x, *parameters) = 0``; ``solve`` finds it, given the parameters."""
+    """The x with ``residual(x, *parameters) = 0``; ``solve`` finds it for given parameters."""
 
     @staticmethod
     def forward(residual, solve, batch, options, *parameters):
@@ -96,7 +96,7 @@ class Root(torch.autograd.Function):
 
         def solve(arguments: Sequence[Tensor]) -> Tensor:
             right, x, *rest = (t.detach() for t in arguments)
-            with torch.enable_grad():  # one graph of the equations serves all products with its transpose
+            with torch.enable_grad():  # one graph of the equations serves all products with the transpose
                 at = x.requires_grad_()
                 value = residual(at, *rest)
 
@@ -120,10 +120,11 @@ class Root(torch.autograd.Function):
 
 def _solve_and_check(apply: Map, right: Tensor, batch: Segments, options: RootOptions) -> RootResult:
     """
-    A linear solve; once more on what is left of the right-hand side where that is too much.
+    A linear solve, with a second solve for the remaining residual if it is too large.
 
-    In float32 rounded products leave more than the solver's recursion says where x is much larger than the
-    right-hand side, and an approximate inverse that is large makes it worse: the second solve has none.
+    In float32, rounded products leave a larger residual than the solver's recursion reports if x is much
+    larger than the right-hand side. A large approximate inverse makes this worse, so the second solve does
+    without it.
     """
     dtype, right, inverse = right.dtype, right.double(), options.inverse()
     known = {} if inverse is None else {"inverse": inverse, "transposed": options.transposed}
@@ -148,7 +149,7 @@ def _solve_and_check(apply: Map, right: Tensor, batch: Segments, options: RootOp
             iterations=result.iterations + torch.where(again, rest.iterations, 0),
         )
         residual = torch.where(better, fresh, residual)
-    # as good as rounding lets it be beside a large x, or not good for anything
+    # accept if at round-off for a solution this large; otherwise report stagnation
     accepted, rounding = EXCUSED[dtype], ROUNDING[dtype]
     rounded = (residual * scale <= rounding * batch.norm(result.x)) & (residual <= accepted)
     close = (result.status == Status.ITERATIONS) & (rounded | (residual <= 2 * options.tolerance))
@@ -164,9 +165,9 @@ class Minimised:
 
     Attributes:
         value: ``(*held, *arguments) -> [n_systems]``.
-        held: How many of its first arguments it is a minimum in, or are constants of it.
-        system: ``[n_totals]`` system of each total; None for one total (or row of them) a system.
-        dynamics: Who says so, where there are first derivatives only; else None.
+        held: Number of leading arguments in which it is at its minimum, or which are constants.
+        system: ``[n_totals]`` system of each total; None for one total (or one row of totals) per system.
+        dynamics: Name of the function, if it has first derivatives only; else None.
     """
 
     value: Callable[..., Tensor]
@@ -177,8 +178,9 @@ class Minimised:
 
 class Minimum(torch.autograd.Function):
     """
-    The value at a minimum: no first derivative through what it is a minimum in, whose own is 0 (Hellmann and
-    Feynman), and the multipliers for that in the totals. Second derivatives do go through both.
+    The value at a minimum. First derivatives do not go through the arguments in which it is minimal, where
+    the derivative is 0 (Hellmann-Feynman); the derivative in the totals is the multiplier. Second derivatives
+    go through both.
     """
 
     @staticmethod
@@ -216,9 +218,9 @@ def partial_gradients(
     function: Callable[..., Tensor], arguments: Sequence[Tensor | None], needed: Sequence[bool]
 ) -> list[Tensor | None]:
     """
-    Derivatives of a scalar function in its arguments alone, not through what it captures.
+    Derivatives of a scalar function in its arguments only, not through captured tensors.
 
-    Differentiable themselves when gradients are being recorded (a second backward pass).
+    They are themselves differentiable while gradients are recorded (for a second backward pass).
     """
     create = torch.is_grad_enabled()
     with torch.enable_grad():

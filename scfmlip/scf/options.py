@@ -1,4 +1,4 @@
-"""What all solves refuse."""
+"""Checks of options and arguments that all solvers share."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ON_FAILURE = ("raise", "warn", "ignore")
 
 def check_solver(tolerance: float, max_iterations: int, on_failure: str) -> None:
     """
-    Refuse options that no solve can follow.
+    Refuse solver options that are invalid.
 
     Raises:
-        TypeError: for a tolerance or a number of iterations that is no number.
+        TypeError: for a tolerance or a number of iterations that is not a number.
         ValueError: for one out of range, or an unknown ``on_failure``.
     """
     if isinstance(tolerance, bool) or not isinstance(tolerance, numbers.Real):
@@ -34,7 +34,7 @@ def check_solver(tolerance: float, max_iterations: int, on_failure: str) -> None
 
 def check_state(state: Tensor, parameters: Sequence[Tensor]) -> None:
     """
-    What `fixed_point` and `minimize_functional` start from.
+    Check the first guess and the parameters of `fixed_point` and `minimize_functional`.
 
     Raises:
         TypeError: for a state that is not float32 or float64, or parameters that are not a sequence of
@@ -58,8 +58,8 @@ def check_state(state: Tensor, parameters: Sequence[Tensor]) -> None:
     for i, parameter in enumerate(parameters):
         if not isinstance(parameter, Tensor):
             raise TypeError(
-                f"parameters[{i}] must be a tensor, got {type(parameter).__name__}: make one of it, or let "
-                "the function capture it (it then counts as constant)"
+                f"parameters[{i}] must be a tensor, got {type(parameter).__name__}: convert it, or let the "
+                "function capture it (it then counts as constant)"
             )
 
 
@@ -69,8 +69,8 @@ def read_batch(state: Tensor, batch_idx: Tensor | Segments | None, n_systems: in
 
     Raises:
         TypeError: for systems that are not integers.
-        ValueError: for another shape, systems below 0, or more of them than ``n_systems``, or than rows where
-            they are counted.
+        ValueError: for another shape, negative numbers, or more systems than ``n_systems`` (or than rows, if
+            they are counted).
     """
     rows = state.shape[0]
     if n_systems is not None:
@@ -100,7 +100,7 @@ def read_batch(state: Tensor, batch_idx: Tensor | Segments | None, n_systems: in
 
 def check_whole(name: str, value: int, least: int) -> None:
     """
-    A whole number that is large enough, and no larger than tables hold.
+    Check for a whole number that is large enough, and small enough for 32-bit tables.
 
     Raises:
         TypeError: for something else.
@@ -117,10 +117,10 @@ def check_whole(name: str, value: int, least: int) -> None:
 
 def check_numbers(name: str, values: Tensor) -> None:
     """
-    Neither NaN nor infinity.
+    Refuse NaN and infinity.
 
     Raises:
-        ValueError: for these.
+        ValueError: names the values.
     """
     if not bool(torch.isfinite(values).all()):
         raise ValueError(f"{name} holds NaN or infinity: {values.tolist()}")
@@ -128,16 +128,16 @@ def check_numbers(name: str, values: Tensor) -> None:
 
 def check_callable(name: str, value: object, takes: str, count: int) -> None:
     """
-    A function that takes so many arguments.
+    Check for a function that takes ``count`` arguments.
 
     Raises:
-        TypeError: for something else; names what it ``takes``.
+        TypeError: for anything else; the message says what it ``takes``.
     """
     if not callable(value):
         raise TypeError(f"{name} must be a function of {takes}, got {type(value).__name__}")
     try:
         signature = inspect.signature(value)
-    except (TypeError, ValueError):  # not every function has one
+    except (TypeError, ValueError):  # not every function has a signature
         return
     try:
         signature.bind(*[None] * count)
@@ -147,10 +147,10 @@ def check_callable(name: str, value: object, takes: str, count: int) -> None:
 
 def check_columns(columns: Sequence[int]) -> list[int]:
     """
-    Columns of a state as a list.
+    Check the columns of a state and return them as a list.
 
     Raises:
-        TypeError: for what is not a sequence of whole numbers.
+        TypeError: for anything but a sequence of whole numbers.
     """
     if isinstance(columns, (str, bytes)) or not isinstance(columns, Sequence):
         raise TypeError(f"charge_columns must be a sequence of whole numbers, got {columns!r}")
@@ -162,10 +162,10 @@ def check_columns(columns: Sequence[int]) -> list[int]:
 
 def check_guess(name: str, value: object, shape: Sequence[int]) -> None:
     """
-    A first guess: numbers of some shape.
+    Check a first guess: a tensor of finite numbers of a given shape.
 
     Raises:
-        TypeError: for something that is no tensor of real numbers.
+        TypeError: for anything but a tensor of real numbers.
         ValueError: for another shape, NaN or infinity.
     """
     if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -179,10 +179,10 @@ def check_guess(name: str, value: object, shape: Sequence[int]) -> None:
 
 def check_returned(name: str, value: object, shape: Sequence[int], like: Tensor) -> None:
     """
-    What the user's function returned.
+    Check the return value of the user's function.
 
     Raises:
-        TypeError: for something that is no tensor, or of another dtype or device than ``like``.
+        TypeError: for a value that is not a tensor, or has another dtype or device than ``like``.
         ValueError: for another shape.
     """
     if not isinstance(value, Tensor):

@@ -1,7 +1,7 @@
 """
-Fixed points and minima as problems: what the unknowns are, and the equations between them.
+Fixed points and minima as problems: the unknowns and the equations between them.
 
-Solvers work on one flat float64 vector, in which every number belongs to a system; the user's functions take
+Solvers work on one flat float64 vector, in which every number belongs to a system. The user's functions take
 states of any shape, in their own dtype.
 """
 
@@ -25,17 +25,17 @@ Update = Callable[..., Tensor]
 @dataclass
 class FixedPointProblem:
     """
-    ``F(s) = s``, or with potentials mu ``F(s, mu) = s`` and, where totals are given, ``sum_i s_i0 = Q``.
+    ``F(s) = s``; or with potentials mu ``F(s, mu) = s`` and, if totals are given, ``sum_i s_i0 = Q``.
 
-    The unknowns are ``x = (s, mu)``, flat; mu is among them where totals are given.
+    The unknowns are ``x = (s, mu)``, flattened; mu is included if totals are given.
 
     Attributes:
         update: F.
-        like: ``[n_rows, ...]`` a state.
+        like: ``[n_rows, ...]`` any state, for its shape and dtype.
         rows: The system of each row.
-        groups: Which numbers of a row add up to the totals; None without any.
-        totals: ``[n_systems]`` or ``[n_systems, n_columns]`` e; None without any.
-        potential: V, given, or first guesses of the shape of the totals; None without any.
+        groups: Which numbers of a row add up to the totals; None without totals.
+        totals: ``[n_systems]`` or ``[n_systems, n_columns]`` e; None without totals.
+        potential: V, given, or first guesses in the shape of the totals; None without potentials.
     """
 
     update: Update
@@ -44,7 +44,7 @@ class FixedPointProblem:
     groups: GivenTotals | None
     totals: Tensor | None
     potential: Tensor | None
-    # where an unknown belongs to the state, 1 and 0; None where all do
+    # 1 for unknowns of the state and 0 for others; None if all are of the state
     is_state: Tensor | None = field(init=False, default=None)
     batch: Segments = field(init=False)
     first: Tensor = field(init=False)
@@ -64,23 +64,23 @@ class FixedPointProblem:
 
     @property
     def given(self) -> tuple[Tensor, ...]:
-        """What the equations depend on besides the user's parameters: totals, or given potentials."""
+        """Arguments of the equations besides the user's parameters: totals, or given potentials."""
         given = self.potential if self.totals is None else self.totals
         return () if given is None else (given,)
 
     def new_state(
         self, s: Tensor, potential: Tensor | None, parameters: Sequence[Tensor], update: Update | None = None
     ) -> Tensor:
-        """``F(s, mu)``, of the shape of a state."""
+        """``F(s, mu)``, in the shape of a state."""
         update = self.update if update is None else update
-        # its own copy: an update that writes into its state would make every state a solution
+        # pass a copy: an update that writes into its state would make every state a solution
         s = s.clone()
         new = update(s, *parameters) if potential is None else update(s, potential, *parameters)
         check_returned("update (and approximation)", new, self.like.shape, self.like)
         return new
 
     def residual(self, x: Tensor, *arguments: Tensor, update: Update | None = None) -> Tensor:
-        """``[n]`` what x leaves of the equations; ``arguments`` are `given` and the parameters."""
+        """``[n]`` residual of the equations at x; ``arguments`` are `given` and the parameters."""
         s = x[: self.n_charges].view(self.like.shape)
         given, parameters = (None, arguments) if not self.given else (arguments[0], arguments[1:])
         if self.groups is None:
@@ -91,14 +91,14 @@ class FixedPointProblem:
         return torch.cat(((new - s).flatten(), self.groups.missing(s, given).flatten()))
 
     def feasible(self, x: Tensor, arguments: Sequence[Tensor]) -> Tensor:
-        """``[n]`` the nearest unknowns with the totals in ``arguments``."""
+        """``[n]`` the nearest unknowns that satisfy the totals in ``arguments``."""
         if self.groups is None:
             return x
         charges, potentials = x.split((self.n_charges, len(x) - self.n_charges))
         return torch.cat((self.groups.feasible(charges, arguments[0].double()), potentials))
 
     def missing(self, x: Tensor, mu: Tensor, arguments: Sequence[Tensor]) -> Tensor:
-        """What charges at the potentials ``mu``, in answer to the state of x, lack of the totals; float64."""
+        """The totals minus the charges that F gives at the state of x and the potentials ``mu``; float64."""
         assert self.groups is not None
         totals, *parameters = arguments
         s, dtype = x[: self.n_charges], self.like.dtype
@@ -112,17 +112,17 @@ class FixedPointProblem:
 @dataclass
 class FunctionalProblem:
     """
-    ``min E(s)``, where totals are given at ``sum_i s_i0 = Q``.
+    ``min E(s)``, with ``sum_i s_i0 = Q`` if totals are given.
 
-    The unknowns x are flat; the state that they stand for is their projection on what keeps the totals, plus
-    the totals spread evenly.
+    The unknowns x are flat. They stand for the state that is their projection on directions that conserve the
+    totals, plus the totals spread evenly.
 
     Attributes:
         functional: E.
-        like: ``[n_rows, ...]`` a state.
+        like: ``[n_rows, ...]`` any state, for its shape and dtype.
         rows: The system of each row.
-        groups: Which numbers of a row add up to the totals; None without any.
-        precondition: Near the inverse of the Hessian, on states; None for none.
+        groups: Which numbers of a row add up to the totals; None without totals.
+        precondition: Approximate inverse of the Hessian, on states; None for no preconditioner.
     """
 
     functional: Callable[..., Tensor]
@@ -138,7 +138,7 @@ class FunctionalProblem:
 
     def energies(self, s: Tensor, *parameters: Tensor) -> Tensor:
         """
-        ``[n_systems]`` eV.
+        Energies ``[n_systems]``, eV.
 
         Raises:
             TypeError, ValueError: for a functional that returns something else.
@@ -155,7 +155,7 @@ class FunctionalProblem:
         return values
 
     def project(self, x: Tensor) -> Tensor:
-        """``[n]``: what keeps the totals."""
+        """``[n]``: the part that conserves the totals."""
         return x if self.groups is None else self.groups.project(x)
 
     def place(self, x: Tensor, totals: Tensor) -> Tensor:
@@ -165,28 +165,28 @@ class FunctionalProblem:
         return x.view(self.like.shape)
 
     def slope(self, values: Tensor, s: Tensor, create: bool) -> Tensor:
-        """Derivative of the energies in the state, whose own derivatives are wanted or not (``create``)."""
+        """Derivative of the energies in the state; ``create`` keeps it differentiable."""
         if not values.requires_grad and self.like.numel():
             raise ValueError(
                 "functional must be differentiable in the state: build its energies from the state by torch "
                 "operations, without detach, item, numpy or torch.no_grad"
             )
-        total = values.sum() + 0 * s.sum()  # also of no rows
+        total = values.sum() + 0 * s.sum()  # differentiable without rows, too
         return torch.autograd.grad(total, s, create_graph=create)[0]
 
     def gradient(self, s: Tensor, parameters: Sequence[Tensor], create: bool) -> Tensor:
-        """dE/ds, of the shape of a state, with a graph or without."""
+        """dE/ds in the shape of a state, with or without a graph."""
         with torch.enable_grad():
             at = s if s.requires_grad else s.detach().requires_grad_()
             return self.slope(self.energies(at, *parameters), at, create)
 
     def residual(self, x: Tensor, totals: Tensor, *parameters: Tensor) -> Tensor:
-        """Symmetric in x: on the constraint the projected gradient, across it x itself."""
+        """The residual, symmetric in x: the projected gradient along the constraint, x itself across it."""
         inside = self.project(self.gradient(self.place(x, totals), parameters, True).flatten())
         return inside + (x - self.project(x))
 
     def value(self, x: Tensor, totals: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-        """``[n_systems]`` float64 eV at the unknowns, without a graph."""
+        """``[n_systems]`` float64 energies, eV, at the unknowns, without a graph."""
         with torch.no_grad():
             return self.energies(self.place(x.to(self.like.dtype), totals), *parameters).double()
 
@@ -197,8 +197,8 @@ class FunctionalProblem:
         The energy to second order around x.
 
         Returns:
-            Energies ``[n_systems]``, projected gradient ``[n]``, norm of the whole one ``[n_systems]``, and
-            the products of the projected Hessian with vectors; all float64.
+            Energies ``[n_systems]``, projected gradient ``[n]``, norm of the full gradient ``[n_systems]``,
+            and a function for products of the projected Hessian with vectors; all float64.
         """
         dtype, shape = self.like.dtype, self.like.shape
         with torch.enable_grad():
@@ -217,7 +217,7 @@ class FunctionalProblem:
         return values.detach().double(), self.project(whole), self.batch.norm(whole), apply
 
     def preconditioned(self, v: Tensor) -> Tensor:
-        """``[n]`` float64: the preconditioner on what keeps the totals."""
+        """``[n]`` float64: the preconditioner, projected on directions that conserve the totals."""
         if self.precondition is None:
             return v
         out = self.precondition(self.project(v).to(self.like.dtype).view(self.like.shape))

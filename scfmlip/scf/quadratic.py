@@ -22,16 +22,16 @@ from .constraints import ChargeGroups
 @dataclass(frozen=True)
 class QuadraticProblem:
     """
-    What defines a batch of systems but their positions, cells and hardness.
+    Everything that defines a batch of systems except positions, cells and hardness.
 
     Attributes:
         coulomb, plan: The operator and its geometry-independent part.
-        slots: ``[n_atoms, dim]`` int64 columns of the operator's multipoles that an atom's state fills, or
-            None for all: with several Gaussian widths every atom has one of them.
-        groups: Groups of atoms of given charge.
+        slots: ``[n_atoms, dim]`` int64 columns of the operator's multipoles that hold an atom's state; None
+            for all columns. With several Gaussian widths, every atom uses one of them.
+        groups: Groups of atoms with given charges.
         constrained: False at constant potential.
         counter_charge: Passed on to `Coulomb.prepare`.
-        pairs: Neighbours, where atoms have widths of their own beside the operator's one.
+        pairs: Neighbours, if atoms have their own widths besides the operator's.
     """
 
     coulomb: Coulomb
@@ -44,11 +44,11 @@ class QuadraticProblem:
 
     @property
     def n_systems(self) -> int:
-        """Systems of the batch."""
+        """Number of systems in the batch."""
         return self.plan.n_systems
 
     def spread(self, state: Tensor) -> Tensor:
-        """``[n_atoms, ..., dim]`` states to the operator's rows."""
+        """From states ``[n_atoms, ..., dim]`` to the operator's rows."""
         if self.slots is None:
             return state
         slots = self.slots
@@ -74,7 +74,7 @@ class QuadraticProblem:
         external_field: Tensor | None = None,
         external_potential: Tensor | None = None,
     ) -> Interaction:
-        """The interaction at a geometry; ``widths [n_atoms]`` of the atoms, with neighbours only."""
+        """The interaction at a geometry; ``widths [n_atoms]`` only together with neighbours."""
         geometry = self.coulomb.prepare(
             positions,
             cell,
@@ -100,17 +100,17 @@ class QuadraticProblem:
         """The system of each atom."""
         return self.plan.segments
 
-    # the constraint: groups of charges that add up to given totals
+    # the constraint: the charges of each group add up to a given total
 
     def project(self, state: Tensor) -> Tensor:
-        """The part of a gradient along which charges may move: group means of the charges removed."""
+        """Project a gradient on allowed directions by removing the group means of its charge part."""
         if not self.constrained:
             return state
         mean = self.groups.segments.mean(state[:, 0])
         return torch.cat(((state[:, 0] - self.groups.segments.expand(mean))[:, None], state[:, 1:]), 1)
 
     def feasible(self, state: Tensor, totals: Tensor) -> Tensor:
-        """The nearest state with the right totals."""
+        """The nearest state that satisfies the totals."""
         if not self.constrained:
             return state
         atoms = self.groups.segments
@@ -125,9 +125,9 @@ class Interaction:
     K at one geometry.
 
     Attributes:
-        problem: Sizes.
-        geometry: The operator's.
-        short: What neighbours add, or None.
+        problem: Sizes of the batch.
+        geometry: The operator's geometry.
+        short: The short-range part that neighbours add, or None.
     """
 
     problem: QuadraticProblem
@@ -135,13 +135,13 @@ class Interaction:
     short: ShortRange | None
 
     def potential(self, state: Tensor) -> Tensor:
-        """``K s`` and external potentials, of the shape of ``state``."""
+        """``K s`` plus external potentials, in the shape of ``state``."""
         problem = self.problem
         rows = self.geometry.potential(problem.spread(state), self_interaction=True)
         out = problem.collect(rows)
         return out if self.short is None else out + self.short.potential(state)
 
     def energy(self, state: Tensor) -> Tensor:
-        """``1/2 s.K s`` and external energies, ``[n_systems]`` float64."""
+        """``1/2 s.K s`` plus external energies, ``[n_systems]`` float64."""
         energy = self.geometry.energy(self.problem.spread(state), self_interaction=True).double()
         return energy if self.short is None else energy + self.short.energy(state[:, 0])

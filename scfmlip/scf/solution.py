@@ -1,4 +1,4 @@
-"""What solvers return, and what they say when they fail."""
+"""Results of solvers, and their messages on failure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from torch import Tensor
 
 
 class Status(enum.IntEnum):
-    """How the solve of one system ended."""
+    """
+    How the solve of one system ended.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> from scfmlip.scf import Status
+        >>> solution = scfmlip.fixed_point(lambda s: torch.cos(s), torch.zeros(1, 1, dtype=torch.float64))
+        >>> Status(int(solution.status)).name
+        'CONVERGED'
+    """
 
     CONVERGED = 0
     ITERATIONS = 1
@@ -33,10 +42,19 @@ ADVICE = {
 
 class ConvergenceError(RuntimeError):
     """
-    A solve that failed for some systems.
+    Raised if a solve failed for some systems.
 
     Attributes:
         status: ``[n_systems]`` int64 values of `Status`.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> start = torch.zeros(1, 1, dtype=torch.float64)
+        >>> try:
+        ...     scfmlip.fixed_point(lambda s: s**2 + 1.0, start)  # has no fixed point: s**2 + 1 > s
+        ... except scfmlip.ConvergenceError as error:
+        ...     print(error.status)  # see `Status`
+        tensor([1])
     """
 
     def __init__(self, message: str, status: Tensor) -> None:
@@ -45,7 +63,7 @@ class ConvergenceError(RuntimeError):
 
 
 def explain(name: str, status: Tensor, residual: Tensor, iterations: Tensor) -> str | None:
-    """One sentence per kind of failure, naming systems; None if all converged."""
+    """One sentence per kind of failure that names the systems; None if all converged."""
     found = status.tolist()
     parts = []
     for kind, advice in ADVICE.items():
@@ -93,12 +111,23 @@ class ChargeSolution:
     Charges (and induced dipoles) at the minimum of a quadratic functional.
 
     Attributes:
-        state: ``[n_atoms, dim]`` multipoles, rows as the operator's.
+        state: ``[n_atoms, dim]`` multipoles, in the rows of the operator.
         chemical_potential: ``[n_groups]`` V, dE/dQ of each group (system or fragment).
-        energy: ``[n_systems]`` eV, the functional at its minimum, external fields included.
+        energy: ``[n_systems]`` eV, the functional at its minimum, including external fields.
         iterations: ``[n_systems]`` int64 of the forward solve; 0 for the dense method.
         residual: ``[n_systems]`` float64, norm of the projected gradient relative to that of the source.
         status: ``[n_systems]`` int64, see `Status`.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> water = torch.tensor([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]]).double()
+        >>> geometry = scfmlip.Coulomb(l_max=0, sigma=0.7).prepare(water, None, False)
+        >>> chi, hardness = torch.tensor([8.5, 4.5, 4.5]).double(), torch.tensor([2.0, 3.0, 3.0]).double()
+        >>> solution = scfmlip.charge_equilibration(geometry, chi, hardness, total_charge=0.0)
+        >>> solution.charges  # e
+        tensor([-0.7960,  0.3981,  0.3979], dtype=torch.float64)
+        >>> round(float(solution.energy), 3), int(solution.status)  # eV; 0 is converged
+        (-1.592, 0)
     """
 
     state: Tensor
@@ -114,5 +143,5 @@ class ChargeSolution:
 
     @property
     def charges(self) -> Tensor:
-        """``[n_atoms]`` e."""
+        """Charges ``[n_atoms]``, e."""
         return self.state[:, 0]

@@ -1,4 +1,4 @@
-"""Which smooth operator and neighbours take the place of many wave vectors, and whether they should."""
+"""Range separation: when and how a smooth operator and neighbours replace many wave vectors."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from ..electrostatics.range_split import (
 )
 
 Interaction = Literal["auto", "direct", "split"]
-# of the tolerance: what one pair may lose at the end of the list, where many do
+# fraction of the tolerance that one truncated pair may lose, because many pairs are truncated
 _SHARE = 0.1
-# how much cheaper it has to be, on a CPU and where lists are made on the host for a GPU: measured on 2 cores
+# required saving on a CPU, and for a GPU with neighbour lists from the host (measured on 2 cores)
 _WORTH, _WORTH_GPU = 2.0, 40.0
-# neighbours of a batch, about 1 GiB
+# most neighbours of a batch, about 1 GiB
 _MOST_PAIRS = 1 << 23
 
 
 class Split(NamedTuple):
     """
-    Charges in a smooth operator and neighbours.
+    Charges split between a smooth operator and neighbours.
 
     Attributes:
-        geometry: The smooth operator's.
-        widths: ``[n_atoms]`` angstrom, the atoms' own.
-        pairs: Their neighbours.
+        geometry: Geometry of the smooth operator.
+        widths: ``[n_atoms]`` the atoms' own widths, angstrom.
+        pairs: The neighbours.
     """
 
     geometry: Geometry
@@ -48,37 +48,37 @@ class Split(NamedTuple):
 
 
 def reach(smooth: float, widest: float, tolerance: float) -> float:
-    """Cutoff of the neighbours, angstrom, whose missing pairs together stay within ``tolerance``, eV."""
+    """Neighbour cutoff, angstrom, for which all truncated pairs together stay within ``tolerance``, eV."""
     return pair_cutoff(smooth, widest, _SHARE * tolerance)
 
 
 def split_widths(geometry: Geometry, widths: Tensor, pairs: NeighbourPairs | None, tolerance: float) -> Split:
     """
-    Checked widths of the user's, with neighbours that reach far enough for them.
+    Check the user's widths, and find neighbours that reach far enough for them.
 
     Args:
-        geometry: Of a smooth operator.
+        geometry: Geometry of a smooth operator.
         widths: ``[n_atoms]`` angstrom.
         pairs: Neighbours, or None to find them.
-        tolerance: Of the solve: the operator's is lowered to it.
+        tolerance: Tolerance of the solve; it also limits the operator's tolerance.
 
     Raises:
-        TypeError: for widths that are no tensor.
-        ValueError: for what the smooth operator cannot hold, and neighbours that are too few.
+        TypeError: for widths that are not a tensor.
+        ValueError: for densities that the smooth operator cannot represent, and too short neighbour lists.
     """
     coulomb, positions, plan = geometry.coulomb, geometry.positions, geometry.plan
     if coulomb.source.l_max > 0 or coulomb.source.n_widths > 1 or coulomb.compat is not None:
         raise ValueError(
-            "widths of the atoms' own need an operator of charges with one smooth width: "
+            "widths per atom need an operator for charges with one smooth width: "
             "Coulomb(l_max=0, sigma=S) without compat"
         )
     if any(kind == Boundary.MOLECULE_IN_BOX for kind in plan.boundaries):
         raise ValueError(
-            "widths of the atoms' own are not for molecules in a box, whose correction knows one width: use "
-            "boundary='open', or several widths of the operator with width_index"
+            "widths per atom do not work for molecules in a box, whose correction knows one width only: use "
+            "boundary='open', or an operator with several widths and width_index"
         )
     if geometry.counter_bounds is not None:
-        raise ValueError("counter_charge knows the operator's width only: leave one of it and widths out")
+        raise ValueError("counter_charge knows the operator's width only: leave it or widths out")
     if not isinstance(widths, Tensor):
         raise TypeError(f"widths must be a tensor {[len(positions)]}, got {type(widths).__name__}")
     if widths.shape != (len(positions),) or widths.dtype != positions.dtype:
@@ -87,7 +87,7 @@ def split_widths(geometry: Geometry, widths: Tensor, pairs: NeighbourPairs | Non
             f"{list(widths.shape)}"
         )
     if not len(positions):
-        raise ValueError("widths need atoms")
+        raise ValueError("widths need at least one atom")
     if geometry.validate and not bool(((widths > 0) & torch.isfinite(widths)).all()):
         raise ValueError("widths must be positive numbers in angstrom")
     smooth, widest = coulomb.source.widths[0], float(widths.detach().max())
@@ -114,25 +114,25 @@ def split_operator(
     geometry: Geometry, width_index: Tensor | None, tolerance: float, interaction: Interaction
 ) -> Split | None:
     """
-    The operator's charges through a smooth one and neighbours; None where its own sum is cheaper.
+    Split the operator's charges into a smooth operator and neighbours; None if its own sum is cheaper.
 
     Args:
-        geometry: Of the operator.
-        width_index: ``[n_atoms]`` int64 which of its widths an atom has, or None for the only one.
-        tolerance: Of the solve, see `split_widths`.
-        interaction: "auto", or "split" where cost does not matter.
+        geometry: Geometry of the operator.
+        width_index: ``[n_atoms]`` int64 which of its widths an atom has, or None if there is only one.
+        tolerance: Tolerance of the solve, see `split_widths`.
+        interaction: "auto", or "split" to split whatever the cost.
 
     Raises:
-        ValueError: where "split" is asked for and cannot be.
+        ValueError: if "split" is requested but impossible.
     """
     coulomb, plan, positions = geometry.coulomb, geometry.plan, geometry.positions
     reason = _obstacle(geometry)
     if reason is not None:
         if interaction == "split":
-            raise ValueError(f"interaction='split' is not for {reason}: use 'auto' or 'direct'")
+            raise ValueError(f"interaction='split' does not work for {reason}: use 'auto' or 'direct'")
         return None
     if interaction == "auto" and coulomb.method == "mesh":
-        return None  # what a mesh costs hardly depends on how wide the Gaussians are
+        return None  # the cost of a mesh hardly depends on the widths of the Gaussians
     assert geometry.cell is not None
     own = coulomb.source.widths
     tolerance = min(coulomb.tolerance, tolerance)
@@ -161,17 +161,17 @@ def split_operator(
 
 
 def _waves(width: float, tolerance: float) -> float:
-    """Wave vectors of half a sphere in a cell of 1 angstrom^3."""
+    """Number of wave vectors of a half sphere in a cell of 1 angstrom^3."""
     return cutoff_for_tolerance(width**2, tolerance, 0) ** 3 / (12 * math.pi**2)
 
 
 def _obstacle(geometry: Geometry) -> str | None:
-    """Why charges of this operator are not split."""
+    """Why the charges of this operator cannot be split, or None."""
     coulomb, plan = geometry.coulomb, geometry.plan
     if coulomb.compat is not None:
         return f"compat={coulomb.compat!r}"
     if coulomb.kspace_cutoff is not None:
-        return "an operator with a kspace_cutoff of its own"
+        return "an operator with its own kspace_cutoff"
     if geometry.counter_bounds is not None:
         return "a counter_charge"
     if any(kind == Boundary.MOLECULE_IN_BOX for kind in plan.boundaries):
@@ -180,13 +180,13 @@ def _obstacle(geometry: Geometry) -> str | None:
     if not any(n and kind != Boundary.OPEN for n, kind in zip(counts, plan.boundaries, strict=True)):
         return "systems without periodicity"
     if importlib.util.find_spec("matscipy") is None:
-        return "an environment without matscipy, whose neighbour list it takes"
+        return "an environment without matscipy, which makes the neighbour list"
     return None
 
 
 def _smooth(geometry: Geometry, width: float, tolerance: float) -> Geometry:
-    """The same atoms and fields in Gaussians of one width."""
-    # solvers ask for more than sums in float64 have
+    """The geometry of the same atoms and fields with Gaussians of one width."""
+    # solvers may request more than float64 sums can give
     coulomb = replace(
         geometry.coulomb, l_max=0, sigma=width, tolerance=max(tolerance, 1e-15), feature_widths=None
     )
@@ -203,7 +203,7 @@ def _smooth(geometry: Geometry, width: float, tolerance: float) -> Geometry:
 
 
 def _neighbours(geometry: Geometry, widest: float) -> NeighbourPairs:
-    """As far as the operator's tolerance wants them."""
+    """Neighbours as far as the operator's tolerance requires."""
     coulomb, plan = geometry.coulomb, geometry.plan
     cutoff = reach(coulomb.source.widths[0], widest, coulomb.tolerance)
     return neighbour_pairs(
@@ -212,7 +212,7 @@ def _neighbours(geometry: Geometry, widest: float) -> NeighbourPairs:
 
 
 def _periodic(geometry: Geometry) -> list[list[bool]]:
-    """Directions of each system that repeat."""
+    """Which directions of each system are periodic."""
     kinds = zip(geometry.plan.boundaries, _slab_axes(geometry), strict=True)
     return [
         [kind != Boundary.OPEN] * 3 if kind != Boundary.SLAB else [a != axis for a in range(3)]
@@ -221,7 +221,7 @@ def _periodic(geometry: Geometry) -> list[list[bool]]:
 
 
 def _slab_axes(geometry: Geometry) -> list[int]:
-    """Lattice direction along which each system ends; meant for slabs only."""
+    """The open lattice direction of each system; meaningful for slabs only."""
     plan = geometry.plan
     axes = [2] * plan.n_systems
     if plan.lattice is not None:

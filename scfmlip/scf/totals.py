@@ -1,4 +1,4 @@
-"""Totals of some columns of the rows of every system, and the projector on what keeps them."""
+"""Totals of some columns over the rows of each system, and the projector that conserves them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .options import check_numbers
 
 class GivenTotals:
     """
-    The constraint ``sum over a system's rows of each charge column = given``.
+    The constraint that each charge column, summed over a system's rows, has a given value.
 
     Args:
         rows: The system of each row.
-        columns: Numbers of a flattened row that hold charges.
-        size: Numbers of a row.
+        columns: Indices, in a flattened row, of the numbers that hold charges.
+        size: Length of a flattened row.
 
     Raises:
         ValueError: for columns that do not exist.
@@ -26,7 +26,7 @@ class GivenTotals:
     def __init__(self, rows: Segments, columns: list[int], size: int) -> None:
         if size == 0:
             raise ValueError(
-                "total_charge needs a state with numbers in its rows, to hold charges: it has none"
+                "total_charge needs a state whose rows hold numbers for the charges: they are empty"
             )
         if not columns or any(not 0 <= c < size for c in columns) or len(set(columns)) != len(columns):
             raise ValueError(f"charge_columns must be different numbers from 0 to {size - 1}, got {columns}")
@@ -37,11 +37,11 @@ class GivenTotals:
 
     def totals(self, value: Tensor | float, like: Tensor) -> Tensor:
         """
-        ``[n_systems]`` or ``[n_systems, n_columns]`` from what the user gave.
+        ``[n_systems]`` or ``[n_systems, n_columns]`` from the user's value.
 
         Raises:
-            TypeError: for something that is no number.
-            ValueError: for another shape, NaN, or a charge where there is nothing to hold it.
+            TypeError: for a value that is not a number.
+            ValueError: for another shape, NaN, or a charge in a system without rows.
         """
         what = "a number, or one for each system (e)"
         totals = to_tensor("total_charge", value, what, dtype=like.dtype, device=like.device)
@@ -70,7 +70,7 @@ class GivenTotals:
         return self.rows.sum(state.reshape(-1, self.size)[:, self.columns].double())
 
     def missing(self, state: Tensor, totals: Tensor) -> Tensor:
-        """What ``state [n_rows, ...]`` lacks of the totals, of their shape and dtype."""
+        """The totals minus the sums of ``state [n_rows, ...]``, in the shape and dtype of the totals."""
         return (totals.double() - self.sum(state).view(totals.shape)).to(totals.dtype)
 
     def mean(self, state: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class GivenTotals:
         return (self.sum(state) / self.counts).to(state.dtype)
 
     def _spread(self, values: Tensor) -> Tensor:
-        """``[n_systems, n_columns]`` -> ``[n_rows * size]``, 0 in other columns."""
+        """``[n_systems, n_columns]`` -> ``[n_rows * size]``; 0 in other columns."""
         place = torch.zeros((len(self.columns), self.size), dtype=values.dtype, device=values.device)
         place[torch.arange(len(self.columns)), self.columns] = 1
         return (self.rows.expand(values) @ place).flatten()
@@ -88,9 +88,9 @@ class GivenTotals:
         return x - self._spread(self.mean(x))
 
     def even(self, totals: Tensor) -> Tensor:
-        """``[n]``: the totals spread over the rows of each system."""
+        """``[n]``: the totals spread evenly over the rows of each system."""
         return self._spread(totals.reshape(self.n_systems, len(self.columns)) / self.counts)
 
     def feasible(self, x: Tensor, totals: Tensor) -> Tensor:
-        """``[n]``: the nearest state with these totals."""
+        """``[n]``: the nearest state that satisfies the totals."""
         return self.project(x) + self.even(totals)

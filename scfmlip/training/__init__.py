@@ -1,7 +1,7 @@
 """
 Training of the models of `scfmlip.models`: data, losses, loop, checkpoints.
 
-Needs ``scfmlip[train]``. `train` is the whole of it; ``scfmlip train config.yaml`` calls it.
+Needs ``scfmlip[train]``. `train` runs a complete training; ``scfmlip train config.yaml`` calls it.
 """
 
 from .config import (

@@ -1,4 +1,4 @@
-"""The state a training goes on from."""
+"""The state from which a training resumes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 
 FORMAT = 2
 
-# what a training writes beside its options
+# files that a training writes besides its options
 FILES = ("checkpoint.pt", "best.safetensors", "log.csv", "errors.json", "loss.png", "parity.png")
 _KEYS = (
     "config",
@@ -45,7 +45,7 @@ _KEYS = (
 
 
 def digests(paths: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of what files hold, by path."""
+    """SHA-256 of file contents, by path."""
     found = {}
     for path in paths:
         with open(path, "rb") as file:
@@ -67,7 +67,7 @@ def generators() -> dict[str, Any]:
 
 
 def restore_generators(state: dict[str, Any]) -> None:
-    """Put back what `generators` returned."""
+    """Restore the state that `generators` returned."""
     torch.set_rng_state(state["torch"])
     kind, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
@@ -79,7 +79,7 @@ def restore_generators(state: dict[str, Any]) -> None:
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a training's state; plain types and tensors only."""
-    # torch hides what the disk says: it writes to memory
+    # write to memory first, because torch hides disk errors
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
     write_whole(path, lambda file: file.write(buffer.getbuffer()))
@@ -90,19 +90,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Read a training's state; code in the file is never run.
 
     Raises:
-        ValueError: if the file is no checkpoint, or of another version.
+        ValueError: if the file is not a checkpoint, or was written by another version.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # torch raises whatever the damaged file makes it trip over
+    except Exception as error:  # torch may raise anything for a damaged file
         raise ValueError(
-            f"{path} is no checkpoint, or damaged ({type(error).__name__}): --fresh starts over"
+            f"{path} is not a checkpoint, or damaged ({type(error).__name__}): --fresh starts over"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} was written by another version of scfmlip: --fresh starts over")
     missing = [key for key in _KEYS if key not in state]
     if missing:
-        raise ValueError(f"{path} is no whole checkpoint, it lacks {', '.join(missing)}: --fresh starts over")
+        raise ValueError(f"{path} is incomplete, it lacks {', '.join(missing)}: --fresh starts over")
     return state

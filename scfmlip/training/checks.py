@@ -1,4 +1,4 @@
-"""Whether a model can be trained so on these frames: what options and data say together."""
+"""Checks that options, model and data of a training fit together."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ log = logging.getLogger("scfmlip.training")
 
 def check_stages(config: TrainConfig, model: models.Model, counts: Mapping[str, int]) -> None:
     """
-    Whether the model can be trained so.
+    Check that the model supports the stages.
 
     Raises:
-        ValueError: for a direct stage of a rule without one, or without a reference density.
+        ValueError: for a direct stage if the rule does not support it, or without a reference density.
     """
     for i, stage in enumerate(config.stages):
         if stage.scf != "direct":
@@ -43,11 +43,11 @@ def check_stages(config: TrainConfig, model: models.Model, counts: Mapping[str, 
 
 def check_counted(sets: Mapping[str, Frames], config: TrainConfig) -> None:
     """
-    Whether frames count, and validation frames hold labels: a loss that is 0 for ever is no training.
+    Check that frames have weights and validation frames have labels, so that the loss is not always 0.
 
     Raises:
-        ValueError: for a weight that is no number or negative, frames that all have weight 0, or validation
-            frames without any label that the loss of a stage counts.
+        ValueError: for a weight that is negative or not a number, frames that all have weight 0, or
+            validation frames without any label in the loss of a stage.
     """
     for name in ("train", "valid"):
         frames, labels, total = sets[name], {"total_charge"}, 0.0  # a missing one means a neutral system
@@ -63,7 +63,7 @@ def check_counted(sets: Mapping[str, Frames], config: TrainConfig) -> None:
                 raise ValueError(f"{which}: {error}") from None
             total += float(np.sum(atoms.info.get("config_weight", 1.0)))
         if len(frames) and total == 0:
-            raise ValueError(f"config_weight of every frame of data.{name} is 0: none counts")
+            raise ValueError(f"config_weight of every frame of data.{name} is 0: no frame counts")
         if "charges" in labels:
             labels.add("density_coefficients")
         for i, stage in enumerate(config.stages if name == "valid" and len(frames) else ()):
@@ -72,8 +72,8 @@ def check_counted(sets: Mapping[str, Frames], config: TrainConfig) -> None:
             if terms and len(missing) == len(terms):
                 keys = ", ".join(repr(getattr(config.data, TERMS[t].option)) for t in missing)
                 raise ValueError(
-                    f"no validation frame holds {keys}, which the loss of stages[{i}] counts: it would be 0 "
-                    f"for ever; {available_keys(iterate(frames.frames))}"
+                    f"no validation frame holds {keys}, which the loss of stages[{i}] counts: it would be "
+                    f"always 0; {available_keys(iterate(frames.frames))}"
                 )
             if missing:
                 log.warning("no validation frame holds labels of %s (stages[%d].loss)", ", ".join(missing), i)
@@ -81,17 +81,17 @@ def check_counted(sets: Mapping[str, Frames], config: TrainConfig) -> None:
 
 def check_predictions(config: TrainConfig, model: models.Model, dataset: GraphDataset) -> None:
     """
-    Whether the model runs on a frame, and predicts all that the loss counts.
+    Check that the model runs on a frame and predicts everything in the loss.
 
     Raises:
-        ValueError: names the term; or whatever the model says of the frame.
+        ValueError: names the term; also errors of the model for the frame.
     """
     batch = collate([dataset[0, True]])
     with frozen(model), torch.random.fork_rng():
         for i, stage in enumerate(config.stages):
             try:
                 out = model(batch, scf=stage.scf, **outputs_for(stage.loss))
-            except ConvergenceError:  # training may mend that
+            except ConvergenceError:  # training may fix that
                 continue
             except ValueError as error:
                 raise ValueError(f"{dataset.frames.names[0]}: {error}") from error

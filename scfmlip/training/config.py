@@ -1,4 +1,4 @@
-"""What a training is told: typed options, read from YAML, every mistake named."""
+"""Typed options of a training, read from YAML; errors name every mistake."""
 
 from __future__ import annotations
 
@@ -18,31 +18,37 @@ class DataConfig:
     """
     Where frames come from and under which keys they hold their labels.
 
-    Each key is looked for in ``atoms.info`` or ``atoms.arrays``, then among the results that ASE read
+    Each key is looked up in ``atoms.info`` or ``atoms.arrays``, then among the results that ASE read
     (``energy``, ``forces``, ``stress``, ``charges``, ``dipole``). Total charge, multiplicity, field and head
-    are inputs, which are found under all their usual names (``charge``, ``total_charge``, ``spin``, ...)
-    unless another key is named here. Paths are relative to the working folder.
+    are inputs; they are found under all their usual names (``charge``, ``total_charge``, ``spin``, ...)
+    unless another key is set here. Paths are relative to the working directory.
 
     Attributes:
         train, valid, test: Files that ASE reads (extended XYZ, ...) or HDF5 as mace_prepare_data writes.
-        valid_fraction, test_fraction: Parts of the training frames set apart where no files are named; single
-            atoms with ``config_type=IsolatedAtom`` stay.
-        split_seed: Of that random split.
-        energy_key: eV.
-        forces_key: eV/angstrom.
-        stress_key: eV/angstrom^3, ASE's sign; of frames that are periodic in three directions.
+        valid_fraction, test_fraction: Fractions of the training frames to set aside if no files are named;
+            single atoms with ``config_type=IsolatedAtom`` stay in the training set.
+        split_seed: Seed of that random split.
+        energy_key: Energy, eV.
+        forces_key: Forces, eV/angstrom.
+        stress_key: Stress, eV/angstrom^3, with ASE's sign, for frames that are periodic in three directions.
         charges_key: Atomic charges, e.
         multipoles_key: Density coefficients, rows [q, d_y, d_z, d_x].
-        dipole_key: e angstrom.
+        dipole_key: Dipole, e angstrom.
         potential_key: Potential at the atoms, V.
         fermi_key: Fermi level, V: label under a charge constraint, input under a Fermi-level constraint.
-        total_charge_key, total_spin_key: e and multiplicity 2S+1; 0 and 1 where they are missing, which is
-            said if the model asks for them.
+        total_charge_key, total_spin_key: Total charge (e) and multiplicity 2S+1. Missing values count as 0
+            and 1, and are reported if the model needs them.
         field_key: External field, V/angstrom, three components or one along z.
         field_convention: "mace": energy gains + field.dipole; "physical": it gains - field.dipole.
-        head_key: Name of the model's head, needed where it has several.
-        num_workers: Processes that prepare batches.
-        cache: Keep every graph in memory.
+        head_key: Name of the model's head, needed if it has several.
+        num_workers: Number of processes that prepare batches.
+        cache: Whether to keep every graph in memory.
+
+    Example:
+        >>> from scfmlip.training import DataConfig
+        >>> data = DataConfig(train=("water.xyz",), valid_fraction=0.2, energy_key="energy")
+        >>> data.forces_key  # all other keys keep their defaults
+        'REF_forces'
     """
 
     train: tuple[str, ...]
@@ -77,16 +83,25 @@ class DataConfig:
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
     """
-    Some epochs with one objective.
+    A number of epochs with one objective.
 
     Attributes:
-        epochs: How many.
-        lr: Learning rate that the schedule starts from.
-        loss: Weight of each term; `scfmlip.training.TERMS` has the names, and `scfmlip.training.PENALTIES`
-            those without labels: "scf_stability" keeps the update of a fixed point from enlarging
-            disturbances, so that codes that iterate it converge too.
-        scf: "direct", one update at the reference density, or "converged".
-        reset_optimizer: Forget the optimizer's moments (and the averaged weights) of the stage before.
+        epochs: Number of epochs.
+        lr: Initial learning rate of the schedule.
+        loss: Weight of each term. `scfmlip.training.TERMS` has the names, and `scfmlip.training.PENALTIES`
+            those of terms without labels: "scf_stability" keeps the update of a fixed point from amplifying
+            perturbations, so that codes with plain iterations converge too.
+        scf: "direct" for one update at the reference density, or "converged".
+        reset_optimizer: Whether to reset the optimizer's moments and the averaged weights before the stage.
+
+    Example:
+        >>> from scfmlip.training import StageConfig
+        >>> first = StageConfig(epochs=100, lr=0.01, loss={"energy": 1.0, "forces": 100.0})
+        >>> then = StageConfig(epochs=50, lr=0.001, loss={"energy": 100.0, "forces": 10.0, "charges": 1.0})
+        >>> StageConfig(epochs=0)
+        Traceback (most recent call last):
+            ...
+        ValueError: epochs must be a number of at least 1, got 0
     """
 
     epochs: int
@@ -113,12 +128,17 @@ class StageConfig:
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """
-    The optimizer.
+    Options of the optimizer.
 
     Attributes:
         name: "adamw" or "adam".
         betas, amsgrad: As in torch.
-        weight_decay: Of the weights that mix features (interactions and products, as in mace), no other.
+        weight_decay: Decay of the weights that mix features only (interactions and products, as in mace).
+
+    Example:
+        >>> from scfmlip.training import OptimizerConfig
+        >>> OptimizerConfig(name="adam", weight_decay=0.0).betas
+        (0.9, 0.999)
     """
 
     name: Literal["adamw", "adam"] = "adamw"
@@ -135,14 +155,19 @@ class OptimizerConfig:
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
     """
-    How the learning rate moves within a stage, once an epoch.
+    How the learning rate changes within a stage, once per epoch.
 
     Attributes:
-        name: "constant", "exponential" (times ``factor`` each epoch), "plateau" (times ``factor`` once
-            more than ``patience`` epochs in a row brought no validation loss lower by 1e-4 of it) or "cosine"
-            (to ``min_lr`` at the end).
-        factor, patience, min_lr: See there.
+        name: "constant"; "exponential" (times ``factor`` each epoch); "plateau" (times ``factor`` after more
+            than ``patience`` epochs in a row without a relative decrease of the validation loss by 1e-4); or
+            "cosine" (to ``min_lr`` at the end).
+        factor, patience, min_lr: See ``name``.
         warmup_steps: Optimizer steps of the first stage over which the rate rises linearly from nearly 0.
+
+    Example:
+        >>> from scfmlip.training import ScheduleConfig
+        >>> ScheduleConfig(name="cosine", min_lr=1e-5, warmup_steps=100).name
+        'cosine'
     """
 
     name: Literal["constant", "exponential", "plateau", "cosine"] = "plateau"
@@ -159,28 +184,36 @@ class ScheduleConfig:
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """
-    A whole training.
+    All options of a training.
 
     Attributes:
-        data, stages, optimizer, schedule: See there.
-        model: The dictionary of `scfmlip.models.build`. Left out, or "average" | "isolated":
-            ``elements`` (those of the training frames), ``atomic_energies`` (of each head: least squares over
-            its training frames, the default, or its single atoms with ``config_type=IsolatedAtom``),
-            ``backbone.avg_num_neighbors`` and ``backbone.scale`` (RMS force) come from the training frames.
-        start_from: A file of `scfmlip.save` to go on from, instead of ``model``.
-        output: Folder of everything that is written.
+        data, stages, optimizer, schedule: See `DataConfig`, `StageConfig`, `OptimizerConfig`,
+            `ScheduleConfig`.
+        model: The configuration for `scfmlip.models.build`. If missing, these come from the training frames:
+            ``elements``, ``backbone.avg_num_neighbors``, ``backbone.scale`` (RMS force), and
+            ``atomic_energies`` (per head: "average" for least squares over its training frames, the default,
+            or "isolated" for its single atoms with ``config_type=IsolatedAtom``).
+        start_from: A file of `scfmlip.save` to start from, instead of ``model``.
+        output: Output folder.
         loss_kind: "mse", "huber" (with ``huber_delta``) or "l1".
-        huber_delta: In the units of each term.
-        batch_size: Frames of one optimizer step, over all processes.
+        huber_delta: Delta of the Huber loss, in the unit of each term.
+        batch_size: Frames per optimizer step, over all processes.
         valid_batch_size: Frames evaluated at once; ``batch_size`` if 0.
-        seed: Of the order of frames; of the model too unless ``model.seed`` says otherwise.
-        dtype: Of weights and graphs; the model's own if None.
+        seed: Seed of the order of frames, and of the model unless ``model.seed`` is set.
+        dtype: dtype of weights and graphs; the model's own if None.
         device: "auto", "cpu", "cuda", ...
-        ema_decay: Of the averaged weights that are validated and saved; None for none.
-        clip: Largest norm of the gradient; None for any.
-        patience: Epochs of a stage without a better validation loss after which it ends; None for never.
-        checkpoint_interval: Epochs between checkpoints; the first and the last of a stage get one always.
-        wandb: Arguments of ``wandb.init``; None for no such log.
+        ema_decay: Decay of the averaged weights, which are validated and saved; None for no averaging.
+        clip: Largest norm of the gradient; None for no limit.
+        patience: End a stage after this number of epochs without a better validation loss; None for never.
+        checkpoint_interval: Epochs between checkpoints; the first and last epoch of a stage always write one.
+        wandb: Arguments of ``wandb.init``; None for no logging there.
+
+    Example:
+        >>> from scfmlip.training import DataConfig, StageConfig, TrainConfig
+        >>> data, stages = DataConfig(train=("water.xyz",)), (StageConfig(epochs=100),)
+        >>> config = TrainConfig(data, stages, model={"rule": "local"}, output="water")
+        >>> config.batch_size, config.optimizer.name
+        (8, 'adamw')
     """
 
     data: DataConfig
@@ -207,7 +240,7 @@ class TrainConfig:
         if not self.stages:
             raise ValueError("stages: a training needs at least one stage")
         if bool(self.model) == bool(self.start_from):
-            raise ValueError("give either model (a new model) or start_from (a saved one)")
+            raise ValueError("set either model (a new model) or start_from (a saved one)")
         kinds = {
             "backbone": (Mapping, "a mapping of options"),
             "elements": (list, "a list"),
@@ -237,15 +270,26 @@ class TrainConfig:
 
 def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
     """
-    A training's options from a plain mapping.
+    Make a training's options from a plain mapping.
 
     Raises:
         ValueError, TypeError: name the option that is unknown, missing or wrong.
+
+    Example:
+        >>> from scfmlip.training import config_from_dict
+        >>> values = {"data": {"train": "water.xyz"}, "model": {"rule": "local"}, "stages": [{"epochs": 100}]}
+        >>> config = config_from_dict(values)
+        >>> config.data.train, config.stages[0].loss
+        (('water.xyz',), {'energy': 1.0, 'forces': 100.0})
+        >>> config_from_dict({**values, "batch_size": 0})
+        Traceback (most recent call last):
+            ...
+        ValueError: batch_size must be a number of at least 1, got 0
     """
     values = dict(values)
     data = values.get("data")
     if isinstance(data, Mapping):
-        # one file needs no list
+        # a single file need not be a list
         lists = {k: [v] for k, v in data.items() if k in ("train", "valid", "test") and isinstance(v, str)}
         values["data"] = {**data, **lists}
     stages = values.get("stages")
@@ -264,11 +308,23 @@ def _stage(values: Any, where: str) -> StageConfig:
 
 def load_config(path: str | Path) -> TrainConfig:
     """
-    A training's options from a YAML file.
+    Read a training's options from a YAML file.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError, TypeError: as `config_from_dict`, or if the file is no YAML, or names an option twice.
+        FileNotFoundError: if there is no such file.
+        ValueError, TypeError: as in `config_from_dict`; also if the file is not YAML, or sets an option
+            twice.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from scfmlip.training import load_config
+        >>> text = "{data: {train: water.xyz}, model: {rule: local}, stages: [{epochs: 100}]}"
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "train.yaml")
+        ...     _ = path.write_text(text)
+        ...     config = load_config(path)
+        >>> config.stages[0].epochs
+        100
     """
     path = Path(path)
     if not path.is_file():
@@ -283,5 +339,13 @@ def load_config(path: str | Path) -> TrainConfig:
 
 
 def config_to_dict(config: TrainConfig) -> dict[str, Any]:
-    """The plain dictionary of a training's options."""
+    """
+    Convert a training's options to a plain dictionary.
+
+    Example:
+        >>> from scfmlip.training import config_from_dict, config_to_dict
+        >>> values = {"data": {"train": "water.xyz"}, "model": {"rule": "local"}, "stages": [{"epochs": 100}]}
+        >>> config_to_dict(config_from_dict(values))["schedule"]["name"]
+        'plateau'
+    """
     return dataclasses.asdict(config)

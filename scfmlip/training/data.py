@@ -1,4 +1,4 @@
-"""From files to graphs with labels, and what a model is given by its training frames."""
+"""Read files into graphs with labels, and draw batches from them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 @dataclasses.dataclass
 class Frames:
-    """Frames of one purpose, with a name for each."""
+    """Frames of one set, with a name for each."""
 
     frames: Sequence[Atoms]
     names: list[str]
@@ -39,7 +39,7 @@ class Frames:
         return len(self.names)
 
     def part(self, indices: Sequence[int]) -> Frames:
-        """Some of them; frames of HDF5 files stay on disk."""
+        """A subset; frames of HDF5 files stay on disk."""
         return Frames(_Part(self.frames, list(indices)), [self.names[i] for i in indices])
 
 
@@ -68,10 +68,10 @@ class _Joined(Sequence[Atoms]):
 
 def read_sets(config: DataConfig) -> dict[str, Frames]:
     """
-    The frames of "train", "valid" and "test"; the last two may be empty.
+    Read the frames of "train", "valid" and "test"; the last two may be empty.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_frames`; or if the fractions leave nothing to train on.
+        FileNotFoundError, ValueError: as in `read_frames`; also if the fractions leave nothing to train on.
     """
     sets = {}
     for name in ("train", "valid", "test"):
@@ -82,7 +82,7 @@ def read_sets(config: DataConfig) -> dict[str, Frames]:
         raise ValueError("data.train names no files")
     whole = sets["train"]
     order = np.random.default_rng(config.split_seed).permutation(len(whole)).tolist()
-    # reference atoms are there to be trained with, or for their energies
+    # reference atoms stay in the training set, for training or for their energies
     atoms = {i for i, frame in enumerate(iterate(whole.frames)) if is_isolated(frame)}
     order = [i for i in order if i not in atoms]
     total = len(order)
@@ -93,8 +93,8 @@ def read_sets(config: DataConfig) -> dict[str, Frames]:
             sets[name] = whole.part(chosen)
     if not order:
         raise ValueError(
-            f"{total} frames are too few for the validation and test fractions asked for"
-            + (f" (beside {len(atoms)} of isolated atoms)" if atoms else "")
+            f"{total} frames are too few for these validation and test fractions"
+            + (f" (besides {len(atoms)} of isolated atoms)" if atoms else "")
         )
     if len(order) < total:
         sets["train"] = whole.part(sorted([*order, *atoms]))
@@ -103,24 +103,24 @@ def read_sets(config: DataConfig) -> dict[str, Frames]:
 
 class GraphDataset(Dataset[AtomicData]):
     """
-    Graphs with labels; an index is ``(frame, counts)``, and a frame that does not count has weight 0.
+    Graphs with labels. An index is ``(frame, counts)``; a frame that does not count has weight 0.
 
-    The label ``energy`` is the interaction energy: atomic energies are taken off in float64, before they
-    would drown the rest in float32. Labels that the frame lacks are zero with weight 0.
+    The label ``energy`` is the interaction energy: atomic energies are subtracted in float64, because in
+    float32 they would swamp the rest. Missing labels are zero with weight 0.
 
     Args:
         frames: Frames and their names.
-        keys: Under which they hold their labels.
+        keys: Keys of the labels.
         elements: Atomic numbers of the model.
-        energies: eV of each of them, or of each for every head.
+        energies: Atomic energies, eV, per element, or per head and element.
         r_max: Cutoff, angstrom.
-        dtype: Of the graphs.
+        dtype: dtype of the graphs.
         width: Columns of the density, 1 or 4.
-        heads: Of the model.
-        pad_cell: Whether its open directions are mace's, very long ones, instead of the frames' own.
-        needed: Inputs that the model's energy depends on, by the batch's names; a total charge of 0 and a
-            multiplicity of 1 stand in for those that are missing.
-        embedded: mace-torch's description of what else its network embeds.
+        heads: Heads of the model.
+        pad_cell: Whether to use mace's very long cells along open directions instead of the frames' own.
+        needed: Inputs that the model's energy depends on, by the batch's names. A missing total charge counts
+            as 0, a missing multiplicity as 1.
+        embedded: mace-torch's description of additional inputs that the network embeds.
     """
 
     def __init__(
@@ -149,13 +149,13 @@ class GraphDataset(Dataset[AtomicData]):
 
     def check(self, quiet: bool = True) -> dict[str, list[int]]:
         """
-        Look at every frame before the training starts.
+        Check every frame before the training starts.
 
         Args:
             quiet: No progress bar.
 
         Returns:
-            Frames without an input that the model needs, by its name.
+            For each input that the model needs, the frames without it.
 
         Raises:
             ValueError: names the first frame that cannot be used, and why.
@@ -191,9 +191,9 @@ class GraphDataset(Dataset[AtomicData]):
             if countered not in (0, i + 1):
                 raise ValueError(
                     f"{self.frames.names[0]} and {name}: one has a counter_charge, the other has none; "
-                    "frames that are trained together all have it or none"
+                    "all frames of a training must have it, or none"
                 )
-            # neighbours too: a validation frame without would end the first epoch
+            # check neighbours too: a bad validation frame would end the first epoch
             self[i, True]
         return missing
 
@@ -217,14 +217,14 @@ class GraphDataset(Dataset[AtomicData]):
             if self.keys.cache:
                 self._graphs[number] = graph
         if not counts:
-            graph = copy.copy(graph)  # its tensors are shared
+            graph = copy.copy(graph)  # shares the tensors
             graph.weight = torch.zeros_like(graph.weight)
             graph["counts"] = torch.zeros_like(graph.weight)
         return graph
 
     @cached_property
     def n_atoms(self) -> int:
-        """Atoms of all frames."""
+        """Number of atoms in all frames."""
         return sum(len(self.frames.frames[i]) for i in range(len(self)))
 
     def _make(self, number: int) -> AtomicData:
@@ -259,7 +259,7 @@ class GraphDataset(Dataset[AtomicData]):
         ours = {"counts": tensor(1.0), "frame_number": torch.tensor(number), "potential": potential}
         rows = frame.arrays.get("density_coefficients")
         if rows is None:
-            # charges alone are a reference density without dipoles and quadrupoles
+            # charges only: a reference density without dipoles and quadrupoles
             rows = np.zeros((n_atoms, self.width))
             rows[:, 0] = frame.arrays.get("charges", 0.0)
         if rows.shape[1] < self.width:
@@ -275,7 +275,7 @@ class GraphDataset(Dataset[AtomicData]):
             "dipole",
             "charges",
         }:
-            # of the others make_graph has set the weight
+            # make_graph has set the weights of the others
             weight = frame.info.get(f"config_{label}_weight", 1.0) if label in values else 0.0
             ours[f"{label}_weight"] = tensor(float(weight))
         for key, value in ours.items():
@@ -287,14 +287,14 @@ class EpochBatches(Sampler[list[tuple[int, bool]]]):
     """
     One process's share of every batch of an epoch.
 
-    The order depends on seed and epoch only, so that nothing needs to be remembered to repeat it; a process
-    whose share of a batch is empty gets a frame that does not count.
+    The order depends on seed and epoch only, so it can be repeated without stored state. A process whose
+    share of a batch is empty gets a frame that does not count.
 
     Args:
-        size: Frames.
-        batch_size: Frames of a batch, over all processes.
-        seed: Of the order; None keeps that of the frames.
-        rank, world: This process, and how many.
+        size: Number of frames.
+        batch_size: Frames per batch, over all processes.
+        seed: Seed of the order; None keeps the order of the frames.
+        rank, world: Rank of this process, and number of processes.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int | None, rank: int = 0, world: int = 1) -> None:
@@ -316,7 +316,7 @@ class EpochBatches(Sampler[list[tuple[int, bool]]]):
 def make_loader(
     dataset: GraphDataset, batches: EpochBatches, num_workers: int = 0
 ) -> DataLoader[dict[str, Tensor]]:
-    """Batches as the dictionaries models take, on the CPU."""
+    """Load batches as the dictionaries that models take, on the CPU."""
     workers = {}
     if num_workers:
         workers = {"num_workers": num_workers, "persistent_workers": True, "worker_init_fn": _be_quiet}
@@ -324,12 +324,12 @@ def make_loader(
         cast(Dataset[Any], dataset),
         batch_sampler=batches,
         collate_fn=collate,
-        # loaders draw a seed for their workers: not from the global generator
+        # a private generator, because loaders draw a seed for their workers
         generator=torch.Generator().manual_seed(0),
         **workers,
     )
 
 
 def _be_quiet(_: int) -> None:
-    """In a worker: say nothing about a parent that goes away while a thread hands it tensors."""
+    """In a worker: suppress errors about a parent that ends while a thread sends it tensors."""
     sys.excepthook = lambda *_: None

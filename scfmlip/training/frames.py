@@ -1,4 +1,4 @@
-"""Reading frames and finding their labels under the keys a user names."""
+"""Read frames, and find their labels under the user's keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..structures import FileError, read_structures
 from .config import DataConfig
 
 _DEFAULTS = DataConfig(train=("",))
-# mace's name of each property: (option that names its key, "info" or "arrays")
+# by mace's name of a property: (option that sets its key, "info" or "arrays")
 PROPERTIES = {
     "energy": ("energy_key", "info"),
     "forces": ("forces_key", "arrays"),
@@ -34,9 +34,9 @@ PROPERTIES = {
 
 class Hdf5Frames(Sequence[Atoms]):
     """
-    Frames of a file that mace_prepare_data wrote, read one at a time.
+    Frames of a file that mace_prepare_data wrote, read one by one.
 
-    Properties appear under the keys that ``keys`` names, so that both kinds of file look alike.
+    Properties appear under the keys in ``keys``, so that both kinds of files look the same.
     """
 
     def __init__(self, path: Path, keys: DataConfig) -> None:
@@ -57,7 +57,7 @@ class Hdf5Frames(Sequence[Atoms]):
         return h5py.File(self.path, "r")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}  # an open file does not travel to another process
+        return {**self.__dict__, "_file": None}  # an open file cannot be sent to another process
 
     def __len__(self) -> int:
         return len(self.names)
@@ -89,7 +89,7 @@ class Hdf5Frames(Sequence[Atoms]):
         for label, stored in group.get("property_weights", {}).items():
             atoms.info[f"config_{label}_weight"] = _value(stored)
         head = _value(group["head"]) if "head" in group else None
-        if head not in (None, "Default"):  # mace writes that for none
+        if head not in (None, "Default"):  # mace writes "Default" for no head
             atoms.info.setdefault(self.keys.head_key, head)
         if "weight" in group:
             atoms.info["config_weight"] = _value(group["weight"])
@@ -103,7 +103,7 @@ def _trailing_number(name: str) -> int:
 
 
 def _value(stored: Any) -> Any:
-    """A stored value; mace writes None as text."""
+    """A stored value; mace writes None as a string."""
     value = stored[()]
     value = value.decode() if isinstance(value, bytes) else value
     return None if isinstance(value, str) and value == "None" else value
@@ -111,16 +111,16 @@ def _value(stored: Any) -> Any:
 
 def read_frames(path: str | Path, keys: DataConfig, what: str = "data.train") -> Sequence[Atoms]:
     """
-    The frames of a file.
+    Read the frames of a file.
 
     Args:
-        path: HDF5 as mace_prepare_data writes it (``.h5``, ``.hdf5``), else anything ASE reads.
-        keys: Names of the labels.
-        what: The option that named the file, for messages.
+        path: HDF5 as mace_prepare_data writes it (``.h5``, ``.hdf5``), or any file that ASE reads.
+        keys: Keys of the labels.
+        what: The option that gave the file, for messages.
 
     Raises:
-        FileNotFoundError: if there is none.
-        FileError: if it cannot be read, or holds no frames.
+        FileNotFoundError: if there is no such file.
+        FileError: if the file cannot be read, or holds no frames.
     """
     path = Path(path)
     if path.suffix not in (".h5", ".hdf5"):
@@ -129,7 +129,7 @@ def read_frames(path: str | Path, keys: DataConfig, what: str = "data.train") ->
         raise FileNotFoundError(f"{what}: there is no file {path}")
     try:
         frames = Hdf5Frames(path, keys)
-    except (OSError, ValueError, TypeError) as error:  # no HDF5, or not mace's groups
+    except (OSError, ValueError, TypeError) as error:  # not HDF5, or without mace's groups
         raise FileError(
             f"{what}: {path} cannot be read as what mace_prepare_data writes: {type(error).__name__}: {error}"
         ) from error
@@ -142,16 +142,16 @@ def find(atoms: Atoms, keys: DataConfig, name: str) -> Any:
     """
     A frame's value of one of `PROPERTIES`, or None.
 
-    It is under its key in info or arrays, else among ASE's results. Inputs of the model are found under all
-    their usual names, unless the user named another key.
+    The value is under its key in info or arrays, or among ASE's results. Inputs of the model are found under
+    all their usual names, unless the user set another key.
 
     Raises:
-        ValueError: for an input that is no number, or two that contradict each other.
+        ValueError: for an input that is not a number, or two that contradict each other.
     """
     option, where = PROPERTIES[name]
     key = getattr(keys, option)
     if name in INPUTS:
-        # a label of that name comes before an input without REF_
+        # a label of that name has priority over an input without REF_
         named = key != getattr(_DEFAULTS, option) or (
             INPUTS[name].labelled and atoms.info.get(key) is not None
         )
@@ -163,22 +163,22 @@ def find(atoms: Atoms, keys: DataConfig, name: str) -> Any:
 
 
 def counts(atoms: Atoms, keys: DataConfig, name: str) -> bool:
-    """Whether a frame has a property, and one that a model can be compared with: see `labelled`."""
+    """Whether a frame has a property that a model can be compared with, see `labelled`."""
     defined = name != "stress" or bool(atoms.pbc.all() and atoms.cell.rank == 3)
     return defined and find(atoms, keys, name) is not None
 
 
 def labelled(atoms: Atoms, keys: DataConfig, spin: bool = True) -> Atoms:
     """
-    The frame with its labels under mace's names, in mace's conventions; its multiplicity if ``spin``.
+    The frame with its labels under mace's names and conventions; the multiplicity only if ``spin``.
 
-    Fields become mace's (energy + field.dipole). The dipole of a periodic direction is no observable: its
-    component counts only if ``config_dipole_weight`` says so; a stress needs three periodic directions, since
-    codes differ in the volume of a slab.
+    Fields are converted to mace's sign (energy + field.dipole). The dipole along a periodic direction is not
+    an observable, so its component counts only if ``config_dipole_weight`` says so. A stress needs three
+    periodic directions, because codes differ in the volume of a slab.
 
     Raises:
-        ValueError: for a label of the wrong shape or one that is not finite, for inputs as `find`, and for
-            weights that are no numbers >= 0.
+        ValueError: for a label of the wrong shape or one that is not finite, for inputs as in `find`, and for
+            weights that are negative or not numbers.
     """
     frame = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     check_weights(atoms.info)
@@ -207,10 +207,10 @@ def labelled(atoms: Atoms, keys: DataConfig, spin: bool = True) -> Atoms:
 
 def check_label(value: Any, what: str, shapes: Sequence[tuple[int, ...]] = ((),)) -> NDArray[np.float64]:
     """
-    A label as finite numbers of one of some shapes.
+    Convert a label to finite numbers and check its shape.
 
     Raises:
-        ValueError: for anything else, truth values included; names ``what``.
+        ValueError: for anything else, including booleans; names ``what``.
     """
     found = np.asarray(value)
     try:
@@ -228,7 +228,7 @@ def check_label(value: Any, what: str, shapes: Sequence[tuple[int, ...]] = ((),)
 
 def check_weights(info: Mapping[str, Any]) -> None:
     """
-    Refuse weights of a frame that are no numbers of at least 0.
+    Refuse weights of a frame that are negative or not numbers.
 
     Raises:
         ValueError: names the key.
@@ -262,7 +262,7 @@ _SHAPES = {
 
 
 def available_keys(frames: Iterable[Atoms]) -> str:
-    """What the frames hold, for messages."""
+    """The keys that the frames hold, for messages."""
     info, arrays, results = set(), set(), set()
     for atoms in frames:
         info |= set(atoms.info)
@@ -276,10 +276,10 @@ def available_keys(frames: Iterable[Atoms]) -> str:
 
 
 def iterate(frames: Sequence[Atoms]) -> Iterator[Atoms]:
-    """Every frame, one in memory at a time."""
+    """Iterate over frames with one in memory at a time."""
     return (frames[i] for i in range(len(frames)))
 
 
 def is_isolated(atoms: Atoms) -> bool:
-    """Whether a frame is a reference atom."""
+    """Whether a frame is an isolated reference atom."""
     return len(atoms) == 1 and atoms.info.get("config_type") == "IsolatedAtom"

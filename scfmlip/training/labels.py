@@ -1,4 +1,4 @@
-"""What the training frames hold, what of it is used, and what is not."""
+"""Report which data of the training frames are used, and which are not."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .losses import TERMS
 
 def check_labels(sets: Mapping[str, Frames], config: TrainConfig) -> dict[str, int]:
     """
-    How many training frames have each label that counts.
+    Count the training frames that have each usable label.
 
     Raises:
-        ValueError: if a term of the loss, or a key the user named, is in no training frame; for inputs as
-            `find`.
+        ValueError: if no training frame has the label of a loss term or a key that the user set; for inputs
+            as in `find`.
     """
     keys, defaults = config.data, DataConfig(train=("",))
     found = dict.fromkeys(PROPERTIES, 0)
     for i, atoms in enumerate(iterate(sets["train"].frames)):
         try:
             for name in PROPERTIES:
-                # a multiplicity may be anything where the model does not ask for it
+                # the multiplicity is ignored unless the model needs it
                 found[name] += _has_spin(atoms, keys) if name == "total_spin" else counts(atoms, keys, name)
         except ValueError as error:
             raise ValueError(f"{sets['train'].names[i]}: {error}") from None
@@ -37,7 +37,7 @@ def check_labels(sets: Mapping[str, Frames], config: TrainConfig) -> dict[str, i
         for t, w in stage.loss.items()
         if w and t in TERMS
     }
-    # a missing total charge means a neutral system
+    # a missing total charge counts as neutral
     needed.pop("total_charge", None)
     for name, (option, _) in PROPERTIES.items():
         if getattr(keys, option) != getattr(defaults, option) and name != "total_spin":
@@ -55,12 +55,12 @@ def check_labels(sets: Mapping[str, Frames], config: TrainConfig) -> dict[str, i
 
 
 def _has_spin(atoms: Atoms, keys: DataConfig) -> bool:
-    """Whether a frame has a multiplicity, whatever it says."""
+    """Whether a frame has a multiplicity, valid or not."""
     return any(key == keys.total_spin_key or input_of(str(key)) == "total_spin" for key in atoms.info)
 
 
 def _dropped(frames: Sequence[Atoms], keys: DataConfig) -> dict[str, str]:
-    """Labels that are there and are not used, and why."""
+    """Labels that exist but are not used, with the reason."""
     n = sum(find(a, keys, "stress") is not None and not counts(a, keys, "stress") for a in iterate(frames))
     return {"stress": f"of {n} frames that are not periodic in three directions"} if n else {}
 
@@ -69,12 +69,12 @@ def describe(
     frames: Sequence[Atoms], found: Mapping[str, int], config: TrainConfig, needed: Sequence[str]
 ) -> list[str]:
     """
-    Lines that say what becomes of everything that the training frames hold.
+    Lines that report how each quantity in the training frames is used.
 
     Args:
-        frames: Of the training.
-        found: From `check_labels`.
-        config: The training.
+        frames: Frames of the training.
+        found: Counts from `check_labels`.
+        config: Options of the training.
         needed: Inputs of the model.
     """
     counted = {TERMS[t].label for s in config.stages for t, w in s.loss.items() if w and t in TERMS}
@@ -101,7 +101,7 @@ def describe(
 
 
 def _unread(frames: Sequence[Atoms], keys: DataConfig) -> list[str]:
-    """What else the frames hold, by where it lies."""
+    """Other quantities in the frames, by their place."""
     named = {getattr(keys, option) for option, _ in PROPERTIES.values()} | {
         "config_type",
         "numbers",
@@ -120,11 +120,11 @@ def _unread(frames: Sequence[Atoms], keys: DataConfig) -> list[str]:
 
 def describe_missing(dataset: GraphDataset, missing: Mapping[str, Sequence[int]]) -> list[str]:
     """
-    Lines that say which inputs of the model are taken for granted.
+    Lines that report which missing inputs of the model are replaced by defaults.
 
     Args:
         dataset: The graphs.
-        missing: From `GraphDataset.check`.
+        missing: Result of `GraphDataset.check`.
     """
     lines = []
     for which, numbers in missing.items():

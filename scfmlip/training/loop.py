@@ -29,25 +29,32 @@ from .report import write_history
 
 log = logging.getLogger("scfmlip.training")
 
-# what may differ between a training and its continuation
+# options that may change when a training is resumed
 _FREE = ("device", "output", "checkpoint_interval", "valid_batch_size", "wandb", "patience")
 _FREE_DATA = ("num_workers", "cache")
 
 
 class TrainingError(RuntimeError):
-    """A training that cannot go on; what it had reached is on disk."""
+    """
+    Raised by a training that cannot continue; its last checkpoint is on disk.
+
+    Example:
+        >>> from scfmlip.training import TrainingError
+        >>> issubclass(TrainingError, RuntimeError)  # `train` raises it, for instance for a loss of NaN
+        True
+    """
 
 
 @dataclasses.dataclass
 class Progress:
     """
-    Where a training stands, at the end of an epoch.
+    The progress of a training at the end of an epoch.
 
     Attributes:
-        epoch: Epochs done in all stages.
-        stage, stage_epoch: The stage, and epochs done in it.
+        epoch: Number of completed epochs in all stages.
+        stage, stage_epoch: The stage, and its number of completed epochs.
         best: Lowest validation loss of the stage.
-        best_epoch: When it was reached.
+        best_epoch: Epoch of the lowest validation loss.
         bad_epochs: Epochs since then.
         history: One row per epoch.
     """
@@ -63,16 +70,33 @@ class Progress:
 
 class Trainer:
     """
-    A model, its data and everything that changes while it is trained.
+    A model, its data and the state of its training.
 
     Args:
-        config: The training.
-        model: From `scfmlip.models`, on ``workers.device``.
-        sets: Graphs of "train" and, where there are any, "valid" and "test".
+        config: Options of the training.
+        model: A model of `scfmlip.models` on ``workers.device``.
+        sets: Graphs of "train" and, if present, "valid" and "test".
         workers: The processes.
-        model_config: Plain dictionary of the model, kept in checkpoints.
-        quiet: No progress bar.
-        data: Digests of the files of frames, kept in checkpoints.
+        model_config: Plain configuration of the model, stored in checkpoints.
+        quiet: Whether to hide the progress bar.
+        data: Digests of the files of frames, stored in checkpoints.
+
+    Example:
+        >>> import tempfile
+        >>> from scfmlip.data import path
+        >>> from scfmlip.training import Trainer, config_from_dict, prepare
+        >>> from scfmlip.training.processes import processes
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> values = {"data": {"train": str(path("al_water.xyz")), "valid_fraction": 0.5}}
+        >>> values |= {"model": {"rule": "short_range", "backbone": backbone}, "stages": [{"epochs": 2}]}
+        >>> with tempfile.TemporaryDirectory() as folder, processes("cpu") as workers:
+        ...     config = config_from_dict({**values, "output": folder})
+        ...     model, graphs, full = prepare(config, workers)
+        ...     trainer = Trainer(config, model, graphs, workers, full, quiet=True)
+        ...     progress = trainer.run()
+        ...     trainer.close()
+        >>> progress.epoch
+        2
     """
 
     def __init__(
@@ -95,11 +119,11 @@ class Trainer:
         self.train_loader = make_loader(sets["train"], self.batches, config.data.num_workers)
         self.progress = Progress()
         self.saved = 0
-        # the (averaged) weights of the best epoch
+        # (averaged) weights of the best epoch
         self.best: dict[str, Tensor] | None = None
-        # told every row of the history, if somebody wants to know
+        # called with every row of the history, if set
         self.watch: Callable[[dict[str, Any]], None] | None = None
-        # called when the first epoch is on disk
+        # called after the first epoch is on disk
         self.begun: Callable[[], None] = lambda: None
         self.objective = make_objective(model, config, workers.world)
         self.ema = self._new_average()
@@ -122,7 +146,7 @@ class Trainer:
         return None if decay is None else ExponentialMovingAverage(self.model.parameters(), decay)
 
     def _enter_stage(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """Optimizer and schedule of the current stage; moments of the one before are kept if given."""
+        """Set optimizer and schedule of the current stage; a given optimizer keeps its moments."""
         stage = self.config.stages[self.progress.stage]
         self.optimizer = optimizer or make_optimizer(self.model, self.config.optimizer, stage.lr)
         first = self.progress.stage == 0
@@ -156,7 +180,7 @@ class Trainer:
             self._epoch()
 
     def _epoch(self) -> None:
-        """One epoch, its validation, its row and its checkpoint."""
+        """Run one epoch: training, validation, log row and checkpoint."""
         progress = self.progress
         stage = self.config.stages[progress.stage]
         started = time.perf_counter()
@@ -188,7 +212,7 @@ class Trainer:
         self.say(_line(row))
 
     def _write(self, better: bool) -> None:
-        """The files of an epoch; the checkpoint, which holds the best weights too, first."""
+        """Write the files of an epoch; first the checkpoint, which also holds the best weights."""
         progress, best = self.progress, self.folder / "best.safetensors"
         due = progress.epoch % self.config.checkpoint_interval == 0 or progress.epoch == 1
         if due or progress.stage_epoch == self.config.stages[progress.stage].epochs:
@@ -198,7 +222,7 @@ class Trainer:
             with self._average():
                 save(self.model, best)
         if progress.epoch == 1:
-            # of a training before, which this one takes the place of now
+            # files of an earlier training, which this one replaces now
             for name in FILES[1:]:
                 if name != best.name or not better:
                     (self.folder / name).unlink(missing_ok=True)
@@ -206,7 +230,7 @@ class Trainer:
         write_history(self.folder / "log.csv", progress.history)
 
     def _train_epoch(self) -> dict[str, float]:
-        """Every training frame once."""
+        """Train on every frame once."""
         progress = self.progress
         stage = self.config.stages[progress.stage]
         self.batches.epoch = progress.epoch
@@ -227,12 +251,12 @@ class Trainer:
                 torch.tensor([float(counted.sum()), float(sizes.sum())], dtype=torch.float64)
             ).tolist()
             self.optimizer.zero_grad(set_to_none=True)
-            # the average over processes makes it a sum
+            # gradients are averaged over processes; this makes them a sum
             shares = n_systems / self.workers.world, n_atoms / self.workers.world
             try:
                 value = self.objective(batch, stage.loss, stage.scf, *shares)
             except ValueError as error:
-                # the frames were checked before: the weights have run away
+                # the frames were checked before, so the weights have diverged
                 raise TrainingError(self._diverged(str(error), number, batch)) from error
             value.backward()
             if core.unconverged is not None:
@@ -270,10 +294,10 @@ class Trainer:
 
     def evaluate(self, name: str, weights: Mapping[str, float], scf: str = "converged") -> dict[str, float]:
         """
-        Loss and errors of a set, with the averaged weights if there are any.
+        Loss and errors of a set, with the averaged weights if they exist.
 
         Returns:
-            ``loss`` (infinite where a state did not converge) and the errors of every label.
+            ``loss`` (infinite if a state did not converge) and the errors of every label.
         """
         dataset = self.sets[name]
         workers = self.workers
@@ -303,7 +327,7 @@ class Trainer:
         return {"loss": value, "unconverged": float(total[1]), **errors.result()}
 
     def state(self) -> dict[str, Any]:
-        """Everything a continuation needs, as tensors and plain types."""
+        """Everything needed to resume, as tensors and plain types."""
         return {
             "config": config_to_dict(self.config),
             "model_config": self.model_config,
@@ -320,23 +344,23 @@ class Trainer:
 
     def resume(self, state: dict[str, Any]) -> None:
         """
-        Go on from a checkpoint, exactly.
+        Resume exactly from a checkpoint.
 
         Raises:
-            ValueError: if the configuration asks for another training.
+            ValueError: if the configuration belongs to another training.
         """
         check_same(state["config"], config_to_dict(self.config), state["progress"])
         changed = [path for path, digest in state["data"].items() if self.data.get(path) != digest]
         if changed:
             raise ValueError(
-                f"{', '.join(changed)} changed since the checkpoint was written: put back what it was, use "
+                f"{', '.join(changed)} changed since the checkpoint was written: restore it, use "
                 "another output folder, or --fresh to start over in this one"
             )
         self.progress = Progress(**state["progress"])
         self.saved = self.progress.epoch
         self.best = state["best"]
         if self.best is not None and self.workers.first:
-            # whatever became of the file
+            # even if the file is gone
             self.model.load_state_dict(self.best)
             save(self.model, self.folder / "best.safetensors")
         self.model.load_state_dict(state["model"])
@@ -349,16 +373,17 @@ class Trainer:
 
     def close(self) -> None:
         """
-        Let go of what exchanges gradients, before the processes part.
+        Release the object that exchanges gradients, before the processes end.
 
-        Else its destructor may wait, holding Python's lock, for a thread of theirs that waits for that lock.
+        Otherwise its destructor may deadlock: it holds Python's lock and waits for a thread that needs the
+            lock.
         """
         for name in ("logger", "reducer"):
             if hasattr(self.objective, name):
                 setattr(self.objective, name, None)
 
     def say(self, text: str) -> None:
-        """One line to the log, from the first process."""
+        """Write a line to the log, from the first process only."""
         if self.workers.first:
             log.info(text)
 
@@ -389,10 +414,10 @@ class Trainer:
 
 def check_same(old: dict[str, Any], new: dict[str, Any], progress: Mapping[str, Any]) -> None:
     """
-    Whether a configuration continues the training of another one.
+    Check that a configuration continues the training of another one.
 
-    The current stage may have become longer, but for one whose rate falls to its end (cosine); later ones may
-    be anything.
+    The current stage may be longer, except with a cosine schedule, whose rate depends on the stage's end.
+    Later stages may change.
 
     Raises:
         ValueError: names the options that differ.
@@ -406,7 +431,7 @@ def check_same(old: dict[str, Any], new: dict[str, Any], progress: Mapping[str, 
         for i, stage in enumerate(config["stages"][: progress["stage"] + 1]):
             longer = i == progress["stage"] and stage["epochs"] >= progress["stage_epoch"] and not cosine
             flat |= {f"stages[{i}].{k}": v for k, v in stage.items() if not (longer and k == "epochs")}
-        # tuples and lists are one thing in a file
+        # files do not distinguish tuples and lists
         return json.loads(json.dumps(flat))
 
     before, after = kept(old), kept(new)

@@ -18,15 +18,21 @@ LossKind = Literal["mse", "huber", "l1"]
 @dataclasses.dataclass(frozen=True)
 class Term:
     """
-    One label: what predicts it and how it is counted.
+    One label: the output that predicts it, and how its error counts.
 
     Attributes:
         output: Key of the model's output.
-        label: Key of the batch; ``{label}_weight [n_systems]`` holds its weight, 0 where there is no label.
-        per: "system" or "atom": what the first axis runs over.
-        unit: Of the error.
-        per_atom: Divide the error by the number of atoms.
-        option: The data option that names the label's key.
+        label: Key of the batch; ``{label}_weight [n_systems]`` holds its weight, 0 if there is no label.
+        per: Whether the first axis runs over each "system" or "atom".
+        unit: Unit of the error.
+        per_atom: Whether to divide the error by the number of atoms.
+        option: The data option that sets the label's key.
+
+    Example:
+        >>> from scfmlip.training import TERMS
+        >>> term = TERMS["energy"]
+        >>> term.output, term.option, term.unit
+        ('interaction_energy', 'energy_key', 'eV/atom')
     """
 
     output: str
@@ -38,7 +44,7 @@ class Term:
 
 
 TERMS: dict[str, Term] = {
-    # energies without the atoms' own, which float32 could not resolve in the sum
+    # energies without atomic energies, because float32 could not resolve the total
     "energy": Term("interaction_energy", "energy", "system", "eV/atom", "energy_key", per_atom=True),
     "forces": Term("forces", "forces", "atom", "eV/A", "forces_key"),
     "stress": Term("stress", "stress", "system", "eV/A^3", "stress_key"),
@@ -55,16 +61,16 @@ TERMS: dict[str, Term] = {
 }
 
 
-# terms without a label, by name: the output that is kept below 1, softplus(x - 1) with this sharpness
+# terms without a label: the output that a softplus(x - 1) of this sharpness keeps below 1
 PENALTIES = {"scf_stability": "scf_amplification"}
 _SHARPNESS = 10.0
 
-# one term per label: those that differ in their unit only say nothing new
+# one term per label: terms that differ only in their unit are redundant
 LABELS = tuple(n for n in TERMS if not n.endswith("_per_atom"))
 
 
 def _reference(term: Term, batch: Mapping[str, Tensor], predicted: Tensor) -> Tensor:
-    """The label in the shape of ``predicted``; a density of charges alone is compared with the charges."""
+    """The label in the shape of ``predicted``; a density with charges only is compared with the charges."""
     label = batch[term.label]
     if term.output == "density_coefficients":
         label = label[:, : predicted.shape[1]]
@@ -74,7 +80,7 @@ def _reference(term: Term, batch: Mapping[str, Tensor], predicted: Tensor) -> Te
 def _errors(
     term: Term, out: Mapping[str, Tensor | None], batch: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor] | None:
-    """``[n, components]`` error and ``[n, components]`` label weight of a term; None where not predicted."""
+    """Error and label weight of a term, ``[n, components]`` each; None if it is not predicted."""
     predicted = out.get(term.output)
     if predicted is None:
         return None
@@ -87,7 +93,7 @@ def _errors(
     if term.per_atom:
         error = error / (batch["ptr"][1:] - batch["ptr"][:-1])[:, None].to(error.dtype)
     weight = weight.to(error.dtype).expand_as(error)
-    # without a label the error means nothing and may be NaN: its gradient must be zero too
+    # without a label the error has no meaning and may be NaN; its gradient must be zero
     return torch.where(weight > 0, error, 0), weight
 
 
@@ -103,25 +109,34 @@ def loss(
     """
     The weighted loss of a batch: sum over terms of ``w mean(w_frame w_label l(error))``.
 
-    The mean runs over all systems, atoms and components, labelled or not, as in mace-torch: the gradient of
-    a batch is then that of the whole set on average, however the labels are spread.
+    As in mace-torch, the mean runs over all systems, atoms and components, labelled or not. The expected
+    gradient of a batch is then that of the whole set, however the labels are distributed.
 
     Args:
-        out: What the model returned.
-        batch: Its input, with labels and their weights.
-        weights: Of the terms, `TERMS` and `PENALTIES`.
-        kind: "mse" squares; "huber" is quadratic up to ``delta`` and linear beyond; "l1" takes the absolute
-            value, for vectors and tensors (forces, stress, dipole) the length.
-        delta: See there.
-        n_systems: What sums over systems are divided by; those of the batch if None. Processes that share a
-            batch give those of the whole.
+        out: Output of the model.
+        batch: Input of the model, with labels and their weights.
+        weights: Weights of the terms in `TERMS` and `PENALTIES`.
+        kind: "mse" is quadratic; "huber" is quadratic up to ``delta`` and linear beyond; "l1" is the absolute
+            value, or the norm of vectors and tensors (forces, stress, dipole).
+        delta: See ``kind``.
+        n_systems: Divisor of sums over systems; the batch's number of systems if None. Processes that share a
+            batch pass the total number.
         n_atoms: Likewise for sums over atoms.
 
     Returns:
         A scalar in the dtype of the outputs.
 
     Raises:
-        ValueError: for a weighted term the model does not predict.
+        ValueError: for a weighted term that the model does not predict.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.training import loss
+        >>> one = torch.ones(1)
+        >>> batch = {"ptr": torch.tensor([0, 2]), "batch": torch.tensor([0, 0]), "weight": one}
+        >>> batch |= {"energy": torch.tensor([-10.0]), "energy_weight": one}
+        >>> loss({"interaction_energy": torch.tensor([-9.8])}, batch, {"energy": 1.0})  # (0.2 / 2 atoms)^2
+        tensor(0.0100)
     """
     total: Tensor | None = None
     for name, weight in weights.items():
@@ -150,7 +165,7 @@ def loss(
             summed = (label_weight * F.huber_loss(error, torch.zeros_like(error), "none", delta)).sum()
             summed = summed / error.shape[1]
         else:
-            # a length has no derivative at 0
+            # a norm has no derivative at 0
             length = (label_weight * error).square().sum(1)
             positive = length > 0
             summed = torch.where(positive, length, 1).sqrt().where(positive, 0).sum()
@@ -164,7 +179,7 @@ def loss(
 def labelled_pairs(
     out: Mapping[str, Tensor | None], batch: Mapping[str, Tensor]
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Predictions and references of a batch, flat, by label; only components that have one."""
+    """Flat predictions and references of a batch by label; only components with a label."""
     found = {}
     for name in LABELS:
         term = TERMS[name]
@@ -185,9 +200,19 @@ def labelled_pairs(
 
 class Errors:
     """
-    Root mean square and mean absolute error of every label, gathered over batches and processes.
+    Root mean square and mean absolute errors of every label, accumulated over batches and processes.
 
-    Components without a label do not count; weights only say which have one.
+    Components without a label do not count; weights only mark which components have one.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.training import Errors
+        >>> one, errors = torch.ones(1), Errors()
+        >>> batch = {"ptr": torch.tensor([0, 2]), "batch": torch.tensor([0, 0]), "weight": one}
+        >>> batch |= {"energy": torch.tensor([-10.0]), "energy_weight": one}
+        >>> errors.add({"interaction_energy": torch.tensor([-9.8])}, batch)
+        >>> {name: round(value, 4) for name, value in errors.result().items()}  # eV per atom
+        {'energy_rmse': 0.1, 'energy_mae': 0.1}
     """
 
     def __init__(self) -> None:
@@ -195,7 +220,7 @@ class Errors:
         self.sums = torch.zeros(len(LABELS), 3, dtype=torch.float64)
 
     def add(self, out: Mapping[str, Tensor | None], batch: Mapping[str, Tensor]) -> None:
-        """Count a batch."""
+        """Add a batch."""
         used = batch["weight"] > 0
         for row, name in zip(self.sums, LABELS, strict=True):
             term = TERMS[name]
@@ -210,7 +235,7 @@ class Errors:
             ).cpu()
 
     def result(self) -> dict[str, float]:
-        """``{name}_rmse`` and ``{name}_mae`` of every label met, in the units of `TERMS`."""
+        """``{name}_rmse`` and ``{name}_mae`` of every label found, in the units of `TERMS`."""
         found = {}
         for (count, square, absolute), name in zip(self.sums.tolist(), LABELS, strict=True):
             if count:

@@ -1,4 +1,4 @@
-"""Optimizer, learning rates and the module that processes share."""
+"""Optimizer, learning rates, and the module that is distributed over processes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
     """
     Parameters with and without weight decay.
 
-    As in mace-torch, what mixes features decays (linear maps and tensor products of the interactions, all of
-    the products); embeddings, radial networks, readouts and charge rules do not.
+    As in mace-torch, weights that mix features decay (linear maps and tensor products of the interactions,
+    all weights of the products). Embeddings, radial networks, readouts and charge rules do not decay.
     """
     decayed, free = [], []
     for name, parameter in model.named_parameters():
@@ -35,7 +35,7 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
 
 
 def make_optimizer(model: torch.nn.Module, options: OptimizerConfig, lr: float) -> torch.optim.Optimizer:
-    """The optimizer of a stage."""
+    """Make the optimizer of a stage."""
     cls = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[options.name]
     betas = cast(tuple[float, float], tuple(options.betas))
     groups = parameter_groups(model, options.weight_decay)
@@ -44,16 +44,16 @@ def make_optimizer(model: torch.nn.Module, options: OptimizerConfig, lr: float) 
 
 class Schedule:
     """
-    The learning rate of one stage: a linear rise over the first steps, then torch's scheduler once an epoch.
+    The learning rate of one stage: linear warm-up over the first steps, then torch's scheduler every epoch.
 
-    Epochs that begin and end within the rise do not count: a cosine takes those that are left.
+    Epochs entirely within the warm-up do not count: a cosine schedule covers the remaining ones.
 
     Args:
-        optimizer: Whose rates are set.
+        optimizer: The optimizer.
         options: See `ScheduleConfig`.
-        lr: To start from.
-        epochs: Of the stage.
-        warmup: Whether the stage begins with the rise.
+        lr: Initial learning rate.
+        epochs: Number of epochs of the stage.
+        warmup: Whether the stage begins with the warm-up.
     """
 
     def __init__(
@@ -103,12 +103,12 @@ class Schedule:
             self.main.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed stage needs beside the optimizer's own state."""
+        """Everything that a resumed stage needs besides the optimizer's own state."""
         parts = {"main": self.main, "rise": self.rise}
         return {"done": self.done} | {k: v.state_dict() for k, v in parts.items() if v is not None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self.done = state["done"]
         for name, part in (("main", self.main), ("rise", self.rise)):
             if part is not None:
@@ -119,8 +119,8 @@ class Objective(torch.nn.Module):
     """
     Model and loss as one module.
 
-    What processes share is wrapped around this, not around the model: then exactly the parameters behind the
-    loss take part in the exchange of gradients, whatever else the model returns.
+    DistributedDataParallel wraps this module and not the model, so exactly the parameters that the loss
+    depends on take part in the exchange of gradients, whatever else the model returns.
     """
 
     def __init__(self, model: torch.nn.Module, kind: LossKind, delta: float) -> None:
@@ -140,20 +140,20 @@ class Objective(torch.nn.Module):
         """
         The loss of this process's share, divided by the sizes of the whole batch.
 
-        A state that does not converge leaves the share out: the loss is 0 and ``unconverged`` says why.
+        A share with a state that does not converge is left out: its loss is 0, and ``unconverged`` says why.
         """
         try:
             out = self.model(batch, training=True, scf=scf, **outputs_for(weights))
         except ConvergenceError as error:
             self.unconverged = str(error)
-            # zero, and still a function of every parameter, which processes that exchange gradients expect
+            # zero, but still a function of every parameter, as the exchange of gradients requires
             return sum((0 * p.sum() for p in self.model.parameters() if p.requires_grad), torch.zeros(()))
         self.unconverged = None
         return loss(out, batch, weights, self.kind, self.delta, n_systems, n_atoms)
 
 
 def outputs_for(weights: Mapping[str, float]) -> dict[str, bool]:
-    """What a model is asked to compute beside its energy, by the terms that count."""
+    """The model options that compute the outputs of these loss terms."""
     return {
         "compute_force": weights.get("forces", 0) > 0,
         "compute_stress": weights.get("stress", 0) > 0,
@@ -163,7 +163,7 @@ def outputs_for(weights: Mapping[str, float]) -> dict[str, bool]:
 
 
 def wanted(batch: Mapping[str, Tensor], weights: Mapping[str, float] | None = None) -> dict[str, bool]:
-    """What to compute beside the energy: whatever the batch has labels of or the loss counts."""
+    """The model options for outputs that the batch has labels for, or that the loss counts."""
     labels = {
         name: 1.0 for name in ("forces", "stress", "potential") if bool((batch[f"{name}_weight"] > 0).any())
     }
@@ -172,7 +172,7 @@ def wanted(batch: Mapping[str, Tensor], weights: Mapping[str, float] | None = No
 
 @contextmanager
 def frozen(model: torch.nn.Module) -> Iterator[None]:
-    """No derivatives with respect to the weights: forces need those of positions only."""
+    """Disable derivatives with respect to the weights: forces need only those of the positions."""
     trained = [p for p in model.parameters() if p.requires_grad]
     for p in trained:
         p.requires_grad_(False)
@@ -184,7 +184,7 @@ def frozen(model: torch.nn.Module) -> Iterator[None]:
 
 
 def make_objective(model: torch.nn.Module, config: TrainConfig, world: int) -> torch.nn.Module:
-    """`Objective`, its gradients averaged over processes if there are several."""
+    """Make an `Objective`; with several processes, gradients are averaged."""
     objective = Objective(model, config.loss_kind, config.huber_delta)
     if world == 1:
         return objective

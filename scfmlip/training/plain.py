@@ -1,4 +1,4 @@
-"""YAML of plain values: numbers, texts, lists and mappings in which nothing is named twice."""
+"""YAML with plain values only: numbers, strings, lists and mappings without duplicate keys."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, without dates, that sees when a key comes again."""
+    """The safe loader, without dates, and with an error for duplicate keys."""
 
-    # dates stay texts
+    # dates stay strings
     yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's own)
         first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -19,10 +19,10 @@ class _Loader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """
-        A mapping.
+        Compose a mapping.
 
         Raises:
-            yaml.MarkedYAMLError: for a key that it has already.
+            yaml.MarkedYAMLError: for a duplicate key.
         """
         node = super().compose_mapping_node(anchor)
         seen = set()
@@ -30,19 +30,17 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
-                )
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} is set twice", problem_mark=key.start_mark)
             seen.add(key.value)
         return node
 
 
 def read_yaml(text: str) -> Any:
     """
-    What a YAML text holds.
+    Read a YAML text.
 
     Raises:
-        ValueError: for what is no YAML, holds a key twice, or something else than plain values.
+        ValueError: for invalid YAML, duplicate keys, or values that are not plain.
     """
     try:
         values = yaml.load(text, _Loader)
@@ -50,9 +48,9 @@ def read_yaml(text: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ValueError(f"no YAML of options: {where}{getattr(error, 'problem', None) or error}") from None
+        raise ValueError(f"not valid YAML: {where}{getattr(error, 'problem', None) or error}") from None
     except RecursionError:
-        raise ValueError("no YAML of options: lists or mappings within each other without end") from None
+        raise ValueError("not valid YAML: lists or mappings are nested too deeply") from None
     except TypeError as error:
-        raise ValueError(f"it holds more than numbers, texts, lists and mappings: {error}") from None
+        raise ValueError(f"it holds more than numbers, strings, lists and mappings: {error}") from None
     return values

@@ -1,4 +1,4 @@
-"""The processes that torchrun starts: who this one is, and sums over all."""
+"""The processes that torchrun starts: rank of this one, and sums over all."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..devices import pick_device
 @dataclasses.dataclass(frozen=True)
 class Processes:
     """
-    One process among those that train a model.
+    One of the processes that train a model.
 
     Attributes:
-        rank, world: Its number, and how many there are.
-        device: Where it computes.
+        rank, world: Rank of this process, and number of processes.
+        device: Device of this process.
     """
 
     rank: int
@@ -30,27 +30,27 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this one writes files."""
+        """Whether this process writes files."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over processes, of a tensor of equal shape in each."""
+        """Sum a tensor over processes; it must have the same shape in each."""
         if self.world > 1:
-            # gloo and nccl each want tensors of their own kind
+            # gloo and nccl need tensors on their own kind of device
             moved = values.to(self.device, copy=True)
             torch.distributed.all_reduce(moved)
             return moved.to(values.device)
         return values
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process is here."""
         if self.world > 1:
             torch.distributed.barrier()
 
 
 @contextmanager
 def processes(device: str) -> Iterator[Processes]:
-    """Join the processes of torchrun, if there are any, and leave them in the end."""
+    """Join the processes of torchrun, if there are any, and leave them at the end."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     picked = pick_device(device, local)

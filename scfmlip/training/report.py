@@ -1,4 +1,4 @@
-"""What a training leaves behind: its log, errors and figures."""
+"""Output of a training: log, errors and figures."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from ..files import write_text, write_whole
 from .losses import LABELS, TERMS
 
-# name of a label: (predictions, references), flat
+# by label: (predictions, references), flat
 Pairs = Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 
 def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """One row per epoch as CSV; columns of labels that came later are empty before."""
+    """Write one row per epoch as CSV; columns of labels that appear later are empty before."""
     columns = list(dict.fromkeys(key for row in history for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -30,7 +30,7 @@ def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
@@ -39,7 +39,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def plot_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """Losses and validation errors against epochs."""
+    """Plot losses and validation errors against epochs."""
     from matplotlib.figure import Figure
 
     labels = [n for n in LABELS if any(f"valid_{n}_rmse" in row for row in history)]
@@ -65,7 +65,7 @@ def plot_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
 
 
 def plot_parity(path: Path, sets: Mapping[str, Pairs]) -> None:
-    """Predictions against references, a panel for each label and a colour for each set."""
+    """Plot predictions against references, with one panel per label and one colour per set."""
     from matplotlib.figure import Figure
 
     labels = [n for n in LABELS if any(n in pairs for pairs in sets.values())]

@@ -1,4 +1,4 @@
-"""A whole training from its options: data, model, loop, and what is left in the end."""
+"""A complete training from its options: data, model, loop and output."""
 
 from __future__ import annotations
 
@@ -50,24 +50,38 @@ def prepare(
     quiet: bool = True,
 ) -> tuple[models.Model, dict[str, GraphDataset], dict[str, Any]]:
     """
-    Model and graphs of a training.
+    Build model and graphs of a training.
 
     Args:
-        config: The training.
-        workers: The processes; the model goes to their device.
-        model_config: The complete dictionary of the model, if an earlier run has worked it out.
-        weights: The model's, of that run.
-        quiet: No progress bar while graphs are made.
+        config: Options of the training.
+        workers: The processes; the model is moved to their device.
+        model_config: Complete configuration of the model from an earlier run, if there is one.
+        weights: Weights of the model from that run.
+        quiet: Whether to hide the progress bar while graphs are built.
 
     Raises:
-        FileNotFoundError, ValueError, TypeError: name the file, frame, label or option that is wrong.
+        FileNotFoundError, ValueError, TypeError: name the wrong file, frame, label or option.
+
+    Example:
+        >>> from scfmlip.data import path
+        >>> from scfmlip.training import config_from_dict, prepare
+        >>> from scfmlip.training.processes import processes
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> values = {"data": {"train": str(path("al_water.xyz")), "valid_fraction": 0.5}}
+        >>> values |= {"model": {"rule": "short_range", "backbone": backbone}, "stages": [{"epochs": 1}]}
+        >>> with processes("cpu") as workers:
+        ...     model, graphs, full = prepare(config_from_dict(values), workers)
+        >>> {name: len(dataset) for name, dataset in graphs.items()}
+        {'train': 1, 'valid': 1}
+        >>> full["elements"]  # of the frames
+        (1, 8, 13)
     """
     sets = read_sets(config.data)
     counts = check_labels(sets, config)
     check_counted(sets, config)
     loaded, full = None, {}
     if config.start_from is None:
-        # when resuming too: it takes isolated atoms out of the training set
+        # also when resuming: it removes isolated atoms from the training set
         full = complete_model(config, sets)
     elif model_config is None:
         loaded = models.load(config.start_from)
@@ -105,7 +119,7 @@ def prepare(
     sizes = ", ".join(f"{len(g)} {name}" for name, g in graphs.items())
     if workers.first:
         log.info("frames: %s", sizes)
-        # every density answers to a field
+        # every density responds to a field
         inputs = [*required_inputs(typed), "head"]
         inputs += [] if name_of(typed.rule) == "short_range" else ["external_field"]
         for line in describe(sets["train"].frames, counts, config, inputs):
@@ -127,28 +141,43 @@ def train(
     config: TrainConfig | Mapping[str, Any], fresh: bool = False, quiet: bool = False
 ) -> dict[str, Any]:
     """
-    Train a model, or go on with a training that was interrupted.
+    Train a model, or resume an interrupted training.
 
-    In ``config.output`` appear ``config.yaml`` (``options.yaml`` where that is a file of yours), ``log.csv``
-    (a row per epoch), ``checkpoint.pt``, ``best.safetensors`` (`scfmlip.load`; averaged weights of the lowest
-    validation loss of the last stage), ``errors.json``, ``loss.png`` and ``parity.png``. A run with the same
-    options and data in the same folder goes on after the last epoch that was completed, bit for bit as if it
-    had never stopped (on one processor type and number of processes; CUDA's atomic sums differ from run to
-    run). One training at a time holds a folder.
+    Writes to ``config.output``: ``config.yaml`` (or ``options.yaml`` if you have a file of that name there),
+    ``log.csv`` (a row per epoch), ``checkpoint.pt``, ``best.safetensors`` (for `scfmlip.load`: the averaged
+    weights with the lowest validation loss of the last stage), ``errors.json``, ``loss.png`` and
+    ``parity.png``. A run with the same options and data in the same folder resumes after the last completed
+    epoch. The result is bitwise the same as without the interruption, for the same processor type and number
+    of processes (except for CUDA's atomic sums, which differ between runs). Only one training at a time may
+    use a folder.
 
     Args:
         config: The options, or their plain dictionary.
-        fresh: Start over: what the folder holds of a training before is replaced after the first epoch.
-        quiet: No progress bar.
+        fresh: Start over; files of an earlier training in the folder are replaced after the first epoch.
+        quiet: Whether to hide the progress bar.
 
     Returns:
-        What ``errors.json`` holds: ``epochs``, ``best_epoch``, ``seconds`` and for each set its errors; and
-        ``first``, whether this process wrote it.
+        The content of ``errors.json``: ``epochs``, ``best_epoch``, ``seconds`` and the errors of each set;
+        and ``first``, whether this process wrote the file.
 
     Raises:
-        FileNotFoundError, ValueError, TypeError: for options or data that do not fit; nothing was trained.
-        BlockingIOError: if another training holds the folder.
-        TrainingError: for a training that cannot go on.
+        FileNotFoundError, ValueError, TypeError: for wrong options or data; nothing was trained.
+        BlockingIOError: if another training uses the folder.
+        TrainingError: for a training that cannot continue.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from scfmlip.data import path
+        >>> from scfmlip.training import train
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     values = {"data": {"train": str(path("al_water.xyz")), "valid_fraction": 0.5}}
+        ...     values |= {"model": {"rule": "short_range", "backbone": backbone}, "stages": [{"epochs": 1}]}
+        ...     errors = train({**values, "output": folder}, quiet=True)
+        ...     print(pathlib.Path(folder, "best.safetensors").is_file())
+        True
+        >>> sorted(errors["valid"])
+        ['energy_mae', 'energy_rmse', 'forces_mae', 'forces_rmse', 'loss', 'unconverged']
     """
     if not isinstance(config, TrainConfig):
         config = config_from_dict(config)
@@ -226,7 +255,7 @@ def _errors(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _alone(folder: Path, workers: Processes) -> Iterator[None]:
-    """Hold the folder for these processes, against others."""
+    """Lock the folder for these processes."""
     with ExitStack() as stack:
         problem: OSError | None = None
         if workers.first:
@@ -241,7 +270,7 @@ def _alone(folder: Path, workers: Processes) -> Iterator[None]:
 
 def _find_state(folder: Path) -> dict[str, Any] | None:
     """
-    The state of a training to go on with.
+    The state of an earlier training to resume, or None.
 
     Raises:
         ValueError: for a damaged checkpoint, or results without one, which a new training would replace.
@@ -252,7 +281,7 @@ def _find_state(folder: Path) -> dict[str, Any] | None:
     found = [path.name for path in others if path.exists()]
     if found:
         raise ValueError(
-            f"{folder} holds {', '.join(found)}, but no {checkpoint.name} to go on from: choose another "
+            f"{folder} holds {', '.join(found)}, but no {checkpoint.name} to resume from: choose another "
             "output folder, or --fresh to replace them"
         )
     return None
@@ -262,7 +291,7 @@ _HEAD = "# the options of this training, as scfmlip read them\n"
 
 
 def _write_options(folder: Path, config: TrainConfig, workers: Processes) -> None:
-    """``config.yaml``, beside it where a user's own file has that name."""
+    """Write ``config.yaml``, or ``options.yaml`` if a user's own file has that name."""
     if not workers.first:
         return
     path = folder / "config.yaml"
@@ -283,7 +312,20 @@ def parity(
         batch_size: Frames evaluated at once.
 
     Returns:
-        By term, flat arrays of the labelled components; energies are interaction energies per atom.
+        Flat arrays of the labelled components by term; energies are interaction energies per atom.
+
+    Example:
+        >>> from scfmlip.data import path
+        >>> from scfmlip.training import config_from_dict, parity, prepare
+        >>> from scfmlip.training.processes import processes
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> values = {"data": {"train": str(path("al_water.xyz")), "valid_fraction": 0.5}}
+        >>> values |= {"model": {"rule": "short_range", "backbone": backbone}, "stages": [{"epochs": 1}]}
+        >>> with processes("cpu") as workers:
+        ...     model, graphs, _ = prepare(config_from_dict(values), workers)
+        >>> predicted, reference = parity(model, graphs["train"])["forces"]
+        >>> predicted.shape, reference.shape  # 36 atoms, three components each
+        ((108,), (108,))
     """
     device = next(model.parameters()).device
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
@@ -300,7 +342,7 @@ def parity(
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Tuples as lists, which YAML writes without tags."""
+    """Convert tuples to lists, which YAML writes without tags."""
     return json.loads(json.dumps(values))
 
 
@@ -315,7 +357,7 @@ def _wandb(
     try:
         import wandb  # type: ignore[import-not-found]
     except ModuleNotFoundError:
-        raise ImportError("the option wandb needs that package: pip install wandb") from None
+        raise ImportError("the option wandb needs the package wandb: pip install wandb") from None
     run = wandb.init(**config.wandb, config={**_plain(config_to_dict(config)), "model": model_config})
     try:
         yield run.log

@@ -1,4 +1,4 @@
-"""What a model is given by its training frames: elements, atomic energies, neighbours, the size of forces."""
+"""Statistics of the training frames for a model: elements, atomic energies, neighbours, size of forces."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .config import DataConfig, TrainConfig
 from .data import DTYPES, Frames, GraphDataset
 from .frames import available_keys, check_label, find, is_isolated, iterate
 
-# eV by symbol, for each head
+# eV by symbol, per head
 Energies = dict[str, dict[str, float]]
 
 
@@ -44,10 +44,10 @@ def average_energies(
     frames: Frames, elements: Sequence[int], keys: DataConfig, heads: Sequence[str]
 ) -> Energies:
     """
-    Energy of each element, eV, for each head: least squares of its frames' energies, the shortest solution.
+    Energy of each element, eV, per head: minimum-norm least squares of its frames' energies.
 
     Raises:
-        ValueError: for a head that no frame has an energy of.
+        ValueError: for a head for which no frame has an energy.
     """
     energies: Energies = {}
     for head, members in _by_head(frames, keys, heads).items():
@@ -67,7 +67,7 @@ def isolated_energies(
     frames: Frames, elements: Sequence[int], keys: DataConfig, heads: Sequence[str]
 ) -> Energies:
     """
-    Energy of each element, eV, for each head, from single atoms with ``config_type=IsolatedAtom``.
+    Energy of each element, eV, per head, from single atoms with ``config_type=IsolatedAtom``.
 
     Raises:
         ValueError: names the elements without one.
@@ -90,10 +90,10 @@ def isolated_energies(
 
 def _elements(frames: Frames) -> list[int]:
     """
-    Those of the frames.
+    The elements of the frames.
 
     Raises:
-        ValueError: names the frame with what is none.
+        ValueError: names the frame with an invalid element.
     """
     found: set[int] = set()
     for i, atoms in enumerate(iterate(frames.frames)):
@@ -107,15 +107,15 @@ def _elements(frames: Frames) -> list[int]:
 
 def complete_model(config: TrainConfig, sets: dict[str, Frames]) -> dict[str, Any]:
     """
-    The model's dictionary with everything filled in that the training frames decide.
+    Complete the model's configuration with everything that the training frames determine.
 
-    Reference atoms leave the training set when they give the atomic energies.
+    Reference atoms are removed from the training set if they give the atomic energies.
     """
     model = {**config.model, "backbone": dict(config.model.get("backbone") or {})}
     train = sets["train"]
     if config.dtype is not None:
         if model.get("dtype", config.dtype) != config.dtype:
-            raise ValueError(f"dtype is {config.dtype}, but model.dtype is {model['dtype']}: give one")
+            raise ValueError(f"dtype is {config.dtype}, but model.dtype is {model['dtype']}: set only one")
         model["dtype"] = config.dtype
     model.setdefault("dtype", "float32")
     if model["dtype"] not in DTYPES:
@@ -145,10 +145,10 @@ def complete_model(config: TrainConfig, sets: dict[str, Frames]) -> dict[str, An
 
 
 def fill_statistics(model: dict[str, Any], dataset: GraphDataset) -> None:
-    """Mean number of neighbours and RMS force (eV/angstrom), where the model's dictionary lacks them."""
+    """Fill in mean number of neighbours and RMS force (eV/angstrom), if the configuration lacks them."""
     backbone = model["backbone"]
     if "avg_num_neighbors" not in backbone:
-        # of atoms that have any, as mace-torch counts
+        # over atoms with neighbours, as in mace-torch
         numbers = torch.cat(
             [torch.unique(dataset[i, True].edge_index[1], return_counts=True)[1] for i in range(len(dataset))]
         )

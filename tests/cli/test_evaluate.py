@@ -261,7 +261,7 @@ def test_one_bad_frame_costs_no_other(kind, local_file, mace_file, tmp_path, cap
     assert out is None
     assert status in (1, 2)
     assert "frame 5 of" in printed
-    assert "atoms 1 and 2 are in one place" in printed
+    assert "atoms 1 and 2 are at the same position" in printed
     (part,) = tmp_path.glob("partial-*")
     assert part.name in printed
     assert numbers(part) == [0, 1, 2, 3, 4]

@@ -100,7 +100,7 @@ CELLS = [
     (CELL[:2], ValueError, r"cell must have shape \[3, 3\] or \[n_systems, 3, 3\], got \[2, 3\]"),
     (CELL[0], ValueError, r"cell must have shape .* got \[3\]"),
     (CELL[:, :2], ValueError, "cell must have shape"),
-    (CELL.expand(2, 3, 3), ValueError, "batch_idx is needed: there are 2 systems"),
+    (CELL.expand(2, 3, 3), ValueError, "batch_idx is needed to assign the atoms"),
     ([[7.0, 0, 0], [0, 7.0, 0], [0, 0, 7.0]], TypeError, "cell must be a torch.Tensor"),
 ]
 

@@ -242,7 +242,7 @@ def test_refuses_what_it_cannot_evaluate(atoms, model):
         energy(frame)
     frame = atoms.copy()
     frame.numbers[0] = 79
-    with pytest.raises(ValueError, match="holds Au, which the model was not made for; it knows H, C, O"):
+    with pytest.raises(ValueError, match="holds Au, which the model does not support; it has H, C, O"):
         energy(frame)
     frame = atoms.copy()
     frame.cell[2] = 0.0
@@ -259,7 +259,7 @@ def test_refuses_numbers_of_no_element(model, number):
     atoms = Atoms([8, 1], [[0, 0, 0], [0, 0, 1.0]], info={"charge": 0, "spin": 1})
     atoms.numbers[1] = number
     atoms.calc = Calculator(model)
-    with pytest.raises(ValueError, match=f"holds the element {number}, which the model was not made"):
+    with pytest.raises(ValueError, match=f"holds the element {number}, which the model does not support"):
         atoms.get_potential_energy()
 
 

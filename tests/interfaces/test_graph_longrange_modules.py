@@ -212,7 +212,7 @@ def test_potentials_at_atoms(generator):
         found.append(module.compute_esps(cache, rows[shuffle], pbc))
     assert_close(found[1], found[0], 1e-10)
     common["pbc"] = torch.zeros(2, 3, dtype=torch.bool)
-    with pytest.raises(ValueError, match="potentials at atoms are of crystals and slabs"):
+    with pytest.raises(ValueError, match="potentials at atoms are for crystals and slabs"):
         module.compute_esps(module.precompute_geometry(**common), rows[shuffle], pbc)
     with pytest.raises(ValueError, match="not from precompute_geometry"):
         module.forward_dynamic({"mode": "st_pbc"}, rows)
@@ -299,7 +299,7 @@ def test_a_boundary_that_versions_differ_in_is_told_once(generator):
     arguments = reciprocal_arguments(oracle, CUTOFF, cells)
     given = arguments, positions, rows, batch_idx, torch.zeros(2, 3, dtype=torch.bool)
     module = GTOElectrostaticEnergy(**ENERGY)
-    with pytest.warns(UserWarning, match="was given no pbc_handling and sums isolated systems over pairs"):
+    with pytest.warns(UserWarning, match="got no pbc_handling and sums isolated systems over pairs"):
         want = call(module, *given)
     assert_close(call(module, *given), want)
     module.set_pbc_handling("mixed_periodic")

@@ -48,7 +48,7 @@ def hostile(request, tmp_path, mark):
 
 
 def test_no_door_runs_what_a_file_holds(hostile, mark, tmp_path, capsys):
-    with pytest.raises(ValueError, match=r"pickle|not a safetensors|no file of a model"):
+    with pytest.raises(ValueError, match=r"pickle|not a safetensors|not a model file"):
         Calculator(hostile)
     assert main(["convert", str(hostile), str(tmp_path / "out.safetensors")]) == 2
     frames = tmp_path / "in.xyz"
@@ -90,9 +90,9 @@ def whole(tmp_path):
     ("content", "message"),
     [
         (lambda folder: b"", "is empty"),
-        (lambda folder: b"hello world", "is no file of a model"),
-        (lambda folder: whole(folder)[:5000], "is cut off or damaged"),
-        (lambda folder: whole(folder)[:-100], "is cut off or damaged"),
+        (lambda folder: b"hello world", "is not a model file"),
+        (lambda folder: whole(folder)[:5000], "is truncated or damaged"),
+        (lambda folder: whole(folder)[:-100], "is truncated or damaged"),
         (lambda folder: pickle.dumps([1, 2])[:-3], r"is damaged|is a pickle"),
     ],
 )

@@ -128,7 +128,7 @@ def test_options_of_every_version():
     model.les.ewald.norm_factor = 90.0474
     assert les_options(model.les) == {**want, "norm_factor": 90.0474}
     del model.les.ewald.norm_factor
-    with pytest.raises(ValueError, match="does not tell its norm_factor, which its energy depends on"):
+    with pytest.raises(ValueError, match="does not expose its norm_factor, which its energy depends on"):
         les_options(model.les)
 
 
@@ -139,8 +139,8 @@ def test_options_of_every_version():
         ("ewald", "use_epsilon_r_scaling", True, "this les has use_epsilon_r_scaling"),
         ("les", "is_periodic", True, "this les has is_periodic"),
         ("ewald", "N_max", 10, "this les has N_max"),
-        ("ewald", "sigma_sq_half", 0.4, "this les has sigma_sq_half = 0.4 where sigma = 1 and dl = 2"),
-        ("ewald", "k_sq_max", 8.0, "this les has k_sq_max = 8 where"),
+        ("ewald", "sigma_sq_half", 0.4, "this les has sigma_sq_half = 0.4, but sigma = 1 and dl = 2"),
+        ("ewald", "k_sq_max", 8.0, "this les has k_sq_max = 8, but sigma"),
     ],
 )
 def test_what_is_not_known_keeps_its_own_sum_and_says_so(place, name, value, reason, sums):

@@ -179,7 +179,7 @@ def test_derivatives_in_the_attributes():
         return torch.autograd.grad(m(dict(batch), compute_force=False)["energy"].sum(), attributes)[0]
 
     fast = accelerate(model)
-    with pytest.warns(UserWarning, match="node_attrs want a gradient"):
+    with pytest.warns(UserWarning, match="node_attrs require a gradient"):
         got = derivative(fast)
     assert_close(got, derivative(model), 1e-12)
 
@@ -247,7 +247,7 @@ def test_torchscript_is_refused():
 
     fast = copy.deepcopy(accelerate(mace_model()))
     for script, module in ((torch.jit.script, fast), (jit.compile, LAMMPS_MACE(copy.deepcopy(fast)))):
-        with pytest.raises(TypeError, match=r"an accelerated model: script scfmlip\.restore\(model\)"):
+        with pytest.raises(TypeError, match=r"accelerated models: script scfmlip\.restore\(model\)"):
             script(module)
 
 
@@ -360,7 +360,7 @@ def test_what_stays_is_named_once():
     assert len(told) == 1
     for line in (
         "interactions.0 (RealAgnosticResidualInteractionBlock): its radial network, Sequential, does not",
-        "interactions.1 (OwnBlock): not one of mace-torch's interaction blocks",
+        "interactions.1 (OwnBlock): not a known interaction block",
         "products.1.symmetric_contractions (OwnContraction): not mace-torch's own class",
         "interactions.0.skip_tp (OwnProduct): not e3nn's own class",
     ):

@@ -177,10 +177,10 @@ def test_slabs_are_told_what_their_energies_depend_on():
         (
             SLAB,
             1.0,
-            "has no terms for the charge of a slab, so that its energy depends, by many eV, on where",
+            "has no terms for the charge of a slab, so its energy depends, by many eV, on the",
         ),
-        (SLAB, 0.0, "are not taken from the vacuum, so that the energy of a slab with a dipole depends"),
-        ((T, F, T), 0.0, "knows slabs along z alone and sums this system as a crystal"),
+        (SLAB, 0.0, "are not measured from the vacuum, so the energy of a slab with a dipole depends"),
+        ((T, F, T), 0.0, "knows slabs along z only and sums this system as a crystal"),
     ):
         (atoms,) = random_frames([pbc], n_atoms=4, box=3.5)
         atoms.info["charge"] = charge
@@ -407,7 +407,7 @@ def test_refusals(monkeypatch):
     import importlib.metadata
 
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9")
-    with pytest.raises(RuntimeError, match=r"knows PolarMACE of mace-torch .* 9\.9"):
+    with pytest.raises(RuntimeError, match=r"supports PolarMACE of mace-torch .* 9\.9"):
         accelerate(model)
 
 
@@ -431,7 +431,7 @@ def test_what_stays_is_named():
     assert len(told) == 1
     for line in (
         "charges_maps.0 (AgnosticEmbeddedOneBodyVariableUpdate): its potential_embedding is a OwnEmbedding",
-        "layer_feature_mixer (OwnMixer): not one of mace-torch's field blocks that are known here",
+        "layer_feature_mixer (OwnMixer): not a known field block of mace-torch",
     ):
         assert line in str(told[0].message)
         assert line in str(fast)
@@ -441,7 +441,7 @@ def test_what_stays_is_named():
         assert_close(got[key].detach(), want[key].detach(), 1e-9)
     model.__class__ = type("OwnPolarMACE", (type(model),), {})
     with pytest.warns(
-        UserWarning, match=r"the model itself \(OwnPolarMACE\): a subclass of PolarMACE, whose own"
+        UserWarning, match=r"the model itself \(OwnPolarMACE\): a subclass of PolarMACE with its own"
     ):
         accelerate(model)
 

@@ -128,6 +128,8 @@ def water(charge=0.0):
 
 def slab(charge=0.0, counter_charge=False):
     atoms = fcc100("Al", (1, 1, 2), vacuum=5.0)
+    # what ASE builds carries a note that extended XYZ cannot hold
+    atoms.info.clear()
     atoms += Atoms("OH", [[0.3, 0.2, 0.0], [0.5, 0.4, 0.95]])
     atoms.positions[-2:, 2] += atoms.positions[:2, 2].max() + 1.8
     atoms.pbc = (True, True, False)

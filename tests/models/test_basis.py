@@ -137,9 +137,7 @@ print(json.dumps([[evaluate(file) for file in {files}], evaluate(built), same, e
     assert here.config.backbone.options == {"use_reduced_cg": False} == found[4]
     assert evaluate(here) == found[1]
     assert found[2] == [True, True]
-    assert (
-        "asks for the contraction's basis of cuequivariance, which is not installed: pip install" in found[3]
-    )
+    assert "needs the contraction basis of cuequivariance, which is not installed: pip install" in found[3]
     assert found[5] is CUEQ
 
 

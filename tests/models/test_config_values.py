@@ -139,7 +139,7 @@ def test_feedback_and_screening():
         ({"atomic_energies": 1.0}, "atomic_energies must be a list"),
         ({"elements": "HO"}, "elements must be a list"),
         ({"elements": 8}, "elements must be a list"),
-        ({"rule": {"name": ["local"]}}, "rule lacks its name"),
+        ({"rule": {"name": ["local"]}}, "rule needs a name"),
         ({"rule": None}, "lacks 'rule'"),
     ],
 )

@@ -184,7 +184,7 @@ def test_maceles_of_more_than_charges_is_refused():
             scfmlip.models.from_mace(original)
         delattr(where, option)
     original.readouts[-1].non_linearity.acts[0].f = torch.tanh
-    with pytest.raises(ValueError, match="only silu is known"):
+    with pytest.raises(ValueError, match="only silu is supported"):
         scfmlip.models.from_mace(original)
 
 
@@ -294,8 +294,8 @@ def test_constant_potential_of_a_model_trained_at_constant_charge():
         ({"rule": "qeq"}, "no charge rule 'qeq'; there are equilibrated"),
         ({"rule": {"name": "local", "hiden": 3}}, "no option 'hiden'; did you mean 'hidden'"),
         ({"rule": {"name": "fixed", "charges": {"H": 1.0}}}, "no value for O, Al"),
-        ({"rule": "equilibrated"}, "cannot obey constraint='none'; it takes 'charge', 'fermi_level'"),
-        ({"elements": ["H", "Xx"]}, "'Xx' is no element"),
+        ({"rule": "equilibrated"}, "does not take constraint='none'; it takes 'charge', 'fermi_level'"),
+        ({"elements": ["H", "Xx"]}, "'Xx' is not an element"),
         ({"elements": []}, "at least one"),
         ({"atomic_energies": [1.0]}, "needs 3 numbers, got 1"),
         ({"backbone": {"r_max": -1.0}}, "backbone.r_max must be a positive number"),

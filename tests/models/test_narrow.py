@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scfmlip.models.rules.equilibrated.range_split import Narrow
+from scfmlip.models.rules.equilibrated.range_split import RangeSplit
 
 from .cases import SYSTEMS, batch, crystal, make_model, slab, water
 
@@ -22,17 +22,17 @@ def test_equals_the_direct_sum(case, where, monkeypatch):
     frames = kinds[where]
     given = batch(model, frames)
     splits = []
-    split = Narrow.split
+    split = RangeSplit.split
 
     def counted(self, system):
         splits.append(split(self, system))
         return splits[-1]
 
-    monkeypatch.setattr(Narrow, "split", counted)
+    monkeypatch.setattr(RangeSplit, "split", counted)
     through = model(given, compute_stress=True, compute_potential=True)
     # 1.2 angstrom is no narrow width in cells this small
     assert (splits[0] is not None) == (case == "qeq_narrow")
-    monkeypatch.setattr(Narrow, "split", lambda *_: None)
+    monkeypatch.setattr(RangeSplit, "split", lambda *_: None)
     direct = model(given, compute_stress=True, compute_potential=True)
     for name in (*NAMES, "electrostatic_potential"):
         torch.testing.assert_close(through[name], direct[name], rtol=1e-7, atol=1e-8)

@@ -91,7 +91,7 @@ def test_weights_made_in_inference_mode():
     with torch.inference_mode():
         lost = scfmlip.models.build(model.config)
     with pytest.raises(
-        ValueError, match=r"weights were made under torch\.inference_mode.*load the model outs"
+        ValueError, match=r"weights were created under torch\.inference_mode.*load the model outs"
     ):
         lost(batch(model, [water()]))
 

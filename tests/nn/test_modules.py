@@ -65,10 +65,10 @@ def test_symmetric_contraction_and_indexed_linear(generator):
     ("make", "message"),
     [
         (lambda: ChannelwiseConv("x"), "ChannelwiseConv needs a ChannelwiseProduct, got str"),
-        (lambda: ChannelwiseConv(_product(), n_hidden=0), "n_hidden must be a whole number from 1 on, got 0"),
+        (lambda: ChannelwiseConv(_product(), n_hidden=0), "n_hidden must be an integer of at least 1, got 0"),
         (lambda: SymmetricContraction(None, 1, 1), "SymmetricContraction needs a SymmetricPolynomial"),
-        (lambda: IndexedLinear(2, 3, -1), "IndexedLinear: n_out must be a whole number from 1 on, got -1"),
-        (lambda: IndexedLinear(2, 1.5, 1), "IndexedLinear: n_in must be a whole number from 1 on, got 1.5"),
+        (lambda: IndexedLinear(2, 3, -1), "IndexedLinear: n_out must be an integer of at least 1, got -1"),
+        (lambda: IndexedLinear(2, 1.5, 1), "IndexedLinear: n_in must be an integer of at least 1, got 1.5"),
         (
             lambda: ChannelwiseConv(_product())(*(torch.zeros(4, n) for n in (2, 1, 2)), torch.zeros(4, 2)),
             r"edges must be \[2, n_edges\], senders and receivers, got \[4, 2\]",

@@ -116,7 +116,7 @@ def test_states(solve):
         solve(lambda s: s, torch.tensor(1.0))
     with pytest.raises(ValueError, match="state holds NaN or infinity, first in row 1: start from numbers"):
         solve(lambda s: s, torch.tensor([[0.0], [float("inf")]]))
-    with pytest.raises(TypeError, match=r"parameters\[1\] must be a tensor, got float: make one of it, or"):
+    with pytest.raises(TypeError, match=r"parameters\[1\] must be a tensor, got float: convert it, or"):
         solve(lambda s, p, q: s, ONE, (ONE, 2.0))
     with pytest.raises(TypeError, match="parameters must be a sequence of tensors, got int"):
         solve(lambda s: s, ONE, 3)
@@ -173,7 +173,7 @@ def test_what_a_functional_returns(returned, error, message):
         ({"initial": ONE}, ValueError, r"initial must have shape \[3, 1\], got \[3\]"),
         ({"initial": NAN[:, None]}, ValueError, "initial holds NaN or infinity"),
         ({"preconditioner": "ilu"}, ValueError, "preconditioner must be 'auto', 'fsai', 'jacobi' or 'none'"),
-        ({"chemical_potential": 1.0}, ValueError, "give either total_charge or chemical_potential"),
+        ({"chemical_potential": 1.0}, ValueError, "pass either total_charge or chemical_potential"),
     ],
 )
 def test_charges(options, error, message):

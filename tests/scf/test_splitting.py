@@ -110,10 +110,10 @@ def test_what_cannot_be_split_says_so(generator):
     positions, cell, chi, hardness, _ = atoms(generator)
     options = {"interaction": "split"}
     open_ = Coulomb(l_max=0, sigma=0.4).prepare(positions)
-    with pytest.raises(ValueError, match=r"'split' is not for systems without periodicity: use 'auto'"):
+    with pytest.raises(ValueError, match=r"'split' does not work for systems without periodicity: use"):
         charge_equilibration(open_, chi, hardness, **options)
     given = Coulomb(l_max=0, sigma=0.4, kspace_cutoff=12.0).prepare(positions, cell)
-    with pytest.raises(ValueError, match=r"'split' is not for an operator with a kspace_cutoff of its own"):
+    with pytest.raises(ValueError, match=r"'split' does not work for an operator with its own kspace_cutoff"):
         charge_equilibration(given, chi, hardness, **options)
     charge_equilibration(given, chi, hardness)
     dipoles = Coulomb(l_max=1, sigma=0.4).prepare(positions, cell)

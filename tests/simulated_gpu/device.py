@@ -1,11 +1,11 @@
 """
-A simulated GPU: tensors that say ``cuda:0`` and hold memory of the CPU, so that whole models run down their CUDA
-branch with real numbers on any machine.
+A simulated GPU: tensors that say ``cuda:0`` and hold memory of the CPU, so that whole models run down their
+CUDA branch with real numbers on any machine.
 
 Triton kernels run in the interpreter. It raises where a GPU would: tensors of two devices in one operation, a
-pointer of the CPU in a launch, a grid beyond CUDA's limits, ``numpy`` of a tensor on the GPU. It counts launches
-and what makes the host wait: values read back, copies between host and device, masks, lists of Python as indices
-and tensors made of numbers of the host. Times mean nothing, and races are not seen.
+pointer of the CPU in a launch, a grid beyond CUDA's limits, ``numpy`` of a tensor on the GPU. It counts
+launches, and what makes the host wait: values read back, copies between host and device, masks, lists as
+indices and tensors made of numbers of the host. Times mean nothing, and races are not seen.
 
     with simulated_gpu() as log:
         out = model(to_gpu(batch))
@@ -93,12 +93,15 @@ class Log:
 
 
 def _place() -> str:
-    """The innermost line of the project."""
+    """The innermost line of the project, else of mace-torch or e3nn."""
+    elsewhere = None
     for frame in reversed(traceback.extract_stack()):
         path = Path(frame.filename)
         if path.is_relative_to(ROOT) and "simulated_gpu" not in path.parts and ".venv" not in path.parts:
             return f"{path.relative_to(ROOT)}:{frame.lineno}"
-    return "elsewhere"
+        if elsewhere is None and any(part in ("mace", "e3nn") for part in path.parts):
+            elsewhere = f"{'/'.join(path.parts[-3:])}:{frame.lineno}"
+    return elsewhere or "elsewhere"
 
 
 class OnGpu(torch.Tensor):
@@ -248,6 +251,7 @@ class _Functions(TorchFunctionMode):
             return _make(func, name, args, kwargs)
         elif name == "new_tensor" and isinstance(first, OnGpu):
             _log().wait("tensor of numbers of the host")
+            return OnGpu(torch.tensor(args[1], dtype=kwargs.get("dtype", first.dtype)))
         return func(*args, **kwargs)
 
 
@@ -258,7 +262,9 @@ def _names_gpu(device: Any) -> bool:
 def _indices(index: Any) -> Any:
     """Lists of numbers become tensors on the GPU, for which the host waits."""
     items = index if isinstance(index, tuple) else (index,)
-    lists = [isinstance(i, list) or type(i).__module__ == "numpy" and getattr(i, "ndim", 0) > 0 for i in items]
+    lists = [
+        isinstance(i, list) or (type(i).__module__ == "numpy" and getattr(i, "ndim", 0) > 0) for i in items
+    ]
     if not any(lists):
         return index
     _log().wait("list as an index")
@@ -386,7 +392,10 @@ def to_gpu(x: Any) -> Any:
     """Copies on the simulated GPU of tensors in containers, or of a module with all it holds."""
     if not isinstance(x, torch.nn.Module):
         return tree_map(
-            lambda t: OnGpu(t.detach().clone()).requires_grad_(t.requires_grad) if isinstance(t, Tensor) else t, x
+            lambda t: (
+                OnGpu(t.detach().clone()).requires_grad_(t.requires_grad) if isinstance(t, Tensor) else t
+            ),
+            x,
         )
     module = copy.deepcopy(x)
     for part in module.modules():

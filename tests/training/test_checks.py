@@ -133,7 +133,7 @@ def overlap(atoms):
         (lambda a: a.info.update(REF_energy=np.nan), "'REF_energy' .data.energy_key. is not finite"),
         (lambda a: a.info.update(external_field="x"), "'external_field'. must be 3 numbers"),
         (lambda a: a.info.update(net_charge=2.0), "are both the total charge"),
-        (overlap, "atoms 0 and 1 are in one place"),
+        (overlap, "atoms 0 and 1 are at the same position"),
     ],
 )
 @pytest.mark.parametrize("which", ["train", "valid"])
@@ -146,7 +146,7 @@ def test_frames_with_what_is_no_element(tmp_path):
     def spoil(atoms):
         atoms.numbers[0] = 0
 
-    with pytest.raises(ValueError, match=r"frame 3 of .*bad\.xyz: 0 is no element"):
+    with pytest.raises(ValueError, match=r"frame 3 of .*bad\.xyz: 0 is not an element"):
         check(spoilt("train", tmp_path, spoil))
 
 
@@ -154,7 +154,7 @@ def test_frames_with_what_is_no_element(tmp_path):
 def test_elements_that_are_none(element, tmp_path):
     values = options(tmp_path)
     values["model"]["elements"] = ["H", "O", element]
-    with pytest.raises(ValueError, match=r"model\.elements: .* is no element"):
+    with pytest.raises(ValueError, match=r"model\.elements: .* is not an element"):
         check(values)
 
 

@@ -94,16 +94,16 @@ def test_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         load_config(tmp_path / "none.yaml")
     for text, message in (
-        ("a: [", "no YAML"),
+        ("a: [", "not valid YAML"),
         ("- 1", "no options"),
         ("", "no options"),
-        ("data: 1\nmodel: 2\ndata: 3", r"line 3, column 1: 'data' is there twice"),
-        ("model: {rule: local, backbone: {r_max: 4, r_max: 5}}", "'r_max' is there twice"),
-        ("stages:\n- epochs: 1\n  epochs: 100", "'epochs' is there twice"),
+        ("data: 1\nmodel: 2\ndata: 3", r"line 3, column 1: 'data' is set twice"),
+        ("model: {rule: local, backbone: {r_max: 4, r_max: 5}}", "'r_max' is set twice"),
+        ("stages:\n- epochs: 1\n  epochs: 100", "'epochs' is set twice"),
         ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
         ("a: &a [*a]", "Circular reference"),
-        ("a: " + "[" * 5000, "without end"),
-        ("a: !!set {b}", "more than numbers, texts, lists and mappings"),
+        ("a: " + "[" * 5000, "nested too deeply"),
+        ("a: !!set {b}", "more than numbers, strings, lists and mappings"),
     ):
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(ValueError, match=message):

@@ -341,7 +341,7 @@ def spoil(frames, how):
 @pytest.mark.parametrize(
     ("how", "change", "message"),
     [
-        ("element", {}, "frame 2 of .*frames.xyz holds Si, which the model was not made for; it knows H, O"),
+        ("element", {}, "frame 2 of .*frames.xyz holds Si, which the model does not support; it has H, O"),
         ("nan", {}, r"frame 2 of .*'REF_forces' \(data.forces_key\) is not finite"),
         ("shape", {}, r"'REF_charges' \(data.charges_key\) has shape \[3, 2\]; it must be \[3\]"),
         ("cell", {}, "frame 2 of .* has no volume"),

@@ -159,7 +159,7 @@ def test_files_of_somebody_else_stay(name, tmp_path):
     values = options(tmp_path, epochs=1)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_text("mine")
-    with pytest.raises(ValueError, match=rf"holds {name}, but no checkpoint.pt to go on from.*--fresh"):
+    with pytest.raises(ValueError, match=rf"holds {name}, but no checkpoint.pt to resume from.*--fresh"):
         train(values, quiet=True)
     assert (tmp_path / "run" / name).read_text() == "mine"
 

@@ -131,7 +131,7 @@ def test_another_training_is_refused(tmp_path):
         train({**values, "batch_size": 5}, quiet=True)
     assert train({**values, "batch_size": 5}, fresh=True, quiet=True)["epochs"] == 1
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"half a file")
-    with pytest.raises(ValueError, match="is no checkpoint"):
+    with pytest.raises(ValueError, match="is not a checkpoint"):
         train({**values, "batch_size": 5}, quiet=True)
 
 

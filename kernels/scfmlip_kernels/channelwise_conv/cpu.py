@@ -1,10 +1,11 @@
 """
 CPU path of the channel-wise convolution: batched matrix products over blocks of nodes.
 
-Nodes with similar numbers of neighbours form a block, padded to a common number D; padding has y = 0. Within
-a block the small matrices ``M_p[e; i, k] = sum_j C_ijk y_ej`` do not depend on the channel, and one batched
-product ``[dim_out, D dim_x] @ [D dim_x, channels]`` with ``w_p x_i`` contracts components and sums over the
-neighbours at once. No message is stored; memory is O(nodes) and one block, which stays in the cache.
+Nodes with similar numbers of neighbours form a block. Each is padded to a common number D of edges; padding
+has y = 0. Within a block the small matrices ``M_p[e; i, k] = sum_j C_ijk y_ej`` do not depend on the channel.
+One batched product ``[dim_out, D dim_x] @ [D dim_x, channels]`` with ``w_p x_i`` therefore contracts the
+components and sums over the neighbours at once. Messages are not stored: memory is O(nodes) plus one block,
+which stays in the cache.
 """
 
 import math
@@ -18,7 +19,7 @@ from torch import Tensor
 from ..threads import run_blocks, worker_threads
 from .product import ChannelwiseProduct, offsets
 
-# edges of a block for each of PyTorch's threads; slots that a block may waste on padding, share or number
+# edges of a block per PyTorch thread; padding that a block may hold, as a fraction of its slots or a number
 _EDGES = 512
 _WASTE = 0.1
 _WASTED = 64
@@ -63,16 +64,16 @@ def _components_first(values: Tensor, segments: tuple[tuple[int, int], ...], lay
 
 
 class _Pieces(NamedTuple):
-    """Nodes in the order of their degrees, those with very many edges in several pieces."""
+    """Nodes sorted by degree; nodes with very many edges are cut into several pieces."""
 
     nodes: Tensor
-    starts: Tensor  # in the edges by receiver
+    starts: Tensor  # first edge of each piece, in the edges sorted by receiver
     sizes: Tensor
-    limit: int  # edges of a piece and slots of a block
+    limit: int  # most edges of a piece, and most slots of a block
     cut: bool  # whether a node has several pieces
 
     def add(self, out: Tensor, values: Tensor) -> None:
-        """Values of the pieces to their nodes; ``out`` is 0."""
+        """Add the pieces' values to their nodes; ``out`` must be 0 before."""
         if self.cut:
             out.index_add_(0, self.nodes, values)
         else:
@@ -98,8 +99,8 @@ class _Block(NamedTuple):
     degree: int
     n_slots: int
     edges: Tensor  # of each slot; padding repeats the last edge of the piece
-    targets: Tensor  # row of each slot in a table over the edges; padding goes to a row behind the last
-    padding: Tensor | None  # which slots are, ``[n_slots, 1]``, None if none is
+    targets: Tensor  # row of each slot in a table over the edges; padding goes to an extra row at the end
+    padding: Tensor | None  # which slots are padding, ``[n_slots, 1]``; None if there is none
 
 
 def _blocks(order: Tensor, pieces: _Pieces) -> Iterator[_Block]:
@@ -127,7 +128,7 @@ def _blocks(order: Tensor, pieces: _Pieces) -> Iterator[_Block]:
 
 
 class _Buffers:
-    """Memory of one block's intermediates, used again by the next block."""
+    """Memory for one block's intermediates, reused by the next block."""
 
     def __init__(self, like: Tensor) -> None:
         self.like = like
@@ -216,7 +217,7 @@ def channelwise_conv_backward_cpu(
     product: ChannelwiseProduct,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Derivatives of ``sum out grad`` in x, y, weights and matrix; those not wanted are empty."""
+    """Derivatives of ``sum out grad`` in x, y, weights and matrix; unwanted ones are empty."""
     paths = _paths(product, x.dtype)
     w_sizes = [p.channels for p in paths]
     wants_x, wants_y, wants_weights, wants_matrix = wanted
@@ -224,7 +225,7 @@ def channelwise_conv_backward_cpu(
     x = _components_first(x, product.x, product.layout)
     pieces = _pieces(receiver_ptr)
     grads = [part[pieces.nodes].contiguous() for part in _segments(grad, product.out, product.layout)]
-    # every edge stands in one block, a node may stand in none; a last row takes what padding leaves
+    # every edge is in one block, but a node may be in none; the extra last row receives the padding
     d_x = x.new_zeros(x.shape if wants_x else 0)
     d_y = y.new_empty((len(y) + 1, y.shape[1]) if wants_y else 0)
     d_weights = y.new_empty((len(y) + 1, weights.shape[1]) if wants_weights else 0)
@@ -273,7 +274,7 @@ def channelwise_conv_backward_cpu(
             d_y.index_copy_(0, block.targets, d_attributes)
         part = x.new_empty(0)
         if matrix is not None:
-            hidden = buffers("weights", n_slots, weights.shape[1])  # still those of this block
+            hidden = buffers("weights", n_slots, weights.shape[1])  # still holds this block's values
             if wants_matrix:
                 part = torch.mm(hidden.mT, d_w_rows, out=buffers("matrix", *matrix.shape))
             if wants_weights:

@@ -1,4 +1,4 @@
-"""Edges of a graph in the orders a convolution needs: by receiver to sum, by sender to differentiate."""
+"""A graph's edges in the two orders a convolution needs: by receiver (sums), by sender (derivatives)."""
 
 from typing import NamedTuple
 
@@ -10,17 +10,27 @@ from ..checks import check_index, check_tensors
 
 class EdgeOrder(NamedTuple):
     """
-    Edges and where those of each node stand. All tensors are int64 and on one device.
+    Edges, sorted by receiver and by sender. All tensors are int64 and on one device.
 
     Attributes:
         sender: ``[n_edges]`` node each edge comes from.
         receiver: ``[n_edges]`` node each edge goes to.
         n_senders: Number of nodes edges may come from.
         n_receivers: Number of nodes edges may go to.
-        by_receiver: ``[n_edges]`` edges in the order of their receivers, equal ones as they stand.
+        by_receiver: ``[n_edges]`` edges sorted by receiver (stable).
         receiver_ptr: ``[n_receivers + 1]`` where each receiver's edges start in ``by_receiver``.
-        by_sender: ``[n_edges]`` edges in the order of their senders, equal ones as they stand.
+        by_sender: ``[n_edges]`` edges sorted by sender (stable).
         sender_ptr: ``[n_senders + 1]`` where each sender's edges start in ``by_sender``.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import sort_edges
+        >>> sender, receiver = torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 0, 0])  # water: O, H, H
+        >>> edges = sort_edges(sender, receiver, n_nodes=3)
+        >>> edges.by_receiver  # oxygen receives edges 2 and 3, the hydrogens 0 and 1
+        tensor([2, 3, 0, 1])
+        >>> edges.receiver_ptr
+        tensor([0, 2, 3, 4])
     """
 
     sender: Tensor
@@ -45,18 +55,26 @@ def _sorted(nodes: Tensor, n_nodes: int) -> tuple[Tensor, Tensor]:
 
 def sort_edges(sender: Tensor, receiver: Tensor, n_nodes: int, n_receivers: int | None = None) -> EdgeOrder:
     """
-    Orders of a graph's edges, for `channelwise_conv`. Nothing synchronises a GPU with the host.
+    Sort a graph's edges for `channelwise_conv`. Does not synchronise a GPU with the host.
 
     Args:
         sender: ``[n_edges]`` int64, in any order.
         receiver: ``[n_edges]`` int64.
         n_nodes: Number of nodes that edges may come from.
-        n_receivers: Number of nodes that edges may go to, the same number if None.
+        n_receivers: Number of nodes that edges may go to; ``n_nodes`` if None.
 
     Raises:
         TypeError: for indices that are not int64.
-        ValueError: for shapes that do not fit, tensors on different devices, and on a CPU for indices
-            that name no node.
+        ValueError: for shapes that do not match, tensors on different devices, and on a CPU for indices
+            out of range.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import sort_edges
+        >>> sender, receiver = torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 0, 0])  # water: O, H, H
+        >>> edges = sort_edges(sender, receiver, n_nodes=3)
+        >>> edges.receiver_ptr.diff()  # number of neighbours of each atom
+        tensor([2, 1, 1])
     """
     n_receivers = n_nodes if n_receivers is None else n_receivers
     check_tensors("sort_edges", sender=sender, receiver=receiver)

@@ -1,13 +1,13 @@
 """
 Straight-line Triton source of a product's kernels, kept in memory.
 
-Loops over paths, components and coefficients are unrolled: coefficients become literals, the ones that are
-zero cost nothing, and every component of a block of channels stays in registers. Sizes of the graph are no
-part of the source, so one compilation serves every graph.
+Loops over paths, components and coefficients are unrolled: coefficients become literals, zero coefficients
+cost nothing, and every component of a block of channels stays in registers. The source does not contain the
+sizes of the graph, so one compilation serves every graph.
 
-A product with more components than registers hold is cut: each kernel runs some of its paths. Results and
-derivatives in the weights belong to one path each; derivatives in y are summed over the kernels by whoever
-launches them; those in a segment of x start from what the kernel before has written.
+A product with more components than fit into registers is split: each kernel runs some of its paths. Results
+and derivatives in the weights belong to one path each. The launcher sums derivatives in y over the kernels.
+Derivatives in a segment of x start from what the kernel before has written.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,7 +44,7 @@ _DERIVATIVES = """
 
 
 def _address(first: int, segment: tuple[int, int], component: int, layout: str) -> str:
-    """Place of a component in its row, a function of ``channel``."""
+    """Column of a component in its row, as an expression in ``channel``."""
     channels, dim = segment
     if layout == "ir_mul":
         return f"{first + component * channels} + channel"
@@ -65,7 +65,7 @@ def pieces(product: ChannelwiseProduct, most: int) -> tuple[tuple[int, ...], ...
         total = sum(product.paths[p].dim for p in mine)
         for p in mine:
             dim = product.paths[p].dim
-            # a segment of x stays in one kernel where it can: two of them would both load it
+            # keep a segment of x in one kernel where possible: two kernels would both load it
             if found[-1] and size + (total if p == mine[0] else dim) > most:
                 found.append([])
                 size = 0
@@ -75,7 +75,7 @@ def pieces(product: ChannelwiseProduct, most: int) -> tuple[tuple[int, ...], ...
 
 
 class _Writer(SourceWriter):
-    """Lines common to both kernels, for some of the paths."""
+    """Lines that both kernels share, for some of the paths."""
 
     def __init__(self, product: ChannelwiseProduct, chosen: tuple[int, ...]) -> None:
         super().__init__()
@@ -86,19 +86,19 @@ class _Writer(SourceWriter):
         self.out_first = offsets([c * d for c, d in product.out])
         self.w_first = offsets([c for c, _ in product.out])
         self.used_x = sorted({path.x for _, path in self.paths})
-        # of each segment of x: its values live in registers no longer than its paths need them
+        # per segment of x: its values stay in registers only as long as its paths need them
         self.paths_of = {n: [p for p, path in self.paths if path.x == n] for n in self.used_x}
         self.used_y = sorted({path.y for _, path in self.paths})
 
     def add_block(self, text: str, depth: int = 0) -> None:
-        """Numbers of columns stand in for their names."""
+        """Add lines with the names of column counts replaced by their numbers."""
         columns = {"X": self.product.x_dim, "Y": self.product.y_dim, "W": self.product.weight_numel}
         for name, number in columns.items():
             text = text.replace(f"{name}_COLUMNS", str(number))
         super().add_block(text, depth)
 
     def header(self, pointers: str, sizes: str, constants: str) -> None:
-        """The line of the definition; names of each kind stand in one string."""
+        """The ``def`` line; each argument is a string of names separated by spaces."""
         arguments = [f"{name}_ptr" for name in pointers.split()] + sizes.split()
         arguments += [f"{name}: tl.constexpr" for name in constants.split()]
         self.add(0, f"def kernel({', '.join(arguments)}):")
@@ -130,7 +130,7 @@ class _Writer(SourceWriter):
         self.add(2, f"w = tl.load(w_row + {self.w_first[p]} + channel, {mask}, other=0.0)")
 
     def small_matrix(self, p: int) -> None:
-        """Sums over y, which do not depend on the channel: ``m_i_k``."""
+        """The sums over y, ``m_i_k``; they do not depend on the channel."""
         path = self.product.paths[p]
         for i, k in _entries(path):
             terms = [f"{c!r} * y_{path.y}_{j}" for a, j, b, c in path.coefficients if (a, b) == (i, k)]
@@ -138,7 +138,7 @@ class _Writer(SourceWriter):
 
 
 def _entries(path: ProductPath) -> list[tuple[int, int]]:
-    """Pairs of components of x and of the output that some coefficient joins."""
+    """Pairs (component of x, component of the output) with a nonzero coefficient."""
     return sorted({(i, k) for i, _, k, _ in path.coefficients})
 
 
@@ -148,7 +148,7 @@ def forward_source(product: ChannelwiseProduct, most: int, piece: int) -> str:
 
     Args:
         product: The product.
-        most: Components of results in one kernel, see `pieces`.
+        most: Most components of results in one kernel, see `pieces`.
         piece: Which of the kernels.
     """
     to = _Writer(product, pieces(product, most)[piece])
@@ -183,10 +183,10 @@ def backward_source(product: ChannelwiseProduct, most: int, piece: int, wanted: 
 
     Args:
         product: The product.
-        most: Components of results in one kernel, see `pieces`.
+        most: Most components of results in one kernel, see `pieces`.
         piece: Which of the kernels; they run one after the other.
-        wanted: Whether the derivatives in x, y and the weights are. Those in x are written for each edge,
-            those in y for each edge, piece and block of channels.
+        wanted: Which of the derivatives in x, y and the weights are wanted. Derivatives in x are written per
+            edge, those in y per edge, piece and block of channels.
     """
     cut = pieces(product, most)
     to = _Writer(product, cut[piece])
@@ -213,7 +213,7 @@ def backward_source(product: ChannelwiseProduct, most: int, piece: int, wanted: 
         if n in to.used_x and (wants_y or wants_w):
             to.load_x(n)
         mask = f"mask=channel < {channels}"
-        # the first kernel also writes the zeros of segments that no path has
+        # the first kernel also writes zeros for segments without a path
         writes_x = wants_x and (n in to.used_x or (n not in used and piece == 0))
         if writes_x:
             for i in range(dim):
@@ -258,7 +258,7 @@ def _backward_path(to: _Writer, p: int, wanted: Sequence[bool]) -> None:
 
 
 def _attribute_terms(path: ProductPath, gradient: str) -> Iterator[tuple[int, str]]:
-    """Components of y, and the derivative in each: of ``z_i = w x_i`` and the gradient's components."""
+    """Each component of y and the derivative in it, from ``z_i = w x_i`` and the gradient's components."""
     for j in sorted({j for _, j, _, _ in path.coefficients}):
         mine = [(i, k, c) for i, b, k, c in path.coefficients if b == j]
         terms = []
@@ -270,7 +270,7 @@ def _attribute_terms(path: ProductPath, gradient: str) -> Iterator[tuple[int, st
 
 @lru_cache(maxsize=1024)
 def forward_kernel(product: ChannelwiseProduct, most: int, piece: int) -> Any:
-    """The compiled-on-first-use kernel of `forward_source`."""
+    """The kernel of `forward_source`, compiled on first use."""
     return kernel_of(forward_source(product, most, piece), "channelwise_conv")
 
 
@@ -278,5 +278,5 @@ def forward_kernel(product: ChannelwiseProduct, most: int, piece: int) -> Any:
 def backward_kernel(
     product: ChannelwiseProduct, most: int, piece: int, wanted: tuple[bool, bool, bool]
 ) -> Any:
-    """The compiled-on-first-use kernel of `backward_source`."""
+    """The kernel of `backward_source`, compiled on first use."""
     return kernel_of(backward_source(product, most, piece, wanted), "channelwise_conv")

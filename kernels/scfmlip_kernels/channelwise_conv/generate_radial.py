@@ -1,10 +1,10 @@
 """
-Triton source of the convolution with the last radial layer inside: the weights of an edge stay in registers.
+Triton source of the convolution with a fused last radial layer: edge weights never leave the registers.
 
-One program owns a node and a block of channels, as in `generate`, but takes its edges in tiles, because
-``hidden @ matrix`` is a matrix product over them: ``[edges, n_hidden] @ [n_hidden, channels]`` for each path.
-Products with x and y are summed over the tile before they are added to the node's sums. Needs more registers
-than the kernel that reads weights, so that products are cut into smaller pieces.
+One program owns a node and a block of channels, as in `generate`. It takes its edges in tiles, because
+``hidden @ matrix`` is a matrix product over edges: ``[edges, n_hidden] @ [n_hidden, channels]`` per path.
+Products with x and y are summed over the tile before they are added to the node's sums. This needs more
+registers than the kernel that reads weights, so products are split into smaller pieces.
 """
 
 from functools import lru_cache
@@ -41,7 +41,7 @@ def radial_source(product: ChannelwiseProduct, most: int, piece: int) -> str:
 
     Args:
         product: The product.
-        most: Components of results in one kernel, see `generate.pieces`.
+        most: Most components of results in one kernel, see `generate.pieces`.
         piece: Which of the kernels.
     """
     to = _Writer(product, pieces(product, most)[piece])
@@ -72,7 +72,7 @@ def radial_source(product: ChannelwiseProduct, most: int, piece: int) -> str:
 
 
 def _path(to: _Writer, p: int) -> None:
-    """Weights of a tile of edges, then their products."""
+    """The weights of a tile of edges, then their products."""
     path = to.product.paths[p]
     to.add(2, f"place = matrix_ptr + ({to.w_first[p]} + channel)[None, :]")
     to.add_block(WEIGHTS)
@@ -87,5 +87,5 @@ def _path(to: _Writer, p: int) -> None:
 
 @lru_cache(maxsize=512)
 def radial_kernel(product: ChannelwiseProduct, most: int, piece: int) -> Any:
-    """The compiled-on-first-use kernel of `radial_source`."""
+    """The kernel of `radial_source`, compiled on first use."""
     return kernel_of(radial_source(product, most, piece), "channelwise_conv")

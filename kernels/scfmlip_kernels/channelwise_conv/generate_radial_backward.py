@@ -1,21 +1,21 @@
 """
-Triton source of the derivatives of `generate_radial`: no weight and no derivative in one leaves registers.
+Triton source of the derivatives of `generate_radial`: edge weights and their gradients stay in registers.
 
 With ``w = hidden @ matrix``, g the gradient, and ``d_w[e, p, c] = sum_ijk C^p_ijk x[sender_e, i, c] y[e, j]
-g[receiver_e, k, c]``, there are two families of kernels. Both take edges in tiles, in the order of their
-receivers: neighbouring rows read the same gradient, and tiles are full whatever a node's neighbours.
+g[receiver_e, k, c]``, there are two families of kernels. Both take edges in tiles, sorted by receiver:
+neighbouring rows then read the same gradient, and tiles are full however many neighbours a node has.
 
-* Edges: one program owns a tile of edges and runs over paths and blocks of channels. ``w`` of a path is
-  formed where d_x or d_y need it; ``d_hidden += d_w @ matrix^T``, ``[edges, n_hidden]``, and d_y stay in
-  registers to the end, so that no sum over blocks of channels is left to do. Rows of d_x are written for each
-  edge and added over the senders by the launcher: a pass over senders would need the products of w again.
+* Edges: one program owns a tile of edges and runs over paths and blocks of channels. It computes the ``w`` of
+  a path where d_x or d_y need it. ``d_hidden += d_w @ matrix^T``, ``[edges, n_hidden]``, and d_y stay in
+  registers to the end, so no sum over blocks of channels remains. Rows of d_x are written per edge, and the
+  launcher adds them over the senders: a pass over senders would have to compute w again.
 * Matrix: one program owns a block of channels of some paths of one segment of x, a block of hidden features
-  and a chunk of edges, ``d_matrix += hidden^T @ d_w``. Chunks are few; the launcher adds them in order.
+  and a chunk of edges, ``d_matrix += hidden^T @ d_w``. There are few chunks; the launcher adds them in order.
 
-``d_w`` of a tile is computed twice, once in each family: a few multiplications for each component, beside
-n_hidden of them in the matrix product that follows. What registers do not hold is cut: the first family by
-components of results (`generate.pieces`; a kernel adds to what the one before wrote), the second by paths.
-d_hidden of a tile is not cut: 128 hidden features fit into registers, 256 and more are correct but spill.
+Each family computes ``d_w`` of a tile for itself: a few multiplications per component, against n_hidden of
+them in the matrix product that follows. Products too large for the registers are split: in the first family
+by components of results (`generate.pieces`; a kernel adds to what the one before wrote), in the second by
+paths. d_hidden of a tile is not split: 128 hidden features fit into registers, 256 are correct but spill.
 """
 
 from collections.abc import Sequence
@@ -42,8 +42,8 @@ part = tl.arange(0, BLOCK_HIDDEN)
 feature = tl.arange(0, PADDED_HIDDEN)
 """
 
-# goes round once. To the compiler, which does not know n_hidden, it is a loop, as the one of w is: without
-# loops it mixes loads and products of all paths, and registers do not hold them (3 KB spilled, not none)
+# This loop runs once. The compiler does not know n_hidden and still sees a loop, as it does for w. Without
+# loops it interleaves loads and products of all paths, which do not fit into registers (3 KB spilled, not 0).
 _D_HIDDEN = """
 for begin in range(0, n_hidden, PADDED_HIDDEN):
     h = begin + feature
@@ -78,9 +78,9 @@ def radial_edges_source(product: ChannelwiseProduct, most: int, piece: int, want
 
     Args:
         product: The product.
-        most: Components of results in one kernel, see `generate.pieces`.
+        most: Most components of results in one kernel, see `generate.pieces`.
         piece: Which of the kernels; they run one after the other, and each starts from the sums before.
-        wanted: Whether the derivatives in x, y and hidden are. All are written for each edge.
+        wanted: Which of the derivatives in x, y and hidden are wanted. All are written per edge.
     """
     cut = pieces(product, most)
     to = _Writer(product, cut[piece])
@@ -97,12 +97,12 @@ def radial_edges_source(product: ChannelwiseProduct, most: int, piece: int, want
     if wants_x or wants_y:
         to.add(1, "hidden_row = hidden_ptr + edge * N_HIDDEN")
 
-    # what a kernel adds to, by its name: place, mask, and the shape of the zeros to start from
+    # what a kernel adds to, by name: address, mask, and the shape of the zeros to start from
     sums: dict[str, tuple[str, str, str]] = {}
     if wants_hidden:
         place = "d_hidden_ptr + edge[:, None] * N_HIDDEN + feature[None, :]"
         sums["d_hidden"] = place, "row & (feature < N_HIDDEN)[None, :]", "BLOCK_EDGES, PADDED_HIDDEN"
-    # segments of y that no path has are zeros of the first kernel
+    # the first kernel writes zeros for segments of y without a path
     for n in (to.used_y if piece else range(len(product.y))) if wants_y else ():
         for j in range(product.y[n]):
             place = f"d_y_ptr + edge * {product.y_dim} + {to.y_first[n] + j}"
@@ -178,7 +178,7 @@ def _load_gradient(to: _Writer, p: int) -> None:
 
 
 def _without_weights(to: _Writer, p: int) -> None:
-    """``r_i``: the derivative in ``x_i`` but for the weights."""
+    """``r_i``: the derivative in ``x_i`` without the factor w."""
     path = to.product.paths[p]
     for j in sorted({j for _, j, _, _ in path.coefficients}):
         place = f"y_ptr + edge * {to.product.y_dim} + {to.y_first[path.y] + j}"
@@ -197,7 +197,7 @@ def _derivative_in_weights(to: _Writer, p: int) -> None:
 
 @lru_cache(maxsize=512)
 def path_groups(product: ChannelwiseProduct, most: int) -> tuple[tuple[int, ...], ...]:
-    """Paths of each kernel of the matrix's derivative: at most ``most``, all of one segment of x."""
+    """The paths of each kernel for the matrix's derivative: at most ``most``, all from one segment of x."""
     found = []
     for n in range(len(product.x)):
         mine = [p for p, path in enumerate(product.paths) if path.x == n]
@@ -242,13 +242,13 @@ def radial_matrix_source(product: ChannelwiseProduct, most: int, group: int) -> 
 def radial_edges_kernel(
     product: ChannelwiseProduct, most: int, piece: int, wanted: tuple[bool, bool, bool]
 ) -> Any:
-    """The compiled-on-first-use kernel of `radial_edges_source`."""
+    """The kernel of `radial_edges_source`, compiled on first use."""
     source = radial_edges_source(product, most, piece, wanted)
     return kernel_of(source, "channelwise_conv", ("n_edges", "n_hidden"))
 
 
 @lru_cache(maxsize=512)
 def radial_matrix_kernel(product: ChannelwiseProduct, most: int, group: int) -> Any:
-    """The compiled-on-first-use kernel of `radial_matrix_source`."""
+    """The kernel of `radial_matrix_source`, compiled on first use."""
     source = radial_matrix_source(product, most, group)
     return kernel_of(source, "channelwise_conv", ("n_edges", "chunk_edges"))

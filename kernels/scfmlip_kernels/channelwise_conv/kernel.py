@@ -1,12 +1,12 @@
 """
 Channel-wise convolution out[n] = sum_(e to n) C W[e] x[sender_e] y[e] and its derivatives, without messages.
 
-Grid of the generated kernels: nodes times blocks of channels. A program walks over the edges of its node, in
-the order of the edges, and keeps the node's sums (or gradients) in registers: each is read or written once.
-No atomics: derivatives in x are written for each edge and added in a second kernel over the senders, those
-in y for each block of channels and added by the launcher. Large products are cut into several kernels, one
-after the other (`generate.pieces`). Arithmetic runs in the dtype of the inputs. Weights are read here;
-`kernel_radial` computes those of a last radial layer inside, where the recorded parameters say so.
+Grid of the generated kernels: nodes times blocks of channels. A program walks over its node's edges in order
+and keeps the node's sums (or gradients) in registers, so each is read or written once. No atomics:
+derivatives in x are written per edge, and a second kernel adds them over the senders; derivatives in y are
+written per block of channels, and the launcher adds them. Large products are split into several kernels that
+run in turn (`generate.pieces`). Arithmetic runs in the dtype of the inputs. These kernels read the weights;
+`kernel_radial` computes them inside from the last radial layer, where the recorded parameters say so.
 """
 
 import triton
@@ -41,7 +41,7 @@ def _sum_rows_kernel(
 
 def sum_rows(rows: Tensor, order: Tensor, ptr: Tensor, compiler: dict[str, int]) -> Tensor:
     """
-    Sums over groups of rows, in the order given.
+    Sum groups of rows, in the order given.
 
     ``rows [n_rows, n_columns]`` contiguous, ``order [n_rows]`` the rows by group, ``ptr [n_groups + 1]``
     where each group starts in it, ``compiler`` the options of the launch. Returns ``[n_groups, n_columns]``.
@@ -63,7 +63,7 @@ def sum_rows(rows: Tensor, order: Tensor, ptr: Tensor, compiler: dict[str, int])
 
 
 def channel_blocks(product: ChannelwiseProduct, block: int) -> tuple[int, int]:
-    """Channels of a program and number of programs of a node, for blocks of at most ``block`` channels."""
+    """Channels per program and programs per node, for blocks of at most ``block`` channels."""
     most = max(channels for channels, _ in product.x)
     block = min(block, triton.next_power_of_2(most))
     return block, triton.cdiv(most, block)
@@ -81,8 +81,8 @@ def launch_channelwise_conv(
     """
     Allocate and launch.
 
-    ``x [n_nodes, x_dim]``, ``y [n_edges, y_dim]`` and ``w [n_edges, weight_numel]`` contiguous, the tables
-    those of `EdgeOrder`. Returns ``[n_receivers, out_dim]``.
+    ``x [n_nodes, x_dim]``, ``y [n_edges, y_dim]`` and ``w [n_edges, weight_numel]`` must be contiguous; the
+    tables are those of `EdgeOrder`. Returns ``[n_receivers, out_dim]``.
     """
     options = tuned("channelwise", x.device, x.dtype)
     block, n_blocks = channel_blocks(product, options["forward"])
@@ -121,8 +121,8 @@ def launch_channelwise_conv_backward(
     """
     Allocate, launch, sum over senders and over blocks of channels.
 
-    Arguments as in `launch_channelwise_conv`, with ``grad [n_receivers, out_dim]``. Returns derivatives in
-    x, y and w; those not wanted are empty.
+    Arguments as in `launch_channelwise_conv`, with ``grad [n_receivers, out_dim]``. Returns the derivatives
+    in x, y and w; unwanted ones are empty.
     """
     wants_x, wants_y, wants_w = wanted
     options = tuned("channelwise", x.device, x.dtype)

@@ -1,12 +1,12 @@
 """
-Channel-wise convolution whose weights are the last layer of a radial network, ``w = hidden @ matrix``.
+Channel-wise convolution with a fused last layer of the radial network, ``w = hidden @ matrix``.
 
-They are formed in registers, in the values and in every derivative: no tensor of edges times weights is ever
-allocated. Used where the recorded parameters say so (``"radial"``, off until measured on a GPU); elsewhere a
-matrix product makes the weights for `kernel`. The grids are described in `generate_radial` and
-`generate_radial_backward`. No atomics: a row has one owner, and sums over senders and over chunks of edges
-are taken afterwards in a fixed order. Matrix products run in the precision recorded, float32 ("ieee") or
-three products of tf32 parts ("tf32x3"), never one of tf32.
+The weights are computed in registers, for the values and for every derivative: no tensor of edges times
+weights is ever allocated. Used where the recorded parameters say so (``"radial"``, off until measured on a
+GPU); elsewhere a matrix product makes the weights for `kernel`. `generate_radial` and
+`generate_radial_backward` describe the grids. No atomics: each row has one owner, and sums over senders and
+over chunks of edges follow in a fixed order. Matrix products run in the recorded precision: float32 ("ieee")
+or three products of tf32 parts ("tf32x3"), never a single one in tf32.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from .product import ChannelwiseProduct
 
 
 def fuses_radial(x: Tensor) -> bool:
-    """Whether the recorded parameters ask for the last radial layer inside the kernels."""
+    """Whether the recorded parameters fuse the last radial layer into the kernels."""
     return tuned("radial", x.device, x.dtype)["fused"]
 
 
@@ -42,8 +42,8 @@ def launch_channelwise_conv_radial(
     """
     Allocate and launch; the weights ``hidden @ matrix`` are never stored.
 
-    ``hidden [n_edges, n_hidden]`` and ``matrix [n_hidden, weight_numel]`` contiguous, the rest as in
-    `launch_channelwise_conv`. Returns ``[n_receivers, out_dim]``.
+    ``hidden [n_edges, n_hidden]`` and ``matrix [n_hidden, weight_numel]`` must be contiguous; the rest is as
+    in `launch_channelwise_conv`. Returns ``[n_receivers, out_dim]``.
     """
     options = tuned("radial", x.device, x.dtype)
     block, n_blocks = channel_blocks(product, options["channels"])
@@ -88,10 +88,10 @@ def launch_channelwise_conv_radial_backward(
     Allocate, launch, sum over senders and over chunks of edges.
 
     Arguments as in `launch_channelwise_conv_radial`, with ``grad [n_receivers, out_dim]`` contiguous. Returns
-    derivatives in x, y, hidden and matrix; those not wanted are empty.
+    the derivatives in x, y, hidden and matrix; unwanted ones are empty.
     """
     tables = {"by_receiver_ptr": by_receiver.contiguous(), "sender_ptr": sender.contiguous()}
-    # in the order of the receivers, of which the table of edges holds the ends only
+    # sorted by receiver; the table of edges holds only where each receiver's edges end
     slots = torch.arange(len(y), device=y.device)
     tables["receiver_ptr"] = torch.searchsorted(receiver_ptr[1:].contiguous(), slots, right=True)
     inputs = {"x_ptr": x, "y_ptr": y, "hidden_ptr": hidden, "grad_ptr": grad, "n_edges": len(y)}
@@ -170,9 +170,9 @@ def _in_matrix(
 
 def edge_chunks(n_edges: int, tile: int, least: int, most: int) -> tuple[int, int]:
     """
-    Edges of a chunk and number of chunks: ``most`` at most, of ``least`` edges at least, in whole tiles.
+    Edges per chunk and number of chunks: at most ``most`` chunks of at least ``least`` edges, in whole tiles.
 
-    Nothing but the number of edges decides, so that sums come out the same on every run.
+    They depend on the number of edges only, so sums are the same in every run.
     """
     chunk = triton.cdiv(max(least, triton.cdiv(n_edges, most)), tile) * tile
     return chunk, triton.cdiv(n_edges, chunk)

@@ -94,10 +94,10 @@ def _(x, y, weights, matrix, grad, *rest):
 
 def _wanted(ctx, arguments: tuple[Tensor | None, ...]) -> list[bool]:
     """
-    Which derivatives the running pass uses.
+    Which derivatives the running backward pass uses.
 
-    ``needs_input_grad`` tells those that could be asked for: in forces, parameters too. The engine knows
-    which of the nodes before this one it is going to run; it does not say so about leaves.
+    ``needs_input_grad`` lists those that could be asked for, which for forces includes the parameters'. The
+    engine knows which earlier nodes it is going to run, but does not say so for leaves.
     """
     needed = [bool(n) for n in ctx.needs_input_grad[: len(arguments)]]
     nodes = iter(ctx.next_functions)
@@ -106,7 +106,7 @@ def _wanted(ctx, arguments: tuple[Tensor | None, ...]) -> list[bool]:
             continue
         node, _ = next(nodes)
         if needed[n] and node is not None:
-            # a private function of torch: without it only parameters' gradients are computed in vain
+            # a private function of torch; without it, only the parameters' gradients are computed needlessly
             with contextlib.suppress(RuntimeError, AttributeError):
                 needed[n] = torch._C._will_engine_execute_node(node)
     return needed
@@ -139,8 +139,8 @@ def _double_backward(ctx, *cotangents):
     """
     Derivatives of the first derivatives, by the same two operators.
 
-    The first derivatives of ``L(x, y, w, m; g) = sum out g`` in each argument, times their cotangents, are
-    L with the cotangent in place of the argument: a sum of forms of the same kind, one for each cotangent.
+    Take the first derivatives of ``L(x, y, w, m; g) = sum out g``, each times its cotangent. Each product is
+    L with the cotangent in place of the argument, so the total is a sum of forms of the same kind.
     """
     inputs, tables = list(ctx.saved_tensors[:5]), ctx.saved_tensors[5:]
     needed = _wanted(ctx, ctx.saved_tensors[:5])
@@ -157,7 +157,7 @@ def _double_backward(ctx, *cotangents):
         form[n] = cotangent
         if needed[4]:
             add(4, torch.ops.scfmlip.channelwise_conv(*form[:4], *tables, ctx.text))
-        # L is linear in the argument that the cotangent took the place of: no derivative there
+        # L is linear in the argument that the cotangent replaces: no derivative there
         wanted = [need and place != n for place, need in enumerate(needed[:4])]
         if any(wanted):
             found = torch.ops.scfmlip.channelwise_conv_backward(*form, *tables, ctx.text, wanted)
@@ -202,7 +202,7 @@ def channelwise_conv(
     matrix: Tensor | None = None,
 ) -> Tensor:
     r"""
-    Messages of a channel-wise tensor product, summed at their receivers; no message is stored.
+    Messages of a channel-wise tensor product, summed at their receivers, without storing messages.
 
     ``out[n, p, k, c] = sum_(e to n) sum_ij C^p_ijk W[e, p, c] x[sender_e, i, c] y[e, j]`` for every path p
     of the product, with its components k and channels c. ``W`` is ``weights``, or ``weights @ matrix``.
@@ -216,13 +216,24 @@ def channelwise_conv(
         matrix: ``[n_hidden, weight_numel]``, or None.
 
     Returns:
-        ``[n_nodes, out_dim]``, 0 at nodes without edges. The same bits in every run. Differentiable any
-        number of times in ``x``, ``y``, ``weights`` and ``matrix``.
+        ``[n_nodes, out_dim]``, 0 at nodes without edges. Bitwise reproducible. Differentiable any number of
+        times in ``x``, ``y``, ``weights`` and ``matrix``.
 
     Raises:
         TypeError: for a dtype that is not float32 or float64, or different ones.
-        ValueError: for shapes that do not fit together, tensors on different devices, or a product that
-            contradicts itself.
+        ValueError: for shapes that do not match, tensors on different devices, or an inconsistent product.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import ChannelwiseProduct, ProductPath, channelwise_conv, sort_edges
+        >>> path = ProductPath(x=0, y=0, coefficients=((0, 0, 0, 1.0),), dim=1)
+        >>> product = ChannelwiseProduct(x=((2, 1),), y=(1,), paths=(path,), layout="mul_ir")
+        >>> edges = sort_edges(torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 0, 0]), n_nodes=3)  # water
+        >>> x = torch.tensor([[8.0, 1.0], [1.0, 0.0], [1.0, 0.0]])  # two channels per atom
+        >>> channelwise_conv(x, torch.ones(4, 1), torch.ones(4, 2), edges, product)  # sums over neighbours
+        tensor([[2., 0.],
+                [8., 1.],
+                [8., 1.]])
     """
     text = constant_text(product)
     x, y, weights, matrix = outside_autocast(x, y, weights, matrix)

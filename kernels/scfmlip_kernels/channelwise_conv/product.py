@@ -14,9 +14,16 @@ class ProductPath(NamedTuple):
     Attributes:
         x: Number of the segment of x.
         y: Number of the segment of y.
-        coefficients: Terms ``(i, j, k, value)``, component of x, of y and of the output; nonzero ones
-            only, the weight of the path folded in.
+        coefficients: Terms ``(i, j, k, value)`` with components of x, y and the output. Nonzero terms only,
+            with the path weight included.
         dim: Components of the output, 2 l + 1.
+
+    Example:
+        >>> from scfmlip_kernels import ProductPath
+        >>> dot = [(i, i, 0, 3**-0.5) for i in range(3)]  # two vectors give a scalar: sum_i x_i y_i / sqrt(3)
+        >>> path = ProductPath(x=0, y=0, coefficients=tuple(dot), dim=1)
+        >>> path.dim, len(path.coefficients)
+        (1, 3)
     """
 
     x: int
@@ -27,15 +34,23 @@ class ProductPath(NamedTuple):
 
 class ChannelwiseProduct(NamedTuple):
     """
-    A tensor product that acts on each channel by itself, with one weight for each path and channel.
+    A tensor product that acts on each channel separately, with one weight per path and channel.
 
     Attributes:
         x: Channels and components of each segment of x.
-        y: Components of each segment of y, which have one channel.
-        paths: Each path has its own segment of the output, in this order, with the channels of its
-            segment of x. Weights come in the same order.
-        layout: Of the segments of x and of the output: ``"mul_ir"`` is ``[channels, components]``,
+        y: Components of each segment of y, which has one channel.
+        paths: The paths. Each has its own segment of the output, in this order, with the channels of its
+            segment of x. Weights are in the same order.
+        layout: Layout of the segments of x and of the output: ``"mul_ir"`` is ``[channels, components]``,
             ``"ir_mul"`` is ``[components, channels]``.
+
+    Example:
+        >>> from scfmlip_kernels import ChannelwiseProduct, ProductPath
+        >>> scalar = ProductPath(x=0, y=0, coefficients=((0, 0, 0, 1.0),), dim=1)  # scalar x scalar
+        >>> vector = ProductPath(0, 1, tuple((0, i, i, 1.0) for i in range(3)), 3)  # scalar x vector
+        >>> product = ChannelwiseProduct(x=((8, 1),), y=(1, 3), paths=(scalar, vector), layout="ir_mul")
+        >>> product.x_dim, product.y_dim, product.out_dim, product.weight_numel
+        (8, 4, 32, 16)
     """
 
     x: tuple[tuple[int, int], ...]
@@ -53,7 +68,7 @@ class ChannelwiseProduct(NamedTuple):
         return cls(tuple((c, d) for c, d in x), tuple(y), tuple(path(*p) for p in paths), layout)
 
     def check(self) -> None:
-        """Raise ValueError where the description contradicts itself."""
+        """Raise ValueError if the description is inconsistent."""
         if self.layout not in ("mul_ir", "ir_mul"):
             raise ValueError(f"ChannelwiseProduct: layout must be 'mul_ir' or 'ir_mul', got {self.layout!r}")
         if not self.paths:
@@ -103,12 +118,12 @@ class ChannelwiseProduct(NamedTuple):
 
     @property
     def weight_numel(self) -> int:
-        """Weights of an edge."""
+        """Number of weights per edge."""
         return sum(self.x[path.x][0] for path in self.paths)
 
 
 def product_of(text: str) -> ChannelwiseProduct:
-    """The product that a graph holds as text."""
+    """The product that a graph holds as text, see `registry`."""
     return described(text, ChannelwiseProduct)
 
 

@@ -16,10 +16,10 @@ def channelwise_conv_reference(
     matrix: Tensor | None = None,
 ) -> Tensor:
     """
-    Every term of every edge, stored, in float64; arguments as in `channelwise_conv`.
+    Compute and store every term of every edge, in float64; arguments as in `channelwise_conv`.
 
     Returns:
-        ``[n_nodes, out_dim]`` with as many nodes as x has rows.
+        ``[n_nodes, out_dim]``; the number of nodes is the number of rows of x.
     """
     x, y, weights = x.double(), y.double(), weights.double()
     if matrix is not None:

@@ -1,8 +1,8 @@
 """
-CPU path of the charge solve: a Cholesky factorisation for each system, those of one size together.
+CPU path of the charge solve: one Cholesky factorisation per system, batched over systems of equal size.
 
-With given sums the matrix is projected on charges of sum 0, and the one direction that this takes away gets
-the mean diagonal: what is left to factorise is positive exactly where the form has a minimum.
+With given sums, the matrix is projected on charges that sum to 0, and the direction that this removes gets
+the mean diagonal. The result is positive definite exactly where the form has a minimum.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from .kernel import CONVERGED, INDEFINITE, NOT_FINITE, STAGNATED
 def charge_solve_cpu(
     matrices: Tensor, source: Tensor, totals: Tensor, atom_ptr: Tensor, tolerance: float, constrained: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `launch_charge_solve`, with 0 iterations; indefinite systems get their stationary point."""
+    """Like `launch_charge_solve`, with 0 iterations; indefinite systems return their stationary point."""
     bounds = list(itertools.pairwise(atom_ptr.tolist()))
     begins = [0, *itertools.accumulate((last - first) ** 2 for first, last in bounds)]
     by_size: dict[int, list[int]] = defaultdict(list)

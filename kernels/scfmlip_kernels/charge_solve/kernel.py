@@ -1,11 +1,10 @@
 """
-Projected conjugate gradients of a ragged batch of small systems, one launch for all.
+Projected conjugate gradients for a ragged batch of small systems, in one launch.
 
 Grid: (systems). One program owns a system: it keeps the vectors of the recursion in registers, reads the
-matrix once an iteration, and stops when its own system has converged or failed. The diagonal is the
-preconditioner; the constraint of given sums lives in the projector (Gould, Hribar and Nocedal, SIAM J. Sci.
-Comput. 23, 1376 (2001)). Vectors, products and dot products are float64, whatever the matrix is in. No
-atomics.
+matrix once per iteration, and stops when its own system has converged or failed. The preconditioner is the
+diagonal; the projector enforces the given sums (Gould, Hribar and Nocedal, SIAM J. Sci. Comput. 23, 1376
+(2001)). Vectors, products and dot products are float64, whatever the dtype of the matrix. No atomics.
 """
 
 import triton
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ..tuned import compiler_options, tuned
 
-# what `status` says, as scfmlip.scf.Status
+# values of `status`, the same as in scfmlip.scf.Status
 CONVERGED, ITERATIONS, INDEFINITE, NOT_FINITE, STAGNATED = range(5)
 # largest system: its vectors fill the registers of one program
 MAX_ATOMS = 1024
@@ -22,7 +21,7 @@ MAX_ATOMS = 1024
 
 @triton.jit
 def _product(matrix_ptr, vector, scratch_ptr, n, BLOCK: tl.constexpr, BLOCK_ROWS: tl.constexpr):
-    """Matrix times vector, by blocks of rows, through memory that only this program uses."""
+    """Matrix times vector, by blocks of rows, through scratch memory of this program."""
     column = tl.arange(0, BLOCK)
     inside = column < n
     for start in range(0, n, BLOCK_ROWS):
@@ -39,7 +38,7 @@ def _product(matrix_ptr, vector, scratch_ptr, n, BLOCK: tl.constexpr, BLOCK_ROWS
 
 @triton.jit
 def _projected(vector, inside, n, CONSTRAINED: tl.constexpr):
-    """Without its mean."""
+    """The vector minus its mean."""
     if CONSTRAINED:
         mean = tl.sum(vector, 0) / n.to(tl.float64)
         vector = tl.where(inside, vector - mean, vector * 0)
@@ -48,7 +47,7 @@ def _projected(vector, inside, n, CONSTRAINED: tl.constexpr):
 
 @triton.jit
 def _preconditioned(gradient, inverse, weight, CONSTRAINED: tl.constexpr):
-    """The diagonal's inverse, less the multiple of it that moves charge."""
+    """The inverse diagonal times the gradient, projected so that the total charge is conserved."""
     z = inverse * gradient
     if CONSTRAINED:
         z = z - (tl.sum(z, 0) / weight) * inverse
@@ -64,7 +63,7 @@ def _charge_solve_kernel(
     atom_ptr_ptr,  # [n_systems + 1] int64
     matrix_ptr_ptr,  # [n_systems + 1] int64
     tolerance_ptr,  # [1] float64
-    scratch_ptr,  # [n_atoms] float64, used
+    scratch_ptr,  # [n_atoms] float64, scratch
     state_ptr,  # [n_atoms] float64, out
     slope_ptr,  # [n_atoms] float64, out
     residual_ptr,  # [n_systems] float64, out
@@ -107,7 +106,7 @@ def _charge_solve_kernel(
     z = _preconditioned(g, inverse, weight, CONSTRAINED)
     p = -z
     rz = tl.sum(g * z, 0)
-    # NaN is neither above nor below; numbers are those of `Status`
+    # comparisons with NaN are false; the numbers are those of `Status`
     status = tl.where(residual <= tolerance, 0, tl.where(residual < float("inf"), 1, 3))
     iterations = 0
     since = 0
@@ -143,7 +142,7 @@ def _charge_solve_kernel(
 
 
 def block_sizes(largest: int, table: dict) -> tuple[int, int]:
-    """Atoms a program holds, and rows of the matrix it reads at a time."""
+    """Atoms that a program holds, and rows of the matrix that it reads at a time."""
     block = max(16, triton.next_power_of_2(largest))
     return block, max(1, table["tile"] // block)
 

@@ -14,15 +14,28 @@ from .kernel import MAX_ATOMS, launch_charge_solve
 
 class ChargeSolve(NamedTuple):
     """
-    Minima of every system's quadratic form.
+    The minimum of each system's quadratic form.
 
     Attributes:
         state: ``[n_atoms]`` float64.
-        slope: ``[n_atoms]`` float64, ``A s + b`` there: the multiplier at every atom, but for the residual.
+        slope: ``[n_atoms]`` float64, ``A s + b``: equal to the Lagrange multiplier at every atom, up to the
+            residual.
         residual: ``[n_systems]`` float64, norm of the projected slope relative to that of b.
         iterations: ``[n_systems]`` int64; 0 on a CPU, where systems are factorised.
-        status: ``[n_systems]`` int64: 0 converged, 1 too few iterations, 2 not positive, 3 not finite, 4
-            stagnated.
+        status: ``[n_systems]`` int64: 0 converged, 1 too few iterations, 2 not positive definite, 3 not
+            finite, 4 stagnated.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import charge_solve
+        >>> matrix = torch.tensor([[10.0, 0.0], [0.0, 14.0]], dtype=torch.float64)
+        >>> chi = torch.tensor([3.0, -3.0], dtype=torch.float64)
+        >>> total = torch.zeros(1, dtype=torch.float64)
+        >>> solve = charge_solve(matrix.flatten(), chi, total, torch.tensor([0, 2]))
+        >>> solve.status  # 0: converged
+        tensor([0])
+        >>> solve.slope  # equal on both atoms: electronegativity equalisation
+        tensor([0.5000, 0.5000], dtype=torch.float64)
     """
 
     state: Tensor
@@ -79,29 +92,39 @@ def charge_solve(
     max_iterations: int = 500,
 ) -> ChargeSolve:
     """
-    Minima of ``b.s + 1/2 s.A s`` with ``sum s = Q``, one small system after another, in one launch.
+    Minimise ``b.s + 1/2 s.A s`` with ``sum s = Q`` for many small systems in one launch.
 
-    By conjugate gradients on a GPU, systems of at most 1024 atoms; factorised on a CPU. Has no derivatives
-    of its own: the adjoint is the same solve (`scfmlip.charge_equilibration`).
+    A GPU uses conjugate gradients, for systems of at most 1024 atoms; a CPU factorises. The operator has no
+    derivatives: the adjoint is the same solve, see `scfmlip.charge_equilibration`.
 
     Args:
-        matrices: ``[sum n^2]`` float32 or float64, symmetric, positive where the sum is 0; row after row,
-            system after system.
+        matrices: ``[sum n^2]`` float32 or float64, row after row, system after system. Symmetric, and
+            positive definite on vectors that sum to 0.
         source: ``[n_atoms]`` float64, b.
         totals: ``[n_systems]`` float64, Q; unused without the constraint.
         atom_ptr: ``[n_systems + 1]`` int64 on the CPU, first atom of each system.
         initial: ``[n_atoms]`` float64 first guess; zeros if None.
-        constrained: Whether sums are given.
-        tolerance: Of the residual; at least 2e-6 for float32, 1e-14 for float64.
-        max_iterations: Of one system.
+        constrained: Whether the sums are fixed to ``totals``.
+        tolerance: Largest residual; at least 2e-6 for float32, 1e-14 for float64.
+        max_iterations: Most iterations of one system.
 
     Returns:
-        The minima and how each solve ended.
+        The minima, and how each solve ended.
 
     Raises:
         TypeError: for another dtype.
-        ValueError: for shapes that do not fit, or a system that is too large.
-        NotImplementedError: where a gradient is wanted.
+        ValueError: for shapes that do not match, or a system that is too large.
+        NotImplementedError: if a gradient is requested.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import charge_solve
+        >>> matrix = torch.tensor([[16.0, 5.0], [5.0, 18.0]], dtype=torch.float64)  # hardness + Coulomb, V/e
+        >>> chi = torch.tensor([2.0, -2.0], dtype=torch.float64)  # electronegativities, V
+        >>> total = torch.zeros(1, dtype=torch.float64)
+        >>> solve = charge_solve(matrix.flatten(), chi, total, torch.tensor([0, 2]))
+        >>> solve.state  # e
+        tensor([-0.1667,  0.1667], dtype=torch.float64)
     """
     check_tensors("charge_solve", matrices=matrices, source=source, totals=totals)
     if matrices.dtype not in FLOATS:
@@ -128,7 +151,7 @@ def charge_solve(
         )
     if torch.is_grad_enabled() and any(t.requires_grad for t in (matrices, source, totals, initial)):
         raise NotImplementedError(
-            "charge_solve has no derivatives: call it under torch.no_grad(), and the adjoint the same way"
+            "charge_solve has no derivatives: call it under torch.no_grad(), and once more for the adjoint"
         )
     floor = 2e-6 if matrices.dtype == torch.float32 else 1e-14
     solved = torch.ops.scfmlip.charge_solve(

@@ -1,4 +1,4 @@
-"""The same minimum by one bordered system each, solved whole in float64."""
+"""The same minimum from one dense bordered system each, in float64."""
 
 import itertools
 

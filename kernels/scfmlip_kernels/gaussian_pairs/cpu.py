@@ -1,13 +1,13 @@
 """
-Pair sums in chunks of plain PyTorch: the CPU path, and the GPU's for ranks the kernel does not hold.
+Pair sums in chunks of plain PyTorch: the CPU path, and the GPU path for ranks that the kernel does not cover.
 
 For a chunk of targets, or of small systems, all Cartesian derivatives ``T_D`` of the radial function up to
 the summed rank are built by the recursion ``T^n_(D + 1_x) = D_x T^(n+1)_(D - 1_x) + x T^(n+1)_D``
 (McMurchie and Davidson, J. Comput. Phys. 26, 218 (1978), eq. 4.6-4.8) and contracted with the sources by
 matrix products. Memory is O(atoms + chunk).
 
-Small systems are summed many times at one geometry, by solvers and their derivatives: from the second time
-on these are kept as matrices, for the last few geometries, and a sum is one matrix product.
+Solvers and their derivatives sum small systems many times at one geometry. From the second call on, the sums
+of the last few geometries are cached as matrices, and a sum is one matrix product.
 """
 
 import itertools
@@ -24,9 +24,9 @@ from .radial import gaussian_radial, softened_radial
 
 # Pairs per chunk: about 20 arrays of this size live at once.
 _CHUNK_PAIRS = 1 << 16
-# Pairs that cost no more than the calls for them.
+# Number of pairs that cost no more than the calls that sum them.
 _FEW_PAIRS = 1 << 12
-# Matrices of one geometry: those that cost no more than the calls for them, the largest, and how many.
+# Cached matrices: size below which they are built at once, largest size, and number of geometries.
 _FEW_BYTES = 1 << 17
 _KEPT_BYTES = 8 << 20
 
@@ -36,12 +36,12 @@ class Block(NamedTuple):
     Targets and sources of systems that are computed together.
 
     Attributes:
-        source: ``[systems, sources]`` atoms; shorter systems are filled up with their first, which no one
-            sees.
+        source: ``[systems, sources]`` atoms; shorter systems are padded with their first atom, masked by
+            ``blind``.
         wanted: ``[systems, targets]`` which targets are atoms.
-        rows: Those.
-        blind: ``[systems, targets, sources]`` pairs that do not count.
-        xyz, r: ``[systems, targets, sources]`` distance vectors, their lengths, 1 where they do not count.
+        rows: The atoms of those targets.
+        blind: ``[systems, targets, sources]`` pairs that are left out.
+        xyz, r: ``[systems, targets, sources]`` distance vectors and their lengths; 1 for pairs left out.
     """
 
     source: Tensor
@@ -55,7 +55,7 @@ class Block(NamedTuple):
 def _cartesian_derivatives(
     xyz: tuple[Tensor, Tensor, Tensor], radial: list[Tensor], rank: int
 ) -> list[Tensor]:
-    """``T_D`` for every monomial D of degree at most ``rank``, in their order."""
+    """``T_D`` for every monomial D of degree at most ``rank``, in the order of `monomials`."""
     levels: dict[tuple[int, int, int], list[Tensor]] = {(0, 0, 0): radial}
     for exponents in monomials(rank)[1:]:
         axis = next(a for a in range(3) if exponents[a])
@@ -75,7 +75,7 @@ def _cartesian_derivatives(
 
 def _blocks(ptr: list[int]) -> Iterator[tuple[list[int], list[int], slice]]:
     """
-    Work of at most about ``_CHUNK_PAIRS`` pairs: small systems together, large ones some targets at a time.
+    Chunks of about ``_CHUNK_PAIRS`` pairs: small systems together, large ones a few targets at a time.
 
     Yields:
         First atoms and sizes of the systems, and which of their atoms are targets.
@@ -102,7 +102,7 @@ def _blocks(ptr: list[int]) -> Iterator[tuple[list[int], list[int], slice]]:
 
 
 def _block(positions: Tensor, begins: list[int], sizes: list[int], part: slice, group_size: int) -> Block:
-    """Distances of some targets from all sources."""
+    """Distances between some targets and all sources."""
     begin, size = (torch.tensor(v, device=positions.device)[:, None] for v in (begins, sizes))
     position = torch.arange(max(sizes), device=positions.device)
     valid = position < size
@@ -126,7 +126,7 @@ def _derivatives(block: Block, width: float, softening: float, rank: int) -> lis
 
 
 def _table(rank: int, source_rank: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """``out_A = sum_B (-1)^|B| T_(A+B) c_B``: ``[A, B]`` place of A + B among monomials, ``[B]`` signs."""
+    """For ``out_A = sum_B (-1)^|B| T_(A+B) c_B``: ``[A, B]`` index of monomial A + B, ``[B]`` signs."""
     number = {m: i for i, m in enumerate(monomials(rank + source_rank))}
     place = [
         [number[a[0] + b[0], a[1] + b[1], a[2] + b[2]] for b in monomials(source_rank)]
@@ -136,12 +136,12 @@ def _table(rank: int, source_rank: int, like: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tensor(place, device=like.device), torch.tensor(signs, dtype=like.dtype, device=like.device)
 
 
-# of each block: source, wanted, rows, and a matrix for every width
+# per block: source, wanted, rows, and one matrix for every width
 Matrices = list[tuple[Tensor, Tensor, Tensor, list[Tensor]]]
 
 
 class _Geometry:
-    """A geometry that was asked for, and its matrices from the second time on."""
+    """A recent geometry, and its matrices from the second call on."""
 
     matrices: Matrices | None = None
 
@@ -150,7 +150,7 @@ _recent: Recent[_Geometry] = Recent(6)
 
 
 def _recalled(positions: Tensor, key: tuple, build: Callable[[], Matrices], at_once: bool) -> Matrices | None:
-    """What ``build`` makes for a geometry, from the second time on if not ``at_once``; before, None."""
+    """The result of ``build`` for a geometry; on its first call None unless ``at_once``."""
     found = _recent.find(positions, key)
     if found is None:
         found = _recent.keep(_Geometry(), positions, key)
@@ -170,7 +170,7 @@ def _matrices(
     softening: float,
     group_size: int,
 ) -> Matrices:
-    """For each block the sum as matrices ``[systems, A x targets, B x sources]``, one per width."""
+    """The sum of each block as matrices ``[systems, A x targets, B x sources]``, one per width."""
     place, sign = _table(rank, source_rank, positions)
     found = []
     for begins, sizes, part in _blocks(ptr):
@@ -218,7 +218,7 @@ def gaussian_pairs_chunked(
             derivatives = _derivatives(block, width, softening, rank + source_rank)
             columns = near[:, :, :, w].flatten(2)
             sums = torch.stack([t @ columns for t in derivatives]).unflatten(-1, (n_channels, n_moments))
-            # before the sum by A, B, system, target and channel
+            # indexed by A, B, system, target and channel before the sum
             values = (sign[:, None, None, None] * sums.movedim(-1, 1)[place, moment]).sum(1)
             out[block.rows, :, w] = values.movedim(0, -1)[block.wanted]
     return out

@@ -1,8 +1,9 @@
 """
-Sums over all pairs of a system of derivatives of erf(r / sqrt(2) S) / (r + softening).
+Derivatives of erf(r / sqrt(2) S) / (r + softening), summed over all pairs of a system.
 
-Grid: (blocks of targets, channels x widths). One program owns BLOCK targets of one system and walks over
-all of its sources; sums over a block of sources are added in float64. No atomics, no neighbour list.
+Grid: (blocks of targets, channels x widths). One program owns BLOCK targets of one system and walks over all
+of the system's sources; the sums over each block of sources are added in float64. It needs no atomics and no
+neighbour list.
 
 With F_n = ((1/r) d/dr)^n f and sources of charge q and dipole d at distance vector r,
     rank 0    q F0 - (d.r) F1
@@ -20,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..constants import constant
 from ..lattice.monomials import monomial_count, rank_of_count
 from ..lattice.tiles import channel_parts, check_places
 from ..tuned import compiler_options, tuned
@@ -190,8 +192,8 @@ def pair_tiles(atom_ptr: Tensor, device: torch.device) -> Tensor:
     """``[n_tiles, 3]`` int32: first target, first and last atom of its system."""
     block = tuned("pairs", device, torch.float32)["block"]
     ptr = atom_ptr.tolist()
-    rows = [(i, begin, end) for begin, end in itertools.pairwise(ptr) for i in range(begin, end, block)]
-    return torch.tensor(rows, dtype=torch.int32).reshape(-1, 3).to(device)
+    rows = tuple((i, begin, end) for begin, end in itertools.pairwise(ptr) for i in range(begin, end, block))
+    return constant(rows, torch.int32, device).reshape(-1, 3)
 
 
 def launch_gaussian_pairs(
@@ -203,7 +205,7 @@ def launch_gaussian_pairs(
     softening: float,
     group_size: int,
 ) -> Tensor:
-    """Allocate and launch; arguments as in `gaussian_pairs`, contiguous, of ranks the kernel holds."""
+    """Allocate and launch; arguments as in `gaussian_pairs`, contiguous, of ranks the kernel covers."""
     n_atoms, n_channels, n_widths, n_moments = moments.shape
     n_out = monomial_count(rank)
     check_places("gaussian_pairs", n_atoms, n_out)
@@ -213,18 +215,17 @@ def launch_gaussian_pairs(
         return torch.cat([launch_gaussian_pairs(positions, part, *rest) for part in parts], 1)
     out = positions.new_zeros((n_channels, n_widths, n_out, n_atoms), dtype=torch.float64)
     tiles = pair_tiles(atom_ptr, positions.device)
-    # tiles are cut with float32's block
+    # the tiles use float32's block size
     options = {
         **tuned("pairs", moments.device, moments.dtype),
         "block": tuned("pairs", moments.device, torch.float32)["block"],
     }
     if tiles.shape[0] and n_channels and n_widths:
-        alpha = 1 / (2**0.5 * widths.double())
-        constants = torch.cat((alpha, torch.tensor([softening], dtype=torch.float64)))
+        alphas = tuple(1 / (2**0.5 * width) for width in widths.tolist())
         _gaussian_pairs_kernel[(tiles.shape[0], n_channels * n_widths)](
             positions_ptr=positions.T.contiguous(),
             moments_ptr=moments.permute(1, 2, 3, 0).contiguous(),
-            constants_ptr=constants.to(positions.device, moments.dtype),
+            constants_ptr=constant((*alphas, softening), moments.dtype, positions.device),
             tiles_ptr=tiles,
             out_ptr=out,
             n_atoms=n_atoms,
@@ -243,5 +244,5 @@ def launch_gaussian_pairs(
 
 
 def kernel_holds(moments: Tensor, rank: int) -> bool:
-    """Whether the kernel covers these ranks; others run in chunks of PyTorch."""
+    """Whether the kernel covers these ranks; others run as chunks of plain PyTorch."""
     return rank_of_count(moments.shape[-1]) <= MAX_SOURCE_RANK and rank <= MAX_RANK

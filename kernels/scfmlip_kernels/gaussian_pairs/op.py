@@ -15,8 +15,8 @@ from ..checks import (
     readable,
 )
 from ..dispatch import loop_over_batch, runs_triton
-from ..lattice import monomial_count, shifted_monomials
-from ..lattice.directions import raised, shifted_along
+from ..lattice import monomial_count
+from ..lattice.directions import forces, raised, shifted_along
 from ..lattice.monomials import rank_of_count
 from ..operators import operator
 from .cpu import gaussian_pairs_chunked
@@ -51,8 +51,8 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    # sum_i g_iA (-1)^|B| T_(A+B)(r_i - r_j) c_jB is the same sum with targets and sources exchanged, so
-    # the gradient in the moments is this operator on g, and a derivative in a position shifts monomials.
+    # sum_i g_iA (-1)^|B| T_(A+B)(r_i - r_j) c_jB is the same sum with targets and sources exchanged. So
+    # the gradient in the moments is this operator applied to g; a derivative in a position shifts monomials.
     positions, moments, widths, atom_ptr = ctx.saved_tensors
     source_rank = rank_of_count(moments.shape[-1])
     wants_positions = ctx.needs_input_grad[0]
@@ -62,15 +62,12 @@ def _backward(ctx, grad):
             positions, sources, widths, atom_ptr, rank, ctx.softening, ctx.group_size
         )
 
-    def shifted(own, field, rank):
-        return torch.stack([(own * field[..., list(s)]).sum((1, 2, 3)) for s in shifted_monomials(rank)], -1)
-
     adjoint = sums(grad, source_rank + 1 if wants_positions else source_rank)
     d_moments = adjoint[..., : moments.shape[-1]]
     d_positions = None
     if wants_positions:
         field = sums(moments, ctx.rank + 1)
-        d_positions = shifted(grad, field, ctx.rank) + shifted(moments, adjoint, source_rank)
+        d_positions = forces(grad, field) + forces(moments, adjoint)
         d_positions = d_positions.to(positions.dtype)
     return d_positions, d_moments, None, None, None, None, None
 
@@ -98,7 +95,7 @@ _gaussian_pairs.register_autograd(_backward, setup_context=_setup_context, jvp=_
 def _(info, in_dims, positions, moments, *rest):
     if any(dim is not None for i, dim in enumerate(in_dims) if i != 1):
         return loop_over_batch(torch.ops.scfmlip.gaussian_pairs, info, in_dims, positions, moments, *rest)
-    # batched moments are further channels
+    # a batch of moments becomes additional channels
     moments = moments.movedim(in_dims[1], 1)
     out = torch.ops.scfmlip.gaussian_pairs(positions, moments.flatten(1, 2), *rest)
     return out.unflatten(1, moments.shape[1:3]), 1
@@ -122,22 +119,32 @@ def gaussian_pairs(
 
     Args:
         positions: ``[n_atoms, 3]``, float32 or float64.
-        moments: ``[n_atoms, n_channels, n_widths, 1 | 4 | 10]`` of the same dtype: sources of every
-            channel, for each width their own.
+        moments: ``[n_atoms, n_channels, n_widths, 1 | 4 | 10]`` of the same dtype: the sources of every
+            channel and width.
         widths: ``[n_widths]`` float64 on the CPU, the S of each.
         atom_ptr: ``[n_systems + 1]`` int64 on the CPU, first atom of each system.
         rank: Highest degree of the monomials A.
-        softening: Added to the distance in the denominator; derivatives up to order 3 in all if not 0.
-        group_size: Atoms ``n * group_size .. (n + 1) * group_size - 1`` do not see one another.
+        softening: Added to the distance in the denominator. If not 0, derivatives exist up to order 3 in
+            total.
+        group_size: Atoms ``n * group_size .. (n + 1) * group_size - 1`` do not interact with one another.
 
     Returns:
-        ``[n_atoms, n_channels, n_widths, n_monomials]`` of the same dtype. Without softening
+        ``[n_atoms, n_channels, n_widths, n_monomials]`` of the same dtype. Without softening it is
         differentiable any number of times in ``positions`` and ``moments``.
 
     Raises:
         TypeError: for another dtype, or two different ones.
-        ValueError: for shapes that do not fit together.
-        NotImplementedError: for derivatives a softened sum does not have.
+        ValueError: for shapes that do not match.
+        NotImplementedError: for derivatives that a softened sum does not have.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import gaussian_pairs
+        >>> positions = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 4.0]])
+        >>> charges = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)  # atoms, channels, widths, monomials
+        >>> widths = torch.tensor([0.5], dtype=torch.float64)
+        >>> gaussian_pairs(positions, charges, widths, torch.tensor([0, 2]), rank=0).flatten()  # -1/r and 1/r
+        tensor([-0.2500,  0.2500])
     """
     positions, moments = outside_autocast(positions, moments)
     _check(positions, moments, widths, atom_ptr, rank, softening, group_size)
@@ -161,7 +168,7 @@ def _check(positions, moments, widths, atom_ptr, rank, softening, group_size) ->
     if not isinstance(softening, (int, float)) or not 0 <= softening < math.inf:
         raise ValueError(f"{op}: softening must be 0 or more and finite, got {softening!r}")
     if not isinstance(group_size, int) or group_size < 1:
-        raise ValueError(f"{op}: group_size must be a whole number from 1 on, got {group_size!r}")
+        raise ValueError(f"{op}: group_size must be an integer of at least 1, got {group_size!r}")
 
 
 def _kind(value: object) -> str:

@@ -11,7 +11,7 @@ SERIES_TERMS = {torch.float32: 14, torch.float64: 26}
 
 
 def _series(x: Tensor, decay: Tensor, order: int, n_terms: int) -> list[Tensor]:
-    """Boys functions F_0 .. F_order for small arguments: a series for the last, then downwards."""
+    """Boys functions F_0 .. F_order for small arguments: a series for the last, then downward recursion."""
     term = torch.full_like(x, 1.0 / (2 * order + 1))
     top = term.clone()
     for k in range(1, n_terms):
@@ -27,7 +27,7 @@ def gaussian_radial(r: Tensor, alpha: float, order: int) -> list[Tensor]:
     """
     ``((1/r) d/dr)^n`` of ``erf(alpha r) / r`` for n = 0 .. order, accurate for every r >= 0.
 
-    In Boys functions, ``(-1)^n 2 alpha / sqrt(pi) (2 alpha^2)^n F_n(alpha^2 r^2)`` with
+    Uses Boys functions: ``(-1)^n 2 alpha / sqrt(pi) (2 alpha^2)^n F_n(alpha^2 r^2)`` with
     ``F_n(x) = int_0^1 t^2n e^(-x t^2) dt`` (Helgaker, Jorgensen, Olsen, Molecular
     Electronic-Structure Theory, 2000, section 9.8).
     """
@@ -51,7 +51,7 @@ def gaussian_radial(r: Tensor, alpha: float, order: int) -> list[Tensor]:
 def softened_radial(r: Tensor, alpha: float, softening: float, order: int) -> list[Tensor]:
     """``((1/r) d/dr)^n`` of ``erf(alpha r) / (r + softening)`` for n = 0 .. order, order <= 3."""
     if order > 3:
-        raise NotImplementedError(f"softened pair sums have derivatives up to order 3, {order} was asked for")
+        raise NotImplementedError(f"softened pair sums have derivatives up to order 3, not {order}")
     s = 1 / (r + softening)
     g = torch.exp(-((alpha * r) ** 2)) * (2 * alpha / math.sqrt(math.pi))
     e = [torch.erf(alpha * r), g, -2 * alpha**2 * r * g, (4 * alpha**4 * r**2 - 2 * alpha**2) * g]

@@ -20,8 +20,8 @@ def gaussian_pairs_reference(
     """
     Sum over other atoms of derivatives of ``erf(r / sqrt(2) S) / (r + softening)``, in float64.
 
-    Every derivative is taken by autograd of the radial function, pair by pair. Arguments as in
-    `gaussian_pairs`, with ``atom_system [n_atoms]`` in place of the pointers.
+    Autograd differentiates the radial function pair by pair. Arguments as in `gaussian_pairs`, with
+    ``atom_system [n_atoms]`` in place of the pointers.
     """
     positions, moments = positions.double(), moments.double()
     n_atoms, n_channels, n_widths, _ = moments.shape

@@ -1,4 +1,4 @@
-"""CPU path of the indexed linear map: one matrix product for each species that occurs."""
+"""CPU path of the indexed linear map: one matrix product per species present."""
 
 from itertools import pairwise
 
@@ -6,13 +6,13 @@ from torch import Tensor
 
 
 def _groups(ptr: Tensor) -> list[tuple[int, int, int]]:
-    """Species that occur, with their first and last position in the order."""
+    """The species present, with their first and last position in the order."""
     bounds = ptr.tolist()
     return [(z, a, b) for z, (a, b) in enumerate(pairwise(bounds)) if b > a]
 
 
 def indexed_linear_cpu(x: Tensor, weights: Tensor, order: Tensor, ptr: Tensor) -> Tensor:
-    """``x[n] @ weights[species of n]``; the order is `groups.sort_species`'s."""
+    """``x[n] @ weights[species of n]``; the order is that of `groups.sort_species`."""
     n_components, n_out = x.shape[1], weights.shape[2]
     out = x.new_empty((x.shape[0], n_components, n_out))
     groups = _groups(ptr)
@@ -26,7 +26,7 @@ def indexed_linear_cpu(x: Tensor, weights: Tensor, order: Tensor, ptr: Tensor) -
 
 
 def indexed_linear_weights_cpu(x: Tensor, grad: Tensor, order: Tensor, ptr: Tensor) -> Tensor:
-    """``sum x[n]^T grad[n]`` over the rows of each species; 0 for species that do not occur."""
+    """``sum x[n]^T grad[n]`` over the rows of each species; 0 for absent species."""
     out = x.new_zeros((ptr.shape[0] - 1, x.shape[2], grad.shape[2]))
     for z, first, last in _groups(ptr):
         rows = order[first:last]

@@ -1,4 +1,4 @@
-"""Rows in the order of their species, and the checks that operators with a species index share."""
+"""Rows sorted by species, and the checks that operators with a species index share."""
 
 from typing import NamedTuple
 
@@ -10,10 +10,10 @@ from ..checks import check_floats, check_index, check_shape, check_tensors
 
 class SpeciesOrder(NamedTuple):
     """
-    Where the rows of each species stand.
+    Rows sorted by species.
 
     Attributes:
-        order: ``[n_rows]`` int64, rows in the order of their species, equal ones as they stand.
+        order: ``[n_rows]`` int64, rows sorted by species (stable).
         ptr: ``[n_species + 1]`` int64, where each species starts in ``order``.
     """
 
@@ -22,20 +22,20 @@ class SpeciesOrder(NamedTuple):
 
 
 def sort_species(index: Tensor, n_species: int) -> SpeciesOrder:
-    """Sort rows by species; nothing synchronises a GPU with the host."""
+    """Sort rows by species, without synchronising a GPU with the host."""
     values, order = torch.sort(index, stable=True)
     return SpeciesOrder(order, torch.searchsorted(values, torch.arange(n_species + 1, device=index.device)))
 
 
 def check_species(name: str, tensors: dict[str, Tensor], index: Tensor, shapes: dict[str, tuple]) -> None:
     """
-    Raise unless the tensors have one floating dtype and their shapes, and the index names species that exist.
+    Check that the tensors have one floating dtype and the right shapes, and that the index is in range.
 
     Args:
-        name: Of the operator.
-        tensors: By their names; species are rows of ``"weights"``, rows those of the first.
+        name: Name of the operator.
+        tensors: Tensors by name. ``"weights"`` has one row per species; the first tensor has the rows.
         index: Species of each row.
-        shapes: Of the tensors; sizes that may be any are strings.
+        shapes: Shapes of the tensors; sizes given as strings may have any value.
 
     Raises:
         TypeError: for another dtype.

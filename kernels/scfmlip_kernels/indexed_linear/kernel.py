@@ -1,11 +1,11 @@
 """
 Indexed linear maps ``out[n, i] = x[n, i] @ weights[z_n]`` as grouped matrix products.
 
-Rows are (atom, component) pairs in the order of their species, cut into tiles of one species each, which the
-kernels find from the counts on the device (`tiles`). Grid of the map: (row tiles, column blocks); rows are
-gathered and scattered by the order, so nothing is sorted in memory, and strides are arguments, so transposed
-weights and features cost no copy. Grid of the weights' gradient: (long row tiles, blocks of the matrix); a
-second kernel adds the tiles of each species in order. Nothing is atomic.
+Rows are (atom, component) pairs sorted by species and cut into tiles of one species each; the kernels find
+the tiles from the counts on the device (`tiles`). Grid of the map: (row tiles, column blocks). Rows are
+gathered and scattered by the order, so nothing is sorted in memory. Strides are arguments, so transposed
+weights and features need no copy. Grid of the weights' gradient: (long row tiles, blocks of the matrix); a
+second kernel adds the tiles of each species in order. No atomics.
 """
 
 from typing import Any
@@ -118,7 +118,7 @@ def _indexed_linear_weights_kernel(
 
 
 def _near(values: Tensor) -> Tensor:
-    """The same with columns that 32-bit offsets reach: the kernels multiply those in 32 bits."""
+    """The same values with strides that fit 32-bit offsets, which is what the kernels compute with."""
     rows, columns = values.shape[1:]
     far = max(rows * values.stride(1), columns * values.stride(2))
     return values.contiguous() if far >= 2**31 else values
@@ -132,7 +132,7 @@ def _options(x: Tensor) -> tuple[dict[str, Any], dict[str, int]]:
 def _arguments(
     x: Tensor, order: Tensor, ptr: Tensor, n_out: int, strides: dict[str, Tensor], precision: str
 ) -> dict[str, Any]:
-    """What both kernels take: x, the order of its rows, sizes, and the strides of tensors by their axes."""
+    """Arguments of both kernels: x, the order of its rows, sizes, and the strides of each tensor's axes."""
     found = {
         f"stride_{name}": tensor.stride(n)
         for names, tensor in ({"x_row x_component x_in": x} | strides).items()
@@ -176,7 +176,7 @@ def launch_indexed_linear_weights(x: Tensor, grad: Tensor, order: Tensor, ptr: T
     constants = tile_constants(n_species, options["sum_rows"], n_components)
     n_tiles = most_tiles(n_rows * n_components, n_species, options["sum_rows"])
     parts = x.new_empty((n_tiles, n_in, n_out))
-    # the roles of rows and columns inside change: the long dimension is what is summed over
+    # here the sum runs over the long dimension, so rows and columns change roles
     block = options["out"]
     strides = {"g_row g_component g_out": grad}
     _indexed_linear_weights_kernel[(n_tiles, triton.cdiv(n_in, block), triton.cdiv(n_out, block))](

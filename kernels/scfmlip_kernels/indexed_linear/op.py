@@ -65,10 +65,10 @@ _indexed_linear_weights.register_autograd(_weights_backward, setup_context=_setu
 
 def indexed_linear(x: Tensor, weights: Tensor, index: Tensor) -> Tensor:
     r"""
-    Each row times the matrix of its species.
+    Multiply each row by the matrix of its species.
 
-    ``out[n, i] = x[n, i] @ weights[index_n]``: one matrix product for each species, instead of a tensor
-    product with one-hot attributes.
+    ``out[n, i] = x[n, i] @ weights[index_n]``: one matrix product per species replaces a tensor product with
+    one-hot attributes.
 
     Args:
         x: ``[n_rows, n_components, n_in]`` float32 or float64.
@@ -76,13 +76,23 @@ def indexed_linear(x: Tensor, weights: Tensor, index: Tensor) -> Tensor:
         index: ``[n_rows]`` int64, species of each row.
 
     Returns:
-        ``[n_rows, n_components, n_out]``. The same bits in every run. Differentiable any number of times
-        in ``x`` and ``weights``.
+        ``[n_rows, n_components, n_out]``. Bitwise reproducible. Differentiable any number of times in ``x``
+        and ``weights``.
 
     Raises:
         TypeError: for a dtype that is not float32 or float64, different ones, or an index not int64.
-        ValueError: for shapes that do not fit together, tensors on different devices, and on a CPU for
-            species that do not exist.
+        ValueError: for shapes that do not match, tensors on different devices, and on a CPU for species out
+            of range.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import indexed_linear
+        >>> x = torch.tensor([[1.0, 2.0], [1.0, 2.0], [3.0, 4.0]]).view(3, 1, 2)
+        >>> weights = torch.stack((torch.eye(2), 10 * torch.eye(2)))  # one matrix for each of two species
+        >>> indexed_linear(x, weights, torch.tensor([0, 1, 1])).view(3, 2)
+        tensor([[ 1.,  2.],
+                [10., 20.],
+                [30., 40.]])
     """
     x, weights = outside_autocast(x, weights)
     shapes = {"x": ("n_rows", "n_components", "n_in"), "weights": ("n_species", "n_in", "n_out")}

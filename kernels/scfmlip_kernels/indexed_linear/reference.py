@@ -6,7 +6,7 @@ from torch import Tensor
 
 def indexed_linear_reference(x: Tensor, weights: Tensor, index: Tensor) -> Tensor:
     """
-    Each row times the matrix of its species, which is gathered, in float64.
+    Multiply each row by the gathered matrix of its species, in float64.
 
     Args:
         x: ``[n_rows, n_components, n_in]``.

@@ -1,4 +1,4 @@
-"""Tiles of rows of one species each, found by the kernels themselves: the host never knows the counts."""
+"""Row tiles of one species each. The kernels find them; the host never needs the counts."""
 
 # @triton.jit bodies and launches do not type-check
 # pyright: reportArgumentType=false
@@ -19,7 +19,7 @@ def species_tile(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_SPECIES: tl.constexpr,
 ):
-    """Species of a tile, its first and last row in the order; none past the end. A row counts as SCALE."""
+    """Species, first and last row of a tile; empty past the last tile. One row counts as SCALE rows."""
     species = tl.arange(0, BLOCK_SPECIES)
     inside = species < n_species
     begin = tl.load(ptr_ptr + species, mask=inside, other=0) * SCALE
@@ -76,17 +76,17 @@ def _sum_tiles_kernel(
 
 
 def most_tiles(n_rows: int, n_species: int, block: int) -> int:
-    """No species order of this many rows has more tiles."""
+    """Upper bound of the number of tiles of this many rows."""
     return min(n_rows, n_rows // block + n_species)
 
 
 def tile_constants(n_species: int, block: int, scale: int = 1) -> dict[str, int]:
-    """What kernels with tiles are compiled for."""
+    """Compile-time constants of kernels that use tiles."""
     return {"SCALE": scale, "BLOCK_ROWS": block, "BLOCK_SPECIES": triton.next_power_of_2(n_species)}
 
 
 def sum_tiles(parts: Tensor, ptr: Tensor, constants: dict[str, int]) -> Tensor:
-    """Sum of the parts ``[n_tiles, n, m]`` of each species, ``[n_species, n, m]``, in their order."""
+    """Sum the parts ``[n_tiles, n, m]`` of each species in order, ``[n_species, n, m]``."""
     n_species, n_numbers = ptr.shape[0] - 1, parts.shape[1] * parts.shape[2]
     out = parts.new_empty((n_species, *parts.shape[1:]))
     _sum_tiles_kernel[(n_species, triton.cdiv(n_numbers, 256))](

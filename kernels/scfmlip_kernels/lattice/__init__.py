@@ -1,4 +1,4 @@
-"""What the two lattice-sum operators share: the Miller grid, monomials, and the CPU's basis tables."""
+"""Shared by the two lattice-sum operators: the Miller grid, monomials, and the CPU's basis tables."""
 
 from .grid import LatticeGrid, build_lattice_grid, grid_at_points
 from .monomials import monomial_count, monomials, shifted_monomials

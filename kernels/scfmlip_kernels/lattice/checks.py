@@ -1,4 +1,4 @@
-"""Argument checks of the lattice operators; metadata only, so nothing synchronises."""
+"""Argument checks of the lattice operators. They read metadata only and never synchronise."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from .grid import LatticeGrid
 
 
 def check_lattice_arguments(op: str, frac: Tensor, values: Tensor, name: str, grid: LatticeGrid) -> None:
-    """Raise what `structure_factor` and `lattice_field` document, naming ``op`` and the values' ``name``."""
+    """Raise the errors that `structure_factor` and `lattice_field` document, naming ``op`` and ``name``."""
     if not isinstance(grid, LatticeGrid):
         raise TypeError(f"{op}: grid must come from build_lattice_grid, got {type(grid).__name__}")
     check_tensors(op, frac=frac, **{name: values}, grid=grid.weight)
@@ -25,7 +25,7 @@ def check_lattice_arguments(op: str, frac: Tensor, values: Tensor, name: str, gr
 
 
 def check_tables(op: str, n_points: int, tiles: Tensor) -> None:
-    """Raise where the kernels would find no work because a grid was made without their tables."""
+    """Raise if a grid was made without the tables that the kernels need."""
     if n_points and not len(tiles):
         raise RuntimeError(
             f"{op}: this grid has no tables for Triton kernels: call build_lattice_grid with the device, and "

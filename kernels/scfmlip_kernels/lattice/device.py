@@ -1,4 +1,4 @@
-"""Triton helpers shared by the two lattice kernels, and how phases reach them."""
+"""Triton helpers that the two lattice kernels share, and the format of their phases."""
 
 import torch
 import triton
@@ -67,7 +67,7 @@ def wave(phase, dtype: tl.constexpr):
 
 @triton.constexpr_function
 def monomial_index(a, b, c):
-    """Where exponents (a, b, c) stand in `monomials`."""
+    """Index of exponents (a, b, c) in `monomials`."""
     degree = a + b + c
     rest = b + c
     return degree * (degree + 1) * (degree + 2) // 6 + rest * (rest + 1) // 2 + c
@@ -75,7 +75,7 @@ def monomial_index(a, b, c):
 
 def to_turns(frac: Tensor, dtype: torch.dtype) -> Tensor:
     """
-    Fractional coordinates as the kernels take them, ``[3, n_atoms]``.
+    Fractional coordinates in the kernels' format, ``[3, n_atoms]``.
 
     float32 work gets 32-bit fixed-point turns (resolution 2.3e-10 of a lattice vector, better than
     float32 Cartesian coordinates resolve), float64 work gets float64.

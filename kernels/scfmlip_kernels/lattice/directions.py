@@ -1,40 +1,74 @@
-"""Derivatives along a direction of each atom, as sums over the monomials of one degree more."""
+"""Derivatives along one direction per atom, as sums over the monomials of the next degree."""
+
+import math
 
 import torch
 from torch import Tensor
 
+from ..constants import constant
 from .monomials import monomial_count, rank_of_count, shifted_monomials
 
 
 def raised(moments: Tensor, directions: Tensor) -> Tensor:
     """
-    Moments of the derivative of a source along its direction: each monomial times the index along it.
+    Moments of a source differentiated along its direction: each monomial times the index along it.
 
     Args:
-        moments: ``[n_atoms, ..., n_monomials]`` of some rank.
+        moments: ``[n_atoms, ..., n_monomials]`` of any rank.
         directions: ``[n_atoms, 3]``.
 
     Returns:
-        ``[n_atoms, ..., n_monomials]`` of one rank more.
+        ``[n_atoms, ..., n_monomials]`` of the next rank.
     """
     rank = rank_of_count(moments.shape[-1])
     out = moments.new_zeros((*moments.shape[:-1], monomial_count(rank + 1)))
     for axis, shift in enumerate(shifted_monomials(rank)):
         along = directions[:, axis].to(moments.dtype).view(-1, *(1,) * (moments.ndim - 1))
-        out = out.index_add(-1, torch.tensor(shift, device=moments.device), moments * along)
+        out = out.index_add(-1, constant(shift, torch.int64, moments.device), moments * along)
     return out
+
+
+def gradients(field: Tensor, rank: int) -> Tensor:
+    """
+    Each monomial's derivatives: those of up to ``rank``, from a field of one rank more.
+
+    Args:
+        field: ``[..., n_monomials]`` of ``rank + 1``.
+        rank: Of the result.
+
+    Returns:
+        ``[..., 3, n_monomials]``.
+    """
+    # one axis at a time: no place is selected twice, so that backward adds nothing in any order
+    tables = (constant(shift, torch.int64, field.device) for shift in shifted_monomials(rank))
+    return torch.stack([field.index_select(-1, table) for table in tables], -2)
+
+
+def forces(own: Tensor, field: Tensor) -> Tensor:
+    """
+    ``sum_A own_A grad field_A`` of each atom.
+
+    Args:
+        own: ``[n_atoms, ..., n_monomials]`` of some rank.
+        field: ``[n_atoms, ..., n_monomials]`` of one rank more.
+
+    Returns:
+        ``[n_atoms, 3]``.
+    """
+    slopes = gradients(field, rank_of_count(own.shape[-1]))
+    n = math.prod(own.shape[1:])
+    slopes = slopes.movedim(-2, 1).reshape(len(own), 3, n)
+    return (slopes * own.reshape(len(own), 1, n)).sum(2)
 
 
 def shifted_along(field: Tensor, directions: Tensor, rank: int) -> Tensor:
     """
-    Derivative of a field along a direction: the monomials of up to ``rank``, from those of one rank more.
+    Derivative of a field along a direction: monomials up to ``rank``, from those of ``rank + 1``.
 
     Args:
         field: ``[n_atoms, ..., n_monomials]`` of ``rank + 1``.
         directions: ``[n_atoms, 3]``.
-        rank: Of the result.
+        rank: Rank of the result.
     """
-    along = directions.to(field.dtype).view(-1, *(1,) * (field.ndim - 1), 3).unbind(-1)
-    shifts = shifted_monomials(rank)
-    x, y, z = (field[..., list(shift)] * a for shift, a in zip(shifts, along, strict=True))
-    return x + y + z
+    along = directions.to(field.dtype).view(-1, *(1,) * (field.ndim - 2), 3, 1)
+    return (gradients(field, rank) * along).sum(-2)

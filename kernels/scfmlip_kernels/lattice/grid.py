@@ -1,5 +1,5 @@
 """
-The wave vectors of a batch of cells, kept as boxes of Miller indices.
+The wave vectors of a batch of cells, stored as boxes of Miller indices.
 
 Wave vectors are k = 2 pi n . inverse(cell)^T with integer n = (h, k, l). Sums run over h >= 0, half of
 a sphere |k| <= cutoff. Points are stored box by box: consecutive planes h share one rectangle of
@@ -22,9 +22,9 @@ from ..dispatch import needs_kernel_tables
 from ..transforms import on_values
 from .tiles import build_atom_tiles, build_tiles, lattice_launch
 
-# Splitting a sphere into more boxes saves multiplications and costs calls and tables: below this number
-# of (atom, point) products saved, a further box does not pay (measured on 2 CPU cores, 500 to 8,000
-# atoms). On a GPU tiles outside the sphere are skipped whatever the boxes are.
+# More boxes per sphere save multiplications but cost calls and tables. A further box does not pay if it saves
+# fewer (atom, point) products than this (measured on 2 CPU cores, 500 to 8,000 atoms). On a GPU, tiles
+# outside the sphere are skipped whatever the boxes are.
 _WORK_WORTH_A_BOX = 50_000_000
 _MAX_CUTS = 48
 _MOST_POINTS = 2**31 - 1
@@ -40,14 +40,22 @@ class LatticeGrid(NamedTuple):
         atom_ptr: ``[n_systems + 1]`` int64, on the CPU: first atom of each system.
         miller: ``[n_points, 3]`` int32 Miller indices.
         system: ``[n_points]`` int64, the system of each point.
-        weight: ``[n_points]`` float64, 1 inside the half sphere, 1/2 at the origin, else 0.
+        weight: ``[n_points]`` float64: 1 inside the half sphere, 1/2 at the origin, 0 elsewhere.
         point_ptr: ``[n_systems + 1]`` int64 on the CPU, first point of each system.
         points: ``[n_points, 5]`` int32 for the CPU path: system, h, k, l, and 1 inside the half sphere; empty
             on a GPU.
         row_tiles: int32 work table of the Triton kernels, see `lattice.tiles`; empty on a CPU.
-        point_tiles: The same.
-        atom_tiles: The same.
+        point_tiles: Likewise.
+        atom_tiles: Likewise.
         row_ptr: ``[n_systems + 1]`` int32 on the CPU, first row tile of each system.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import build_lattice_grid
+        >>> cell = 4.0 * torch.eye(3, dtype=torch.float64).unsqueeze(0)  # a cube of 4 angstrom
+        >>> grid = build_lattice_grid(cell, cutoff=1.6, atom_ptr=torch.tensor([0, 2]))  # 1/angstrom
+        >>> grid.miller[grid.weight > 0].tolist()  # the origin, and one of each pair n, -n
+        [[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]]
     """
 
     boxes: Tensor
@@ -64,12 +72,12 @@ class LatticeGrid(NamedTuple):
 
     @property
     def tables(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What the operators take: points, atom_ptr and the three work tables."""
+        """Arguments of the operators: points, atom_ptr and the three work tables."""
         return self.points, self.atom_ptr, self.row_tiles, self.point_tiles, self.atom_tiles
 
     @property
     def n_points(self) -> int:
-        """Number of stored points, those of weight 0 included."""
+        """Number of stored points, including those of weight 0."""
         return self.miller.shape[0]
 
     @property
@@ -83,7 +91,7 @@ def _plane_extents(cell: np.ndarray, cutoff: float) -> list[tuple[int, int, int]
     Largest ``abs(k)`` and ``abs(l)`` of the sphere's points in each plane h = 0, 1, ...
 
     The sphere is the ellipsoid n^T G n <= cutoff^2 in index space with G^-1 = cell cell^T / 4 pi^2.
-    Its shadow on the (h, k) plane is the ellipse of the inverse of the (h, k) block of G^-1.
+    Its projection on the (h, k) plane is the ellipse given by the inverse of the (h, k) block of G^-1.
     """
     inverse_metric = cell @ cell.T / (4 * math.pi**2)
     h_max = math.floor(cutoff * math.sqrt(inverse_metric[0, 0]) + 1e-9)
@@ -99,12 +107,12 @@ def _plane_extents(cell: np.ndarray, cutoff: float) -> list[tuple[int, int, int]
 
 
 def _group_planes(extents: list[tuple[int, int, int]], n_atoms: int) -> list[tuple[int, int, int, int]]:
-    """Cut the planes into runs ``(first h, number, n_k, n_l)``, weighing waste against calls."""
-    # planes shrink slowly: cutting at every few of them is enough, and bounds the search
+    """Split the planes into runs ``(first h, number, n_k, n_l)``, balancing wasted points against calls."""
+    # planes shrink slowly: considering a cut every few planes is enough and bounds the search
     stride = max(1, len(extents) // _MAX_CUTS)
     cuts = [*range(0, len(extents), stride), len(extents)]
     blocks = [(max(e[1] for e in extents[i:j]), max(e[2] for e in extents[i:j])) for i, j in pairwise(cuts)]
-    # best[i]: cheapest way to cover the first i blocks, where its last run starts, and that run's extents
+    # best[i]: lowest cost to cover the first i blocks, where its last run starts, and that run's extents
     best: list[tuple[float, int, int, int]] = [(0.0, 0, 0, 0)]
     for last in range(1, len(cuts)):
         n_k = n_l = 0
@@ -148,7 +156,7 @@ def _check_cell(system: int, cell: np.ndarray, cutoff: float) -> None:
     number = float(np.prod(2 * extents + 1)) / 2
     if number > _MOST_POINTS:
         raise ValueError(
-            f"{what} has up to {number:.2g} wave vectors within {cutoff:.3g}, more than 32-bit tables count: "
+            f"{what} has up to {number:.2g} wave vectors within {cutoff:.3g}, too many for 32-bit tables: "
             "lower the cutoff, or use a smaller cell"
         )
 
@@ -160,21 +168,29 @@ def build_lattice_grid(
     """
     Miller boxes that hold every wave vector of length at most ``cutoff``.
 
-    Reads the cells on the host (one synchronisation when they live on a GPU).
+    Reads the cells on the host (one synchronisation if they are on a GPU).
 
     Args:
         cells: ``[n_systems, 3, 3]``, rows are lattice vectors; not differentiated.
         cutoff: Largest wave vector, in the inverse unit of the cells.
         atom_ptr: ``[n_systems + 1]`` integers, first atom of each system.
-        device: Where the per-point arrays go; that of ``cells`` if None.
+        device: Device of the per-point arrays; that of ``cells`` if None.
 
     Returns:
         The grid of the batch.
 
     Raises:
         TypeError: for other dtypes.
-        ValueError: for shapes that do not fit, pointers that decrease, cells that are not finite or have no
-            volume, a cutoff that is not above 0, or more wave vectors than 32-bit tables count.
+        ValueError: for shapes that do not match, pointers that decrease, cells that are not finite or have no
+            volume, a cutoff that is not above 0, or too many wave vectors for 32-bit tables.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import build_lattice_grid
+        >>> cell = 4.0 * torch.eye(3, dtype=torch.float64).unsqueeze(0)  # a cube of 4 angstrom
+        >>> grid = build_lattice_grid(cell, cutoff=10.0, atom_ptr=torch.tensor([0, 2]))
+        >>> 2 * int((grid.weight == 1).sum()) + 1  # wave vectors in the whole sphere
+        1045
     """
     _check_grid(cells, cutoff, atom_ptr)
     device = cells.device if device is None else torch.device(device)
@@ -201,7 +217,7 @@ def build_lattice_grid(
                 axis=-1,
             ).reshape(-1, 3)
             h, k, l = n.T
-            # a shell exactly on the sphere belongs to it, whatever rounding says
+            # a shell exactly on the sphere counts as inside, despite rounding
             inside = ((n @ reciprocal) ** 2).sum(1) <= cutoff**2 * (1 + 1e-12)
             upper = (h > 0) | (k > 0) | ((k == 0) & (l > 0))
             origin = (h == 0) & (k == 0) & (l == 0)
@@ -251,7 +267,7 @@ def build_lattice_grid(
 
 @on_values
 def grid_at_points(grid: LatticeGrid, point_ptr: Tensor) -> LatticeGrid:
-    """The same wave vectors for another set of points ``[n_systems + 1]``, to synthesise a field there."""
+    """The same wave vectors for another set of points ``[n_systems + 1]``, to evaluate a field there."""
     ptr = point_ptr.to("cpu", torch.int64)
     device = grid.weight.device
     atom_tiles = grid.atom_tiles

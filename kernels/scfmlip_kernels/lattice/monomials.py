@@ -30,7 +30,7 @@ def monomial_count(rank: int) -> int:
 
 
 def rank_of_count(count: int) -> int:
-    """The rank whose monomials number ``count``; raises ``ValueError`` for any other number."""
+    """The rank that has ``count`` monomials; raises ``ValueError`` if there is none."""
     rank = 0
     while monomial_count(rank) < count:
         rank += 1
@@ -44,8 +44,8 @@ def rank_of_count(count: int) -> int:
 @cache
 def shifted_monomials(rank: int) -> tuple[tuple[int, ...], ...]:
     """
-    For each axis, where each monomial of ``rank`` lands in those of ``rank + 1`` when multiplied by
-    the index along that axis.
+    For each axis, the index among the monomials of ``rank + 1`` of each monomial of ``rank`` times the
+    Miller index along that axis.
     """
     place = {exponents: i for i, exponents in enumerate(monomials(rank + 1))}
     return tuple(

@@ -1,9 +1,9 @@
 """
 Powers of Miller indices in Fourier series whose terms are a cosine and a sine.
 
-A pair (c, s) is read as c + i s. Differentiating in a phase multiplies by the index and by i (sums) or -i
-(coefficients), so sums against differentiated functions and coefficients of differentiated series need no
-further tables.
+A pair (c, s) stands for c + i s. Differentiating in a phase multiplies by the index and by i (for sums) or -i
+(for coefficients). So sums against differentiated functions, and coefficients of differentiated series, need
+no further tables.
 """
 
 from math import comb
@@ -18,7 +18,7 @@ def plane_sets(rank: int) -> tuple[tuple[int, int], ...]:
 
 
 def _of_degree(degree: int, variables: int) -> slice:
-    """Where the monomials of one degree are in graded order."""
+    """Slice of the monomials of one degree in graded order."""
     return slice(comb(degree + variables - 1, variables), comb(degree + variables, variables))
 
 
@@ -27,7 +27,7 @@ def combine(sums: Tensor, powers: Tensor, rank: int, variables: int) -> Tensor:
     Sum over monomials of ``(i n)^A`` times sums against the functions.
 
     Args:
-        sums: ``[n_rows, n_monomials, n_channels, 2 n]``, pairs last; overwritten.
+        sums: ``[n_rows, n_monomials, n_channels, 2 n]``, pairs last; overwritten in place.
         powers: ``[n_monomials, 2 n]`` from `HalfSphere.powers`.
         rank: Highest degree.
         variables: 2 or 3, how many indices the monomials have.
@@ -53,7 +53,7 @@ def combine(sums: Tensor, powers: Tensor, rank: int, variables: int) -> Tensor:
 
 def spread(coefficients: Tensor, powers: Tensor, rank: int, variables: int) -> Tensor:
     """
-    Coefficients of every derivative of a series: the adjoint of `combine`.
+    Coefficients of all derivatives of a series; the adjoint of `combine`.
 
     Args:
         coefficients: ``[n_rows, n_channels, n, 2]``.

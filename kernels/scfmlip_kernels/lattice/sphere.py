@@ -1,10 +1,10 @@
 """
-How the CPU path lays out half a sphere of wave vectors: planes of columns, no point outside.
+The CPU path's layout of a half sphere of wave vectors: planes of columns, without points outside.
 
 Points (h, k, l) and (h, -k, -l) of a plane share one column, a cosine and a sine of ``k eta + l zeta``.
-Columns are sorted by the highest plane they reach, so that every plane holds a prefix of them, and a lattice
-sum over a run of planes is one matrix product with a prefix of the columns: work is proportional to the
-sphere, not to a box around it.
+Columns are sorted by the highest plane they reach, so every plane holds a prefix of them. A lattice sum over
+a run of planes is then one matrix product with a prefix of the columns: work is proportional to the sphere,
+not to the box around it.
 """
 
 from dataclasses import dataclass, field
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..recent import Recent
 
-# What a matrix product costs beside its multiplications, in multiplications, and in rows: products of few
-# rows run at half the speed (measured on one core: 6 rows 50 Gflop/s, 24 rows 83, 96 rows 92).
+# Overhead of a matrix product, in multiplications and in rows: products of few rows run at half the speed
+# (measured on one core: 6 rows 50 Gflop/s, 24 rows 83, 96 rows 92).
 _WORK_OF_A_CALL = 400_000
 _ROWS_OF_A_CALL = 5
 
@@ -27,13 +27,13 @@ class HalfSphere:
     The points of one system.
 
     Attributes:
-        points: Where they are among the grid's points.
+        points: Their indices among the grid's points.
         miller: ``[n, 3]`` int64.
-        columns: ``[n_columns, 2]`` int64, k and l, k > 0 or k = 0 and l >= 0; those that reach highest first.
+        columns: ``[n_columns, 2]`` int64, k and l with k > 0, or k = 0 and l >= 0; highest reach first.
         reach: Number of columns in each plane h = 0, 1, ..., not increasing.
         column: ``[n]`` int64, column of each point.
         sign: ``[n]`` int64, 1 for a point on its column, -1 for the column's mirror image.
-        slots: ``[n]`` int64, place of each point in ``[2, n_planes, n_columns]``, mirror images second.
+        slots: ``[n]`` int64, index of each point in ``[2, n_planes, n_columns]``, mirror images second.
     """
 
     points: slice | Tensor
@@ -53,11 +53,11 @@ class HalfSphere:
 
     def runs(self, n_atoms: int, per_row: int) -> list[tuple[int, int, int]]:
         """
-        Planes in runs ``(first, last + 1, number of columns)``, weighing waste against calls.
+        Group planes into runs ``(first, last + 1, number of columns)``, balancing wasted work against calls.
 
         Args:
-            n_atoms: Of a matrix product.
-            per_row: Rows of it that each sine and each cosine of the first axis has.
+            n_atoms: Number of atoms in a matrix product.
+            per_row: Rows of the product for each sine and each cosine of the first axis.
         """
         key = (n_atoms, per_row)
         if key in self._runs:
@@ -80,11 +80,11 @@ class HalfSphere:
 
     def powers(self, exponents: tuple[tuple[int, ...], ...], dtype: torch.dtype) -> Tensor:
         """
-        Monomials of the columns' or of the points' indices, times ``(-1)^(degree // 2)``, each twice.
+        Monomials of the columns' or the points' indices times ``(-1)^(degree // 2)``, each repeated twice.
 
         Args:
-            exponents: Of (k, l), one row of the result for each, or of (h, k, l).
-            dtype: Of the result.
+            exponents: Exponents of (k, l) or of (h, k, l), one row of the result for each.
+            dtype: dtype of the result.
 
         Returns:
             ``[len(exponents), 2 n_columns | 2 n]``.
@@ -103,7 +103,7 @@ _recent: Recent[list[HalfSphere]] = Recent(4)
 
 def half_spheres(points: Tensor) -> list[HalfSphere]:
     """
-    The half spheres of a batch, by system; kept for the next call with the same grid.
+    The half spheres of a batch, one per system; cached for the next call with the same grid.
 
     Args:
         points: ``[n_points, 5]`` int32, see `LatticeGrid`.

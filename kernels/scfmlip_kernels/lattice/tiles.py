@@ -13,7 +13,7 @@ _BLOCKS = ("rows", "l", "atoms")
 
 
 class LatticeLaunch(NamedTuple):
-    """Launch parameters; block sizes are fixed into the tables of a grid."""
+    """Launch parameters; the block sizes are built into the tables of a grid."""
 
     rows: int
     l: int
@@ -28,18 +28,18 @@ def lattice_launch(device: torch.device, dtype: torch.dtype) -> LatticeLaunch:
     """
     The recorded parameters for a device and dtype.
 
-    A grid's tables are cut once, for both dtypes: block sizes are always float32's.
+    A grid's tables are made once for both dtypes, so the block sizes are always float32's.
     """
     blocks = {k: v for k, v in tuned("lattice", device, torch.float32).items() if k in _BLOCKS}
     return LatticeLaunch(**{**tuned("lattice", device, dtype), **blocks})
 
 
-# the second dimension of a grid on CUDA; tables hold 32-bit places
+# limit of a CUDA grid's second dimension; tables hold 32-bit indices
 _MOST_CHANNELS = 65535
 
 
 def check_places(op: str, n_rows: int, n_columns: int) -> None:
-    """Raise where a kernel would count an atom's numbers beyond 32 bits."""
+    """Raise if a kernel's index would exceed 32 bits."""
     if n_rows * n_columns >= 2**31:
         raise ValueError(
             f"{op}: {n_rows} atoms with {n_columns} numbers each are more than 32 bits count: split the batch"
@@ -47,7 +47,7 @@ def check_places(op: str, n_rows: int, n_columns: int) -> None:
 
 
 def channel_parts(values: Tensor, per_channel: int = 1) -> tuple[Tensor, ...]:
-    """Parts of ``[n, n_channels, ...]`` that one launch takes, with ``per_channel`` programs a channel."""
+    """Split ``[n, n_channels, ...]`` into parts for one launch each, ``per_channel`` programs per channel."""
     return values.split(max(1, _MOST_CHANNELS // max(1, per_channel)), 1)
 
 
@@ -55,7 +55,7 @@ def splits_for(n_programs: int, n_work: int, work_per_split: int, tensor: Tensor
     """
     How many programs share one tile, so that small problems still fill the device.
 
-    Depends on shapes and the device only, so results are reproducible on one device.
+    Depends on shapes and the device only, so results are reproducible on a given device.
     """
     if n_programs == 0 or not tensor.is_cuda:
         return 1
@@ -67,11 +67,11 @@ def build_tiles(
     boxes: np.ndarray, weights: list[np.ndarray], atom_ptr: np.ndarray, options: LatticeLaunch
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
-    Cut the boxes into tiles; those that hold no point of the half sphere are left out.
+    Split the boxes into tiles, without those that hold no point of the half sphere.
 
     Args:
         boxes: ``[n_boxes, 6]`` as in `LatticeGrid`.
-        weights: Weight of every point, one array per box.
+        weights: Weights of the points, one array per box.
         atom_ptr: ``[n_systems + 1]``.
         options: Block sizes.
 
@@ -107,10 +107,11 @@ def build_tiles(
 
 def build_atom_tiles(row_ptr: Tensor, atom_ptr: Tensor, options: LatticeLaunch) -> Tensor:
     """
-    Cut the atoms into tiles.
+    Split the atoms into tiles.
 
     Returns:
-        ``[n, 4]`` int32 on the CPU: first atom, last atom of its system, first and last row tile of it.
+        ``[n, 4]`` int32 on the CPU: first atom, last atom of its system, the system's first and last row
+        tile.
     """
     rows, ptr = row_ptr.tolist(), atom_ptr.tolist()
     tiles = [

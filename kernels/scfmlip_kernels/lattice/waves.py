@@ -1,11 +1,11 @@
 """
-Tables of sines and cosines of the CPU path, kept between calls at the same positions.
+The CPU path's tables of sines and cosines, cached between calls at the same positions.
 
-A model asks several times at the same positions: features, energy, their derivatives. Up to a few hundred
-atoms all phases of a system are stored, and a lattice sum is one matrix product. Up to a few thousand the
-columns (functions of the second and third axis, `lattice.sphere`) are stored, beyond that the functions of
-each axis, from which columns are made for one chunk of atoms at a time. Phases are reduced in float64, so
-float32 tables are exact to rounding however large the cell is.
+A model calls several times at the same positions: for features, the energy, and their derivatives. Up to a
+few hundred atoms, all phases of a system are stored, and a lattice sum is one matrix product. Up to a few
+thousand, the columns (functions of the second and third axis, `lattice.sphere`) are stored. Beyond that, only
+the functions of each axis are, and columns are made for one chunk of atoms at a time. Phases are reduced in
+float64, so float32 tables are accurate to rounding however large the cell is.
 """
 
 import math
@@ -17,12 +17,12 @@ from torch import Tensor
 from ..recent import Recent
 from .sphere import HalfSphere
 
-# bytes of phases up to which a system stores them; bytes of columns that a system, and bytes that a batch may
-# store (measured on one core: phases are faster up to 500 atoms in float32, 300 in float64)
+# most bytes of phases that a system stores; most bytes of columns per system, and of everything per batch
+# (measured on one core: phases are faster up to 500 atoms in float32, 300 in float64)
 _PHASE_BYTES = 4 << 20
 _SYSTEM_BYTES = 9_000_000
 _MAX_BYTES = 24 << 20
-# columns, and rows to be multiplied with them, of a chunk of atoms stay about this large
+# approximate bytes of a chunk's columns and of the rows multiplied with them
 _CHUNK_BYTES = 4 << 20
 _ROW_BYTES = 4 << 20
 
@@ -47,12 +47,12 @@ class Waves:
     Functions of the axes of one system.
 
     Attributes:
-        sphere: Its wave vectors.
+        sphere: The system's wave vectors.
         rows: ``[n_planes, 2, n_atoms]`` sine and cosine of ``2 pi h u``.
         y: ``[2, n, n_atoms]`` cosine and sine of the second axis, k = 0, 1, ...
         z: ``[2, n, n_atoms]`` of the third axis, l = -l_max .. l_max.
-        columns: ``[2 n_columns, n_atoms]`` cosine and sine of each column where they are kept, else None.
-        phases: ``[2 n, n_atoms]`` cosine and sine of every point where they are kept, else None.
+        columns: ``[2 n_columns, n_atoms]`` cosine and sine of each column, or None if they are not stored.
+        phases: ``[2 n, n_atoms]`` cosine and sine of every point, or None if they are not stored.
     """
 
     sphere: HalfSphere
@@ -63,7 +63,7 @@ class Waves:
     phases: Tensor | None = None
 
     def chunk(self, begin: int, end: int) -> Tensor:
-        """Columns of some of the atoms, ``[2 n_columns, end - begin]``."""
+        """Columns of atoms ``begin`` to ``end``, ``[2 n_columns, end - begin]``."""
         if self.columns is not None:
             return self.columns[:, begin:end]
         k, l = self.sphere.columns.unbind(1)
@@ -75,7 +75,7 @@ class Waves:
         return found.flatten(0, 1)
 
     def all_phases(self) -> Tensor:
-        """Of every point, ``[2 n, n_atoms]``."""
+        """Phases of every point, ``[2 n, n_atoms]``."""
         sphere, columns = self.sphere, self.chunk(0, self.rows.shape[2])
         columns = columns.view(-1, 2, columns.shape[1])
         row_sin, row_cos = self.rows.index_select(0, sphere.miller[:, 0]).unbind(1)
@@ -91,7 +91,7 @@ _recent: Recent[list["Waves | None"]] = Recent(2)
 
 
 def make_waves(frac: Tensor, sphere: HalfSphere, dtype: torch.dtype) -> Waves:
-    """Functions of the axes of the atoms at ``frac [n_atoms, 3]``; neither columns nor phases."""
+    """Functions of the axes for atoms at ``frac [n_atoms, 3]``, without columns or phases."""
     k_max = int(sphere.columns[:, 0].max())
     l_max = int(sphere.columns[:, 1].abs().max())
     x, y, z = (harmonics(frac[:, i], n, dtype) for i, n in enumerate((sphere.n_planes - 1, k_max, l_max)))
@@ -101,7 +101,7 @@ def make_waves(frac: Tensor, sphere: HalfSphere, dtype: torch.dtype) -> Waves:
 
 
 def chunk_atoms(n_columns: int, n_rows: int, dtype: torch.dtype) -> int:
-    """Atoms per chunk, such that its columns and the rows multiplied with them stay in the cache."""
+    """Atoms per chunk such that its columns, and the rows multiplied with them, stay in the cache."""
     columns = _CHUNK_BYTES // max(1, 2 * n_columns * dtype.itemsize)
     rows = _ROW_BYTES // max(1, n_rows * dtype.itemsize)
     return max(64, min(columns, rows) // 16 * 16)
@@ -111,13 +111,13 @@ def kept_waves(
     frac: Tensor, spheres: list[HalfSphere], atom_ptr: list[int], dtype: torch.dtype
 ) -> list[Waves | None]:
     """
-    Tables of every system, None for one without atoms or too large to keep any.
+    The tables of every system; None for a system without atoms, or too large to store any.
 
     Args:
         frac: ``[n_atoms, 3]`` float64 on the CPU.
-        spheres: Of each system.
+        spheres: Wave vectors of each system.
         atom_ptr: First atom of each system.
-        dtype: Of the tables.
+        dtype: dtype of the tables.
     """
     key = (spheres, atom_ptr, dtype)
     known = _recent.find(frac, key)
@@ -135,7 +135,7 @@ def kept_waves(
 
 
 def _tabulate(frac: Tensor, sphere: HalfSphere, dtype: torch.dtype, left: int) -> tuple[Waves | None, int]:
-    """As much as fits into ``left`` bytes, and its size."""
+    """Tables of up to ``left`` bytes, and their size."""
     n_atoms, n = len(frac), len(sphere.miller)
     unit = n_atoms * dtype.itemsize
     functions = 6 * sum(sphere.miller.abs().amax(0).tolist()) if n else 0

@@ -1,11 +1,11 @@
 """
 CPU path of the lattice field: the adjoint of the CPU structure factor.
 
-The coefficients of each run of planes are multiplied with the columns that reach it (`lattice.sphere`), one
-matrix product per run and chunk of atoms, then with sine and cosine of ``2 pi h u``. Memory is
-O(points + chunk), never O(atoms x points).
+For each run of planes and chunk of atoms, one matrix product multiplies the coefficients with the columns
+that reach the run (`lattice.sphere`); the result is multiplied with sine and cosine of ``2 pi h u``. Memory
+is O(points + chunk), never O(atoms x points).
 
-Systems so small that all their phases fit in the cache take one product with the stored phases.
+Small systems, whose phases all fit in the cache, need one product with the stored phases.
 """
 
 import torch
@@ -26,7 +26,7 @@ def _by_phases(coefficients: Tensor, sphere: HalfSphere, phases: Tensor, rank: i
 
 
 def _plane_terms(coefficients: Tensor, sphere: HalfSphere, rank: int, dtype: torch.dtype) -> Tensor:
-    """``[2 n_planes, n_sets, n_channels, 2 n_columns]`` of sine and cosine rows and columns."""
+    """``[2 n_planes, n_sets, n_channels, 2 n_columns]`` coefficients of sine and cosine rows and columns."""
     n_channels, n_planes, n_columns = coefficients.shape[1], sphere.n_planes, len(sphere.columns)
     slots = coefficients.new_zeros((2 * n_planes * n_columns, n_channels, 2))
     slots = slots.index_copy_(0, sphere.slots, coefficients)
@@ -75,7 +75,7 @@ def _by_columns(
         sums[:per_row] = 0
         sums, place = sums.view(n_rows, n_sets, n_channels, end - begin), 0
         for a in range(rank + 1):
-            n_keep = (rank - a + 1) * (rank - a + 2) // 2  # graded: the first ones
+            n_keep = (rank - a + 1) * (rank - a + 2) // 2  # in graded order, the first ones
             product = sums[:, :n_keep] * rows.flatten(0, 1)[:, None, None]
             torch.sum(product, 0, out=out[place : place + n_keep, :, begin:end])
             place += n_keep

@@ -2,10 +2,10 @@
 Fields V_A(u) = Re sum_n P(n) (i n)^A exp(2 pi i n.u) at the atoms, |A| <= RANK.
 
 Grid: (blocks of atoms, channels, splits of the rows). One program owns BLOCK_ATOMS atoms of one system
-and walks over its share of that system's rows (h, k). Per row the sum over l is a matrix product of the
-coefficients with powers of l times cos and sin of l (points +l and -l folded together); the result is
-multiplied by the row's phase and its powers of h and k, and added up in float64. Phases are made where
-they are used: (BLOCK_ROWS + BLOCK_L) * BLOCK_ATOMS sines for BLOCK_ROWS * 2 BLOCK_L * BLOCK_ATOMS pairs.
+and walks over its share of that system's rows (h, k). For each row the sum over l is a matrix product of the
+coefficients with powers of l times cos and sin of l (points +l and -l are combined). The result is multiplied
+by the row's phase and its powers of h and k, and summed in float64. Phases are computed where they are
+used: (BLOCK_ROWS + BLOCK_L) * BLOCK_ATOMS sines for BLOCK_ROWS * 2 BLOCK_L * BLOCK_ATOMS pairs.
 
 No atomics: each split writes its own partial sums, which the launcher adds in a fixed order.
 
@@ -130,7 +130,7 @@ def launch_lattice_field(
     dtype: torch.dtype,
 ) -> Tensor:
     """
-    Allocate, launch, add the splits.
+    Allocate, launch and add the splits.
 
     ``frac`` and ``coefficients`` as in `lattice_field`, contiguous. Returns
     ``[n_atoms, n_channels, n_monomials]`` of ``dtype``.

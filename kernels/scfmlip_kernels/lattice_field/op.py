@@ -90,7 +90,7 @@ _lattice_field.register_autograd(_backward, setup_context=_setup_context, jvp=_j
 def _(info, in_dims, frac, coefficients, *rest):
     if any(dim is not None for i, dim in enumerate(in_dims) if i != 1):
         return loop_over_batch(torch.ops.scfmlip.lattice_field, info, in_dims, frac, coefficients, *rest)
-    # batched coefficients are further channels
+    # a batch of coefficients becomes additional channels
     coefficients = coefficients.movedim(in_dims[1], 1)
     field = torch.ops.scfmlip.lattice_field(frac, coefficients.flatten(1, 2), *rest)
     return field.unflatten(1, coefficients.shape[1:3]), 1
@@ -103,7 +103,7 @@ def lattice_field(
     A Fourier series and its derivatives at the atoms: the adjoint of `structure_factor`.
 
     ``V_A(u_i) = Re sum_n P(n) (i n)^A exp(2 pi i n.u_i)`` for the monomials A of degree at most
-    ``rank``, over all points of the atom's own system: rank 0 is the potential, rank 1 adds
+    ``rank``. The sum runs over all points of the atom's own system. Rank 0 is the potential, rank 1 adds
     ``(1 / 2 pi) dV/du``.
 
     Args:
@@ -112,15 +112,26 @@ def lattice_field(
             grid's weight is 0.
         grid: Miller boxes of the batch.
         rank: Highest degree of the monomials.
-        dtype: float32 or float64, in which the (atom, point) pairs are summed.
+        dtype: float32 or float64, the dtype in which (atom, point) pairs are summed.
 
     Returns:
         ``[n_atoms, n_channels, n_monomials]`` of ``dtype``. Differentiable any number of times in
-        ``frac`` and ``coefficients`` (each derivative in ``frac`` raises the rank by one).
+        ``frac`` and ``coefficients``; each derivative in ``frac`` raises the rank by one.
 
     Raises:
         TypeError: for another dtype.
-        ValueError: for shapes that do not fit together, or tensors on different devices.
+        ValueError: for shapes that do not match, or tensors on different devices.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import build_lattice_grid, lattice_field
+        >>> cell = 4.0 * torch.eye(3, dtype=torch.float64).unsqueeze(0)
+        >>> grid = build_lattice_grid(cell, cutoff=1.6, atom_ptr=torch.tensor([0, 2]))
+        >>> coefficients = torch.zeros(grid.n_points, 1, 2, dtype=torch.float64)
+        >>> coefficients[(grid.miller == torch.tensor([1, 0, 0])).all(1), 0, 0] = 1.0  # cos(2 pi u_x)
+        >>> frac = torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]], dtype=torch.float64)
+        >>> lattice_field(frac, coefficients, grid, rank=0, dtype=torch.float64).flatten().round(decimals=6)
+        tensor([ 1., -1.], dtype=torch.float64)
     """
     check_lattice_arguments("lattice_field", frac, coefficients, "coefficients", grid)
     if dtype not in FLOATS:

@@ -1,4 +1,4 @@
-"""What the two mesh operators share: splines, meshes, where atoms stand on them, Fourier transforms."""
+"""Shared by the two mesh operators: splines, meshes, atoms sorted into blocks, Fourier transforms."""
 
 from .fourier import mesh_values, mesh_waves
 from .grid import MeshGrid, MeshPlaces, build_mesh_grid, place_atoms, smooth_size

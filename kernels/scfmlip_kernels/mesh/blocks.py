@@ -1,9 +1,9 @@
 """
-What both CPU paths make of the places of atoms: products of matrices, block of mesh points by block.
+Atoms sorted into blocks of mesh points, so that both CPU paths become matrix products per block.
 
-The spline of an atom is a product of three vectors, one per axis, that are 0 but at a few points. Atoms of
-one block reach the same small box of mesh points. Padded to this box, their vectors are columns of matrices,
-and a sum over atoms is a product of matrices. Blocks are taken layer by layer along the first axis.
+The spline of an atom is a product of three vectors, one per axis, that are nonzero at a few points only.
+Atoms of one block reach the same small box of mesh points. Padded to this box, their vectors are columns of
+matrices, and a sum over atoms is a matrix product. Blocks are processed layer by layer along the first axis.
 """
 
 from collections.abc import Sequence
@@ -18,24 +18,24 @@ from ..recent import Recent
 from .grid import blocks_of, lower_points
 from .splines import spline_weights
 
-# bytes of what one product works on, and of vectors that are kept between calls at the same places
+# bytes of one product's operands, and bytes of vectors cached between calls at the same coordinates
 _CHUNK_BYTES, _KEPT_BYTES = 1 << 20, 128 << 20
-# atoms of one block in a product: if it has more it takes several
+# most atoms of one block in a product; blocks with more atoms need several products
 _MOST = 64
 
 
 @dataclass
 class Layer:
     """
-    Blocks of one system with the same place along the first axis.
+    Blocks of one system at the same position along the first axis.
 
     Attributes:
-        shape: Mesh points of the system.
-        first_point: Of the system.
-        start: First mesh point along the first axis.
-        blocks: Number along the second and third axis.
-        number, first, count: ``[n]`` blocks with atoms, the first of these in the sorted list, and how many;
-            those with most first.
+        shape: Mesh points of the system along each axis.
+        first_point: Index of the system's first mesh point.
+        start: First mesh point of the layer along the first axis.
+        blocks: Number of blocks along the second and third axis.
+        number, first, count: ``[n]`` blocks that have atoms, the first of these atoms in the sorted list, and
+            how many there are; fullest blocks first.
     """
 
     shape: tuple[int, int, int]
@@ -49,12 +49,12 @@ class Layer:
 
 class Chunk(NamedTuple):
     """
-    Blocks of one product.
+    The blocks of one product.
 
     Attributes:
-        number: ``[n]`` blocks, none of them twice.
-        slots: ``[n * n_slots]`` places of their atoms in the sorted list, or its length where there is none.
-        again: Whether an earlier chunk held atoms of these blocks.
+        number: ``[n]`` different blocks.
+        slots: ``[n * n_slots]`` indices of their atoms in the sorted list; the list's length in empty slots.
+        again: Whether an earlier chunk already held atoms of these blocks.
     """
 
     number: Tensor
@@ -64,17 +64,17 @@ class Chunk(NamedTuple):
 
 class Places:
     """
-    Atoms in blocks, and the splines' vectors in boxes.
+    Atoms in blocks, with their spline vectors padded to boxes.
 
     Args:
         coords: ``[n_atoms, 3]`` float64 in mesh spacings.
-        atoms: Sorted, see `MeshPlaces`.
+        atoms: Atoms sorted by block, see `MeshPlaces`.
         block_ptr: See `MeshPlaces`.
-        shapes: Of all meshes, in one list.
+        shapes: Mesh points of all systems, in one list.
         block: Mesh points along each axis of a block.
-        order: Of the splines.
+        order: Order of the splines.
         rank: Highest derivative.
-        dtype: Of the vectors.
+        dtype: dtype of the vectors.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Places:
         rows = sizes.repeat_interleave(ends.diff(prepend=ends.new_zeros(1)), 0)  # of each sorted atom
         first, self.offsets = lower_points(coords[atoms], order)
         self.shift = first.remainder(rows).remainder(torch.tensor(self.block))
-        # one more row for empty slots
+        # an extra row for empty slots
         self.offsets = torch.cat((self.offsets, self.offsets.new_zeros(1, 3)))
         self.shift = torch.cat((self.shift, self.shift.new_zeros(1, 3)))
         per_atom = (rank + 1) * sum(self.box) * torch.finfo(dtype).bits // 8
@@ -121,7 +121,7 @@ class Places:
         return layers
 
     def _make_vectors(self, rows: Tensor) -> list[Tensor]:
-        """``[n, rank + 1, box]`` for each axis, 0 where a spline has ended and in empty slots."""
+        """``[n, rank + 1, box]`` for each axis; 0 outside the spline and in empty slots."""
         weights = spline_weights(self.offsets[rows].to(self.dtype), self.order, self.rank)
         shift, found = self.shift[rows], []
         for axis, size in enumerate(self.box):
@@ -132,13 +132,13 @@ class Places:
         return found
 
     def of(self, slots: Tensor, rank: int) -> list[Tensor]:
-        """Vectors ``[n, rank + 1, box]`` of each axis, of slots ``[n]``."""
+        """Vectors ``[n, rank + 1, box]`` of each axis, for slots ``[n]``."""
         if self.vectors is not None:
             return [v.index_select(0, slots)[:, : rank + 1] for v in self.vectors]
         return [v[:, : rank + 1] for v in self._make_vectors(slots)]
 
     def chunks(self, which: int, rank: int) -> list[Chunk]:
-        """The blocks of a layer in parts, cut so that a product fits into the cache."""
+        """Split the blocks of a layer into chunks whose product fits into the cache."""
         found = self._chunks.get((which, rank))
         if found is not None:
             return found
@@ -172,19 +172,19 @@ def find_places(
     rank: int,
     dtype: torch.dtype,
 ) -> Places:
-    """The places of these coordinates, kept from the last calls where they are the same."""
+    """The sorted atoms for these coordinates, cached from recent calls."""
     for most in range(rank, rank + 3):
         found = _recent.find(coords, (tuple(shapes), tuple(block), order, most, dtype))
         if found is not None:
             return found
-    # one derivative more will be asked for, by the gradient or by the field
+    # the gradient or the field will need one more derivative
     most = min(max(rank, 1), order - 1)
     made = Places(coords, atoms, block_ptr, shapes, block, order, most, dtype)
     return _recent.keep(made, coords, (tuple(shapes), tuple(block), order, most, dtype))
 
 
 def monomial_tree(rank: int) -> dict[int, dict[int, list[tuple[int, int]]]]:
-    """``{a: {b: [(c, place of a, b, c)]}}`` of the monomials of a rank."""
+    """``{a: {b: [(c, index of a, b, c)]}}`` for the monomials of a rank."""
     tree: dict[int, dict[int, list[tuple[int, int]]]] = {}
     for place, (a, b, c) in enumerate(monomials(rank)):
         tree.setdefault(a, {}).setdefault(b, []).append((c, place))
@@ -193,12 +193,12 @@ def monomial_tree(rank: int) -> dict[int, dict[int, list[tuple[int, int]]]]:
 
 def folded(boxes: Tensor, steps: tuple[int, int], shape: tuple[int, int]) -> Tensor:
     """
-    Overlapping boxes added up on the two last axes of a periodic mesh.
+    Add up overlapping boxes on the last two axes of a periodic mesh.
 
     Args:
         boxes: ``[n_y, n_z, n, box_y, box_z]``, ``steps`` apart.
-        steps: Points from one box to the next, along both axes.
-        shape: Points of both axes.
+        steps: Mesh points from one box to the next along both axes.
+        shape: Mesh points along both axes.
 
     Returns:
         ``[n, *shape]``.
@@ -219,7 +219,7 @@ def folded(boxes: Tensor, steps: tuple[int, int], shape: tuple[int, int]) -> Ten
 
 
 def _wrap(line: Tensor, n: int, dim: int) -> Tensor:
-    """A periodic axis of n points from a longer, or a shorter, piece that starts with it."""
+    """Wrap a line that is longer or shorter than a periodic axis of n points onto the axis."""
     length = line.shape[dim]
     if length < n:
         missing = list(line.shape)
@@ -233,5 +233,5 @@ def _wrap(line: Tensor, n: int, dim: int) -> Tensor:
 
 
 def wrapped(n_boxes: int, step: int, size: int, n: int) -> Tensor:
-    """Points of overlapping boxes on a periodic axis of n points, ``[(n_boxes - 1) step + size]``."""
+    """Mesh points of overlapping boxes on a periodic axis of n points, ``[(n_boxes - 1) step + size]``."""
     return torch.arange((n_boxes - 1) * step + size) % n

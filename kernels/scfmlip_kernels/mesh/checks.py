@@ -1,18 +1,19 @@
-"""Argument checks of the mesh operators, and the form whose derivatives they share."""
+"""Argument checks of the mesh operators, and the gradients that both share."""
 
 import torch
 from torch import Tensor
 
 from ..checks import FLOATS, check_tensors, readable
-from ..lattice.monomials import rank_of_count, shifted_monomials
+from ..lattice.directions import forces
+from ..lattice.monomials import rank_of_count
 from .grid import MeshGrid, MeshPlaces
 
 
 def check_derivatives(op: str, order: int, rank: int) -> None:
-    """Raise where splines have no continuous derivative of a degree."""
+    """Raise if splines of this order have too few continuous derivatives."""
     if rank > order - 2:
         raise NotImplementedError(
-            f"{op}: splines of order {order} have {order - 2} continuous derivatives, {rank} are asked for "
+            f"{op}: splines of order {order} have {order - 2} continuous derivatives, {rank} are needed "
             "(multipoles and every derivative in the positions take one each): use a higher order"
         )
 
@@ -20,7 +21,7 @@ def check_derivatives(op: str, order: int, rank: int) -> None:
 def check_mesh_arguments(
     op: str, coords: Tensor, values: Tensor, name: str, n_dim: int, grid: MeshGrid, places: MeshPlaces
 ) -> None:
-    """Raise what `mesh_spread` and `mesh_gather` document, naming ``op`` and the values' ``name``."""
+    """Raise the errors that `mesh_spread` and `mesh_gather` document, naming ``op`` and ``name``."""
     if not isinstance(grid, MeshGrid) or not isinstance(places, MeshPlaces):
         raise TypeError(
             f"{op}: grid must come from build_mesh_grid and places from place_atoms, got "
@@ -46,17 +47,15 @@ def check_mesh_arguments(
 
 def mesh_gradients(ctx, coords, moments, values, tables):
     """
-    Gradients of ``sum_g values(g) Q(g)``, Q spread from the moments, in the coordinates and the moments.
+    Gradients of ``sum_g values(g) Q(g)`` in the coordinates and the moments; Q is spread from the moments.
 
-    Both operators' backward is one gathering of one rank more: dQ/dm is the gathered values themselves, and
-    a derivative in a coordinate shifts its monomials.
+    The backward pass of both operators is one gathering with the next rank: the gradient in the moments is
+    the gathered values, and a derivative in a coordinate shifts their monomials.
     """
     rank = rank_of_count(moments.shape[-1])
     wants_coords = ctx.needs_input_grad[0]
     field = torch.ops.scfmlip.mesh_gather(coords, values, *tables, rank + 1 if wants_coords else rank)
     d_coords = None
     if wants_coords:
-        d_coords = torch.stack(
-            [(moments * field[..., list(shift)]).sum((1, 2)) for shift in shifted_monomials(rank)], -1
-        ).to(coords.dtype)
+        d_coords = forces(moments, field).to(coords.dtype)
     return d_coords, field[..., : moments.shape[-1]]

@@ -1,4 +1,4 @@
-"""What the two mesh kernels read of each atom."""
+"""Per-atom tables of the two mesh kernels."""
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ def sorted_splines(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
-    Splines of atoms in the order of blocks.
+    Splines of the atoms, sorted by block.
 
     Returns:
         ``[n_atoms, 3]`` int32 first mesh points, ``[n_atoms, 3, rank + 1, order]`` splines of ``dtype``, and

@@ -1,7 +1,7 @@
 """
-Fourier transforms between meshes and half of their waves: two linear operators, each the other's adjoint.
+Fourier transforms between meshes and half of their waves: two linear operators, adjoint to each other.
 
-PyTorch's own real transforms have backward passes over all waves, in complex numbers, at twice the cost.
+The backward passes of PyTorch's real transforms run over all waves in complex numbers, at twice the cost.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,12 +25,12 @@ def _systems(shapes: Sequence[int]) -> Iterator[tuple[tuple[int, int, int], slic
 
 
 def count_points(shapes: Sequence[int]) -> int:
-    """Mesh points of all systems; ``shapes`` holds three numbers for each."""
+    """Number of mesh points of all systems; ``shapes`` holds three numbers for each."""
     return sum(a * b * c for a, b, c in zip(shapes[::3], shapes[1::3], shapes[2::3], strict=True))
 
 
 def count_waves(shapes: Sequence[int]) -> int:
-    """Waves of all systems."""
+    """Number of waves of all systems."""
     return sum(a * b * (c // 2 + 1) for a, b, c in zip(shapes[::3], shapes[1::3], shapes[2::3], strict=True))
 
 
@@ -57,7 +57,7 @@ def _mesh_values(waves: Tensor, shapes: Sequence[int]) -> Tensor:
     parts = []
     for (a, b, c), _, place in _systems(shapes):
         half = waves[:, place].unflatten(1, (a, b, c // 2 + 1))
-        # the transform adds the mirror image of all waves between the first and the last plane
+        # the transform adds the mirror images of all waves between the first and the last plane
         half = torch.view_as_complex(half.contiguous()) * 0.5
         half[..., 0] *= 2
         if c % 2 == 0:
@@ -87,7 +87,7 @@ def _values_backward(ctx, grad):
 
 
 def _channels(op, info, in_dims, values, shapes):
-    """Both act on channels: a batch of them is more."""
+    """Both operators act on channels, so a batch becomes additional channels."""
     if in_dims[0] is None:
         return loop_over_batch(op, info, in_dims, values, shapes)
     values = values.movedim(in_dims[0], 0)
@@ -118,15 +118,23 @@ def _check(op: str, name: str, values: Tensor, shape: list) -> None:
 
 def mesh_waves(values: Tensor, shapes: Sequence[int]) -> Tensor:
     """
-    Sums over meshes ``sum_g values(g) exp(-2 pi i n.g / shape)``, for half of all waves n.
+    The sums ``sum_g values(g) exp(-2 pi i n.g / shape)`` over each mesh, for half of all waves n.
 
     Args:
-        values: ``[n_channels, n_points]`` float32 or float64, system after system, the last axis fastest.
-        shapes: Three numbers of mesh points for each system, in one list.
+        values: ``[n_channels, n_points]`` float32 or float64, system after system, last axis fastest.
+        shapes: Three numbers of mesh points per system, in one list.
 
     Returns:
         ``[n_channels, n_waves, 2]`` real and imaginary part, in the order of `torch.fft.rfftn`.
         Differentiable any number of times.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import mesh_waves
+        >>> line = torch.cos(2 * torch.pi * torch.arange(4) / 4)  # one cosine along the last axis
+        >>> waves = mesh_waves(line.expand(4, 4, 4).reshape(1, -1), [4, 4, 4])
+        >>> [round(float(c)) for c in waves[0, :3, 0]]  # real parts of n = (0, 0, 0), (0, 0, 1), (0, 0, 2)
+        [0, 32, 0]
     """
     _check("mesh_waves", "values", values, ["n_channels", count_points(shapes)])
     return torch.ops.scfmlip.mesh_waves(values.contiguous(), list(shapes))
@@ -134,7 +142,7 @@ def mesh_waves(values: Tensor, shapes: Sequence[int]) -> Tensor:
 
 def mesh_values(waves: Tensor, shapes: Sequence[int]) -> Tensor:
     """
-    The real series ``Re sum_n waves(n) exp(2 pi i n.g / shape)`` over the waves of `mesh_waves`: its adjoint.
+    The real series ``Re sum_n waves(n) exp(2 pi i n.g / shape)`` over the waves of `mesh_waves`, its adjoint.
 
     Args:
         waves: ``[n_channels, n_waves, 2]`` real and imaginary part.
@@ -142,6 +150,14 @@ def mesh_values(waves: Tensor, shapes: Sequence[int]) -> Tensor:
 
     Returns:
         ``[n_channels, n_points]``. Differentiable any number of times.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import mesh_values
+        >>> waves = torch.zeros(1, 4 * 4 * 3, 2)
+        >>> waves[0, 1, 0] = 1.0  # the wave n = (0, 0, 1)
+        >>> [round(float(v)) for v in mesh_values(waves, [4, 4, 4])[0, :4]]  # a cosine along the last axis
+        [1, 0, -1, 0]
     """
     _check("mesh_values", "waves", waves, ["n_channels", count_waves(shapes), 2])
     return torch.ops.scfmlip.mesh_values(waves, list(shapes))

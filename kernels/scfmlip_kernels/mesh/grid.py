@@ -1,4 +1,4 @@
-"""Meshes of a batch of systems, and where atoms stand on them."""
+"""Meshes of a batch of systems, and the atoms sorted into their blocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..dispatch import needs_kernel_tables
 from .fourier import count_points, count_waves
 from .splines import window
 
-# mesh points of a block of atoms: what one product of matrices, or one program of a kernel, works on
+# mesh points per block: the unit of work of one matrix product, or of one program of a kernel
 CPU_BLOCK, KERNEL_BLOCK = (4, 4, 8), (4, 4, 16)
 MIN_ORDER, MAX_ORDER = 2, 20
 
@@ -22,21 +22,29 @@ MIN_ORDER, MAX_ORDER = 2, 20
 @dataclass
 class MeshGrid:
     """
-    One mesh per system, and the waves it holds.
+    One mesh per system, and its waves.
 
     Attributes:
         shapes: Three numbers of mesh points for each system, in one list.
-        order: Of the splines, even.
+        order: Order of the splines, even.
         block: Mesh points along each axis of a block of atoms.
         table: ``[n_systems, 8]`` int64 on the device: mesh points, blocks along each axis, first block, first
             point.
         atom_system: ``[n_atoms]`` int64 system of each atom.
-        miller: ``[n_waves, 3]`` int32 waves of the half that a real transform gives.
-        weight: ``[n_waves]`` float64: 1, or 1/2 where the mirror image is there too; 0 for waves of two mesh
-            points.
-        window: ``[n_waves]`` float64, see `splines.window`, of all three axes.
-        system: ``[n_waves]`` int64.
+        miller: ``[n_waves, 3]`` int32 waves in the half that a real transform returns.
+        weight: ``[n_waves]`` float64: 1, or 1/2 if the mirror image is included too; 0 for waves with a
+            wavelength of two mesh points.
+        window: ``[n_waves]`` float64, product of `splines.window` over the three axes.
+        system: ``[n_waves]`` int64 system of each wave.
         point_ptr: ``[n_systems + 1]`` int64 on the CPU, first wave of each system.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import build_mesh_grid
+        >>> system = torch.zeros(2, dtype=torch.long)  # both atoms belong to the first system
+        >>> grid = build_mesh_grid([(8, 8, 10)], 4, system, torch.device("cpu"))
+        >>> grid.n_points, grid.n_waves  # a real transform keeps 8 * 8 * (10 / 2 + 1) waves
+        (640, 384)
     """
 
     shapes: list[int]
@@ -52,7 +60,7 @@ class MeshGrid:
 
     @property
     def n_points(self) -> int:
-        """Mesh points of all systems."""
+        """Number of mesh points of all systems."""
         return count_points(self.shapes)
 
     @property
@@ -62,25 +70,33 @@ class MeshGrid:
 
     @property
     def n_blocks(self) -> int:
-        """Blocks of all systems."""
+        """Number of blocks of all systems."""
         return sum(a * b * c for a, b, c in self.blocks())
 
     def blocks(self) -> list[tuple[int, int, int]]:
-        """Blocks along each axis of each system."""
+        """Number of blocks along each axis of each system."""
         return blocks_of(self.shapes, self.block)
 
     def at_points(self, system: Tensor) -> MeshGrid:
-        """The same meshes for other points, ``[n]`` int64 system of each."""
+        """The same meshes for other points; ``system [n]`` int64 is the system of each."""
         return dataclasses.replace(self, atom_system=system)
 
 
 class MeshPlaces(NamedTuple):
     """
-    Where atoms stand on their meshes; made by `place_atoms`.
+    Atoms sorted into blocks of their meshes; made by `place_atoms`.
 
     Attributes:
-        atoms: ``[n_atoms]`` int64, sorted by block.
-        block_ptr: ``[n_blocks + 1]`` int64 first of them in each block.
+        atoms: ``[n_atoms]`` int64 atoms sorted by block.
+        block_ptr: ``[n_blocks + 1]`` int64 where each block starts in ``atoms``.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import build_mesh_grid, place_atoms
+        >>> grid = build_mesh_grid([(16, 16, 16)], 4, torch.zeros(2, dtype=torch.long), torch.device("cpu"))
+        >>> places = place_atoms(torch.tensor([[12.0, 12.0, 12.0], [1.5, 1.5, 1.5]]).double(), grid)
+        >>> places.atoms  # the second atom is in the first block
+        tensor([1, 0])
     """
 
     atoms: Tensor
@@ -88,13 +104,13 @@ class MeshPlaces(NamedTuple):
 
 
 def blocks_of(shapes: Sequence[int], block: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Blocks along each axis of each system."""
+    """Number of blocks along each axis of each system."""
     b = [-(-n // block[i % 3]) for i, n in enumerate(shapes)]
     return list(zip(b[::3], b[1::3], b[2::3], strict=True))
 
 
 def smooth_size(n: int) -> int:
-    """The smallest product of 2, 3, 5 and 7 that is not below n."""
+    """The smallest product of powers of 2, 3, 5 and 7 that is at least n."""
     while True:
         rest = n
         for factor in (2, 3, 5, 7):
@@ -109,16 +125,24 @@ def build_mesh_grid(
     shapes: Sequence[Sequence[int]], order: int, atom_system: Tensor, device: torch.device
 ) -> MeshGrid:
     """
-    Tables of meshes.
+    Meshes and their tables for a batch of systems.
 
     Args:
         shapes: Mesh points of each system along its three lattice vectors, each at least ``order``.
-        order: Of the splines: even.
+        order: Order of the splines, even.
         atom_system: ``[n_atoms]`` int64 system of each atom.
-        device: Where the tables go.
+        device: Device of the tables.
 
     Raises:
         ValueError: for an order that is odd or not between 2 and 20, or a mesh that is too small.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import build_mesh_grid
+        >>> system = torch.tensor([0, 0, 1])  # two atoms in the first system, one in the second
+        >>> grid = build_mesh_grid([(8, 8, 8), (8, 8, 12)], 4, system, torch.device("cpu"))
+        >>> grid.shapes, grid.n_points
+        ([8, 8, 8, 8, 8, 12], 1280)
     """
     if order % 2 or not MIN_ORDER <= order <= MAX_ORDER:
         raise ValueError(f"build_mesh_grid: order must be even, {MIN_ORDER} to {MAX_ORDER}, got {order}")
@@ -163,7 +187,7 @@ def build_mesh_grid(
 
 
 def lower_points(coords: Tensor, order: int) -> tuple[Tensor, Tensor]:
-    """First mesh point that a spline of even order reaches, not wrapped, and how far above it atoms are."""
+    """First mesh point (not wrapped) that a spline of even order reaches, and the distance above it."""
     shifted = coords - (order // 2 - 1)
     first = shifted.floor()
     return first.long(), shifted - first
@@ -171,11 +195,19 @@ def lower_points(coords: Tensor, order: int) -> tuple[Tensor, Tensor]:
 
 def place_atoms(coords: Tensor, grid: MeshGrid) -> MeshPlaces:
     """
-    Atoms sorted by blocks of mesh points; once per geometry.
+    Sort atoms by blocks of mesh points; needed once per geometry.
 
     Args:
         coords: ``[n_atoms, 3]`` float64 in mesh spacings, any range.
-        grid: Their meshes.
+        grid: Meshes of the batch.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import build_mesh_grid, place_atoms
+        >>> grid = build_mesh_grid([(16, 16, 16)], 4, torch.zeros(2, dtype=torch.long), torch.device("cpu"))
+        >>> places = place_atoms(torch.tensor([[12.0, 12.0, 12.0], [1.5, 1.5, 1.5]]).double(), grid)
+        >>> int(places.block_ptr[-1])  # every atom is in a block
+        2
     """
     first, _ = lower_points(coords.detach(), grid.order)
     rows = grid.table[grid.atom_system]

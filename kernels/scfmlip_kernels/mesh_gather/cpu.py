@@ -1,8 +1,8 @@
 """
-CPU path of gathering: the transpose of `mesh_spread.cpu`, product by product.
+CPU path of mesh gathering: the transpose of each product in `mesh_spread.cpu`.
 
-A block's box of mesh values times the vectors of the first axis of all its atoms is one product of matrices;
-the other two axes are contracted atom by atom.
+One matrix product multiplies a block's box of mesh values with the first-axis vectors of all its atoms; the
+other two axes are contracted atom by atom.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def _boxes(places: Places, values: Tensor, layer: Layer) -> Tensor:
 
 
 def _gather_layer(places: Places, values: Tensor, which: int, rank: int, out: Tensor) -> None:
-    """Fills the rows of the layer's atoms in ``out [n_atoms, n_channels, n_monomials]``."""
+    """Fill the rows of the layer's atoms in ``out [n_atoms, n_channels, n_monomials]``."""
     layer, (box_x, box_y, box_z) = places.layers[which], places.box
     boxes = _boxes(places, values, layer)
     count = rank + 1

@@ -1,10 +1,10 @@
 """
 Gathering from a mesh, V_A(x_i) = sum_g values(g) d^A theta(x_i - g), |A| <= RANK.
 
-Grid: (blocks of atoms, channels). One program owns BLOCK_ATOMS atoms, neighbours in the order of the blocks
-of mesh points, and reads the planes of mesh points that their splines reach one after another: the sum over z
-first, then over y, then over planes. The splines of an atom are a table of the launcher's, ``[3, RANK + 1,
-ORDER]`` numbers. No atomics.
+Grid: (blocks of atoms, channels). One program owns BLOCK_ATOMS atoms that are consecutive in the order of the
+mesh blocks. It reads the planes of mesh points that their splines reach in turn, and sums over z first, then
+over y, then over planes. The launcher tabulates the splines of an atom, ``[3, RANK + 1, ORDER]`` numbers. No
+atomics.
 
 The adjoint of spreading; Essmann et al., J. Chem. Phys. 103, 8577 (1995), eq. 4.6.
 """
@@ -28,8 +28,8 @@ def _mesh_gather_kernel(
     first_ptr,  # [n_atoms, 3] int32 first mesh point of each sorted atom
     weights_ptr,  # [n_atoms, 3, RANK + 1, ORDER] splines of the sorted atoms
     values_ptr,  # [n_channels, n_points]
-    atoms_ptr,  # [n_atoms] int64 which atom each sorted one is
-    rows_ptr,  # [n_atoms, 8] int64 of each sorted atom, its system's row of MeshGrid.table
+    atoms_ptr,  # [n_atoms] int64 original index of each sorted atom
+    rows_ptr,  # [n_atoms, 8] int64 row of MeshGrid.table of each sorted atom's system
     out_ptr,  # [n_atoms, n_channels, N_MONOMIALS]
     n_atoms,
     n_points,
@@ -87,7 +87,7 @@ def _mesh_gather_kernel(
 
 
 def gather_atoms(order: int, options: dict[str, Any]) -> int:
-    """Atoms of a program: the recorded number holds for planes of up to 64 mesh points."""
+    """Atoms per program: the recorded number applies to planes of up to 64 mesh points."""
     return max(1, options["gather_atoms"] * 64 // max(64, triton.next_power_of_2(order) ** 2))
 
 
@@ -101,7 +101,7 @@ def launch_mesh_gather(
     rank: int,
 ) -> Tensor:
     """
-    Allocate, sort, launch.
+    Allocate, sort and launch.
 
     Arguments as in `mesh_gather`, contiguous. Returns ``[n_atoms, n_channels, n_monomials]``.
     """

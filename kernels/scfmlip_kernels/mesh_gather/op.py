@@ -77,7 +77,7 @@ _mesh_gather.register_autograd(_backward, setup_context=_setup_context, jvp=_jvp
 def _(info, in_dims, coords, values, *rest):
     if any(dim is not None for i, dim in enumerate(in_dims) if i != 1):
         return loop_over_batch(torch.ops.scfmlip.mesh_gather, info, in_dims, coords, values, *rest)
-    # batched values are further channels
+    # a batch of values becomes additional channels
     values = values.movedim(in_dims[1], 0)
     field = torch.ops.scfmlip.mesh_gather(coords, values.flatten(0, 1), *rest)
     return field.unflatten(1, values.shape[:2]), 1
@@ -85,28 +85,36 @@ def _(info, in_dims, coords, values, *rest):
 
 def mesh_gather(coords: Tensor, values: Tensor, grid: MeshGrid, places: MeshPlaces, rank: int) -> Tensor:
     r"""
-    A function on periodic meshes and its derivatives at atoms: the adjoint of `mesh_spread`.
+    Interpolate a function on periodic meshes, and its derivatives, to atoms: the adjoint of `mesh_spread`.
 
     ``V_A(x_i) = sum_g values(g) d^A [theta(x_i1 - g_1) theta(x_i2 - g_2) theta(x_i3 - g_3)]`` for the
-    monomials A of degree at most ``rank``: rank 0 is the spline through the mesh, rank 1 adds its gradient in
-    mesh spacings.
+    monomials A of degree at most ``rank``. Rank 0 is the spline sum itself, rank 1 adds its gradient per mesh
+    spacing.
 
     Args:
         coords: ``[n_atoms, 3]`` float64, in mesh spacings from the origin; any range.
-        values: ``[n_channels, n_points]`` float32 or float64, which is also the arithmetic.
+        values: ``[n_channels, n_points]`` float32 or float64, also the dtype of the arithmetic.
         grid: Meshes of the batch.
-        places: Of these coordinates, from `place_atoms`; not checked.
+        places: From `place_atoms` for these coordinates; not checked.
         rank: Highest degree of the monomials.
 
     Returns:
         ``[n_atoms, n_channels, n_monomials]`` of the values' dtype. Differentiable in ``coords`` and
-        ``values``, as often as the splines are: rank and derivatives in ``coords`` together ``order - 2``
-        times.
+        ``values`` as often as the splines allow: rank plus derivatives in ``coords`` at most ``order - 2``.
 
     Raises:
-        NotImplementedError: for more derivatives.
+        NotImplementedError: for a rank or derivatives beyond that.
         TypeError: for another dtype.
-        ValueError: for shapes that do not fit together, or tensors on different devices.
+        ValueError: for shapes that do not match, or tensors on different devices.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import build_mesh_grid, mesh_gather, place_atoms
+        >>> coords = torch.tensor([[4.0, 4.0, 4.0], [1.3, 2.6, 4.5]], dtype=torch.float64)
+        >>> grid = build_mesh_grid([(8, 8, 8)], 4, torch.zeros(2, dtype=torch.long), torch.device("cpu"))
+        >>> ramp = torch.arange(8.0).expand(8, 8, 8).reshape(1, -1)  # grows along the last axis
+        >>> mesh_gather(coords, ramp, grid, place_atoms(coords, grid), rank=0).flatten().round(decimals=4)
+        tensor([4.0000, 4.5000])
     """
     (values,) = outside_autocast(values)
     check_rank("mesh_gather", rank)

@@ -1,4 +1,4 @@
-"""Plain PyTorch definition of gathering; the tests' source of truth."""
+"""Plain PyTorch definition of mesh gathering; the tests' source of truth."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def mesh_gather_reference(
         values: ``[n_channels, n_points]``.
         shapes: Three numbers of mesh points for each system.
         atom_system: ``[n_atoms]`` system of each atom.
-        order: Of the splines.
+        order: Order of the splines.
         rank: Highest derivative.
 
     Returns:

@@ -1,9 +1,9 @@
 """
-CPU path of spreading: boxes of mesh points as products of matrices over the atoms of a block.
+CPU path of mesh spreading: boxes of mesh points as matrix products over the atoms of a block.
 
 With the padded vectors X, Y, Z of `mesh.blocks` a box is ``sum_i sum_a X^(a)_i (x) P_ia``, where the plane
-``P_ia = sum_bc m_iabc Y^(b)_i (x) Z^(c)_i`` is made from the multipoles: one product of matrices for each
-block. Boxes are added up layer by layer in a fixed order: the same bits however many threads there are.
+``P_ia = sum_bc m_iabc Y^(b)_i (x) Z^(c)_i`` is made from the multipoles: one matrix product per block. Boxes
+are added layer by layer in a fixed order, so results do not depend on the number of threads.
 """
 
 from collections.abc import Sequence

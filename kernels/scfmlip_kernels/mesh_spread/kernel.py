@@ -1,11 +1,11 @@
 """
-Spreading of multipoles, Q(g) = sum_i sum_A m_iA d^A theta(x_i - g), block of mesh points by block.
+Spreading of multipoles, Q(g) = sum_i sum_A m_iA d^A theta(x_i - g), one block of mesh points at a time.
 
 Grid: (blocks of mesh points, channels). One program owns BLOCK_X * BLOCK_Y lines of BLOCK_Z points and walks
-over the atoms of all blocks whose splines reach it, in the order they are sorted in: no atomics, the same
-bits every time. The splines of an atom are a table of the launcher's, ``[3, RANK + 1, ORDER]`` numbers. Lines
-times points is a matrix product over atoms, one for every derivative along z. Sums run in the dtype of the
-moments: tens of atoms reach a point.
+over the atoms of all blocks whose splines reach it, in sorted order: no atomics, and bitwise reproducible.
+The launcher tabulates the splines of an atom, ``[3, RANK + 1, ORDER]`` numbers. Lines times points is a
+matrix product over atoms, one for every derivative along z. Sums run in the dtype of the moments, because
+only tens of atoms reach a point.
 
 Essmann et al., J. Chem. Phys. 103, 8577 (1995), eq. 4.6.
 """
@@ -29,9 +29,9 @@ from ..tuned import compiler_options, tuned
 def _mesh_spread_kernel(
     first_ptr,  # [n_atoms, 3] int32 first mesh point of each sorted atom
     weights_ptr,  # [n_atoms, 3, RANK + 1, ORDER] splines of the sorted atoms
-    moments_ptr,  # [n_channels, N_MONOMIALS, n_atoms] sorted
+    moments_ptr,  # [n_channels, N_MONOMIALS, n_atoms] of the sorted atoms
     block_ptr_ptr,  # [n_blocks + 1] int64 first atom of each block
-    rows_ptr,  # [n_blocks, 8] int64 of each block, its system's row of MeshGrid.table
+    rows_ptr,  # [n_blocks, 8] int64 row of MeshGrid.table of each block's system
     out_ptr,  # [n_channels, n_points]
     n_atoms,
     n_points,
@@ -65,7 +65,7 @@ def _mesh_spread_kernel(
     y = mine_y * BLOCK_Y + line % BLOCK_Y
     z = mine_z * BLOCK_Z + tl.arange(0, BLOCK_Z)
 
-    # blocks that reach this one, itself and those before it; the last of an axis may be cut short
+    # blocks that reach this one: itself and those before it; the last block of an axis may be shorter
     reach_x = tl.minimum(blocks_x, 1 + tl.cdiv(ORDER - 1, BLOCK_X) + tl.where(blocks_x * BLOCK_X > n_x, 1, 0))
     reach_y = tl.minimum(blocks_y, 1 + tl.cdiv(ORDER - 1, BLOCK_Y) + tl.where(blocks_y * BLOCK_Y > n_y, 1, 0))
     reach_z = tl.minimum(blocks_z, 1 + tl.cdiv(ORDER - 1, BLOCK_Z) + tl.where(blocks_z * BLOCK_Z > n_z, 1, 0))
@@ -127,7 +127,7 @@ def launch_mesh_spread(
     order: int,
 ) -> Tensor:
     """
-    Allocate, sort, launch.
+    Allocate, sort and launch.
 
     Arguments as in `mesh_spread`, contiguous. Returns ``[n_channels, n_points]``.
     """

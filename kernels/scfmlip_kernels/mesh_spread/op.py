@@ -71,7 +71,7 @@ _mesh_spread.register_autograd(_backward, setup_context=_setup_context, jvp=_jvp
 def _(info, in_dims, coords, moments, *tables):
     if any(dim is not None for i, dim in enumerate(in_dims) if i != 1):
         return loop_over_batch(torch.ops.scfmlip.mesh_spread, info, in_dims, coords, moments, *tables)
-    # batched moments are further channels
+    # a batch of moments becomes additional channels
     moments = moments.movedim(in_dims[1], 1)
     values = torch.ops.scfmlip.mesh_spread(coords, moments.flatten(1, 2), *tables)
     return values.unflatten(0, moments.shape[1:3]), 0
@@ -79,31 +79,41 @@ def _(info, in_dims, coords, moments, *tables):
 
 def mesh_spread(coords: Tensor, moments: Tensor, grid: MeshGrid, places: MeshPlaces) -> Tensor:
     r"""
-    Point multipoles on a periodic mesh, by B-splines.
+    Spread point multipoles on a periodic mesh with B-splines.
 
-    ``Q(g) = sum_i sum_A m_iA d^A [theta(x_i1 - g_1) theta(x_i2 - g_2) theta(x_i3 - g_3)]`` with the monomials
-    A of degree at most the rank as derivatives in the coordinates x, and theta the centred cardinal B-spline
-    of the grid's order: a charge q and a dipole d in mesh spacings give ``(q + d.grad) theta theta theta``.
+    ``Q(g) = sum_i sum_A m_iA d^A [theta(x_i1 - g_1) theta(x_i2 - g_2) theta(x_i3 - g_3)]``. The monomials A
+    of degree at most the rank stand for derivatives in the coordinates x; theta is the centred cardinal
+    B-spline of the grid's order. A charge q and a dipole d in mesh spacings give
+    ``(q + d.grad) theta theta theta``.
 
     Args:
         coords: ``[n_atoms, 3]`` float64, in mesh spacings from the origin; any range.
         moments: ``[n_atoms, n_channels, 1 | 4 | 10 | 20]`` in the order of `lattice.monomials`, float32 or
-            float64, which is also the arithmetic.
+            float64, also the dtype of the arithmetic.
         grid: Meshes of the batch.
-        places: Of these coordinates, from `place_atoms`; not checked.
+        places: From `place_atoms` for these coordinates; not checked.
 
     Returns:
         ``[n_channels, n_points]``, system after system, of the moments' dtype. Differentiable in ``coords``
-        and ``moments``, as often as the splines are: rank and derivatives in ``coords`` together ``order -
-        2`` times.
-        Deterministic: sums run in a fixed order on every device.
+        and ``moments`` as often as the splines allow: rank plus derivatives in ``coords`` at most
+        ``order - 2``. Deterministic: sums run in a fixed order on every device.
 
     Raises:
-        NotImplementedError: for more derivatives.
+        NotImplementedError: for a rank or derivatives beyond that.
         TypeError: for another dtype.
-        ValueError: for shapes that do not fit together, or tensors on different devices.
+        ValueError: for shapes that do not match, or tensors on different devices.
 
     Essmann et al., J. Chem. Phys. 103, 8577 (1995), eq. 4.6, for charges.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import build_mesh_grid, mesh_spread, place_atoms
+        >>> coords = torch.tensor([[4.0, 4.0, 4.0], [1.3, 2.6, 7.9]], dtype=torch.float64)
+        >>> grid = build_mesh_grid([(8, 8, 8)], 4, torch.zeros(2, dtype=torch.long), torch.device("cpu"))
+        >>> charges = torch.tensor([1.0, -0.4]).view(2, 1, 1)
+        >>> mesh = mesh_spread(coords, charges, grid, place_atoms(coords, grid))
+        >>> mesh.shape, round(float(mesh.sum()), 4)  # spreading conserves the charge
+        (torch.Size([1, 512]), 0.6)
     """
     (moments,) = outside_autocast(moments)
     check_mesh_arguments("mesh_spread", coords, moments, "moments", 3, grid, places)

@@ -1,4 +1,4 @@
-"""Plain PyTorch definition of spreading; the tests' source of truth."""
+"""Plain PyTorch definition of mesh spreading; the tests' source of truth."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from ..lattice.monomials import monomials, rank_of_count
 
 
 def spline(s: Tensor, order: int, derivative: int) -> Tensor:
-    """The centred cardinal B-spline, or a derivative of it, anywhere."""
+    """The centred cardinal B-spline, or one of its derivatives, at any points."""
     if derivative > 0:
         below = spline(s + 0.5, order - 1, derivative - 1)
         return below - spline(s - 0.5, order - 1, derivative - 1)
@@ -21,7 +21,7 @@ def spline(s: Tensor, order: int, derivative: int) -> Tensor:
 
 
 def axis_weights(coords: Tensor, n: int, order: int, derivative: int) -> Tensor:
-    """``[n_atoms, n]`` splines of coordinates ``[n_atoms]`` at all points of a periodic axis."""
+    """``[n_atoms, n]`` splines of coordinates ``[n_atoms]``, at all points of a periodic axis."""
     distance = coords.detach()[:, None] - torch.arange(n, dtype=coords.dtype, device=coords.device)
     image = n * (distance / n).round()
     reach = range(-(order // (2 * n)) - 1, order // (2 * n) + 2)
@@ -40,7 +40,7 @@ def mesh_spread_reference(
         moments: ``[n_atoms, n_channels, n_monomials]``.
         shapes: Three numbers of mesh points for each system.
         atom_system: ``[n_atoms]`` system of each atom.
-        order: Of the splines.
+        order: Order of the splines.
 
     Returns:
         ``[n_channels, n_points]``.

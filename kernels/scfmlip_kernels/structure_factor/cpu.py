@@ -1,11 +1,11 @@
 """
-CPU path of the structure factor: matrix products over the atoms of row functions with column functions.
+CPU path of the structure factor: matrix products, over the atoms, of row functions with column functions.
 
-Row functions are sines and cosines of ``2 pi h u`` times multipoles, column functions those of
-``2 pi (k v + l w)`` (`lattice.sphere`); one product for each run of planes with the columns that reach it.
-Products over chunks of atoms are added in float64. Derivatives in v and w multiply finished sums by k and l.
+Row functions are sines and cosines of ``2 pi h u`` times multipoles; column functions are sines and cosines
+of ``2 pi (k v + l w)`` (`lattice.sphere`). One product per run of planes uses the columns that reach the run.
+Products over chunks of atoms are added in float64. Derivatives in v and w multiply the sums by k and l.
 
-Systems so small that all their phases fit in the cache take one product with the stored phases.
+Small systems, whose phases all fit in the cache, need one product with the stored phases.
 """
 
 import torch
@@ -27,12 +27,12 @@ def _by_phases(moments: Tensor, sphere: HalfSphere, phases: Tensor, rank: int) -
 
 def _row_functions(rows: Tensor, moments: Tensor, rank: int) -> Tensor:
     """
-    Functions of the first axis times multipoles, differentiated as often as these ask.
+    Functions of the first axis times multipoles, differentiated as the multipoles' rank requires.
 
     Args:
         rows: ``[n_planes, 2, n]`` sine and cosine.
         moments: ``[n_monomials, n_channels, n]``.
-        rank: Of the multipoles.
+        rank: Rank of the multipoles.
 
     Returns:
         ``[2 n_planes * n_sets * n_channels, n]``.
@@ -91,7 +91,7 @@ def _by_columns(frac: Tensor, moments: Tensor, sphere: HalfSphere, waves: Waves 
 
 
 def structure_factor_cpu(frac: Tensor, moments: Tensor, points: Tensor, atom_ptr: Tensor) -> Tensor:
-    """Sums at every point inside the sphere, else 0; arguments as in `structure_factor`, on the CPU."""
+    """Sums at points inside the sphere, 0 elsewhere; arguments as in `structure_factor`, on the CPU."""
     rank = rank_of_count(moments.shape[-1])
     ptr, spheres = atom_ptr.tolist(), half_spheres(points)
     kept = kept_waves(frac, spheres, ptr, moments.dtype)

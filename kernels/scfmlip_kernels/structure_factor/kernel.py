@@ -3,8 +3,8 @@ Structure factors S(n) = sum_i sum_A c_iA (-i)^|A| n^A exp(-2 pi i n.u_i), multi
 
 Grid: (point tiles, channels, splits of the atoms). One program owns BLOCK_ROWS rows (h, k) times
 2 BLOCK_L indices +l, -l of one system and walks over its share of that system's atoms. The phase of a
-point is the product of a row phase and a phase of l, so a block of atoms costs
-(BLOCK_ROWS + BLOCK_L) * BLOCK_ATOMS sines instead of 2 BLOCK_ROWS * BLOCK_L * BLOCK_ATOMS, no phase is
+point is the product of a row phase and a phase of l. So a block of atoms costs
+(BLOCK_ROWS + BLOCK_L) * BLOCK_ATOMS sines instead of 2 BLOCK_ROWS * BLOCK_L * BLOCK_ATOMS, phases are not
 stored, and the sum over atoms is a matrix product. Points +l and -l share one cosine and one sine.
 
 No atomics: each split writes its own partial sums, which the launcher adds in a fixed order. float32
@@ -123,7 +123,7 @@ def _structure_factor_kernel(
                     odd_cos_im = tl.dot(x_im, l_cos, odd_cos_im, input_precision=PRECISION, out_dtype=dtype)
                     odd_sin_re = tl.dot(x_re, l_sin, odd_sin_re, input_precision=PRECISION, out_dtype=dtype)
                     odd_sin_im = tl.dot(x_im, l_sin, odd_sin_im, input_precision=PRECISION, out_dtype=dtype)
-                # the next power of l rides on the table of l
+                # multiply the table of l by l for the next power
                 l_cos = l_cos * l_value
                 l_sin = l_sin * l_value
         # (E + O)(cos - i sin) at +l, (E - O)(cos + i sin) at -l
@@ -146,7 +146,7 @@ def launch_structure_factor(
     frac: Tensor, moments: Tensor, row_tiles: Tensor, point_tiles: Tensor, n_points: int
 ) -> Tensor:
     """
-    Allocate, launch, add the splits.
+    Allocate, launch and add the splits.
 
     ``frac`` and ``moments`` as in `structure_factor`, contiguous. Returns ``[n_points, n_channels, 2]``
     float64; points outside every tile are 0.

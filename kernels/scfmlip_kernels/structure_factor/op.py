@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ..checks import outside_autocast
 from ..dispatch import loop_over_batch, runs_triton
-from ..lattice import LatticeGrid, shifted_monomials
+from ..lattice import LatticeGrid
 from ..lattice.checks import check_lattice_arguments, check_tables
-from ..lattice.directions import raised
+from ..lattice.directions import forces, raised
 from ..lattice.monomials import rank_of_count
 from ..operators import operator
 from .cpu import structure_factor_cpu
@@ -49,8 +49,9 @@ def lattice_gradients(ctx, frac, moments, coefficients, tables):
     """
     Gradients of ``sum_k Re(conj(coefficients) S)`` in the fractional coordinates and the moments.
 
-    S and its adjoint field V share this bilinear form, so both operators' backward is one field of one
-    rank more: dS/dm is the field itself, and a derivative in u shifts its monomials.
+    S and its adjoint field V share this bilinear form, so the backward pass of both operators is one field of
+    the next rank: the gradient in the moments is the field itself, and a derivative in u shifts its
+    monomials.
     """
     rank = rank_of_count(moments.shape[-1])
     wants_frac = ctx.needs_input_grad[0]
@@ -60,11 +61,7 @@ def lattice_gradients(ctx, frac, moments, coefficients, tables):
     d_moments = field[..., : moments.shape[-1]]
     d_frac = None
     if wants_frac:
-        d_frac = torch.stack(
-            [(moments * field[..., list(shift)]).sum((1, 2)) for shift in shifted_monomials(rank)],
-            -1,
-        )
-        d_frac = (2 * math.pi) * d_frac.to(frac.dtype)
+        d_frac = (2 * math.pi) * forces(moments, field).to(frac.dtype)
     return d_frac, d_moments
 
 
@@ -94,7 +91,7 @@ _structure_factor.register_autograd(_backward, setup_context=_setup_context, jvp
 def _(info, in_dims, frac, moments, *tables):
     if any(dim is not None for i, dim in enumerate(in_dims) if i != 1):
         return loop_over_batch(torch.ops.scfmlip.structure_factor, info, in_dims, frac, moments, *tables)
-    # batched moments are further channels
+    # a batch of moments becomes additional channels
     moments = moments.movedim(in_dims[1], 1)
     sums = torch.ops.scfmlip.structure_factor(frac, moments.flatten(1, 2), *tables)
     return sums.unflatten(1, moments.shape[1:3]), 1
@@ -106,7 +103,7 @@ def structure_factor(frac: Tensor, moments: Tensor, grid: LatticeGrid) -> Tensor
 
     ``S(n) = sum_i m_i(n) exp(-2 pi i n.u_i)`` with ``m_i(n) = sum_A m_iA (-i)^|A| n^A`` over the
     monomials A of degree at most the rank: a charge q and a reduced dipole d give ``q - i n.d``.
-    The sum runs over the atoms of the point's own system. Accumulated in float64.
+    The sum runs over the atoms of the point's own system, accumulated in float64.
 
     Args:
         frac: Fractional coordinates, ``[n_atoms, 3]`` float64, in turns; any range.
@@ -117,14 +114,25 @@ def structure_factor(frac: Tensor, moments: Tensor, grid: LatticeGrid) -> Tensor
 
     Returns:
         ``[n_points, n_channels, 2]`` float64, real and imaginary parts. Points outside the sphere hold 0 or
-        their structure factor; weigh with ``grid.weight``. Differentiable any number of times in
-        ``frac`` and ``moments`` (each derivative in ``frac`` raises the rank by one).
+        their structure factor; multiply by ``grid.weight``. Differentiable any number of times in
+        ``frac`` and ``moments``; each derivative in ``frac`` raises the rank by one.
 
     Raises:
         TypeError: for another dtype.
-        ValueError: for shapes that do not fit together, or tensors on different devices.
+        ValueError: for shapes that do not match, or tensors on different devices.
 
     The structure factor of Ewald sums, e.g. Essmann et al., J. Chem. Phys. 103, 8577 (1995), eq. 2.10.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import build_lattice_grid, structure_factor
+        >>> cell = 4.0 * torch.eye(3, dtype=torch.float64).unsqueeze(0)
+        >>> grid = build_lattice_grid(cell, cutoff=1.6, atom_ptr=torch.tensor([0, 2]))
+        >>> frac = torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]], dtype=torch.float64)  # CsCl
+        >>> charges = torch.tensor([1.0, -1.0], dtype=torch.float64).view(2, 1, 1)
+        >>> s = structure_factor(frac, charges, grid)
+        >>> s[grid.weight > 0, 0, 0].round(decimals=6)  # 0 at the origin, 2 where h + k + l is odd
+        tensor([0., 2., 2., 2.], dtype=torch.float64)
     """
     (moments,) = outside_autocast(moments)
     check_lattice_arguments("structure_factor", frac, moments, "moments", grid)

@@ -1,11 +1,12 @@
 """
 CPU path of the symmetric contraction: monomials by gathers and products, then one sparse product.
 
-Atoms are taken a chunk at a time; a row is an (atom, channel) pair, and rows are innermost. Monomials of each
-degree are those of the degree below times one input, sorted by that input; 1 counts as an input, so that
-lower degrees ride along. The sparse product with the coefficients gives one sum for each output and weight;
-the weights of the species come last. Derivatives recompute a chunk's monomials and go back the same way:
-memory is O(rows) for inputs and results, and one chunk, which stays in the cache.
+Atoms are processed in chunks. A row is an (atom, channel) pair, and rows are the innermost dimension. The
+monomials of each degree are those of the degree below times one input, sorted by that input; the constant 1
+counts as an input, so lower degrees are carried along. The sparse product with the coefficients gives one sum
+per output and weight, which is then multiplied by the species' weights. Derivatives recompute a chunk's
+monomials and run the same steps backwards. Memory is O(rows) for inputs and results, plus one chunk, which
+stays in the cache.
 """
 
 import threading
@@ -22,14 +23,14 @@ from .polynomial import polynomial_of
 
 _Monomial = tuple[int, ...]
 
-# numbers in a chunk's table of monomials, and rows of a chunk at least and at most
+# entries in a chunk's table of monomials, and fewest and most rows of a chunk
 _CHUNK, _MIN_ROWS, _MAX_ROWS = 1 << 20, 512, 8192
-# filters of warnings belong to the process: threads take turns
+# warning filters belong to the process, so threads take turns
 _FILTERS = threading.Lock()
 
 
 class _Sparse(NamedTuple):
-    """A constant matrix by its entries, sorted by row; ``csr`` where the library has such products."""
+    """A constant sparse matrix with entries sorted by row; in CSR form where PyTorch supports the product."""
 
     n_rows: int
     row: Tensor
@@ -46,13 +47,13 @@ class _Sparse(NamedTuple):
 
 
 class _Scratch:
-    """Memory that all chunks of a call use again: fresh pages cost more than the arithmetic on them."""
+    """Memory that all chunks of a call reuse: fresh pages cost more than the arithmetic on them."""
 
     def __init__(self, like: Tensor) -> None:
         self.like, self.kept = like, {}
 
     def table(self, name: str, n: int, rows: int) -> Tensor:
-        """``[n, rows]`` with anything in it."""
+        """Uninitialised ``[n, rows]``."""
         if name not in self.kept or self.kept[name].numel() < n * rows:
             self.kept[name] = self.like.new_empty(n * rows)
         return self.kept[name][: n * rows].view(n, rows)
@@ -64,18 +65,18 @@ class _Scratch:
 
 
 class _Level(NamedTuple):
-    """Monomials of one more degree: rows ``below`` of the level below, then times one input by ranges."""
+    """Monomials of the next degree: rows ``below`` of the level below, each range times one input."""
 
     below: Tensor
-    factor: Tensor  # number of the input of each row
-    inputs: tuple[tuple[int, slice], ...]  # the same as ranges, those times 1 left out
+    factor: Tensor  # index of the input that multiplies each row
+    inputs: tuple[tuple[int, slice], ...]  # the same as ranges, without those multiplied by 1
 
 
 class _Plan(NamedTuple):
     levels: tuple[_Level, ...]
     matrix: _Sparse  # [sums, monomials of the last level]
     transposed: _Sparse
-    output: Tensor  # of each sum
+    output: Tensor  # output component of each sum
     weight: Tensor
     outputs: tuple[tuple[int, slice], ...]  # sums of each output
     n_outputs: int
@@ -97,7 +98,7 @@ def _sparse(shape: tuple[int, int], entries: list[tuple[int, int, float]], dtype
 
 
 def _levels(monomials: list[_Monomial], degree: int) -> tuple[list[_Monomial], tuple[_Level, ...]]:
-    """The monomials in the order they come out, and the way up; as few below as a greedy choice finds."""
+    """The monomials in output order, and the levels that build them; a greedy choice keeps levels small."""
     levels, last = [], []
     for d in range(max(degree, 2), 1, -1):
         count = Counter(m[:i] + m[i + 1 :] for m in monomials if len(m) == d for i in range(d))
@@ -107,7 +108,7 @@ def _levels(monomials: list[_Monomial], degree: int) -> tuple[list[_Monomial], t
             split.append((m[i] + 1 if i < len(m) else 0, m[:i] + m[i + 1 :], m))
         split.sort()
         last = last or [m for *_, m in split]
-        # the level below may come out in another order: name its monomials for now
+        # the level below may be reordered, so refer to its monomials by name for now
         levels.append((split, [m for *_, m in split]))
         monomials = sorted({head for _, head, _ in split})
     found = []
@@ -148,7 +149,7 @@ def _plan(text: str, dtype: torch.dtype) -> _Plan:
 
 
 def _chunks(plan: _Plan, x: Tensor, order: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """First atom and atoms of each chunk, in the order of the species."""
+    """First atom and atoms of each chunk, sorted by species."""
     rows = min(max(_CHUNK // max(plan.n_monomials, 1), _MIN_ROWS), _MAX_ROWS)
     size = max(1, rows // max(x.shape[1], 1))
     for first in range(0, x.shape[0] if x.shape[1] and plan.n_monomials else 0, size):
@@ -156,7 +157,7 @@ def _chunks(plan: _Plan, x: Tensor, order: Tensor) -> Iterator[tuple[int, Tensor
 
 
 def _with_channels(scratch: _Scratch, values: Tensor, atoms: Tensor) -> Tensor:
-    """``[n_atoms, n_channels, n]`` of all atoms to ``[n, rows]`` of some."""
+    """From ``[n_atoms, n_channels, n]`` for all atoms to ``[n, rows]`` for some of them."""
     out = scratch.table("outer", values.shape[2], len(atoms) * values.shape[1])
     out.view(-1, len(atoms), values.shape[1]).copy_(values[atoms].permute(2, 0, 1))
     return out
@@ -190,7 +191,7 @@ def _add_products(out: Tensor, values: Tensor, first: Tensor, level: _Level) -> 
 
 
 def _add_outputs(out: Tensor, atoms: Tensor, plan: _Plan, sums: Tensor) -> None:
-    """Sums of weight times monomials to their outputs."""
+    """Add the weighted sums to their outputs."""
     found = sums.new_zeros((plan.n_outputs, len(atoms), out.shape[1]))
     for output, mine in plan.outputs:
         found[output] = sums[mine].sum(0).view(len(atoms), -1)
@@ -198,14 +199,14 @@ def _add_outputs(out: Tensor, atoms: Tensor, plan: _Plan, sums: Tensor) -> None:
 
 
 class _WeightSums:
-    """Gradients of the weights: sums over the atoms of each species, chunk after chunk."""
+    """Gradients of the weights, summed over the atoms of each species chunk by chunk."""
 
     def __init__(self, plan: _Plan, weights: Tensor, ptr: Tensor) -> None:
         self.plan, self.weights, self.bounds, self.species = plan, weights, ptr.tolist(), 0
         self.sums = weights.new_zeros((weights.shape[0], len(plan.weight), weights.shape[2]))
 
     def add(self, start: int, products: Tensor) -> None:
-        """``[sums, rows]`` of the atoms from ``start`` on."""
+        """Add ``products [sums, rows]`` of the atoms that begin at ``start``."""
         products = products.view(len(self.plan.weight), -1, self.weights.shape[2])
         stop = start + products.shape[1]
         while True:
@@ -220,7 +221,7 @@ class _WeightSums:
                 return
 
     def total(self) -> Tensor:
-        """Gradients, in the shape of the weights."""
+        """The gradients, in the shape of the weights."""
         out = torch.zeros_like(self.weights, memory_format=torch.contiguous_format)
         return out.index_add_(1, self.plan.weight, self.sums)
 
@@ -251,7 +252,7 @@ def symmetric_contraction_backward_cpu(
     text: str,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor]:
-    """Derivatives of ``sum out grad`` in x and weights; those not wanted are empty."""
+    """Derivatives of ``sum out grad`` in x and weights; unwanted ones are empty."""
     plan = _plan(text, x.dtype)
     wants_x, wants_weights = wanted
     by_weight = weights.transpose(0, 1).contiguous()
@@ -262,7 +263,7 @@ def symmetric_contraction_backward_cpu(
     for start, atoms in _chunks(plan, x, order):
         first = values = _first_level(scratch, x, atoms, 1.0)
         n_rows = first.shape[1]
-        below = []  # before each level's last factor
+        below = []  # monomials before each level's last factor
         for n, level in enumerate(plan.levels):
             values = scratch.select(f"below {n}", values, level.below)
             below.append(values)
@@ -308,7 +309,7 @@ def symmetric_contraction_second_cpu(
     """
     Derivatives of the first derivatives times ``along_x`` and ``along_weights``, in x, weights and grad.
 
-    One sweep: monomials, their derivatives along the direction, and the way back of both.
+    A single sweep: monomials, their derivatives along the direction, and the backward pass of both.
     """
     plan = _plan(text, x.dtype)
     wants_x, wants_weights, wants_grad = wanted
@@ -358,7 +359,7 @@ def symmetric_contraction_second_cpu(
                 if along_d is not None:
                     products.addcmul_(along_d, below[n])
                 d_first.index_add_(0, level.factor, products)
-                # derivative of d_values times the inputs; the ranges that are times 1 have along_first 0
+                # derivative of d_values times the inputs; along_first is 0 for ranges multiplied by 1
                 products.zero_() if along_d is None else products.copy_(_times_inputs(along_d, first, level))
                 _add_products(products, d_values, along_first, level)
                 if n == 0:

@@ -1,9 +1,9 @@
 """
 Straight-line Triton for one polynomial: values, gradients in x, gradients of the weights.
 
-A polynomial becomes one tree for each output: ``const + sum_v x_v * child_v`` with linear combinations of
-weights as constants, the variable in most terms taken out first. Values are the tree evaluated from its
-leaves; gradients walk the same tree with the product of what was taken out so far.
+A polynomial becomes one tree per output: ``const + sum_v x_v * child_v``, with linear combinations of weights
+as constants, and the variable that occurs in most terms factored out first. Values evaluate the tree from its
+leaves; gradients walk the same tree and carry the product of the factors so far.
 """
 
 import math
@@ -20,7 +20,7 @@ Kind = Literal["values", "inputs", "weights"]
 
 class _Node(NamedTuple):
     constant: tuple[tuple[int, float], ...]  # weights and their coefficients
-    children: "tuple[tuple[int, _Node], ...]"  # by the input each is multiplied by
+    children: "tuple[tuple[int, _Node], ...]"  # keyed by the input that multiplies each
 
 
 def _tree(terms: list[tuple[tuple[int, ...], int, float]]) -> _Node:
@@ -51,7 +51,7 @@ def _sum(constant: tuple[tuple[int, float], ...]) -> str:
 
 
 class _Writer(SourceWriter):
-    """Statements of a kernel's body; every call of `name` is a new variable."""
+    """Statements of a kernel's body; every call of `name` returns a new variable."""
 
     def __init__(self, depth: int) -> None:
         super().__init__()
@@ -65,17 +65,17 @@ class _Writer(SourceWriter):
         self.add(self.depth, line)
 
     def add_to(self, name: str, value: str) -> None:
-        """Add to a variable; the first time, create it."""
+        """Add to a variable, creating it on first use."""
         self.put(f"{name} {'+=' if name in self.started else '='} {value}")
         self.started.add(name)
 
     def leaf(self, node: _Node) -> str:
-        """Its value, as something to multiply with."""
+        """The value of a leaf, as a factor."""
         text = _sum(node.constant)
         return text if len(node.constant) == 1 and text[0] == "w" else f"({text})"
 
     def value(self, node: _Node, name: str) -> str:
-        """Evaluate from the leaves."""
+        """Evaluate a node from its leaves."""
         if node.constant:
             self.add_to(name, _sum(node.constant))
         for v, child in node.children:
@@ -84,7 +84,7 @@ class _Writer(SourceWriter):
         return name
 
     def inputs(self, node: _Node, outside: str, name: str | None, wanted: int) -> str | None:
-        """Add ``outside`` times each child to its input's gradient; the value on the way, if named."""
+        """Add ``outside`` times each child to its input's gradient, and compute its value if named."""
         if node.constant and name:
             self.add_to(name, _sum(node.constant))
         for v, child in node.children:
@@ -152,12 +152,12 @@ def _symmetric_contraction_weights_kernel(
 
 
 class _Piece(NamedTuple):
-    members: list[int]  # outputs, or weights if their gradients are asked for, that the kernel writes
+    members: list[int]  # outputs that the kernel writes, or weights if it computes their gradients
     terms: list[Term]
 
 
 def _pieces(polynomial: SymmetricPolynomial, kind: Kind, most: int) -> list[_Piece]:
-    """By kernel; members without terms come first."""
+    """The pieces, one per kernel; members without terms come first."""
     by_weight = kind == "weights"
     n = polynomial.n_weights if by_weight else polynomial.n_outputs
     terms: dict[int, list[Term]] = {i: [] for i in range(n)}
@@ -166,7 +166,7 @@ def _pieces(polynomial: SymmetricPolynomial, kind: Kind, most: int) -> list[_Pie
         terms[weight if by_weight else output].append(term)
     found = [_Piece([i for i in range(n) if not terms[i]], [])]
     for i, mine in terms.items():
-        # gradients in the inputs add up over the kernels, so that even one output's terms can be cut
+        # gradients in the inputs add up over the kernels, so even the terms of one output can be split
         n_parts = math.ceil(len(mine) / most) if kind == "inputs" else 1
         size = math.ceil(len(mine) / max(1, n_parts))
         for part in range(n_parts if mine else 0):
@@ -181,23 +181,23 @@ def _pieces(polynomial: SymmetricPolynomial, kind: Kind, most: int) -> list[_Pie
 @lru_cache(maxsize=1024)
 def n_pieces(text: str, kind: Kind, most: int) -> int:
     """
-    Into how many kernels a large polynomial is cut; each writes its own outputs or weights.
+    Number of kernels that a large polynomial is split into; each writes its own outputs or weights.
 
-    Kernels have about ``most`` terms: more would spill registers and take minutes to compile.
+    Kernels have about ``most`` terms; more would spill registers and take minutes to compile.
     """
     return len(_pieces(polynomial_of(text), kind, most))
 
 
 def source(polynomial: SymmetricPolynomial, kind: Kind, most: int, piece: int, wanted: int) -> str:
     """
-    Text of a kernel.
+    Source text of a kernel.
 
     Args:
         polynomial: What to compute.
-        kind: Values, gradients in the inputs, or gradients of the weights, one part for each tile of atoms.
-        most: Terms of one kernel, about.
-        piece: Which of the kernels. The gradients in the inputs of later pieces add to those of the first.
-        wanted: Number of inputs whose gradients are wanted; the others' are left out.
+        kind: Values, gradients in the inputs, or gradients of the weights (one part per tile of atoms).
+        most: Approximate number of terms per kernel.
+        piece: Index of the kernel. Later pieces add their gradients in the inputs to those of the first.
+        wanted: Number of leading inputs whose gradients are wanted.
     """
     n_inputs, n_outputs, n_weights, _ = polynomial
     members, terms = _pieces(polynomial, kind, most)[piece]
@@ -259,7 +259,7 @@ def source(polynomial: SymmetricPolynomial, kind: Kind, most: int, piece: int, w
 
 @lru_cache(maxsize=1024)
 def kernel(text: str, kind: Kind, most: int, piece: int = 0, wanted: int = 0) -> Any:
-    """The kernel of a polynomial's text, see `source`."""
+    """The kernel for a polynomial's text, see `source`."""
     written = source(polynomial_of(text), kind, most, piece, wanted)
     sizes = ("n_species",) if kind == "weights" else ()
     return kernel_of(written, "symmetric_contraction", sizes, ("species_tile", species_tile))

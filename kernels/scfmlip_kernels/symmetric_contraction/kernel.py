@@ -1,10 +1,12 @@
 """
 Symmetric contractions ``out[n, c, m] = sum_t a_t w[z_n, t, c] prod_i x[n, c, i]`` by generated kernels.
 
-Grid of values and of gradients in x: (atoms, channel blocks); one program loads the components, the weights
-of the atom's species and runs the polynomial as straight-line code (`generate`). Gradients of the weights:
-(tiles of atoms of one species, channel blocks), atoms in a loop with all weights' sums in registers; a second
-kernel adds the tiles of each species in order. Nothing is atomic, and no cache key holds a number of atoms.
+Grid of values and of gradients in x: (atoms, channel blocks). One program loads the components and the
+weights of the atom's species, and runs the polynomial as straight-line code (`generate`). Grid of the
+weights'
+gradients: (tiles of atoms of one species, channel blocks). Each program loops over its atoms with the sums of
+all weights in registers; a second kernel adds the tiles of each species in order. There are no atomics, and
+no cache key depends on the number of atoms.
 
 Batatia et al., arXiv:2206.07697 (2022), eqs. 10 and 11.
 """
@@ -21,7 +23,7 @@ from .polynomial import polynomial_of
 
 
 def _launch(kind: Kind, text: str, n_programs: int, wanted: int, **arguments: Any) -> None:
-    """Run all kernels of a polynomial; they share their arguments."""
+    """Run all kernels of a polynomial with the same arguments."""
     x: Tensor = arguments["x_ptr"]
     if not x.numel():
         return
@@ -37,7 +39,7 @@ def _launch(kind: Kind, text: str, n_programs: int, wanted: int, **arguments: An
 
 
 def launch_symmetric_contraction(x: Tensor, weights: Tensor, index: Tensor, text: str) -> Tensor:
-    """Values; arguments as in `symmetric_contraction`."""
+    """Compute values; arguments as in `symmetric_contraction`."""
     x, weights, index = x.contiguous(), weights.contiguous(), index.contiguous()
     out = x.new_empty((*x.shape[:2], polynomial_of(text).n_outputs))
     _launch("values", text, len(x), 0, x_ptr=x, weights_ptr=weights, index_ptr=index, out_ptr=out)
@@ -58,7 +60,7 @@ def launch_symmetric_contraction_inputs(
 def launch_symmetric_contraction_weights(
     x: Tensor, grad: Tensor, order: Tensor, ptr: Tensor, text: str
 ) -> Tensor:
-    """Derivatives of ``sum out grad`` in the weights; 0 for species that do not occur."""
+    """Derivatives of ``sum out grad`` in the weights; 0 for absent species."""
     x, grad, order = x.contiguous(), grad.contiguous(), order.contiguous()
     n_atoms, n_channels, _ = x.shape
     n_species, n_weights = ptr.shape[0] - 1, polynomial_of(text).n_weights

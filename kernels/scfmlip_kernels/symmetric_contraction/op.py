@@ -144,7 +144,7 @@ _symmetric_contraction_backward.register_autograd(
 
 
 def _second(x, weights, grad, along_x, along_weights, tables, text, wanted) -> list[Tensor | None]:
-    """What `_from_directions` says, in one sweep where there is a direction of x."""
+    """The result of `_from_directions`, in one sweep if there is a direction of x."""
     if along_x is None or not any(wanted):
         return _from_directions(x, weights, grad, along_x, along_weights, tables, text, wanted)
     found = torch.ops.scfmlip.symmetric_contraction_second(
@@ -156,7 +156,7 @@ def _second(x, weights, grad, along_x, along_weights, tables, text, wanted) -> l
 def _second_and_first(
     x, weights, grad, along_x, along_weights, along_grad, tables, text, wanted
 ) -> list[Tensor | None]:
-    """Derivatives of the first derivatives along x and weights, and of the values along grad."""
+    """Derivatives of the first derivatives along x and weights, and derivatives of the values along grad."""
     found = _second(x, weights, grad, along_x, along_weights, tables, text, wanted)
     if along_grad is not None and any(wanted[:2]):
         more = torch.ops.scfmlip.symmetric_contraction_backward(
@@ -171,10 +171,11 @@ def _second_and_first(
 
 def _from_directions(x, weights, grad, along_x, along_weights, tables, text, wanted) -> list[Tensor | None]:
     """
-    Derivatives of the first derivatives in x, weights and grad, by the first two operators.
+    Derivatives of the first derivatives in x, weights and grad, from the first two operators.
 
-    The first derivatives of ``L(x, w, g) = sum out g`` times their cotangents are the derivative of L along
-    a direction of x, which is L of another polynomial, and L with the other cotangent for the weights.
+    Take the first derivatives of ``L(x, w, g) = sum out g`` times their cotangents. The part for x is the
+    derivative of L along a direction of x, which is L of another polynomial. The part for the weights is L
+    with the cotangent in place of the weights.
     """
     ops = torch.ops.scfmlip
     needs_x, needs_weights, needs_grad = wanted
@@ -208,7 +209,7 @@ def _from_directions(x, weights, grad, along_x, along_weights, tables, text, wan
 def _second_triton(
     x, weights, grad, along_x, along_weights, index, order, ptr, text, wanted
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum that `_from_directions` describes, by the kernels."""
+    """The sum that `_from_directions` describes, computed by the kernels."""
     d_x, d_weights, d_grad = (x.new_empty(0) for _ in range(3))
     both, along_text = torch.cat((x, along_x), -1), directional(text)
     if wanted[0]:
@@ -257,7 +258,7 @@ def _setup_context_second(ctx, inputs, output):
 
 
 def _third_backward(ctx, along_x, along_weights, along_grad):
-    """Derivatives of what `_from_directions` says, term by term, by all three operators."""
+    """Derivatives of the result of `_from_directions`, term by term, from all three operators."""
     x, weights, grad, direction, other_weights, *tables = ctx.saved_tensors
     along_x, along_weights, along_grad = (
         a if w else None for a, w in zip((along_x, along_weights, along_grad), ctx.wanted, strict=True)
@@ -315,27 +316,36 @@ def symmetric_contraction(
     x: Tensor, weights: Tensor, index: Tensor, polynomial: SymmetricPolynomial
 ) -> Tensor:
     r"""
-    A polynomial of each atom's and channel's components, with weights of the atom's species.
+    Evaluate a polynomial in each atom's and channel's components, with the weights of the atom's species.
 
-    ``out[n, c, m] = sum_t a_t weights[index_n, w_t, c] prod_(i in t) x[n, c, i]`` over the terms t of the
-    polynomial with output m. Weights whose terms are combinations of others' are merged first.
+    ``out[n, c, m] = sum_t a_t weights[index_n, w_t, c] prod_(i in t) x[n, c, i]``, summed over the terms t of
+    the polynomial with output m. Weights whose terms are linear combinations of others' are merged first.
 
     Args:
         x: Atomic basis, ``[n_atoms, n_channels, n_inputs]`` float32 or float64.
         weights: ``[n_species, n_weights, n_channels]``, same dtype.
         index: ``[n_atoms]`` int64, species of each atom.
-        polynomial: Terms, e.g. from `SymmetricPolynomial.from_dense`.
+        polynomial: The terms, e.g. from `SymmetricPolynomial.from_dense`.
 
     Returns:
-        ``[n_atoms, n_channels, n_outputs]``. The same bits in every run. Differentiable any number of times
-        in ``x`` and ``weights``.
+        ``[n_atoms, n_channels, n_outputs]``. Bitwise reproducible. Differentiable any number of times in
+        ``x`` and ``weights``.
 
     Raises:
         TypeError: for a dtype that is not float32 or float64, different ones, or an index not int64.
-        ValueError: for shapes that do not fit together, tensors on different devices, a polynomial that
-            contradicts itself, and on a CPU for species that do not exist.
+        ValueError: for shapes that do not match, tensors on different devices, an inconsistent polynomial,
+            and on a CPU for species out of range.
 
     The product basis of MACE: Batatia et al., arXiv:2206.07697 (2022), eqs. 10 and 11.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import SymmetricPolynomial, symmetric_contraction
+        >>> norm = SymmetricPolynomial.from_dense([(0, torch.eye(3).view(1, 3, 3, 1))])  # x.x of a vector
+        >>> x = torch.tensor([[[1.0, 2.0, 2.0]], [[0.0, 3.0, 4.0]]])  # two atoms, one channel
+        >>> weights = torch.tensor([1.0, 10.0]).view(2, 1, 1)  # of two species
+        >>> symmetric_contraction(x, weights, torch.tensor([0, 1]), norm).flatten()
+        tensor([  9., 250.])
     """
     text = constant_text(polynomial)
     x, weights = outside_autocast(x, weights)

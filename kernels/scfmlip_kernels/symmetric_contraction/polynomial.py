@@ -1,4 +1,4 @@
-"""What a symmetric contraction computes: its terms, and polynomials derived from it."""
+"""The terms of a symmetric contraction, and polynomials derived from them."""
 
 import math
 from collections import defaultdict
@@ -13,9 +13,9 @@ from ..registry import describe, described
 
 Term = tuple[tuple[int, ...], int, int, float]
 
-# relative to the largest coefficient: what is left of terms that cancel
+# relative to the largest coefficient: smaller ones are the remainder of terms that cancel
 _CANCELLED = 1e-13
-# relative: weights whose terms depend on others' to this, and coefficients below the other, are dropped
+# relative tolerances: weights whose terms depend linearly on others', and tiny coefficients, are dropped
 _DEPENDENT = {torch.float32: 1e-6, torch.float64: 1e-12}
 _NEGLIGIBLE = {torch.float32: 1e-7, torch.float64: 1e-14}
 
@@ -27,9 +27,16 @@ class SymmetricPolynomial(NamedTuple):
     Attributes:
         n_inputs: Components of x.
         n_outputs: Components of the result.
-        n_weights: Weights of each species and channel, of all outputs and degrees together.
-        terms: ``(sorted indices of x, number of the weight, component of the output, coefficient)``; the
-            first three are together different in all terms.
+        n_weights: Weights per species and channel, for all outputs and degrees together.
+        terms: ``(sorted indices of x, number of the weight, component of the output, coefficient)``; no two
+            terms agree in the first three.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import SymmetricPolynomial
+        >>> norm = SymmetricPolynomial.from_dense([(0, torch.eye(3).view(1, 3, 3, 1))])  # x.x of a vector
+        >>> norm.terms  # factors, weight, output, coefficient
+        (((0, 0), 0, 0, 1.0), ((1, 1), 0, 0, 1.0), ((2, 2), 0, 0, 1.0))
     """
 
     n_inputs: int
@@ -40,15 +47,15 @@ class SymmetricPolynomial(NamedTuple):
     @classmethod
     def from_dense(cls, blocks: list[tuple[int, Tensor]]) -> "SymmetricPolynomial":
         """
-        The polynomial of dense coefficient tensors.
+        Build the polynomial from dense coefficient tensors.
 
         Args:
             blocks: First component of the output and coefficients ``U``, float64
-                ``[n_components, n_inputs, ..., n_inputs, n_paths]`` whose degree is ``ndim - 2``. Need not
-                be symmetric in the inputs. Weights are numbered block after block, path after path.
+                ``[n_components, n_inputs, ..., n_inputs, n_paths]`` of degree ``ndim - 2``. They need not be
+                symmetric in the inputs. Weights are numbered block by block, then path by path.
 
         Raises:
-            ValueError: without blocks, or for blocks whose shapes do not fit together.
+            ValueError: without blocks, or for blocks whose shapes do not match.
         """
         if not blocks:
             raise ValueError("SymmetricPolynomial: there must be at least one block")
@@ -103,14 +110,14 @@ class SymmetricPolynomial(NamedTuple):
 
 
 def polynomial_of(text: str) -> SymmetricPolynomial:
-    """The polynomial that a graph holds as text."""
+    """The polynomial that a graph holds as text, see `registry`."""
     return described(text, SymmetricPolynomial)
 
 
 @lru_cache(maxsize=256)
 def directional(text: str) -> str:
     """
-    The derivative along a direction: a polynomial in x and the direction, side by side.
+    The derivative along a direction, as a polynomial in x and the direction side by side.
 
     Its value is ``sum_i d p / d x_i y_i``, with ``y_i`` its input ``n_inputs + i``.
     """
@@ -126,11 +133,11 @@ def directional(text: str) -> str:
 
 class WeightReduction(NamedTuple):
     """
-    New weights as linear combinations of those given.
+    New weights as linear combinations of the given ones.
 
     Attributes:
         n_new: Number of new weights.
-        n_weights: Number of weights given.
+        n_weights: Number of given weights.
         entries: ``(new weight, weight, coefficient)``, nonzero ones only.
     """
 
@@ -144,7 +151,7 @@ class WeightReduction(NamedTuple):
         return cls(n_new, n_weights, tuple((new, weight, value) for new, weight, value in entries))
 
     def check(self) -> None:
-        """Nothing: only `reduction` makes one."""
+        """Checks nothing: only `reduction` makes these."""
 
 
 class Reduction(NamedTuple):
@@ -160,14 +167,15 @@ class Reduction(NamedTuple):
     weights: str
 
 
-# numpy here: this may run while a compiler traces, when torch's own operators compute nothing
+# numpy, because this may run while a compiler traces, when torch operators compute nothing
 @lru_cache(maxsize=256)
 def reduction(text: str, dtype: torch.dtype) -> Reduction | None:
     """
-    Drop weights whose terms are linear combinations of other weights' terms; None if there are none.
+    Drop weights whose terms are linear combinations of other weights' terms; None if there are no such
+    weights.
 
-    Couplings of equal inputs through different intermediates give such weights: after permutations of the
-    inputs are merged, most of them are. What counts as zero depends on the dtype of the arithmetic, so
+    Couplings of equal inputs through different intermediates give such weights; after merging permutations of
+    the inputs, most weights are redundant. What counts as zero depends on the dtype of the arithmetic, so
     that float64 reproduces coefficients that were rounded to float32 as they are.
     """
     p = polynomial_of(text)
@@ -197,7 +205,7 @@ def reduction(text: str, dtype: torch.dtype) -> Reduction | None:
 
 
 def _independent_rows(dense: np.ndarray, tolerance: float) -> list[int]:
-    """Rows of which all others are combinations: largest remainder first, as in a pivoted QR."""
+    """Rows that span all others, chosen by largest remainder as in a pivoted QR."""
     rest, chosen = dense.copy(), []
     limit = tolerance * max(np.linalg.norm(dense, axis=1), default=0.0)
     while len(chosen) < len(dense):
@@ -207,35 +215,35 @@ def _independent_rows(dense: np.ndarray, tolerance: float) -> list[int]:
             break
         direction = rest[best] / norms[best]
         chosen.append(best)
-        for _ in range(2):  # once more for what rounding left
+        for _ in range(2):  # the second pass removes what rounding left
             rest -= np.outer(rest @ direction, direction)
         rest[best] = 0
     return sorted(chosen)
 
 
-# a graph holds both texts: which weights are left is a choice that another machine may round otherwise
+# a graph holds both texts: rounding on another machine might select other weights
 @torch.compiler.assume_constant_result
 def weight_reduction(text: str, dtype: torch.dtype) -> str:
-    """Text of the `WeightReduction` to the fewest weights; empty if there are no fewer."""
+    """Text of the `WeightReduction` to the fewest weights; empty if none can be dropped."""
     found = reduction(text, dtype)
     return "" if found is None else found.weights
 
 
 @torch.compiler.assume_constant_result
 def reduced_polynomial(text: str, dtype: torch.dtype) -> str:
-    """Text of the polynomial with the fewest weights; the same if there are no fewer."""
+    """Text of the polynomial with the fewest weights; the same text if none can be dropped."""
     found = reduction(text, dtype)
     return text if found is None else found.polynomial
 
 
 def reduced_shape(text: str) -> tuple[int, int]:
-    """New weights and weights given, of a `WeightReduction`."""
+    """Numbers of new and of given weights of a `WeightReduction`."""
     return described(text, WeightReduction)[:2]
 
 
 @lru_cache(maxsize=64)
 def reduction_matrix(text: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``[n_new, n_weights]`` of the arithmetic's dtype, on the device."""
+    """The reduction as a matrix ``[n_new, n_weights]``, in the arithmetic's dtype, on the device."""
     n_new, n_weights, entries = described(text, WeightReduction)
     matrix = np.zeros((n_new, n_weights))
     for new, weight, value in entries:

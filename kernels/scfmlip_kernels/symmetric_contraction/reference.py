@@ -10,7 +10,7 @@ def symmetric_contraction_reference(
     x: Tensor, weights: Tensor, index: Tensor, polynomial: SymmetricPolynomial
 ) -> Tensor:
     """
-    The polynomial term by term, in float64; arguments as in `symmetric_contraction`.
+    Evaluate the polynomial term by term in float64; arguments as in `symmetric_contraction`.
 
     Returns:
         ``[n_atoms, n_channels, n_outputs]``.

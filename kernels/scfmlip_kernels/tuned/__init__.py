@@ -27,7 +27,7 @@ def _table(device: str) -> dict[str, Any]:
 
 
 def tuned_for(device_name: str) -> str:
-    """Which recorded tables hold for a GPU of this name, for reports."""
+    """Names of the recorded tables that apply to a GPU of this name, for reports."""
     folder = resources.files("scfmlip_kernels.tuned")
     names = sorted(e.name[:-5] for e in folder.iterdir() if e.name.endswith(".json"))
     own = [n for n in names if n != "default" and n in device_name.lower()]
@@ -45,7 +45,7 @@ def tuned(family: str, device: torch.device, dtype: torch.dtype) -> dict[str, An
 
 
 def compiler_options(num_warps: int, num_stages: int, tensor: Tensor) -> dict[str, int]:
-    """Compiler options of a launch; on NVIDIA the register limit is lifted, so that nothing spills."""
+    """Compiler options of a launch; on NVIDIA without a register limit, to avoid spills."""
     options = {"num_warps": num_warps, "num_stages": num_stages}
     if tensor.is_cuda and torch.version.hip is None:
         options["maxnreg"] = 255

@@ -1,4 +1,4 @@
-"""``scfmlip demo``: the main job on real input, and what the trained models do with it."""
+"""``scfmlip demo``: comparison with the reference stack on real structures, and trained models."""
 
 from .command import add_command
 

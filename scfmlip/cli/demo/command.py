@@ -1,4 +1,4 @@
-"""``scfmlip demo``: the main job on real structures, beside the reference stack."""
+"""``scfmlip demo``: evaluate real structures with scfmlip and with the reference stack."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from ase import Atoms
 
-# name, file, frame, repetitions, what it is
+# name, file, frame, repetitions, description
 CASES = (
     ("al_water", "al_water.xyz", 0, (2, 1, 1), "Al(100) / water slab 2x1"),
     ("sio2_vacancy", "sio2_vacancy.xyz", 0, (1, 1, 1), "SiO2, oxygen vacancy +1"),
@@ -59,8 +59,8 @@ def structure(case: str) -> Atoms:
 def polar_model(
     elements: list[int], hidden: str = "512x0e", layers: int = 1, edge: str | None = None
 ) -> torch.nn.Module:
-    """A PolarMACE of the MACE-POLAR-1 family with random weights; by default of the shape of its S model."""
-    import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
+    """A PolarMACE of the MACE-POLAR-1 family with random weights; by default in the shape of its S model."""
+    import mace  # noqa: F401  (import it before e3nn, which fails to load its constants otherwise)
     import torch
     from e3nn import o3
     from mace import modules
@@ -166,7 +166,7 @@ def evaluate(who: str, case: str) -> dict[str, Any]:
 
 
 def field_memory(who: str, case: str) -> dict[str, Any]:
-    """Peak memory, MiB, of energy and forces with a backbone that costs nothing: the field part alone."""
+    """Peak memory, MiB, of energy and forces for the field part alone, with a backbone that costs nothing."""
     import torch
 
     from ... import accelerate
@@ -177,13 +177,13 @@ def field_memory(who: str, case: str) -> dict[str, Any]:
     features = torch.randn(len(atoms), 512, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
     class Interaction(torch.nn.Module):
-        """Hands on the first rows of fixed features."""
+        """Passes on the first rows of fixed features."""
 
         def forward(self, node_attrs: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:
             return features[: len(node_attrs)], None
 
     class Product(torch.nn.Module):
-        """Hands on what the interaction gave."""
+        """Passes on the interaction's output."""
 
         def forward(self, node_feats: torch.Tensor, **kwargs: Any) -> torch.Tensor:
             return node_feats
@@ -216,7 +216,7 @@ def _worker(job: str, who: str, case: str) -> dict[str, Any]:
 
 
 def compare(case: str) -> dict[str, Any]:
-    """Both stacks on one case."""
+    """Run both stacks on one case."""
     both = {who: _worker("evaluate", who, case) for who in ("reference", "scfmlip")}
     field = {who: _worker("field_memory", who, case)["memory"] for who in both}
     theirs, ours = both["reference"], both["scfmlip"]
@@ -238,7 +238,7 @@ def compare(case: str) -> dict[str, Any]:
 
 
 def draw(output: Path) -> list[Path]:
-    """The pictures: DFT charges of both materials, their potential along z and on a slice."""
+    """Draw the figures: DFT charges of both materials, their potential along z and on a slice."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""The demo's second half: trained models on a metal-water interface, in a field, by an ion, in motion."""
+"""Second half of the demo: trained models on a metal-water interface, with a field, an ion, and dynamics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAYER = 2.025
 
 
 def compare_with_dft() -> list[dict[str, Any]]:
-    """Errors of the trained models on the package's interface without a field, which they have not seen."""
+    """Errors of the trained models on the shipped interface without a field, which was not in training."""
     from ...data import path
     from ...interfaces.ase import Calculator
     from ...structures import read_frame
@@ -50,7 +50,7 @@ def compare_with_dft() -> list[dict[str, Any]]:
 
 
 def draw_response(output: Path) -> Path:
-    """Planar averages of the potential, and where charge goes when a field or an ion comes."""
+    """Plot planar averages of the potential, and the change of charge due to a field or an ion."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -96,14 +96,14 @@ def draw_response(output: Path) -> Path:
 
 
 def _answer_to_an_ion(axis: Any) -> None:
-    """Charge of the metal's bottom layer around an ion below it, and an ideal metal's."""
+    """Plot the charge of the metal's bottom layer around an ion below it, with that of an ideal metal."""
     from ...data import path
     from ...interfaces.ase import Calculator
     from ...structures import read_frame
 
     atoms = read_frame(path("al_water.xyz"), 0).repeat(REPEAT)
     atoms.info = {"charge": 0, "spin": 1}
-    # a wide cell needs a tall one
+    # a wide cell needs more vacuum
     atoms.cell[2] = [0.0, 0.0, 60.0]
     metal = atoms.numbers == 13
     heights = atoms.positions[:, 2]
@@ -121,7 +121,7 @@ def _answer_to_an_ion(axis: Any) -> None:
         beside.info |= ion
         change = np.asarray(calc.get_property("charges", beside)) - still
         axis.plot(distance[bottom], 1e3 * change[bottom], "o", ms=4, color=colour, label=name)
-    # an ideal metal that begins at jellium's edge, half a layer below, with the images of all cells
+    # an ideal metal that begins at the jellium edge, half a layer below, with images of all cells
     gap = DEPTH - 0.5 * LAYER
     area = np.linalg.norm(np.cross(*atoms.cell.array[:2]))
     steps = np.arange(-20, 21)
@@ -130,7 +130,7 @@ def _answer_to_an_ion(axis: Any) -> None:
     r = np.linspace(0, 12, 80)
     square = (r[:, None] - images[:, 0]) ** 2 + images[:, 1] ** 2
     density = -ION * gap / (2 * np.pi) * ((square + gap**2) ** -1.5).sum(1)
-    # the metal is neutral: half of the mean charge sits on its other side
+    # the metal is neutral: half of the mean charge is on its other side
     density += ION / (2 * area)
     axis.plot(r, 1e3 * density * area / bottom.sum(), "k--", lw=0.8, label="ideal metal")
     axis.set(xlim=(0, 12), xlabel="lateral distance from the ion (Å)")
@@ -138,7 +138,7 @@ def _answer_to_an_ion(axis: Any) -> None:
 
 
 def run_dynamics() -> dict[str, Any]:
-    """A few steps at constant energy with the fixed-point model, from 300 K."""
+    """Run a few steps at constant energy with the fixed-point model, from 300 K."""
     import ase.units
     from ase.md.verlet import VelocityVerlet
 
@@ -170,7 +170,7 @@ def run_dynamics() -> dict[str, Any]:
 
 def physics(output: Path) -> list[Path]:
     """
-    Print what the trained models say and draw it.
+    Print and draw the results of the trained models.
 
     Args:
         output: Folder of the picture.

@@ -1,4 +1,4 @@
-"""The cells behind a list of wave vectors."""
+"""Cells from a list of wave vectors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 def cells_from_wave_vectors(k_vectors: Tensor, k_vector_batch: Tensor, n_systems: int) -> Tensor:
     """
-    The cells whose reciprocal lattices a flat list of wave vectors samples.
+    Find the cells whose reciprocal lattices contain the wave vectors of a flat list.
 
     The three shortest independent vectors of a three-dimensional lattice generate it.
 
@@ -24,6 +24,13 @@ def cells_from_wave_vectors(k_vectors: Tensor, k_vector_batch: Tensor, n_systems
 
     Raises:
         ValueError: for a system with fewer than three independent wave vectors.
+
+    Example:
+        >>> import math, torch
+        >>> from scfmlip.interfaces.graph_longrange import cells_from_wave_vectors
+        >>> k = 2 * math.pi / 4.0 * torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0], [1.0, 1.0, 0]])
+        >>> cells_from_wave_vectors(k, torch.zeros(4, dtype=torch.long), 1).diagonal(dim1=1, dim2=2)
+        tensor([[4., 4., 4.]])
     """
     host = k_vectors.detach().to("cpu", torch.float64)
     batch = k_vector_batch.to("cpu")
@@ -43,7 +50,7 @@ def cells_from_wave_vectors(k_vectors: Tensor, k_vector_batch: Tensor, n_systems
                 break
         if len(basis) < 3:
             raise ValueError(
-                f"system {i} has fewer than three independent wave vectors, which do not tell its cell: "
+                f"system {i} has fewer than three independent wave vectors, which do not determine its cell: "
                 "raise the k-space cutoff or pass cell=[n_systems, 3, 3]"
             )
         if float(torch.linalg.det(host[basis])) < 0:

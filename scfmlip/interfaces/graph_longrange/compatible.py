@@ -1,4 +1,4 @@
-"""What the modules share with the originals besides their sums."""
+"""The common base of the modules, compatible with the originals."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PBCHandling = Literal["realspace", "pbc", "slab", "molecule_in_box", "mixed_peri
 
 class Compatible(torch.nn.Module):
     """
-    What the modules share: options, boundary names, state dicts and submodules of the originals.
+    Common base of the modules: options, boundary names, state dicts and submodules of the originals.
 
-    The originals' submodules, tables and helpers, which other modules of that package reach for, are those of
-    an original with the same options, made where the package is installed when they are first asked for.
+    Other modules of that package access the originals' submodules, tables and helpers. They come from an
+    original with the same options, which is created on first access if the package is installed.
     """
 
     # module and class of the original
@@ -59,12 +59,12 @@ class Compatible(torch.nn.Module):
             return getattr(original, name)
 
     def _options(self) -> dict[str, Any]:
-        """Of the constructor."""
+        """Arguments of the constructor."""
         names = "density_max_l", "density_smearing_width", "kspace_cutoff", "include_self_interaction"
         return {name: self.__dict__[name] for name in (*names, "pbc_handling", "include_pbc_corrections")}
 
     def _original(self) -> torch.nn.Module | None:
-        """The package's own module of these options, or None where it is not installed."""
+        """The package's own module with these options, or None if it is not installed."""
         made = self.__dict__.get("_made")
         if made is None:
             try:
@@ -73,7 +73,7 @@ class Compatible(torch.nn.Module):
                 return None
             known = inspect.signature(cls.__init__).parameters
             module = cls(**{k: v for k, v in self._options().items() if k in known})
-            # in a tuple: no child of this one, whose state dict has no tables
+            # in a tuple, so that it is not a child: this module's state dict has no tables
             made = self.__dict__["_made"] = (module.to(self._like),)
         return made[0]
 
@@ -110,8 +110,8 @@ class Compatible(torch.nn.Module):
         if not periodic and not self._told and force_pbc_evaluator is None:
             self._told = True
             warnings.warn(
-                f"{type(self).__name__} was given no pbc_handling and sums isolated systems over pairs, as "
-                "graph-longrange 0.4.0 does; by default 0.4.4 puts them into boxes: say "
+                f"{type(self).__name__} got no pbc_handling and sums isolated systems over pairs, like "
+                "graph-longrange 0.4.0; by default 0.4.4 puts them into boxes: set "
                 "pbc_handling='realspace' or 'mixed_periodic'",
                 stacklevel=4,
             )
@@ -158,7 +158,7 @@ class Compatible(torch.nn.Module):
         force_pbc_evaluator: bool | None = None,
         cell: Tensor | None = None,
     ) -> dict[str, Any]:
-        """What `forward_dynamic` takes as ``cache``; arguments as in `forward`."""
+        """Make the ``cache`` for `forward_dynamic`; arguments as in `forward`."""
         prepared = self._prepare(
             k_vectors, k_vector_batch, node_positions, batch, volume, pbc, force_pbc_evaluator, cell
         )
@@ -182,15 +182,15 @@ class Compatible(torch.nn.Module):
         Energy of each system, ``[n_systems]`` eV; features of each atom, ``[n_atoms, n_widths * (l + 1)^2]``.
 
         Args:
-            k_vectors: ``[n_k, 3]``; the cell is read off them unless given.
+            k_vectors: ``[n_k, 3]``; the cell is computed from them unless given.
             k_norm2: Not used.
             k_vector_batch: ``[n_k]`` system of each wave vector.
             k0_mask: Not used.
             source_feats: ``[n_atoms, (1,) (l + 1)^2]`` rows ``[q, d_y, d_z, d_x]``.
             node_positions: ``[n_atoms, 3]`` angstrom.
             batch: ``[n_atoms]`` system of each atom, in any order.
-            volume: ``[n_systems]`` angstrom^3 that the sums are divided by, as there also where it is not
-                the cell's.
+            volume: ``[n_systems]`` angstrom^3, divisor of the sums, as in the original even if it is not the
+                cell's volume.
             pbc: ``[n_systems, 3]``.
             force_pbc_evaluator: 0.4.0's switch.
             cell: ``[n_systems, 3, 3]``, optional.
@@ -201,7 +201,7 @@ class Compatible(torch.nn.Module):
         return self._answer(prepared, self._rows(source_feats))
 
     def _rows(self, source_feats: Tensor) -> Tensor:
-        """``[n_atoms, (l + 1)^2]`` from that or with a dimension of 1 in second place."""
+        """Convert ``[n_atoms, (1,) (l + 1)^2]`` to ``[n_atoms, (l + 1)^2]``."""
         return source_feats.squeeze(1) if source_feats.ndim == 3 else source_feats
 
     def _answer(self, prepared: Prepared, rows: Tensor) -> Tensor:

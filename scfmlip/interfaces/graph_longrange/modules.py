@@ -1,4 +1,4 @@
-"""The modules."""
+"""The public modules."""
 
 from __future__ import annotations
 
@@ -21,7 +21,17 @@ class GTOElectrostaticEnergy(Compatible):
         kspace_cutoff: 1/angstrom.
         include_self_interaction: Whether self terms count.
         include_pbc_corrections: 0.4.0's switch; without them slabs and boxes are crystals.
-        pbc_handling: 0.4.4's boundary; None is "auto", as 0.4.0 goes (open unless something is periodic).
+        pbc_handling: 0.4.4's boundary; None is "auto", as in 0.4.0 (open unless something is periodic).
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.interfaces.graph_longrange import GTOElectrostaticEnergy
+        >>> energy = GTOElectrostaticEnergy(0, 0.5, kspace_cutoff=12.0, pbc_handling="auto")
+        >>> positions, charges = torch.tensor([[0.0, 0, 0], [2.8, 0, 0]]), torch.tensor([[1.0], [-1.0]])
+        >>> waves = torch.zeros(0, 3), torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.zeros(0)
+        >>> batch, volume, pbc = torch.zeros(2, dtype=torch.long), torch.ones(1), torch.zeros(1, 3).bool()
+        >>> energy(*waves, charges, positions, batch, volume, pbc)  # eV, of a molecule in free space
+        tensor([-5.1423])
     """
 
     _original_name = ("graph_longrange.energy", "GTOElectrostaticEnergy")
@@ -61,7 +71,17 @@ class GTOElectrostaticFeatures(Compatible):
         kspace_cutoff: 1/angstrom.
         quadrupole_feature_corrections: Accepted and ignored, as the original does.
         integral_normalization: "receiver".
-        pbc_handling: 0.4.4's boundary; None is "auto", as 0.4.0 goes.
+        pbc_handling: 0.4.4's boundary; None is "auto", as in 0.4.0.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.interfaces.graph_longrange import GTOElectrostaticFeatures
+        >>> features = GTOElectrostaticFeatures(0, 0.5, 1, [1.0, 2.0], False, 12.0, pbc_handling="auto")
+        >>> positions, charges = torch.tensor([[0.0, 0, 0], [2.8, 0, 0]]), torch.tensor([[1.0], [-1.0]])
+        >>> waves = torch.zeros(0, 3), torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.zeros(0)
+        >>> batch, volume, pbc = torch.zeros(2, dtype=torch.long), torch.ones(1), torch.zeros(1, 3).bool()
+        >>> features(*waves, charges, positions, batch, volume, pbc).shape  # two widths, l = 0 and 1
+        torch.Size([2, 8])
     """
 
     _original_name = ("graph_longrange.features", "GTOElectrostaticFeatures")
@@ -99,21 +119,21 @@ class GTOElectrostaticFeatures(Compatible):
         Args:
             cache: From `precompute_geometry`.
             source_feats: ``[n_atoms, (1,) (l + 1)^2]`` rows ``[q, d_y, d_z, d_x]``.
-            pbc: Accepted as 0.4.0 passes it, not used.
+            pbc: Accepted for 0.4.0, not used.
         """
         return self._answer(self._prepared(cache), self._rows(source_feats))
 
     def compute_esps(self, cache: dict[str, Any], source_feats: Tensor, pbc: Tensor | None = None) -> Tensor:
         """
-        Potential at every atom, ``[n_atoms]`` V, its own Gaussian's included.
+        Potential at every atom, ``[n_atoms]`` V, including that of its own Gaussian.
 
         Args:
-            cache: From `precompute_geometry`, of crystals and slabs.
+            cache: From `precompute_geometry`, for crystals and slabs.
             source_feats: ``[n_atoms, (1,) (l + 1)^2]`` rows ``[q, d_y, d_z, d_x]``.
-            pbc: Accepted as the original is called, not used.
+            pbc: Accepted for compatibility, not used.
 
         Raises:
-            ValueError: for isolated systems, as 0.4.0 does.
+            ValueError: for isolated systems, as in 0.4.0.
         """
         return self._prepared(cache).potential(self._rows(source_feats))
 
@@ -133,10 +153,10 @@ class GTOElectrostaticFeatures(Compatible):
 
 class GTOElectrostaticFeaturesMultiChannel(GTOElectrostaticFeatures):
     """
-    Field features of several densities at once, as 0.4.0's class of this name.
+    Field features of several densities at once, like 0.4.0's class of this name.
 
-    Channels are independent whatever the boundary; the original's are in crystals only (isolated systems and
-    corrections of slabs and boxes sum over its channels).
+    Channels are independent for every boundary. The original's are independent in crystals only: isolated
+    systems, and corrections of slabs and boxes, sum over its channels.
 
     Args:
         density_max_l: 0 or 1.
@@ -147,6 +167,18 @@ class GTOElectrostaticFeaturesMultiChannel(GTOElectrostaticFeatures):
         include_self_interaction: Whether an atom's own potential counts.
         integral_normalization: "receiver".
         quadrupole_feature_corrections: Accepted and ignored, as the original does.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.interfaces.graph_longrange import GTOElectrostaticFeaturesMultiChannel
+        >>> features = GTOElectrostaticFeaturesMultiChannel(0, 0.5, 0, [1.0], 12.0)
+        >>> features.set_pbc_handling("auto")
+        >>> positions = torch.tensor([[0.0, 0, 0], [2.8, 0, 0]])
+        >>> spins = torch.tensor([[[1.0], [0.0]], [[0.0], [1.0]]])  # two densities: atoms, channels, rows
+        >>> waves = torch.zeros(0, 3), torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.zeros(0)
+        >>> batch, volume, pbc = torch.zeros(2, dtype=torch.long), torch.ones(1), torch.zeros(1, 3).bool()
+        >>> features(*waves, spins, positions, batch, volume, pbc).shape
+        torch.Size([2, 2, 1])
     """
 
     _original_name = ("graph_longrange.features", "GTOElectrostaticFeaturesMultiChannel")
@@ -174,5 +206,5 @@ class GTOElectrostaticFeaturesMultiChannel(GTOElectrostaticFeatures):
         )
 
     def _rows(self, source_feats: Tensor) -> Tensor:
-        """``[n_atoms, n_channels, (l + 1)^2]`` from that or one channel without its dimension."""
+        """Convert to ``[n_atoms, n_channels, (l + 1)^2]``; one channel may lack its dimension."""
         return source_feats[:, None] if source_feats.ndim == 2 else source_feats

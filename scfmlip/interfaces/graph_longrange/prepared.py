@@ -1,4 +1,4 @@
-"""One geometry as graph-longrange's modules get it: atoms in any order, a volume of its own."""
+"""One geometry as passed to graph-longrange's modules: atoms in any order, and a separate volume."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ...units import COULOMB_CONSTANT
 @dataclass
 class Prepared:
     """
-    One geometry as it was handed over.
+    One geometry as it was passed.
 
     Attributes:
-        geometry: Its systems contiguous.
-        order: ``[n_atoms]`` places of its atoms in the call, or None if they are the same.
-        scale: ``[n_systems]`` volume of the cell over the volume of the call, or None if it is the same.
-        boxes: ``[n_systems]`` charge terms of molecules in boxes, per e, that the scale leaves out; for
+        geometry: The geometry, with contiguous systems.
+        order: ``[n_atoms]`` indices of its atoms in the call, or None if the order is the same.
+        scale: ``[n_systems]`` volume of the cell over the volume of the call, or None if they are equal.
+        boxes: ``[n_systems]`` charge terms of molecules in boxes, per e, that must not be scaled; for
             energies and for features, V.
     """
 
@@ -32,11 +32,11 @@ class Prepared:
     boxes: tuple[Tensor, Tensor] | None
 
     def rows(self, rows: Tensor) -> Tensor:
-        """Rows of the atoms in the geometry's order."""
+        """Sort rows into the geometry's order."""
         return rows if self.order is None else rows[self.order]
 
     def energy(self, rows: Tensor) -> Tensor:
-        """``[n_systems]`` eV of ``[n_atoms, .]``."""
+        """Energy ``[n_systems]``, eV, of rows ``[n_atoms, .]``."""
         rows = self.rows(rows)
         if self.scale is None or self.boxes is None:
             return self.geometry.energy(rows)
@@ -46,7 +46,7 @@ class Prepared:
         return changed if self.geometry.coulomb.self_interaction else changed - (whole - without)
 
     def features(self, rows: Tensor, widths: Sequence[float], l_max: int) -> Tensor:
-        """``[n_atoms, (n_channels,) .]`` of ``[n_atoms, (n_channels,) .]``."""
+        """Features ``[n_atoms, (n_channels,) .]`` of rows ``[n_atoms, (n_channels,) .]``."""
         rows = self.rows(rows)
         if self.scale is None or self.boxes is None:
             out = self.geometry.features(rows, widths, l_max)
@@ -58,7 +58,7 @@ class Prepared:
             index = self.geometry.plan.segments.index
             out = whole * self.scale[index][:, None, None]
             offset = self.boxes[1][:, None] * self._charges(given)
-            # a potential of 1 V is sqrt(4 pi) of each width's first feature
+            # a potential of 1 V adds sqrt(4 pi) to the first feature of each width
             first = math.sqrt(4 * math.pi) * offset[index][..., None].expand(-1, -1, len(widths))
             out = torch.cat((out[..., : len(widths)] + first, out[..., len(widths) :]), -1)
             if not self.geometry.coulomb.self_interaction:
@@ -69,11 +69,11 @@ class Prepared:
         return torch.zeros_like(out).index_copy(0, self.order, out)
 
     def potential(self, rows: Tensor) -> Tensor:
-        """``[n_atoms]`` V at the atoms, unaveraged."""
+        """Potential at the atoms, ``[n_atoms]`` V, not averaged over a Gaussian."""
         geometry = self.geometry
         if any(b not in (Boundary.PERIODIC, Boundary.SLAB) for b in geometry.plan.boundaries):
-            raise ValueError("potentials at atoms are of crystals and slabs: pbc TTT or TTF")
-        # the same waves as everywhere: the average over a Gaussian of no width
+            raise ValueError("potentials at atoms are for crystals and slabs only: pbc TTT or TTF")
+        # the same waves as elsewhere: the average over a Gaussian of zero width
         out = geometry.features(self.rows(rows), (1e-7,), 0, self_interaction=True)[:, 0]
         out = out / math.sqrt(4 * math.pi)
         if self.scale is not None:
@@ -81,7 +81,7 @@ class Prepared:
         return out if self.order is None else torch.zeros_like(out).index_copy(0, self.order, out)
 
     def _charges(self, rows: Tensor) -> Tensor:
-        """``[n_systems, n_channels]`` e."""
+        """Total charges ``[n_systems, n_channels]``, e."""
         plan = self.geometry.plan
         return plan.segments.sum(rows[..., 0])
 
@@ -89,7 +89,7 @@ class Prepared:
 def volume_terms(
     geometry: Geometry, cell: Tensor, volume: Tensor
 ) -> tuple[Tensor, tuple[Tensor, Tensor]] | tuple[None, None]:
-    """`Prepared.scale` and ``boxes``; None where the volume is the cell's and nothing is derived in it."""
+    """`Prepared.scale` and ``boxes``; None if the volume is the cell's and needs no gradient."""
     given, own = volume.reshape(-1).double(), torch.linalg.det(cell.double()).abs()
     close = 1e-5 if cell.dtype == torch.float32 else 1e-9
     if not volume.requires_grad and bool(((given - own).abs() <= close * own).all()):

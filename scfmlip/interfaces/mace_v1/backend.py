@@ -1,10 +1,10 @@
 """
-`Backend` answers MACE v1's kernel contract (``mace_core.kernels.protocol.KernelBackend``).
+`Backend` implements MACE v1's kernel contract (``mace_core.kernels.protocol.KernelBackend``).
 
 The contract: https://github.com/ACEsuit/mace/issues/1560 and 1564; its template for backends: issue 1568.
 """
 
-# mace_core is there only where MACE v1 is
+# mace_core is part of MACE v1
 # pyright: reportMissingImports=false
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from .linear import Linear, SkipProduct
 from .products import Contraction, Convolution, SegmentSum
 from .weighted import Irreps as Terms
 
-# the contract this module was written against
+# version of the contract that this module implements
 SPEC_VERSION = "1.0"
 
 if not (
     hasattr(ChannelwiseTPConvDescriptor, "num_features") and hasattr(BackendCapabilities, "native_layout")
 ):
     raise ImportError(
-        "scfmlip's backend needs a mace_core whose convolutions know their channels and whose features have "
-        "a layout (num_features, native_layout); this one is from before: install a newer MACE"
+        "scfmlip's backend needs a mace_core whose convolutions have num_features and whose features have a "
+        "native_layout; this version is older: install a newer MACE"
     )
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -65,7 +65,7 @@ def _terms(irreps: str) -> Terms:
 
 
 def declined(descriptor: Descriptor) -> str | None:
-    """Why no operator computes this, beyond what `Capabilities` lists; None if one does."""
+    """Why no operator supports this, beyond the lists of `Capabilities`; None if one does."""
     if isinstance(descriptor, ChannelwiseTPConvDescriptor):
         node, edge, out = descriptor.irreps_node, descriptor.irreps_edge, descriptor.irreps_out
         if any(mul != 1 for mul, *_ in (*_terms(node), *_terms(edge))):
@@ -87,10 +87,10 @@ def declined(descriptor: Descriptor) -> str | None:
 
 
 class Capabilities(BackendCapabilities):
-    """The contract's lists, and the shapes that `declined` refuses."""
+    """The contract's lists of capabilities, restricted by `declined`."""
 
     def supports(self, descriptor: Descriptor) -> bool:
-        """Whether `Backend` builds exactly this."""
+        """Whether `Backend` can build this."""
         return super().supports(descriptor) and declined(descriptor) is None
 
 
@@ -102,7 +102,7 @@ class Backend:
     descriptor's precision and layout, see `linear` and `products`.
 
     Raises:
-        UnsupportedDescriptorError: from every ``make_*``, where ``capabilities().supports`` says no.
+        UnsupportedDescriptorError: from every ``make_*``, if ``capabilities().supports`` is False.
     """
 
     name = "scfmlip"
@@ -133,7 +133,7 @@ class Backend:
         return Linear(_terms(d.irreps_in), _terms(d.irreps_out), d.has_bias, d.layout, _DTYPES[d.precision])
 
     def make_channelwise_tp_conv(self, descriptor: ChannelwiseTPConvDescriptor) -> Convolution:
-        """The messages' product, summed at the nodes: paths in the contract's order, none added up."""
+        """The messages' product, summed at the nodes, with separate paths in the contract's order."""
         d = descriptor
         self._check(d)
         node, edge = _terms(d.irreps_node), _terms(d.irreps_edge)

@@ -12,7 +12,7 @@ from .weighted import Irreps, Weighted, from_blocks, to_blocks
 
 class _Terms:
     """
-    Of a linear map's outputs: which inputs feed each, and which weights ``[copies, fan in]`` are its own.
+    The terms of a linear map: the inputs that feed each output, and its weights ``[copies, fan in]``.
 
     Attributes:
         copies: For each weight, copies of the input term it reads.
@@ -36,7 +36,7 @@ class _Terms:
             self.slices.append(slice(start, len(self.copies)))
 
     def inputs(self, blocks: list[Tensor], out: int) -> Tensor:
-        """``[n, 2 l + 1, fan in]`` of an output."""
+        """Inputs ``[n, 2 l + 1, fan in]`` of an output."""
         found = [blocks[i] for i in self.sources[out]]
         return found[0] if len(found) == 1 else torch.cat(found, 2)
 
@@ -47,10 +47,10 @@ class Linear(Weighted):
 
     Args:
         irreps_in: Terms of the input.
-        irreps_out: Terms of the output; those that no input feeds are 0.
+        irreps_out: Terms of the output; those without inputs are 0.
         has_bias: Whether the even scalars have a bias.
-        layout: ``"mul_ir"`` or ``"ir_mul"``, of input and output.
-        dtype: Of the parameters.
+        layout: ``"mul_ir"`` or ``"ir_mul"``, for input and output.
+        dtype: dtype of the parameters.
 
     Attributes:
         weight: ``[n_weights]``: output term, output copy, then input copies of the same irrep in order.
@@ -76,7 +76,7 @@ class Linear(Weighted):
             self.bias_slices.append(slice(n_bias, n_bias + mul) if biased else None)
             n_bias += mul * biased
         self.scales = torch.tensor(self.terms.fan_in, dtype=torch.float64) ** -0.5
-        # parameters that nothing depends on have no gradient to ask for
+        # parameters that nothing depends on have no gradient
         self.weight = torch.nn.Parameter(torch.zeros(n, dtype=dtype), requires_grad=n > 0)
         self.bias = torch.nn.Parameter(torch.zeros(n_bias, dtype=dtype), requires_grad=n_bias > 0)
 
@@ -96,14 +96,14 @@ class Linear(Weighted):
 
 class SkipProduct(Weighted):
     """
-    Fully connected product with even scalars: a linear map for each of them, weighted by it.
+    Fully connected product with even scalars: one linear map per scalar, weighted by the scalar.
 
     Args:
         irreps_in: Terms of the features.
-        n_scalars: How many scalars.
-        irreps_out: Terms of the output; those that no input feeds are 0.
-        layout: ``"mul_ir"`` or ``"ir_mul"``, of features and output.
-        dtype: Of the parameters.
+        n_scalars: Number of scalars.
+        irreps_out: Terms of the output; those without inputs are 0.
+        layout: ``"mul_ir"`` or ``"ir_mul"``, for features and output.
+        dtype: dtype of the parameters.
 
     Attributes:
         weight: ``[n_scalars, n_weights]``, each row as in `Linear`.
@@ -129,9 +129,9 @@ class SkipProduct(Weighted):
         """
         The product. Differentiable any number of times.
 
-        One-hot attributes need the matrix of their species only: this is seen on a CPU, in eager mode and
-        where no derivative by the attributes is asked for. Anywhere else looking would synchronise or break
-        the graph, and each node's matrix is mixed from all.
+        One-hot attributes need the matrix of their species only. This shortcut is taken on a CPU, in eager
+        mode, and if no derivative with respect to the attributes is needed. Elsewhere reading the values
+        would synchronise or break the graph, and each node's matrix is a mixture of all matrices.
 
         Args:
             features: ``[n, columns_in]``.
@@ -155,7 +155,7 @@ class SkipProduct(Weighted):
 
 
 def _species(attributes: Tensor) -> Tensor | None:
-    """``[n]`` species of one-hot attributes, None where they are not or it may not be looked at."""
+    """``[n]`` species of one-hot attributes; None if they are not one-hot or cannot be read."""
     if torch.compiler.is_compiling() or attributes.device.type != "cpu" or attributes.requires_grad:
         return None
     if attributes.numel() == 0:

@@ -31,7 +31,7 @@ class Convolution(torch.nn.Module):
 
     @property
     def num_paths(self) -> int:
-        """How many weights an edge has for each channel."""
+        """Number of weights per edge and channel."""
         return len(self.conv.product.paths)
 
     def forward(
@@ -44,7 +44,7 @@ class Convolution(torch.nn.Module):
         num_nodes: int,
     ) -> Tensor:
         """
-        The sums, 0 at nodes without edges. Differentiable any number of times in the floating tensors.
+        Compute the sums, 0 at nodes without edges; differentiable any number of times in floating tensors.
 
         Args:
             node_features: ``[n_nodes, x_dim]``.
@@ -52,10 +52,10 @@ class Convolution(torch.nn.Module):
             radial_weights: ``[n_edges, n_paths, n_channels]``.
             sender: ``[n_edges]`` int64.
             receiver: ``[n_edges]`` int64.
-            num_nodes: Rows of the result.
+            num_nodes: Number of rows of the result.
 
         Returns:
-            ``[num_nodes, out_dim]``, one segment for each path. The same bits in every run.
+            ``[num_nodes, out_dim]``, one segment per path. Bitwise reproducible.
         """
         edges = sort_edges(sender, receiver, node_features.shape[0], num_nodes)
         return self.conv(node_features, edge_attributes, radial_weights.flatten(1), edges)
@@ -63,22 +63,22 @@ class Convolution(torch.nn.Module):
 
 class Contraction(Weighted):
     """
-    Polynomial of each node's and channel's components, with weights of the node's element.
+    Polynomial of each node's and channel's components, with the weights of the node's element.
 
     Args:
         irreps_in: Terms of one channel.
         irreps_out: Terms of one channel of the output, one copy each.
         blocks: First component of the output and coefficients
-            ``[components, inputs, ..., inputs, paths]`` float64 for each body order and output, in the
-            order of the weights.
-        n_elements: How many elements.
-        n_channels: How many channels.
-        layout: ``"mul_ir"`` or ``"ir_mul"``, of input and output.
-        dtype: Of the parameters.
-        metadata: What a checkpoint keeps beside the weights.
+            ``[components, inputs, ..., inputs, paths]`` float64 per body order and output, in the order of
+            the weights.
+        n_elements: Number of elements.
+        n_channels: Number of channels.
+        layout: ``"mul_ir"`` or ``"ir_mul"``, for input and output.
+        dtype: dtype of the parameters.
+        metadata: Metadata that a checkpoint stores with the weights.
 
     Attributes:
-        weight: ``[n_elements, n_paths, n_channels]``, block after block.
+        weight: ``[n_elements, n_paths, n_channels]``, block by block.
         scales: 1.
     """
 
@@ -105,14 +105,14 @@ class Contraction(Weighted):
 
     def forward(self, features: Tensor, element: Tensor) -> Tensor:
         """
-        The polynomial. Differentiable any number of times in ``features`` and the weights.
+        Evaluate the polynomial; differentiable any number of times in ``features`` and the weights.
 
         Args:
             features: ``[n, n_channels * inputs]``.
             element: ``[n]`` int64.
 
         Returns:
-            ``[n, n_channels * outputs]``. The same bits in every run.
+            ``[n, n_channels * outputs]``. Bitwise reproducible.
         """
         # copy u of channel c is copy c * copies + u of the term
         parts = [
@@ -125,7 +125,7 @@ class Contraction(Weighted):
         return from_blocks([part.mT for part in out.split(self.dims, 2)], self.layout)
 
     def canonical_metadata(self) -> dict[str, object]:
-        """What each weight on the path axis multiplies, by name."""
+        """Names of the terms that the weights on the path axis multiply."""
         return self.metadata
 
     def to_canonical(self) -> dict[str, Tensor]:
@@ -134,11 +134,11 @@ class Contraction(Weighted):
 
     def load_canonical(self, state: dict[str, Tensor]) -> None:
         """
-        Take over the weights of `to_canonical`, of this backend or another.
+        Load weights from `to_canonical` of this backend or another.
 
         Raises:
-            KeyError: where a name is missing.
-            ValueError: where a shape or the paths of a body order and output differ.
+            KeyError: if a name is missing.
+            ValueError: if a shape, or the paths of a body order and output, differ.
         """
         found = state["path_counts"].tolist()
         if found != self.path_counts:
@@ -147,7 +147,7 @@ class Contraction(Weighted):
 
 
 class SegmentSum(torch.nn.Module):
-    """Sums of rows with equal index, in the order of the rows: the same bits in every run."""
+    """Sums of rows with equal index, in the order of the rows; bitwise reproducible."""
 
     def forward(self, values: Tensor, index: Tensor, num_segments: int) -> Tensor:
         """``values [n, ...]``, ``index [n]`` int64 -> ``[num_segments, ...]``; any number of derivatives."""

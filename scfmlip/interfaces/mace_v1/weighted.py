@@ -1,8 +1,8 @@
 """
-Layouts of features, and weights as a checkpoint of MACE v1 stores them.
+Layouts of features, and weights in the format of MACE v1 checkpoints.
 
-Features are ``[n, columns]``, irrep after irrep; copies come first within an irrep ("mul_ir") or components
-do ("ir_mul"). The second needs no transposition here.
+Features are ``[n, columns]``, irrep by irrep. Within an irrep either copies come first ("mul_ir") or
+components ("ir_mul"). The second layout needs no transposition here.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ def from_blocks(blocks: list[Tensor], layout: str) -> Tensor:
 
 class Weighted(torch.nn.Module):
     """
-    A module that reads, writes and draws its weights in the canonical layout, which is the one it holds.
+    A module that stores, reads, writes and initialises its weights in the canonical layout.
 
     Attributes:
         weight: Parameter.
-        scales: ``[...]`` float64, size of fresh weights, broadcasts to ``weight``.
+        scales: ``[...]`` float64 size of initial weights; broadcasts to ``weight``.
     """
 
     weight: torch.nn.Parameter
     scales: Tensor
 
     def initialize_weights(self, seed: int) -> None:
-        """Draw normal weights of the size of ``scales`` on the host; a bias becomes 0."""
+        """Draw normally distributed weights of size ``scales`` on the host; a bias becomes 0."""
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randn(self.weight.shape, generator=generator, dtype=torch.float64) * self.scales
         with torch.no_grad():
@@ -56,8 +56,8 @@ class Weighted(torch.nn.Module):
         Take over the weights of `to_canonical`, of this backend or another.
 
         Raises:
-            KeyError: where a name is missing.
-            ValueError: where a shape differs.
+            KeyError: if a name is missing.
+            ValueError: if a shape differs.
         """
         with torch.no_grad():
             for name, parameter in self.named_parameters():

@@ -1,4 +1,4 @@
-"""What every charge rule answers, and what it is given."""
+"""The interface of charge rules: their input and output."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..config import BackboneConfig, Constraint, DensityConfig, ModelConfig
 @dataclasses.dataclass(frozen=True)
 class RuleContext:
     """
-    What a rule may build its modules from.
+    Everything that a rule may use to build its modules.
 
     Attributes:
         elements: Atomic numbers, in the order of the one-hot encoding.
@@ -31,8 +31,20 @@ class RuleContext:
         r_max: Cutoff, angstrom.
         avg_num_neighbors: Mean number of neighbours.
         density: The density's configuration.
-        constraint: What the state has to obey.
-        backbone: The backbone's configuration, for rules with a network of their own.
+        constraint: Constraint on the state.
+        backbone: The backbone's configuration, for rules that have their own network.
+
+    Example:
+        >>> import torch
+        >>> from e3nn import o3
+        >>> from scfmlip.models import BackboneConfig, DensityConfig, RuleContext
+        >>> from scfmlip.models.rules.local import Local, LocalConfig
+        >>> features = (o3.Irreps("8x0e"),)  # of one layer
+        >>> options = DensityConfig(l_max=0), "none", BackboneConfig()
+        >>> context = RuleContext((1, 8), features, 5.0, 12.0, *options)  # cutoff, number of neighbours
+        >>> rule = Local(LocalConfig(), context)
+        >>> rule.context.density.sigma
+        1.5
     """
 
     elements: tuple[int, ...]
@@ -47,11 +59,11 @@ class RuleContext:
 @dataclasses.dataclass(frozen=True)
 class System:
     """
-    A batch as rules see it; shapes and units as in `scfmlip.types`.
+    A batch in the form that rules receive; shapes and units as in `scfmlip.types`.
 
     Attributes:
-        batch: The model's own input with strained positions, for rules with a network of their own.
-        network: All outputs of the backbone; none before it has run.
+        batch: The model's input with strained positions, for rules that have their own network.
+        network: All outputs of the backbone; empty before it has run.
         features: ``[n_atoms, irreps]`` of each backbone layer; l = 1 components are Cartesian.
         node_attrs: ``[n_atoms, n_elements]`` one-hot.
         positions, cell, pbc: The geometry.
@@ -61,9 +73,28 @@ class System:
         external_field: ``[n_systems, 3]`` V/angstrom, a charge q feels q E; None without one.
         counter_charge: ``[n_systems, 2]`` ends of the slabs' counter-charges, or None, see `Coulomb.prepare`.
         external: Charges outside the model, or None.
-        reference_density: ``[n_atoms, dim]`` Cartesian rows to start from or to take one step from, or None.
+        reference_density: ``[n_atoms, dim]`` Cartesian rows, the first guess or the start of one step, or
+            None.
+        reference_level: ``[n_systems]`` eV, the Fermi level of that density as a first guess where the charge
+            is given, or None.
         direct: Take one step from ``reference_density`` instead of converging.
-        stability: Also measure how the rule's update answers a disturbance, for training.
+        stability: Also measure how the rule's update responds to a perturbation, for training.
+
+    Example:
+        >>> import ase.build, dataclasses, torch
+        >>> from scfmlip.mace_torch.batches import make_batch
+        >>> from scfmlip.models import ChargeRule, RuleOutput, System, build, register
+        >>> @register("counting")
+        ... class Counting(ChargeRule):
+        ...     Config = dataclasses.make_dataclass("Config", [], frozen=True)
+        ...     def forward(self, system: System) -> RuleOutput:  # a rule is given the system
+        ...         electrons = system.sum(system.node_attrs @ torch.tensor([1.0, 8.0]))
+        ...         return RuleOutput(extra={"electrons": electrons})
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> model = build({"elements": ["H", "O"], "rule": "counting", "backbone": backbone})
+        >>> batch = make_batch(model, [ase.build.molecule("H2O")], torch.device("cpu"), torch.float32)
+        >>> model(batch)["electrons"]
+        tensor([10.])
     """
 
     batch: dict[str, Tensor]
@@ -82,13 +113,14 @@ class System:
     counter_charge: Tensor | None = None
     external: ExternalCharges | None = None
     reference_density: Tensor | None = None
+    reference_level: Tensor | None = None
     direct: bool = False
     stability: bool = False
     _embeddings: dict[Coulomb, Embedding] = dataclasses.field(default_factory=dict, init=False)
 
     @property
     def n_systems(self) -> int:
-        """Systems of the batch."""
+        """Number of systems in the batch."""
         return self.segments.n_segments
 
     @property
@@ -97,7 +129,7 @@ class System:
         return self.segments.index
 
     def sum(self, values: Tensor) -> Tensor:
-        """``[n_atoms, ...]`` -> ``[n_systems, ...]``, added up in float64."""
+        """``[n_atoms, ...]`` -> ``[n_systems, ...]``, summed in float64."""
         return self.segments.sum(values.double()).to(values.dtype)
 
     def expand(self, values: Tensor) -> Tensor:
@@ -106,9 +138,9 @@ class System:
 
     def operator(self, coulomb: Coulomb) -> tuple[CoulombPlan, Geometries]:
         """
-        What a solve needs: the plan, and ``(positions, cell, external_field) -> geometry``.
+        The plan, and a function ``(positions, cell, external_field) -> geometry``, as solves need them.
 
-        The steps of one solve share a geometry, see `Geometries`.
+        All steps of a solve share a geometry, see `Geometries`.
         """
         r = self.positions
         plan = coulomb.plan(self.cell, self.pbc, self.index, len(r), r.device, r)
@@ -121,7 +153,7 @@ class System:
         return plan, Geometries(prepare)
 
     def prepare(self, coulomb: Coulomb, **options: Any) -> Geometry:
-        """A Coulomb operator at this geometry, external field and counter-charge included."""
+        """A Coulomb operator at this geometry, including external field and counter-charge."""
         return coulomb.prepare(
             self.positions,
             self.cell,
@@ -133,14 +165,14 @@ class System:
         )
 
     def embedding(self, coulomb: Coulomb) -> Embedding | None:
-        """What charges outside the model do to a density in ``coulomb``; None without any."""
+        """The action of charges outside the model on a density in ``coulomb``; None without such charges."""
         if self.external is not None and coulomb not in self._embeddings:
             geometry = (self.positions, self.cell, self.pbc, self.index)
             self._embeddings[coulomb] = Embedding(coulomb, self.external, *geometry, self.counter_charge)
         return self._embeddings.get(coulomb)
 
     def coulomb_energy(self, geometry: Geometry, rows: Tensor) -> Tensor:
-        """``[n_systems(, n_channels)]`` eV of a density with itself and all that is outside the model."""
+        """``[n_systems(, n_channels)]`` eV of a density with itself and everything outside the model."""
         energy, embedding = geometry.energy(rows), self.embedding(geometry.coulomb)
         if embedding is None:
             return energy
@@ -151,15 +183,29 @@ class System:
 @dataclasses.dataclass
 class RuleDensity:
     """
-    A density that a rule has found.
+    The density that a rule determined.
 
     Attributes:
         multipoles: ``[n_atoms, 1 | 4]`` Cartesian rows.
-        operator: At this geometry, for potentials at atoms and points, or what makes it when it is asked for;
-            None where there is none.
-        slots: ``[n_atoms, 1 | 4]`` int64 columns of the operator's rows that hold an atom's multipoles, where
-            it has several widths; else None.
-        dipole: ``[n_systems, 3]`` e angstrom where it is not ``sum q r + d``.
+        operator: The Coulomb operator at this geometry, for potentials at atoms and points, or a function
+            that makes it on demand; None without an operator.
+        slots: ``[n_atoms, 1 | 4]`` int64 columns of the operator's rows that hold an atom's multipoles, if it
+            has several widths; else None.
+        dipole: ``[n_systems, 3]`` e angstrom if it is not ``sum q r + d``; else None.
+
+    Example:
+        >>> import ase.build, torch
+        >>> from scfmlip.mace_torch.batches import make_batch
+        >>> from scfmlip.models import build
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> rule = {"name": "fixed", "charges": {"H": 0.4, "O": -0.8}}
+        >>> model = build({"elements": ["H", "O"], "rule": rule, "backbone": backbone})
+        >>> batch = make_batch(model, [ase.build.molecule("H2O")], torch.device("cpu"), torch.float32)
+        >>> _, density = model.evaluate_density(batch)
+        >>> density.multipoles.flatten()  # e
+        tensor([-0.8000,  0.4000,  0.4000])
+        >>> density.geometry.at(torch.tensor([[0.0, 0.0, 3.0]]), density.rows).potential  # V
+        tensor([-0.6008])
     """
 
     multipoles: Tensor
@@ -169,12 +215,12 @@ class RuleDensity:
 
     @functools.cached_property
     def geometry(self) -> Geometry | None:
-        """The operator behind the energy."""
+        """The Coulomb operator that gives the energy."""
         return self.operator() if callable(self.operator) else self.operator
 
     @property
     def rows(self) -> Tensor:
-        """The density in the rows of the operator behind ``geometry``."""
+        """The density in the rows of ``geometry``."""
         if self.slots is None:
             return self.multipoles
         assert self.geometry is not None
@@ -182,7 +228,7 @@ class RuleDensity:
         return empty.scatter(1, self.slots, self.multipoles)
 
     def potential(self, system: System) -> Tensor:
-        """``[n_atoms]`` V at each atom's Gaussian, of all others and of what is outside the model."""
+        """``[n_atoms]`` V at each atom's Gaussian, from all other atoms and everything outside the model."""
         assert self.geometry is not None
         values = self.geometry.potential(self.rows, self_interaction=False)
         embedding = system.embedding(self.geometry.coulomb)
@@ -194,14 +240,21 @@ class RuleDensity:
 @dataclasses.dataclass
 class RuleEnergies:
     """
-    What a rule adds to the backbone's energy, ``[n_systems]`` eV each.
+    The energies that a rule adds to the backbone's, ``[n_systems]`` eV each.
 
     Attributes:
-        electrostatic: The external field's included; None without charges.
-        response: What else depends on the state; None for nothing.
-        total: The sum of the two where a rule has it as one.
-        short_range: Of a network of the rule's own.
-        included: They are part of the backbone's energy already and only reported.
+        electrostatic: Electrostatic energy, including the external field's; None without charges.
+        response: Other energies that depend on the state; None without any.
+        total: The sum of the two, for rules that compute it directly.
+        short_range: Energy of the rule's own network.
+        included: The energies are already part of the backbone's energy and only reported.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.models import RuleEnergies
+        >>> energies = RuleEnergies(electrostatic=torch.tensor([-0.3]), response=torch.tensor([0.1]))
+        >>> sum(energies.added())  # eV of one system, on top of the backbone's
+        tensor([-0.2000])
     """
 
     electrostatic: Tensor | None = None
@@ -211,7 +264,7 @@ class RuleEnergies:
     included: bool = False
 
     def added(self) -> list[Tensor]:
-        """What is to be added to the backbone's energy."""
+        """The terms to add to the backbone's energy."""
         parts = [self.short_range]
         if not self.included:
             parts += [self.electrostatic, self.response] if self.total is None else [self.total]
@@ -221,12 +274,21 @@ class RuleEnergies:
 @dataclasses.dataclass
 class RuleOutput:
     """
-    What a rule answers.
+    The output of a rule.
 
     Attributes:
-        energies: What it adds to the backbone's.
-        density: What it has found; None without charges.
-        extra: Further outputs by name.
+        energies: Energies to add to the backbone's.
+        density: The density; None without charges.
+        extra: Additional outputs by name.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.models import RuleDensity, RuleEnergies, RuleOutput
+        >>> charges = torch.tensor([[-0.8], [0.4], [0.4]])
+        >>> density = RuleDensity(charges, operator=None)  # no Coulomb operator: no potentials at points
+        >>> output = RuleOutput(RuleEnergies(torch.tensor([-1.2])), density, {"gap": torch.tensor([7.0])})
+        >>> output.extra  # becomes outputs of the model
+        {'gap': tensor([7.])}
     """
 
     energies: RuleEnergies = dataclasses.field(default_factory=RuleEnergies)
@@ -236,14 +298,40 @@ class RuleOutput:
 
 class ChargeRule(torch.nn.Module):
     """
-    How the density comes about: which state, what energy, whether that is variational.
+    Base class of the rules that determine the density, its energy, and whether that is variational.
 
-    Subclasses set ``Config`` (a frozen dataclass of their options), ``constraints`` they can obey, and
-    `forward`. ``supports_direct`` says that one step from a given density is possible, ``gauge_free_dipole``
-    that the dipole does not depend on where a periodic cell is cut, ``iterates`` that a first guess of the
-    density helps, ``has_geometry`` that there is a Coulomb operator for potentials of the density,
-    ``feels_external_charges`` that the density has an energy in the potential of charges outside the model,
-    ``highest_multipole`` up to which l_max its densities may go.
+    Subclasses define ``Config`` (a frozen dataclass of their options), the ``constraints`` that they support,
+    and `forward`. Class attributes describe the rule:
+
+    * ``supports_direct``: one step from a given density is possible;
+    * ``gauge_free_dipole``: the dipole does not depend on where a periodic cell is cut;
+    * ``iterates``: a first guess of the density helps;
+    * ``has_geometry``: there is a Coulomb operator for potentials of the density;
+    * ``feels_external_charges``: the density has an energy in the potential of charges outside the model;
+    * ``highest_multipole``: the largest l_max of its densities.
+
+    Example:
+        >>> import ase.build, dataclasses, torch
+        >>> from scfmlip.mace_torch.batches import make_batch
+        >>> from scfmlip.models import ChargeRule, RuleDensity, RuleEnergies, RuleOutput, build, register
+        >>> from scfmlip.models.rules.base import make_coulomb
+        >>> @register("even")  # the total charge, shared evenly by the atoms
+        ... class Even(ChargeRule):
+        ...     Config = dataclasses.make_dataclass("Config", [], frozen=True)
+        ...     constraints = ("charge",)
+        ...     def forward(self, system):
+        ...         each = system.total_charge / system.sum(torch.ones_like(system.positions[:, 0]))
+        ...         rows = system.expand(each)[:, None]
+        ...         geometry = system.prepare(make_coulomb(self.context.density, l_max=0))
+        ...         energies = RuleEnergies(system.coulomb_energy(geometry, rows))
+        ...         return RuleOutput(energies, RuleDensity(rows, geometry))
+        >>> backbone = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
+        >>> values = {"elements": ["H", "O"], "rule": "even", "constraint": "charge", "backbone": backbone}
+        >>> model, atoms = build(values), ase.build.molecule("H2O")
+        >>> atoms.info["charge"] = 1
+        >>> batch = make_batch(model, [atoms], torch.device("cpu"), torch.float32)
+        >>> model(batch)["charges"]
+        tensor([0.3333, 0.3333, 0.3333])
     """
 
     Config: ClassVar[type]
@@ -261,34 +349,34 @@ class ChargeRule(torch.nn.Module):
 
     @property
     def variational(self) -> bool:
-        """Whether the state minimises the model's energy, so that its first derivatives need no adjoint."""
+        """Whether the state minimises the model's energy, so that first derivatives need no adjoint."""
         return False
 
     @classmethod
     def pads_cell(cls, config: Any) -> bool:
-        """Whether batches of a rule with these options have mace-torch's long cells along open directions."""
+        """Whether batches need mace-torch's long cells along open directions, for these options."""
         return False
 
     @classmethod
     def build_backbone(cls, config: ModelConfig) -> Backbone:
-        """The network the rule works on."""
+        """Build the network that the rule works on."""
         return Backbone.build(config.backbone, config.elements, config.atomic_energies)
 
     def forward(self, system: System) -> RuleOutput:
-        """Density and energy of a batch."""
+        """Compute density and energy of a batch."""
         raise NotImplementedError
 
 
 def make_coulomb(density: DensityConfig, **options: Any) -> Coulomb:
     """
-    The Coulomb operator of a density's configuration.
+    Make the Coulomb operator of a density's configuration.
 
     Args:
         density: The configuration.
-        options: Options of `Coulomb` that differ from it.
+        options: Options of `Coulomb` that override the configuration.
 
     Raises:
-        ValueError: for a cutoff that does not resolve the Gaussians.
+        ValueError: for a cutoff that is too small to resolve the Gaussians.
     """
     given = {
         "l_max": density.l_max,
@@ -309,26 +397,26 @@ def make_coulomb(density: DensityConfig, **options: Any) -> Coulomb:
 
 def check_level(system: System, plan: CoulombPlan) -> None:
     """
-    Refuse slabs whose charge follows a Fermi level with nothing to balance it.
+    Refuse slabs at a given Fermi level without a counter-charge.
 
     Raises:
-        ValueError: names them and says what to do.
+        ValueError: names the systems and says what to do.
     """
     slabs = [i for i, b in enumerate(plan.boundaries) if b == Boundary.SLAB]
     if slabs and system.counter_charge is None:
         raise ValueError(
             f"system(s) {slabs[:5]} of the batch are slabs at a given Fermi level without a counter-charge: "
-            "the energy of a charged slab falls without limit. Set atoms.info['counter_charge'] = (lower, "
+            "the energy of a charged slab is unbounded. Set atoms.info['counter_charge'] = (lower, "
             "upper), angstrom along the normal, or use constraint='charge'"
         )
 
 
 class Geometries:
     """
-    ``make`` that remembers what the steps of a solve share.
+    A cache of the geometries that the steps of a solve share.
 
-    One answer without a graph, for all steps and for the solves of the adjoint, whose positions are the same
-    numbers; and one with a graph, for the very tensors that it leads to.
+    It holds one geometry without a graph, for all steps and for adjoint solves, which have the same position
+    values; and one with a graph, for the exact tensors that the graph leads to.
 
     Args:
         make: Positions, cell and external field (or None) -> geometry.
@@ -349,9 +437,9 @@ class Geometries:
         detached = tuple(None if t is None else t.detach() for t in arguments)
         try:
             key = tuple(None if t is None else (t.data_ptr(), t._version, t.dtype) for t in detached)
-        except RuntimeError:  # inside torch.func, or made in inference mode: no numbers to know them by
+        except RuntimeError:  # inside torch.func, or made in inference mode: values cannot be compared
             return self._make(*arguments)
         if self._plain is None or self._plain[0] != key:
-            # tensors are held, so that no other can take their place in memory
+            # keep the tensors alive, so that no other tensor can take their memory
             self._plain = key, detached, self._make(*detached)
         return self._plain[2]

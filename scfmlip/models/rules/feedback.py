@@ -15,12 +15,12 @@ from .base import RuleContext, System
 @dataclasses.dataclass(frozen=True)
 class FeedbackConfig:
     """
-    A second network whose species embedding sees the charges, each smeared over Gaussians.
+    Options of a second network whose species embedding sees the charges, each expanded in Gaussians.
 
     Attributes:
-        n_categories: Gaussians, of width range / n_categories.
-        range: Charges the first and last of them stand for, e.
-        num_interactions, hidden_irreps: Of the network; the rest is as in the backbone.
+        n_categories: Number of Gaussians, of width range / n_categories.
+        range: Charges of the first and last Gaussian, e.
+        num_interactions, hidden_irreps: Options of the network; the others are the backbone's.
     """
 
     n_categories: int = 8

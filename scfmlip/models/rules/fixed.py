@@ -16,7 +16,7 @@ from .registry import register
 @dataclass(frozen=True)
 class FixedConfig:
     """
-    Options.
+    Options of the rule "fixed".
 
     Attributes:
         charges: Formal charge of each element, e, by symbol or number.
@@ -30,11 +30,11 @@ class FixedConfig:
 
 class FormalCharges(torch.nn.Module):
     """
-    Charges of the elements; with the constraint "charge" what a total lacks is shared evenly by the atoms.
+    Formal charges of the elements. With the constraint "charge", all atoms share the missing charge evenly.
 
     Args:
         charges: e, by symbol or number.
-        context: Of the rule.
+        context: Context of the rule.
 
     Raises:
         ValueError: for an element without a charge.
@@ -46,14 +46,14 @@ class FormalCharges(torch.nn.Module):
         self.register_buffer("charges", torch.tensor(values))
 
     def forward(self, system: System, constraint: str) -> Tensor:
-        """``[n_atoms]`` e."""
+        """Charges ``[n_atoms]``, e."""
         assert isinstance(self.charges, Tensor)
         q = system.node_attrs @ self.charges
         return spread_charge(q, system) if constraint == "charge" else q
 
 
 def spread_charge(q: Tensor, system: System) -> Tensor:
-    """Charges shifted evenly so that each system has its total charge."""
+    """Shift charges evenly so that each system has its total charge."""
     assert system.total_charge is not None
     counts = system.sum(torch.ones_like(q))
     return q + system.expand((system.total_charge - system.sum(q)) / counts)
@@ -61,7 +61,7 @@ def spread_charge(q: Tensor, system: System) -> Tensor:
 
 @register("fixed")
 class Fixed(ChargeRule):
-    """Formal charges and a short-range correction."""
+    """Formal charges plus the short-range network."""
 
     Config = FixedConfig
     constraints = ("none", "charge")

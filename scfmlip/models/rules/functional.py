@@ -1,13 +1,13 @@
 """
 Energy functional: the density minimises E[p] = sum_i e_i(p_i; h_i) + 1/2 p.K p + external fields.
 
-A coarse-grained density functional (Thomas et al., arXiv:2406.10915; Baldwin et al., arXiv:2603.14700): the
-energy is variational, so that forces need no response of the density. The atoms' own part is
-* "quadratic": ``b.p + 1/2 p.A p``, A positive definite and full (charge and dipole couple);
-* "convex": plus ``sum_k c_k log cosh(q - t_k)`` and ``g (sqrt(1 + |d|^2) - 1)``, c and g positive: stiffness
-  that depends on the charge, with a unique minimum all the same;
-* "general": plus a perceptron of the invariants of density and features, which may have several minima; the
-  one downhill from the start is taken.
+A coarse-grained density functional (Thomas et al., arXiv:2406.10915; Baldwin et al., arXiv:2603.14700). The
+energy is variational, so forces need no response of the density. The local energy of an atom is
+* "quadratic": ``b.p + 1/2 p.A p`` with A positive definite and full (charge and dipole couple);
+* "convex": additionally ``sum_k c_k log cosh(q - t_k)`` and ``g (sqrt(1 + |d|^2) - 1)`` with positive c and
+  g: the stiffness depends on the charge, and the minimum is still unique;
+* "general": additionally a perceptron on the invariants of density and features. There may be several minima;
+  the one downhill from the start is taken.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Functional(ChargeRule):
         return rows.mT @ rows + torch.diag_embed(own)
 
     def _local(self, p: Tensor, given: dict[str, Tensor]) -> Tensor:
-        """``[n_atoms]`` eV of the atoms' own part."""
+        """``[n_atoms]`` eV, the local energies."""
         energy = (given["linear"] * p).sum(1) + 0.5 * (p * (given["matrix"] @ p[..., None])[..., 0]).sum(1)
         q, square = p[:, :1], (p[:, 1:] ** 2).sum(1, keepdim=True)
         if "strengths" in given:
@@ -103,7 +103,7 @@ class Functional(ChargeRule):
         return True
 
     def forward(self, system: System) -> RuleOutput:
-        """The density at the minimum, its energy and level."""
+        """The density at the minimum, its energy and Fermi level."""
         config, at_level = self.config, self.context.constraint == "fermi_level"
         plan, prepare = system.operator(self.coulomb)
         if at_level:
@@ -115,7 +115,7 @@ class Functional(ChargeRule):
             given = dict(zip(keys, parameters, strict=True))
             geometry = prepare(given["positions"], given["cell"], given.get("external_field"))
             energy = system.sum(self._local(p, given)) + geometry.energy(p)
-            if at_level:  # electrons come and go at this level, and their charge is negative
+            if at_level:  # electrons, whose charge is negative, are exchanged at this level
                 energy = energy + given["fermi_level"] * system.sum(p[:, 0])
             return energy
 
@@ -146,7 +146,7 @@ class Functional(ChargeRule):
         return RuleOutput(energies, RuleDensity(solution.state, geometry), extra)
 
     def _tensors(self, system: System) -> tuple[dict[str, Tensor], Tensor | None]:
-        """All that the functional depends on, by name, and ``[n_systems]`` eV of a constant."""
+        """All tensors that the functional depends on, by name, and a constant ``[n_systems]`` eV."""
         attrs = system.node_attrs
         scalars, vectors = self.mix(system.features)
         linear, matrix = self.linear(system.features, attrs)[:, 0], self._matrix(attrs, scalars, vectors)

@@ -1,7 +1,7 @@
 """
-Latent Ewald summation: charges that are never labelled, in several channels.
+Latent Ewald summation: charges without labels, in several channels.
 
-E = E_SR + sum over channels of the Coulomb energy without self-interaction. Nothing constrains the charges.
+E = E_SR + sum over channels of the Coulomb energy without self-interaction. The charges are not constrained.
 Cheng, npj Comput. Mater. 11, 80 (2025).
 """
 
@@ -28,22 +28,22 @@ from .registry import register
 @dataclass(frozen=True)
 class LatentConfig:
     """
-    Options.
+    Options of the rule "latent".
 
     Attributes:
-        channels: Independent charge densities.
+        channels: Number of independent charge densities.
         hidden: Width of the gated layer of the last readout.
-        sigma: Gaussian width of the charges in LES's convention, angstrom (1 there): exp(-sigma^2 k^2 / 2) of
-            a pair, so that each Gaussian has the width sigma / sqrt(2). None takes the density's width.
-        compat: "les" is MACELES: its readouts, the wave vectors up to 2 pi / dl, the constant of the package
-            `les`, and slabs in cells that mace-torch pads along open directions and that then count as
-            periodic: their energies depend on the padding, as MACELES's do. One channel of charges; of the
-            density's options sigma alone counts. The charges it reports are those whose Coulomb energy is
-            the model's: 0.998 of the latent ones with the older norm_factor.
-        dl: Resolution in reciprocal space, angstrom; with compat="les".
-        remove_self_interaction: Whether self terms are left out; with compat="les".
+        sigma: Gaussian width of the charges in LES's convention, angstrom (LES uses 1): exp(-sigma^2 k^2 / 2)
+            for a pair, so each Gaussian has the width sigma / sqrt(2). None takes the density's width.
+        compat: "les" reproduces MACELES: its readouts, wave vectors up to 2 pi / dl, and the constant of the
+            package `les`. Slabs are evaluated as periodic in cells that mace-torch pads along open
+            directions, so their energies depend on the padding, as those of MACELES do. There is one channel
+            of charges, and of the density's options only sigma is used. The reported charges are those whose
+            Coulomb energy is the model's: 0.998 of the latent ones with the older norm_factor.
+        dl: Resolution in reciprocal space, angstrom; for compat="les".
+        remove_self_interaction: Whether to leave out self terms; for compat="les".
         norm_factor: The package's 1 / 2 eps0, eV angstrom / e^2: 90.0474 until April 2026, 90.4756 since;
-            with compat="les".
+            for compat="les".
     """
 
     channels: int = 1
@@ -69,18 +69,18 @@ class LatentConfig:
 
 class LesReadout(torch.nn.Module):
     """
-    MACELES's ``les_readouts``: another readout like the energy's of each layer, the last with a perceptron.
+    MACELES's ``les_readouts``: one more readout per layer like the energy's, the last with a perceptron.
 
     Args:
         feature_irreps: Irreps of each layer.
-        backbone: For the hidden features, the heads and whether the last layer is read alone.
+        backbone: Gives the hidden features, the heads, and whether only the last layer is read.
     """
 
     def __init__(self, feature_irreps: Sequence[o3.Irreps], backbone: BackboneConfig) -> None:
         super().__init__()
         n_heads = len(backbone.heads)
         out = o3.Irreps(f"{n_heads}x0e")
-        # the layer of a network with one alone is read linearly
+        # a network with a single layer has a linear readout
         linear = feature_irreps[:-1] or feature_irreps
         layers: list[torch.nn.Module] = []
         if not backbone.options.get("use_last_readout_only"):
@@ -93,7 +93,7 @@ class LesReadout(torch.nn.Module):
         self.layers = torch.nn.ModuleList(layers)
 
     def forward(self, features: Sequence[Tensor], heads: Tensor) -> Tensor:
-        """``[n_atoms]`` latent charges, of the head that each atom's system belongs to."""
+        """``[n_atoms]`` latent charges, for the head of each atom's system."""
         read = features[-len(self.layers) :]
         each = [layer(x, heads) for layer, x in zip(self.layers, read, strict=True)]
         return torch.stack(each).sum(0).gather(1, heads[:, None])[:, 0]
@@ -127,7 +127,7 @@ class Latent(ChargeRule):
         )
 
     def les_options(self) -> LesOptions:
-        """Arguments of `les` that make it this rule with compat="les"."""
+        """The arguments of `les` that correspond to this rule with compat="les"."""
         config: LatentConfig = self.config
         sigma = self.context.density.sigma * 2**0.5 if config.sigma is None else config.sigma
         return {
@@ -139,11 +139,11 @@ class Latent(ChargeRule):
 
     @classmethod
     def pads_cell(cls, config: LatentConfig) -> bool:
-        """As MACELES's numbers need it."""
+        """True with compat="les", because MACELES uses padded cells."""
         return config.compat == "les"
 
     def forward(self, system: System) -> RuleOutput:
-        """Latent multipoles and their energy; the sum of the channels is reported as the density."""
+        """Latent multipoles and their energy; the reported density is the sum of the channels."""
         if isinstance(self.readout, LesReadout):
             head = system.batch.get("head", torch.zeros_like(system.segments.ptr[1:]))
             charges = self.readout(system.features, head[system.index])

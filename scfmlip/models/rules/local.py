@@ -16,10 +16,10 @@ from .registry import register
 @dataclass(frozen=True)
 class LocalConfig:
     """
-    Options.
+    Options of the rule "local".
 
     Attributes:
-        hidden: Width of the gated layer of the last readout; 0 for a linear one, as the reference's.
+        hidden: Width of the gated layer of the last readout; 0 for a linear one, as in the reference.
     """
 
     hidden: int = 16
@@ -30,7 +30,7 @@ class LocalConfig:
 
 @register("local")
 class Local(ChargeRule):
-    """Multipoles of atoms from their surroundings; with the constraint "charge" shifted evenly."""
+    """Multipoles from the surroundings of each atom; with the constraint "charge" they are shifted evenly."""
 
     Config = LocalConfig
     constraints = ("none", "charge")

@@ -1,10 +1,10 @@
 """
 Local split charges: formal charges plus flows along bonds, q_i = q0_i + sum_in p_e - sum_out p_e.
 
-LC-MACE's charge-conserving sibling (LSC-MACE, Baldwin et al., arXiv:2603.14700). A flow is a scalar product
-of the two atoms' features with the bond's spherical harmonics, weighted by the bond's length. The
-polarisation is ``sum (d + q0 r) + sum_e p_e (r_receiver - r_sender)``, which does not jump when an atom
-crosses the cell's border, for integer formal charges.
+The charge-conserving variant of LC-MACE (LSC-MACE, Baldwin et al., arXiv:2603.14700). A flow is a scalar
+product of the two atoms' features with the bond's spherical harmonics, weighted by a function of the bond
+length. The polarisation is ``sum (d + q0 r) + sum_e p_e (r_receiver - r_sender)``. For integer formal charges
+it does not jump when an atom crosses the cell boundary.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from .registry import register
 @dataclass(frozen=True)
 class LocalSplitConfig:
     """
-    Options.
+    Options of the rule "local_split".
 
     Attributes:
         charges: Formal charge of each element, e, by symbol or number.
-        channels: Features per atom and angular momentum that flows are made of.
-        hidden: Width of the perceptron of the bond's length, and of the dipoles' gated layer.
+        channels: Number of features per atom and angular momentum from which flows are built.
+        hidden: Width of the perceptron on the bond length, and of the dipoles' gated layer.
     """
 
     charges: Mapping[str, float]
@@ -44,7 +44,7 @@ class LocalSplitConfig:
 
 
 class BondFlow(torch.nn.Module):
-    """``[n_edges]`` charge that flows from sender to receiver."""
+    """Charge that flows from sender to receiver, ``[n_edges]``."""
 
     def __init__(self, config: LocalSplitConfig, context: RuleContext) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class BondFlow(torch.nn.Module):
             torch.nn.SiLU(),
             torch.nn.Linear(config.hidden, 2 * n, bias=False),
         )
-        # the reference's scale, 1/40 for its number of neighbours
+        # the reference's scale: 1/40 for its number of neighbours
         self.scale = 1 / context.avg_num_neighbors
 
     def forward(self, system: System) -> Tensor:

@@ -1,4 +1,4 @@
-"""Options of the rules that solve for their density: equilibrated, functional, fixed_point."""
+"""Options of the rules that solve for their density: "equilibrated", "functional", "fixed_point"."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ class EquilibratedConfig:
     Options.
 
     Attributes:
-        sigma: Width of the Gaussians, angstrom: None for the density's, "covalent" for each element's
-            covalent radius, or a mapping from element to width. Narrow ones of charges act in cells through
-            a smooth operator and neighbours, see `narrow`.
-        hardness: Initial hardness, V/e, of charges, of all elements or a mapping; kept positive. Charge is
-            screened within sqrt(J / (4 pi k_e n)), n atoms per angstrom^3: 0.9 angstrom for 10 V/e in an
-            oxide. Answers to what is farther away are not learned unless the atoms between start stiffer.
-        dipole_hardness: Initial inverse polarizability, V/(e angstrom^2), of dipoles; likewise.
-        source: What the network gives: "electronegativity" chi, or the charges and dipoles s0 that atoms
-            would have alone, "charge": then chi = -J s0, the functional is
-            ``1/2 (s - s0).J (s - s0) + 1/2 s.K s``, and J is trained by its logarithm, fit for stiff atoms.
-        local_hardness: Let the hardness depend on the surroundings.
-        energy: "functional" or "coulomb", see the module.
+        sigma: Width of the Gaussians, angstrom: None for the density's width, "covalent" for each element's
+            covalent radius, or a mapping from element to width. In cells, narrow charges are range-separated
+            into a smooth operator and neighbours, see `range_split`.
+        hardness: Initial hardness of charges, V/e, one for all elements or a mapping; it stays positive.
+            Charge is screened within sqrt(J / (4 pi k_e n)) for n atoms per angstrom^3: 0.9 angstrom for
+            10 V/e in an oxide. Long-range response is only learned if the atoms in between start with a
+            higher hardness.
+        dipole_hardness: Initial inverse polarizability, V/(e angstrom^2), likewise.
+        source: Output of the network: "electronegativity" for chi; or "charge" for the charges and dipoles s0
+            of non-interacting atoms. Then chi = -J s0, the functional is ``1/2 (s - s0).J (s - s0) +
+            1/2 s.K s``, and J is trained by its logarithm, which suits stiff atoms.
+        local_hardness: Whether the hardness depends on the surroundings.
+        energy: "functional" or "coulomb", see `rule`.
         screening: Inner and outer radius, angstrom, between which Coulomb pairs are switched on ("coulomb"
-            only); the outer one at most the backbone's cutoff.
+            only). The outer radius is at most the backbone's cutoff.
         feedback: A second network that sees the charges, or None.
         hidden: Width of the readouts.
-        tolerance, max_iterations: Of the solve.
+        tolerance, max_iterations: Tolerance and most iterations of the solve.
     """
 
     sigma: Literal["covalent"] | Mapping[str, float] | None = None
@@ -73,15 +74,15 @@ class FunctionalConfig:
     Options.
 
     Attributes:
-        form: "quadratic", "convex" or "general", see the module.
-        hardness: Initial hardness of charges, V/e, of all elements or a mapping; kept positive.
-        dipole_hardness: Initial inverse polarizability, V/(e angstrom^2); likewise.
-        source: What the network gives: "electronegativity" b, or the charges and dipoles that atoms would
-            have alone, "charge": fit for stiff atoms, see `EquilibratedConfig`.
-        channels: Features that couple charge and dipole.
+        form: "quadratic", "convex" or "general", see `functional`.
+        hardness: Initial hardness of charges, V/e, one for all elements or a mapping; it stays positive.
+        dipole_hardness: Initial inverse polarizability, V/(e angstrom^2), likewise.
+        source: Output of the network: "electronegativity" for b, or "charge" for the charges and dipoles of
+            non-interacting atoms, which suits stiff atoms; see `EquilibratedConfig`.
+        channels: Number of features that couple charge and dipole.
         kinks: Charges t_k at which the stiffness may change, e.
         hidden: Width of readouts and of the perceptron.
-        tolerance, max_iterations: Of the minimisation.
+        tolerance, max_iterations: Tolerance and most iterations of the minimisation.
     """
 
     form: Literal["quadratic", "convex", "general"] = "convex"
@@ -107,19 +108,19 @@ class FixedPointConfig:
     Options.
 
     Attributes:
-        response: "affine", "mlp", "many_body" or "passive", see the module.
-        energy: What beside the Coulomb energy depends on the state: "quadratic" in p - p0 and v with
-            coefficients from the features, "variational" (of "passive"), or "none".
-        field_feature_widths: Widths of the Gaussians the potential is projected on, angstrom; "passive" takes
-            the density's.
+        response: "affine", "mlp", "many_body" or "passive", see `fixed_point.rule`.
+        energy: Energy of the state besides the Coulomb energy: "quadratic" in p - p0 and v with coefficients
+            from the features, "variational" (for "passive"), or "none".
+        field_feature_widths: Widths of the Gaussians on which the potential is projected, angstrom; "passive"
+            uses the density's.
         field_feature_max_l: 0 or 1.
         field_feature_norms: Scale of v for each l and width, l first; 1 if None.
-        field_self_interaction: Whether v holds an atom's own potential; "passive" needs it.
-        channels: Features that make up the response.
-        response_scale: Of the initial response, e/V, of all elements or a mapping: the inverse of a hardness,
-            see `EquilibratedConfig`, to a potential that holds the atom's own.
+        field_self_interaction: Whether v includes an atom's own potential; required for "passive".
+        channels: Number of features that the response is built from.
+        response_scale: Scale of the initial response, e/V, one for all elements or a mapping: the inverse of
+            a hardness, see `EquilibratedConfig`, for a potential that includes the atom's own.
         hidden: Width of readouts.
-        tolerance, max_iterations: Of the solve.
+        tolerance, max_iterations: Tolerance and most iterations of the solve.
     """
 
     response: Literal["affine", "mlp", "many_body", "passive"] = "affine"
@@ -139,7 +140,7 @@ class FixedPointConfig:
         check_numbers("rule", self, "channels", "hidden", least=1, most=LARGEST)
         check_positive("rule", self, "field_feature_widths", "field_feature_norms")
         if not self.field_feature_widths:
-            raise ValueError("rule.field_feature_widths needs a width at least")
+            raise ValueError("rule.field_feature_widths needs at least one width")
         if self.energy == "variational" and self.response != "passive":
             raise ValueError("rule.energy='variational' needs rule.response='passive'")
         if self.field_feature_max_l not in (0, 1):

@@ -1,10 +1,11 @@
 """
-Recursion: MACE-POLAR, a fixed number of polarisation steps with Fukui equilibration of charge and spin.
+Recursion: MACE-POLAR, with a fixed number of polarisation steps and Fukui equilibration of charge and spin.
 
-The network is mace-torch's PolarMACE (Batatia et al., arXiv:2602.19411), accelerated, with the reference's
-conventions throughout: its weights load as they are and give its numbers, also where they depend on more
-than the system: energies of slabs on their place and on the padded cell, of which a warning tells. Potentials
-of its density, which the reference does not give, are exact for the frame's own periodicity.
+The network is an accelerated PolarMACE of mace-torch (Batatia et al., arXiv:2602.19411) with the reference's
+conventions throughout. Its weights load unchanged and give the same results. This includes results that
+depend on more than the system: energies of slabs depend on their position and on the padded cell, and a
+warning says so. Potentials of the density, which the reference does not compute, are exact for the frame's
+own periodicity.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from .registry import register
 @dataclass(frozen=True)
 class RecursionConfig:
     """
-    Options, under PolarMACE's names; the density's l_max, width and cutoff factor are the model's.
+    Options, named as in PolarMACE; l_max, width and cutoff factor are in the density's configuration.
 
     Attributes:
-        num_recursion_steps: Polarisation steps.
-        field_feature_max_l, field_feature_widths, field_feature_norms, field_norm_factor, field_si: Of the
-            potential's projections.
-        add_local_electron_energy: Whether the electron-energy readout counts.
-        fixedpoint_update_config, field_readout_config: Of PolarMACE's blocks, ``type`` and its arguments.
+        num_recursion_steps: Number of polarisation steps.
+        field_feature_max_l, field_feature_widths, field_feature_norms, field_norm_factor, field_si: Options
+            of the potential's projections.
+        add_local_electron_energy: Whether to add the electron-energy readout.
+        fixedpoint_update_config, field_readout_config: ``type`` and arguments of PolarMACE's blocks.
     """
 
     num_recursion_steps: int = 2
@@ -69,7 +70,7 @@ class RecursionConfig:
 
 @register("recursion")
 class Recursion(ChargeRule):
-    """The densities of PolarMACE's last step, two spins."""
+    """The densities of PolarMACE's last step, for two spins."""
 
     Config = RecursionConfig
     constraints = ("charge_spin",)
@@ -80,12 +81,12 @@ class Recursion(ChargeRule):
 
     @classmethod
     def pads_cell(cls, config: RecursionConfig) -> bool:
-        """The reference's own cells, so that its numbers come out."""
+        """True: results equal the reference's only with its padded cells."""
         return True
 
     @classmethod
     def build_backbone(cls, config: ModelConfig) -> Backbone:
-        """A PolarMACE with random weights."""
+        """Build a PolarMACE with random weights."""
         rule, density = config.rule, config.density
         return Backbone(
             PolarMACE(
@@ -107,7 +108,7 @@ class Recursion(ChargeRule):
         )
 
     def forward(self, system: System) -> RuleOutput:
-        """PolarMACE's own outputs."""
+        """PolarMACE's outputs."""
         out, rows = system.network, system.network["density_coefficients"]
         rows = rows[:, CARTESIAN_ROWS_FROM_E3NN[: rows.shape[1]]]
         return RuleOutput(
@@ -117,7 +118,7 @@ class Recursion(ChargeRule):
         )
 
     def _geometry(self, system: System) -> Geometry | None:
-        """For potentials; None for wires and fields along periodic directions, which PolarMACE allows."""
+        """Geometry for potentials; None for wires, and for fields along periodic directions."""
         field, pbc = system.external_field, system.pbc
         if bool((pbc.sum(1) == 1).any()) or (field is not None and bool((field.bool() & pbc).any())):
             return None

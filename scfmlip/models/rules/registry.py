@@ -15,15 +15,29 @@ _RULES: dict[str, type[ChargeRule]] = {}
 
 def register(name: str) -> Callable[[Rule], Rule]:
     """
-    Class decorator that makes a rule known under a name.
+    Class decorator that registers a rule under a name.
 
     Raises:
-        ValueError: when the name is taken.
+        ValueError: if the name is taken.
+
+    Example:
+        >>> import dataclasses
+        >>> from scfmlip.models import ChargeRule, RuleOutput, register, rule_names
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class NothingConfig:
+        ...     pass
+        >>> @register("nothing")
+        ... class Nothing(ChargeRule):
+        ...     Config = NothingConfig
+        ...     def forward(self, system):
+        ...         return RuleOutput()
+        >>> "nothing" in rule_names()  # a model's configuration may now say "rule": "nothing"
+        True
     """
 
     def add(rule: Rule) -> Rule:
         if name in _RULES:
-            raise ValueError(f"there is a charge rule {name!r} already: {_RULES[name].__qualname__}")
+            raise ValueError(f"the charge rule {name!r} exists already: {_RULES[name].__qualname__}")
         if not dataclasses.is_dataclass(getattr(rule, "Config", None)):
             raise TypeError(f"{rule.__qualname__}.Config must be a dataclass of its options")
         _RULES[name] = rule
@@ -33,16 +47,32 @@ def register(name: str) -> Callable[[Rule], Rule]:
 
 
 def rule_names() -> list[str]:
-    """Names of all registered rules."""
+    """
+    Names of all registered rules.
+
+    Example:
+        >>> from scfmlip.models import rule_names
+        >>> for name in rule_names():
+        ...     print(name)
+        equilibrated
+        fixed
+        fixed_point
+        functional
+        latent
+        local
+        local_split
+        recursion
+        short_range
+    """
     return sorted(_RULES)
 
 
 def rule_class(name: str) -> type[ChargeRule]:
     """
-    The rule of a name.
+    The rule with a given name.
 
     Raises:
-        ValueError: names the ones that exist.
+        ValueError: for an unknown name; lists the known ones.
     """
     if name not in _RULES:
         raise ValueError(f"there is no charge rule {name!r}; there are {', '.join(rule_names())}")
@@ -58,7 +88,7 @@ def rule_config(values: Any) -> Any:
             return values
         raise TypeError(f"rule must be a name or a mapping with a name, got {values!r}")
     if not isinstance(values.get("name"), str):
-        raise ValueError(f"rule lacks its name: one of {', '.join(rule_names())}")
+        raise ValueError(f"rule needs a name: one of {', '.join(rule_names())}")
     options = {key: value for key, value in values.items() if key != "name"}
     return from_dict(rule_class(values["name"]).Config, options, f"rule {values['name']!r}")
 

@@ -1,4 +1,4 @@
-"""No charges: the plain short-range potential that all others are compared with."""
+"""No charges: the short-range potential that serves as baseline."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ class ShortRangeConfig:
 
 @register("short_range")
 class ShortRange(ChargeRule):
-    """Nothing but the backbone."""
+    """The backbone alone."""
 
     Config = ShortRangeConfig
     has_geometry = False
     feels_external_charges = False
 
     def forward(self, system: System) -> RuleOutput:
-        """No state and no energy."""
+        """No state and no additional energy."""
         return RuleOutput()

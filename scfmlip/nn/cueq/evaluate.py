@@ -1,4 +1,4 @@
-"""Recognised polynomials on our operators, with the indices and shapes of cuequivariance's call."""
+"""Evaluate recognised polynomials on our operators, with the indices and shapes of cuequivariance's call."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .recognise import ContractionPlan, ConvolutionPlan, LinearPlan, Plan
 
 class Call(NamedTuple):
     """
-    Arguments of one call, all checked, floating tensors in the dtype of the arithmetic.
+    The checked arguments of one call; floating tensors have the dtype of the arithmetic.
 
     Attributes:
-        inputs: ``[rows, size]`` each.
-        indices: ``[batch]`` int64 or None, by input.
+        inputs: Inputs, ``[rows, size]`` each.
+        indices: ``[batch]`` int64 or None for each input.
         out_index: ``[batch]`` int64 or None.
-        n_out: Rows of the output.
-        n_rows: Rows of the batch.
+        n_out: Number of rows of the output.
+        n_rows: Number of rows of the batch.
     """
 
     inputs: list[Tensor]
@@ -31,22 +31,22 @@ class Call(NamedTuple):
     n_rows: int
 
     def gathered(self, n: int) -> Tensor:
-        """``[batch or 1, size]`` of an input."""
+        """Rows ``[batch or 1, size]`` of an input."""
         index = self.indices[n]
         return self.inputs[n] if index is None else self.inputs[n].index_select(0, index)
 
     def rows(self, n: int) -> Tensor:
-        """``[batch, size]`` of an input."""
+        """Rows ``[batch, size]`` of an input."""
         found = self.gathered(n)
         return found.expand(self.n_rows, -1) if found.shape[0] == 1 else found
 
     def row_of(self, n: int) -> Tensor:
-        """``[batch]`` row of an input that each row of the batch takes."""
+        """``[batch]`` row of the input that each row of the batch reads."""
         index = self.indices[n]
         return self._same(self.inputs[n].shape[0]) if index is None else index.expand(self.n_rows)
 
     def target(self) -> Tensor:
-        """``[batch]`` row of the output that each row of the batch adds to."""
+        """``[batch]`` row of the output to which each row of the batch is added."""
         return self._same(self.n_out) if self.out_index is None else self.out_index.expand(self.n_rows)
 
     def _same(self, rows: int) -> Tensor:
@@ -56,7 +56,7 @@ class Call(NamedTuple):
         return torch.arange(self.n_rows, device=device)
 
     def summed(self, values: Tensor) -> Tensor:
-        """Rows of the batch, or one that stands for all, to rows of the output."""
+        """Sum rows of the batch, or one row for all, into rows of the output."""
         if self.out_index is None and values.shape[0] == self.n_out:
             return values
         if self.out_index is None and self.n_out != 1:
@@ -68,7 +68,7 @@ class Call(NamedTuple):
 
 
 def fits(plan: Plan, call: Call) -> bool:
-    """Whether the operator can do this call: matrices and contractions want weights of few species."""
+    """Whether the operator supports this call: matrices and contractions need weights of few species."""
     if isinstance(plan, ConvolutionPlan):
         return True
     return call.indices[plan.weights] is not None or call.inputs[plan.weights].shape[0] == 1
@@ -105,11 +105,11 @@ def _linear(plan: LinearPlan, call: Call) -> Tensor:
         )
         found = indexed_linear(rows, path.coefficient * w, index)
         found = (found.mT if plan.out_transposed else found).flatten(1)
-        # not found.shape, which torch.jit.trace makes a tensor: no two of them are one key
+        # not found.shape, which torch.jit.trace turns into tensors, which are never equal keys
         place = (path.out, i * path.columns)
         before = parts.get(place)
         parts[place] = found if before is None else before + found
-    # segments in their order, and zeros for those that no path writes
+    # segments in order, with zeros for those that no path writes
     columns, at = [], 0
     for first, width in sorted(parts):
         if first > at:

@@ -1,4 +1,4 @@
-"""Any segmented polynomial in plain PyTorch: paths with equal shapes together, one einsum for each group."""
+"""Any segmented polynomial in plain PyTorch: one einsum per group of paths with equal shapes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# columns of all operands of one einsum: bounds what is stored for each row
+# most columns of all operands of one einsum; limits the memory per row
 _COLUMNS = 1 << 15
 
 
@@ -34,13 +34,13 @@ class _Group(torch.nn.Module):
             self.register_buffer(f"columns_{n}", torch.cat(columns), persistent=False)
 
     def forward(self, inputs: list[Tensor], out: Tensor) -> Tensor:
-        """``out`` with these paths' results added to its columns."""
+        """Add these paths' results to the columns of ``out``."""
         factors = [
             x.index_select(1, getattr(self, f"columns_{n}")).view(x.shape[0], *shape)
             for n, (x, shape) in enumerate(zip(inputs, self.shapes[:-1], strict=True))
         ]
         coefficients: Tensor = self.coefficients  # type: ignore[assignment]
-        # rows that all paths share stay one row: einsum broadcasts an extent of 1
+        # shared rows stay a single row: einsum broadcasts an extent of 1
         found = torch.einsum(self.formula, coefficients.to(out.dtype), *factors)
         columns = getattr(self, f"columns_{len(inputs)}")
         return out.index_add(1, columns, found.reshape(-1, len(columns)).expand(out.shape[0], -1))
@@ -48,7 +48,7 @@ class _Group(torch.nn.Module):
 
 class GeneralPolynomial(torch.nn.Module):
     """
-    Sums of products of segments, for inputs of which each has as many rows as the batch, or one.
+    Sums of products of segments, for inputs with as many rows as the batch, or one row.
 
     Args:
         polynomial: A ``cuequivariance.SegmentedPolynomial``.
@@ -66,7 +66,7 @@ class GeneralPolynomial(torch.nn.Module):
             by_shape: dict[tuple, list[Any]] = {}
             for path in product.paths:
                 shapes = tuple(product.get_segment_shape(n, path) for n in operands)
-                # a multiplicity of 0: there is nothing to add
+                # a multiplicity of 0 adds nothing
                 if any(0 in shape for shape in (*shapes, np.shape(path.coefficients))):
                     continue
                 by_shape.setdefault(shapes, []).append(path)
@@ -78,7 +78,7 @@ class GeneralPolynomial(torch.nn.Module):
                     self.buffers_of.append((inputs, buffer - n_inputs))
 
     def forward(self, inputs: list[Tensor]) -> list[Tensor]:
-        """``[batch, size]`` of each output; without inputs that have a batch, one row."""
+        """``[batch, size]`` per output; one row if no input has a batch."""
         n_rows = next((len(x) for x in inputs if len(x) != 1), 1)
         out = [inputs[0].new_zeros(n_rows, size) for size in self.sizes]
         for group, (used, buffer) in zip(self.groups, self.buffers_of, strict=True):

@@ -21,32 +21,42 @@ _PATHS = {
 
 class SegmentedPolynomial(torch.nn.Module):
     """
-    Values of a segmented polynomial, with gather of the inputs and sums of the output, on our operators.
+    Evaluate a segmented polynomial on our operators, with gathered inputs and summed outputs.
 
-    Takes the place of ``cuequivariance_torch.SegmentedPolynomial``: same arguments, same call, no closed
-    kernels, any device, differentiable any number of times in every input.
+    It replaces ``cuequivariance_torch.SegmentedPolynomial``: same arguments and call, any device, without
+    closed kernels, differentiable any number of times in every input.
 
     Args:
         polynomial: A ``cuequivariance.SegmentedPolynomial``.
-        method: ``"naive"`` computes every polynomial in plain PyTorch. Any other of cuequivariance's names,
-            ``""`` and ``"auto"`` choose: our operator where the polynomial is one of the three, else plain
-            PyTorch.
+        method: ``"naive"`` uses plain PyTorch for every polynomial. ``""``, ``"auto"`` and all other names of
+            cuequivariance use our operator if the polynomial is one of the three, else plain PyTorch.
         math_dtype: dtype of the arithmetic, or its name; that of the first input if None. Our operators
-            compute in float32 or float64: other dtypes are raised to float32.
-        output_dtype_map: For each output the number of the input whose dtype it takes, -1 for the
+            compute in float32 or float64; other dtypes are converted to float32.
+        output_dtype_map: For each output, the number of the input whose dtype it takes, or -1 for the
             arithmetic's. The first input's if None. `torch.autocast` changes neither the arithmetic nor the
             outputs.
-        name: Kept, not used.
-        options: Kept, not used.
+        name: Stored, not used.
+        options: Stored, not used.
 
     Attributes:
-        path: ``"channelwise_conv"``, ``"symmetric_contraction"``, ``"indexed_linear"`` or ``"general"``: what
-            a call runs. Contractions and linear maps with other weights in every row run the general path.
+        path: The path that a call runs: ``"channelwise_conv"``, ``"symmetric_contraction"``,
+            ``"indexed_linear"`` or ``"general"``. Contractions and linear maps with different weights in
+            every row run the general path.
 
     Raises:
         ImportError: without the package ``cuequivariance``.
         TypeError: for something that is not a segmented polynomial.
         ValueError: for an unknown method or dtype.
+
+    Example:
+        >>> import cuequivariance as cue, torch
+        >>> from scfmlip.nn.cueq import SegmentedPolynomial
+        >>> x, y = cue.Irreps("O3", "4x0e + 4x1o"), cue.Irreps("O3", "0e + 1o")
+        >>> product = cue.descriptors.channelwise_tensor_product(x, y, cue.Irreps("O3", "0e + 1o")).polynomial
+        >>> polynomial = SegmentedPolynomial(product)
+        >>> (out,) = polynomial([torch.randn(10, operand.size) for operand in product.inputs])
+        >>> polynomial.path, out.shape
+        ('channelwise_conv', torch.Size([10, 32]))
     """
 
     def __init__(
@@ -96,7 +106,7 @@ class SegmentedPolynomial(torch.nn.Module):
 
     def __prepare_scriptable__(self) -> None:
         raise TypeError(
-            "torch.jit.script cannot hold this SegmentedPolynomial: use torch.compile, torch.export or "
+            "torch.jit.script does not support this SegmentedPolynomial: use torch.compile, torch.export or "
             "torch.jit.trace, or cuequivariance_torch's own module"
         )
 
@@ -112,22 +122,23 @@ class SegmentedPolynomial(torch.nn.Module):
         output_indices: dict[int, Tensor] | None = None,
     ) -> list[Tensor]:
         """
-        The outputs.
+        Compute the outputs.
 
         Args:
-            inputs: ``[rows, size]`` each: as many rows as the batch, one for all of it, or any number with
-                an index.
-            input_indices: By number of the input, ``[batch]`` int32 or int64: the row each takes.
+            inputs: ``[rows, size]`` each, with as many rows as the batch, one row for all of it, or any
+                number with an index.
+            input_indices: By number of the input, ``[batch]`` int32 or int64: the row that each batch row
+                reads.
             output_shapes: By number of the output, a tensor with as many rows as the output; its values are
-                not read. Needed with an index. Without one, a single row is the sum over the batch.
-            output_indices: By number of the output, ``[batch]``: the row each is added to.
+                not read. Required with an index. Without an index, a single row is the sum over the batch.
+            output_indices: By number of the output, ``[batch]``: the row to which each batch row is added.
 
         Returns:
-            ``[rows, size]`` of each output, ``[batch, size]`` if nothing says otherwise.
+            ``[rows, size]`` per output; ``[batch, size]`` by default.
 
         Raises:
             TypeError: for an index that is not an integer.
-            ValueError: for shapes that do not fit together.
+            ValueError: for shapes that do not match.
         """
         input_indices, output_shapes, output_indices = (
             {} if given is None else given for given in (input_indices, output_shapes, output_indices)
@@ -179,7 +190,7 @@ class SegmentedPolynomial(torch.nn.Module):
         output_shapes: dict[int, Tensor],
         output_indices: dict[int, Tensor],
     ) -> int:
-        """Rows of the batch."""
+        """Check the arguments, and return the number of rows of the batch."""
         if len(inputs) != self.num_inputs:
             raise ValueError(f"SegmentedPolynomial: {len(inputs)} inputs given, there are {self.num_inputs}")
         for n, (x, size) in enumerate(zip(inputs, self.sizes, strict=True)):
@@ -202,7 +213,7 @@ class SegmentedPolynomial(torch.nn.Module):
         missing = [n for n in output_indices if n not in output_shapes]
         if missing:
             raise ValueError(f"SegmentedPolynomial: output {missing[0]} has an index and no shape")
-        # len and not shape[0], which torch.jit.trace makes a tensor
+        # len instead of shape[0], which torch.jit.trace turns into a tensor
         rows = {
             f"input {n}": len(input_indices[n]) if n in input_indices else len(x)
             for n, x in enumerate(inputs)

@@ -1,11 +1,11 @@
 """
-Which segmented polynomials are convolutions, symmetric contractions or indexed linear maps, and of what.
+Recognise segmented polynomials that are convolutions, symmetric contractions or indexed linear maps.
 
-A polynomial is recognised by what it computes, not by where it came from: modes may have any names,
-coefficient modes may be flattened or not, modes of extent 1 squeezed or not.
+A polynomial is recognised by what it computes, not by its origin: modes may have any names, coefficient modes
+may be flattened or not, and modes of extent 1 squeezed or not.
 """
 
-# cuequivariance's objects have no types here
+# cuequivariance's objects are untyped here
 from __future__ import annotations
 
 import math
@@ -21,7 +21,7 @@ class ConvolutionPlan(NamedTuple):
 
     Attributes:
         product: Segments, paths and coefficients.
-        weights, x, y: Which input is which.
+        weights, x, y: Numbers of these inputs.
     """
 
     product: ChannelwiseProduct
@@ -32,11 +32,11 @@ class ConvolutionPlan(NamedTuple):
 
 class ContractionPlan(NamedTuple):
     """
-    A polynomial in one input, linear in the other; both and the output are ``[segments, channels]``.
+    A polynomial in one input and linear in the other; inputs and output are ``[segments, channels]``.
 
     Attributes:
         polynomial: Its terms.
-        weights, x: Which input is which.
+        weights, x: Numbers of these inputs.
         n_channels: Extent of every segment.
     """
 
@@ -48,12 +48,12 @@ class ContractionPlan(NamedTuple):
 
 class LinearPath(NamedTuple):
     """
-    One matrix of a linear map.
+    One matrix product of a linear map.
 
     Attributes:
         weights, x, out: First columns of the segments.
-        rows: Components times channels of x, ``(i, u)``.
-        columns: Channels of the output.
+        rows: Number of components and of channels of x, ``(i, u)``.
+        columns: Number of channels of the output.
         coefficient: Factor.
     """
 
@@ -71,7 +71,7 @@ class LinearPlan(NamedTuple):
 
     Attributes:
         paths: The matrices.
-        weights, x: Which input is which.
+        weights, x: Numbers of these inputs.
         size: Columns of the output.
         weights_transposed, x_transposed, out_transposed: Whether a segment is stored as ``[v, u]``,
             ``[u, i]`` or ``[v, i]``.
@@ -90,7 +90,7 @@ Plan = ConvolutionPlan | ContractionPlan | LinearPlan
 
 
 def recognise(polynomial: Any) -> Plan | None:
-    """The operator that computes a ``cuequivariance.SegmentedPolynomial``; None if there is none."""
+    """The plan of an operator that computes a ``cuequivariance.SegmentedPolynomial``; None without one."""
     if polynomial.num_outputs != 1 or not polynomial.operations:
         return None
     if polynomial.num_inputs == 3:
@@ -101,7 +101,7 @@ def recognise(polynomial: Any) -> Plan | None:
 
 
 def _flat(product: Any) -> Any | None:
-    """The same product with scalar coefficients, or None where its modes stand in the way."""
+    """The same product with scalar coefficients, or None if its modes do not allow it."""
     if not product.coefficient_subscripts:
         return product
     try:
@@ -111,7 +111,7 @@ def _flat(product: Any) -> Any | None:
 
 
 def _long_modes(product: Any) -> set[str]:
-    """Modes of an extent other than 1 somewhere."""
+    """Modes with an extent other than 1 in some path."""
     return {m for m in product.subscripts.modes() if product.get_dims(m) != {1}}
 
 
@@ -131,7 +131,7 @@ def _convolution(polynomial: Any) -> ConvolutionPlan | None:
     place = {buffer: n for n, buffer in enumerate(operation.buffers)}
     sizes = [_sizes(product, place[buffer]) for buffer in range(4)]
     terms = [([path.indices[place[b]] for b in range(4)], float(path.coefficients)) for path in product.paths]
-    # segments of multiplicity 0 have no columns
+    # segments with multiplicity 0 have no columns
     numbers = [{n: i for i, n in enumerate(i for i, size in enumerate(mine) if size)} for mine in sizes]
     terms = [
         ([number[n] for number, n in zip(numbers, path, strict=True)], value)
@@ -145,7 +145,7 @@ def _convolution(polynomial: Any) -> ConvolutionPlan | None:
         if any(size != 1 for size in sizes[y]):
             continue
         chosen = [(i[w], i[x], i[y], i[3], value) for i, value in terms]
-        # one extent in each path, or the mode is another's
+        # the mode must have a single extent in each path
         if any(not sizes[w][a] == sizes[x][b] == sizes[3][k] for a, b, _, k, _ in chosen):
             continue
         found = _channelwise(chosen, len(sizes[w]), sizes[x], len(sizes[y]), len(sizes[3]))
@@ -155,7 +155,7 @@ def _convolution(polynomial: Any) -> ConvolutionPlan | None:
 
 
 def _intervals(groups: list[set[int]], n: int) -> list[range] | None:
-    """Groups that share elements joined, the rest alone; None unless each is an interval of 0 .. n - 1."""
+    """Merge groups that share elements; None unless each result is an interval of 0 .. n - 1."""
     joined: list[set[int]] = []
     for group in [*groups, *({i} for i in range(n))]:
         touching = [other for other in joined if other & group]
@@ -169,7 +169,7 @@ def _intervals(groups: list[set[int]], n: int) -> list[range] | None:
 def _channelwise(
     terms: list[tuple[int, int, int, int, float]], n_w: int, x_sizes: list[int], n_y: int, n_out: int
 ) -> ChannelwiseProduct | None:
-    """From terms ``(w, x, y, out, value)`` of scalar coefficients."""
+    """Make the plan from terms ``(w, x, y, out, value)`` with scalar coefficients."""
     of_weight: list[list[tuple[int, int, int, float]]] = [[] for _ in range(n_w)]
     for w, *places, value in terms:
         x, y, out = map(int, places)
@@ -182,7 +182,7 @@ def _channelwise(
         return None
     paths, start = [], 0
     for w, mine in enumerate(of_weight):
-        # results in the order of the weights, none shared, none left out
+        # outputs in the order of the weights, none shared, none missing
         outs = range(start, start + len(used_out[w]))
         if used_out[w] != set(outs):
             return None
@@ -213,7 +213,7 @@ def _contraction(polynomial: Any) -> ContractionPlan | None:
         long = _long_modes(product)
         if product.coefficient_subscripts or len(long) > 1:
             return None
-        # the channel runs through every operand
+        # every operand has the channel mode
         if any(not long <= set(mode) for mode in product.subscripts.operands):
             return None
         extents.update(size for n in range(product.num_operands) for size in _sizes(product, n))

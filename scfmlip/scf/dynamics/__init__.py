@@ -1,1 +1,1 @@
-"""Charges along a trajectory: first guesses, and dynamics of their own."""
+"""Charges along a trajectory: first guesses, and auxiliary charges with their own dynamics."""

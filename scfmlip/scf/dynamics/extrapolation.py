@@ -10,17 +10,26 @@ from torch import Tensor
 
 class StateExtrapolator:
     """
-    Polynomial extrapolation of the last states: the first guess of a step of molecular dynamics.
+    First guesses for molecular dynamics by polynomial extrapolation of the last states.
 
-    Charges follow smooth forces: a quadratic through the last three states saves most iterations of a
-    solve whose preconditioner is good. Explicit state in, explicit state out: `add` what a step found, pass
-    `guess` to the next one; `states` is all there is to save for a restart.
+    Charges change smoothly along a trajectory, so a quadratic through the last three states saves most
+    iterations of a well preconditioned solve. Call `add` with the state of each step, and pass `guess` to the
+    next solve. For a restart, only `states` needs to be saved.
 
     Args:
-        order: Of the polynomial: 0 repeats the last state, 2 is quadratic.
+        order: Order of the polynomial: 0 repeats the last state, 2 is quadratic.
 
     Attributes:
         states: The last states, oldest first.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.scf import StateExtrapolator
+        >>> extrapolate = StateExtrapolator(order=1)
+        >>> for step in range(2):
+        ...     extrapolate.add(torch.tensor([[0.1 * step]]))  # what a solve found
+        >>> extrapolate.guess()  # pass it to the next solve as its first guess
+        tensor([[0.2000]])
     """
 
     def __init__(self, order: int = 2) -> None:
@@ -30,13 +39,13 @@ class StateExtrapolator:
         self.states: list[Tensor] = []
 
     def add(self, state: Tensor) -> None:
-        """Remember what a step found; another shape (another system) starts afresh."""
+        """Store the state of a step. A state of another shape (another system) clears the history."""
         if self.states and self.states[-1].shape != state.shape:
             self.states = []
         self.states = [*self.states, state.detach()][-(self.order + 1) :]
 
     def guess(self) -> Tensor | None:
-        """The next state, by the polynomial through as many as there are; None before the first."""
+        """The extrapolated next state, from as many states as are stored; None before the first."""
         n = len(self.states)
         if n == 0:
             return None

@@ -1,14 +1,14 @@
 """
 Charge equilibration for molecular dynamics at a fixed, small cost per step.
 
-Auxiliary charges n move with the atoms by time-reversible integration and stay near the minimum; a fixed
-number of conjugate gradient steps from them, and the energy below, take the place of a converged solve. With
-the gradient r at the state q reached and a positive approximation M of the Hessian's inverse,
+Auxiliary charges n are integrated time-reversibly along with the atoms and stay near the minimum. A fixed
+number of conjugate gradient steps from them, with the energy below, replaces a converged solve. Let r be the
+gradient at the state q that the steps reach, and M a positive approximation of the inverse Hessian. Then
     E = E(q) - 1/2 r.M r
-is a shadow of the energy at the minimum, wrong by O(r^2). Its derivatives at fixed q and M are what the atoms
-feel: those at the minimum but for the part of r that M leaves, so that what integrates it keeps an energy.
-Niklasson, Phys. Rev. Lett. 100, 123004 (2008); Niklasson et al., J. Chem. Phys. 130, 214109 (2009); shadow
-functionals of charge equilibration, Niklasson, J. Chem. Phys. 154, 054101 (2021).
+is a shadow of the energy at the minimum, with an error of O(r^2). The forces are its derivatives at fixed q
+and M. They differ from those at the minimum only by the part of r that M does not remove, so the dynamics
+conserves an energy. Niklasson, Phys. Rev. Lett. 100, 123004 (2008); Niklasson et al., J. Chem. Phys. 130,
+214109 (2009); shadow functionals of charge equilibration, Niklasson, J. Chem. Phys. 154, 054101 (2021).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..solution import ChargeSolution, Status
 from ..solvers.conjugate_gradients import conjugate_gradients, preconditioned_projector
 from ..solvers.preconditioners import check_preconditioner, make_preconditioner
 
-# damping of the auxiliary motion: order, kappa, alpha, c_0 .. c_order of Niklasson et al. 2009, table 1
+# damping of the auxiliary motion: order, kappa, alpha, c_0 .. c_order from Niklasson et al. 2009, table 1
 _DISSIPATION = {
     3: (1.69, 0.150, (-2, 3, 0, -1)),
     4: (1.75, 0.057, (-3, 6, -2, -2, 1)),
@@ -42,17 +42,27 @@ _DISSIPATION = {
 
 class ExtendedLagrangian:
     """
-    Auxiliary states that follow the atoms: the start of every step's `shadow_equilibration`.
+    Auxiliary states that follow the atoms; every step's `shadow_equilibration` starts from them.
 
-    ``n(t + 1) = 2 n(t) - n(t - 1) + kappa (s(t) - n(t)) + alpha sum_k c_k n(t - k)``: time-reversible but for
-    the weak damping alpha, so that errors do not add up to a drift. Steps must be of one length. Explicit
-    state in, explicit state out; ``states`` is all there is to save for a restart.
+    ``n(t + 1) = 2 n(t) - n(t - 1) + kappa (s(t) - n(t)) + alpha sum_k c_k n(t - k)`` is time-reversible
+    except for the weak damping alpha, so errors do not accumulate to a drift. The time step must be constant.
+    For a restart, only ``states`` needs to be saved.
 
     Args:
-        order: Of the damping, 3 to 7: higher is weaker.
+        order: Order of the damping, 3 to 7; a higher order damps less.
 
     Attributes:
         states: The last auxiliary states, oldest first.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip.scf import ExtendedLagrangian
+        >>> dynamics = ExtendedLagrangian()
+        >>> dynamics.guess() is None  # so the first step needs a converged solve
+        True
+        >>> dynamics.add(torch.tensor([[-0.8], [0.4], [0.4]]))  # its charges
+        >>> dynamics.guess().flatten()  # auxiliary charges of the next step
+        tensor([-0.8000,  0.4000,  0.4000], dtype=torch.float64)
     """
 
     def __init__(self, order: int = 5) -> None:
@@ -62,7 +72,7 @@ class ExtendedLagrangian:
         self.states: list[Tensor] = []
 
     def add(self, state: Tensor) -> None:
-        """Take what a step found; the first one must be converged, another shape starts afresh."""
+        """Add the state of a step; the first must be converged. Another shape clears the history."""
         state = state.detach().double()
         if not self.states or self.states[-1].shape != state.shape:
             self.states = [state] * (self.order + 1)
@@ -74,7 +84,7 @@ class ExtendedLagrangian:
         self.states = [*self.states[1:], fresh]
 
     def guess(self) -> Tensor | None:
-        """The auxiliary state of the coming step; None before the first, which needs a converged solve."""
+        """The auxiliary state of the next step; None before the first step, which needs a converged solve."""
         return self.states[-1] if self.states else None
 
 
@@ -94,8 +104,8 @@ def _value(
     """
     The shadow functional ``E(q) - 1/2 r.M r`` at fixed q and M, ``[n_systems]``.
 
-    In ``d = -M r`` and ``s = q + d`` its derivatives are those of ``source.s + 1/2 s.A s - 1/2 d.A d``, its
-    value is that and ``gain = 1/2 r.M r``.
+    With ``d = -M r`` and ``s = q + d``, its derivatives are those of ``source.s + 1/2 s.A s - 1/2 d.A d``,
+    and its value is that plus ``gain = 1/2 r.M r``.
     """
     whole = problem.prepare(positions, cell, widths, external_field, external_potential)
     bare = problem.prepare(positions, cell, widths)
@@ -120,32 +130,47 @@ def shadow_equilibration(
     preconditioner: PreconditionerName = "auto",
 ) -> ChargeSolution:
     """
-    Charges after a fixed number of steps from the auxiliary ones, and the energy whose forces belong to them.
+    Charges after a fixed number of steps from the auxiliary charges, with the energy that belongs to them.
 
-    Costs ``iterations + 1`` products with the Coulomb operator and nothing that depends on a tolerance; no
-    adjoint. For molecular dynamics: differentiable once. Train with `charge_equilibration`.
+    The cost is ``iterations + 1`` products with the Coulomb operator; it does not depend on a tolerance, and
+    there is no adjoint. Use it for molecular dynamics: it is differentiable once. Train with
+    `charge_equilibration`.
 
     Args:
-        geometry: As `charge_equilibration`.
-        electronegativity: As that.
-        hardness: As that.
-        total_charge: As that.
+        geometry: From `Coulomb.prepare`.
+        electronegativity: ``[n_atoms]`` or ``[n_atoms, dim]`` V (and V/angstrom).
+        hardness: ``[n_atoms]`` or ``[n_atoms, dim]`` V/e (and V/(e angstrom^2)), positive.
+        total_charge: e, one number or ``[n_systems]`` or ``[n_fragments]``.
         auxiliary: ``[n_atoms, dim]`` from `ExtendedLagrangian.guess`.
         iterations: Conjugate gradient steps, at least 0; each system stops at rounding.
-        fragments: As `charge_equilibration`.
-        width_index: As that.
-        widths: As that.
-        pairs: As that.
-        preconditioner: As that; it is also M.
+        fragments: See `charge_equilibration`.
+        width_index: See `charge_equilibration`.
+        widths: See `charge_equilibration`.
+        pairs: See `charge_equilibration`.
+        preconditioner: See `charge_equilibration`; it is also M.
 
     Returns:
-        The solution; ``residual`` is relative, of the state before its last correction, and ``status``
-        is CONVERGED where it is below 0.1, else ITERATIONS: the auxiliary state has lost the minimum,
-        converge this step instead.
+        The solution. ``residual`` is the relative residual before the last correction. ``status`` is
+        CONVERGED if it is below 0.1, else ITERATIONS: the auxiliary state has then lost the minimum, and
+        this step should be converged instead.
 
     Raises:
         ValueError: for wrong shapes, NaN, or a negative number of iterations.
         TypeError: for another dtype.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> from scfmlip.scf import ExtendedLagrangian, shadow_equilibration
+        >>> water = torch.tensor([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]]).double()
+        >>> chi, hardness = torch.tensor([8.5, 4.5, 4.5]).double(), torch.tensor([2.0, 3.0, 3.0]).double()
+        >>> coulomb, dynamics = scfmlip.Coulomb(l_max=0, sigma=0.7), ExtendedLagrangian()
+        >>> first = scfmlip.charge_equilibration(coulomb.prepare(water, None, False), chi, hardness)
+        >>> dynamics.add(first.state)
+        >>> geometry = coulomb.prepare(1.01 * water, None, False)  # the next step of a trajectory
+        >>> step = shadow_equilibration(geometry, chi, hardness, auxiliary=dynamics.guess())
+        >>> [round(q, 3) for q in step.charges.tolist()]
+        [-0.791, 0.396, 0.395]
+        >>> dynamics.add(step.state)
     """
     check_whole("iterations", iterations, 0)
     check_preconditioner(preconditioner)

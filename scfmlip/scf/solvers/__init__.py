@@ -1,1 +1,1 @@
-"""Solvers of ragged batches: every system converges by itself, and none waits for another's answer."""
+"""Solvers for ragged batches: systems converge independently of each other."""

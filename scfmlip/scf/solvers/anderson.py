@@ -1,4 +1,4 @@
-"""Anderson's mixing, of a ragged batch of systems."""
+"""Anderson mixing for a ragged batch of systems."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def anderson(
     """
     Root of ``function``, F(x) - x, by Anderson mixing of F (J. ACM 12, 547 (1965)), safeguarded.
 
-    A step that makes a system's residual more than twice its smallest so far goes back to the best state,
-    forgets that system's history, and mixes half as much from there on.
+    If a step raises a system's residual to more than twice its minimum so far, the system returns to its best
+    state, clears its history, and mixes half as much from then on.
 
     Args:
         function: ``[n]`` -> ``[n]``.
         start: ``[n]`` float64.
-        criterion: When a system has converged.
-        max_iterations: Evaluations.
-        mixing: Share of the residual that is added to the extrapolated state.
-        history: Steps that are remembered.
-        known: The function at the start, f, and what it becomes at ``start + f``, less f.
+        criterion: The convergence criterion.
+        max_iterations: Most evaluations.
+        mixing: Fraction of the residual that is added to the extrapolated state.
+        history: Number of steps that are kept.
+        known: The function at the start, f, and its change from there to ``start + f``.
     """
     batch = criterion.batch
     x, best_x, best_f = start, start, torch.zeros_like(start)

@@ -1,10 +1,10 @@
 """
-Projected, preconditioned conjugate gradients for a ragged batch.
+Projected, preconditioned conjugate gradients for a ragged batch of systems.
 
-The constraint lives in the projector, so the system stays positive definite (Gould, Hribar and Nocedal,
-SIAM J. Sci. Comput. 23, 1376 (2001)). All systems of the batch share one application of the operator per
-iteration and stop one by one. Vectors and dot products are float64 whatever the operator computes in: in
-float32 the recursion would drift off the constraint and diverge once it stagnates.
+The projector enforces the constraint, so the system stays positive definite (Gould, Hribar and Nocedal, SIAM
+J. Sci. Comput. 23, 1376 (2001)). All systems share one application of the operator per iteration and stop one
+by one. Vectors and dot products are float64, whatever the dtype of the operator: in float32 the recursion
+would drift off the constraint and diverge once it stagnates.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from ..solution import Status
 from .gmres import Map
 from .recursion import ConjugateDirections
 
-# relative residuals below these are rounding
+# smaller relative residuals are rounding
 FLOOR = {torch.float32: 2e-6, torch.float64: 1e-14}
-# iterations without a new smallest residual after which a system is given up
+# iterations without a new smallest residual after which a system stops
 _PATIENCE = 25
 
 
 class LinearResult(NamedTuple):
     """
-    A solve of one linear system per system of the batch.
+    The result of solving one linear system per system of the batch.
 
     Attributes:
         state: ``[n_atoms, dim]`` float64.
         multiplier: ``[n_groups]`` float64, chemical potential.
         iterations, status: ``[n_systems]`` int64.
         residual: ``[n_systems]`` float64, relative.
-        gradient: ``[n_atoms, dim]`` float64 of the functional at ``state``, multipliers not subtracted.
+        gradient: ``[n_atoms, dim]`` float64 gradient of the functional at ``state``, without multipliers.
     """
 
     state: Tensor
@@ -62,20 +62,20 @@ def conjugate_gradients(
     """
     Minimise ``source.s + 1/2 s.A s`` at given totals.
 
-    Residuals are relative to the projected source, or to the gradient at evenly spread charges where that is
-    larger and known: see `scale_of`.
+    Residuals are relative to the projected source, or to the gradient at evenly spread charges if that is
+    known and larger, see `scale_of`.
 
     Args:
         problem: Sizes and constraint.
-        apply: A, on ``[n_atoms, dim]`` float64.
+        apply: A, applied to ``[n_atoms, dim]`` float64.
         source: ``[n_atoms, dim]`` float64.
         totals: ``[n_groups]`` float64.
         initial: First guess ``[n_atoms, dim]``, made feasible; zeros if None.
         precondition: A symmetric positive approximation of A's inverse.
-        tolerance: On the norm of the projected gradient over that of the projected source.
-        max_iterations: Of one system.
-        dtype: In which ``apply`` computes: sets the smallest tolerance.
-        choose: Start from evenly spread charges where a first guess is worse: its rounding would stay.
+        tolerance: Largest norm of the projected gradient, relative to that of the projected source.
+        max_iterations: Most iterations of one system.
+        dtype: dtype in which ``apply`` computes; it sets the smallest tolerance.
+        choose: Start from evenly spread charges if the first guess is worse: its rounding would remain.
     """
     tolerance = max(tolerance, FLOOR[dtype])
 
@@ -98,7 +98,7 @@ def conjugate_gradients(
     status = ended(torch.full_like(scale, int(Status.ITERATIONS), dtype=torch.int64), verdict)
     iterations = torch.zeros_like(status)
     best, since = verdict.residual, iterations
-    check = 1 if source.device.type == "cpu" else 8  # a look at the masks waits for the GPU
+    check = 1 if source.device.type == "cpu" else 8  # reading the masks synchronises the GPU
     for step in range(max_iterations):
         active = status == Status.ITERATIONS
         if step % check == 0 and not bool(active.any()):
@@ -114,7 +114,7 @@ def conjugate_gradients(
         better = verdict.residual < best
         since = torch.where(better, 0, since + 1)
         best = torch.where(better, verdict.residual, best)
-        # rounding is an excuse where nothing gets better any more
+        # accept rounding where the residual no longer improves
         reached = verdict._replace(converged=verdict.residual <= tolerance)
         stuck = (since > _PATIENCE) & ((best < 1e-3) | verdict.rounded)
         status = ended(status, reached._replace(converged=reached.converged | (stuck & verdict.converged)))
@@ -145,14 +145,14 @@ def _start(
     choose: bool,
     rounding: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The first state with the totals, the energy's derivative there, and `scale_of` the problem."""
+    """The first state that satisfies the totals, the gradient there, and the scale (`scale_of`)."""
     evenly = problem.feasible(torch.zeros_like(source), totals)
     state = evenly if initial is None else problem.feasible(initial.double(), totals)
     slope = source + apply(state)
     norm, own = norm_of(problem, problem.project(slope)), norm_of(problem, problem.project(source))
     even = norm_of(problem, state - evenly) == 0
     if choose and initial is not None:
-        # without totals the gradient at no charges is the source itself
+        # without totals, the gradient at zero charges is the source itself
         bad = ~even & ~(norm <= 10 * own)
         if bool(bad.any()):
             state = torch.where(problem.segments.expand(bad.double())[:, None] > 0, evenly, state)
@@ -163,13 +163,13 @@ def _start(
 
 def scale_of(own: Tensor, whole: Tensor, even: Tensor, rounding: float) -> Tensor:
     """
-    ``[n_systems]`` what the projected gradient of a quadratic functional is relative to.
+    ``[n_systems]`` scale of the projected gradient of a quadratic functional.
 
     Args:
         own: ``[n_systems]`` norm of the projected source.
-        whole: ``[n_systems]`` norm of the source: beside it the projected one may be rounding.
-        even: ``[n_systems]`` norm of the projected gradient at evenly spread charges, 0 where it is unknown.
-        rounding: Relative.
+        whole: ``[n_systems]`` norm of the source; compared with it, the projected source may be rounding.
+        even: ``[n_systems]`` norm of the projected gradient at evenly spread charges, 0 if it is unknown.
+        rounding: Relative rounding.
     """
     scale = torch.maximum(torch.where(own > rounding * whole, own, 0.0), even)
     return torch.where(scale > 0, scale, torch.ones_like(scale))
@@ -185,11 +185,11 @@ def chemical_potential(problem: QuadraticProblem, gradient: Tensor) -> Tensor:
 def preconditioned_projector(
     problem: QuadraticProblem, precondition: Callable[[Tensor], Tensor], like: Tensor
 ) -> Callable[[Tensor], Tensor]:
-    """The constrained problem's preconditioner: ``M r`` less the multiple of ``M 1`` that moves charge."""
+    """The constrained problem's preconditioner: ``M r`` minus the multiple of ``M 1`` that adds charge."""
     if not problem.constrained:
         return precondition
     groups = problem.groups
-    if not groups.whole:  # fragments that the preconditioner couples: project on both sides
+    if not groups.whole:  # the preconditioner couples fragments: project on both sides
         return lambda gradient: problem.project(precondition(problem.project(gradient)))
     ones = torch.zeros_like(like)
     ones[:, 0] = 1

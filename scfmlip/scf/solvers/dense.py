@@ -1,7 +1,7 @@
 """
-Direct solution of small systems: one Cholesky factorisation each, the batch padded to the largest.
+Direct solution of small systems: one Cholesky factorisation each, with the batch padded to the largest.
 
-The matrix comes from the operator itself, applied to unit multipoles: column c of every system at once.
+The matrix comes from applying the operator to unit multipoles: column c of all systems at once.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from ..quadratic import QuadraticProblem
 from ..solution import Status
 from .conjugate_gradients import LinearResult, scale_of
 
-# what a factorisation leaves, relative to the potentials whose sum it solves for
+# residual of a factorisation, relative to the potentials that it balances
 _EXACT = 1e-11
 
 
 class DenseSolver:
     """
-    Factors of ``A + c E E^T`` of every system.
+    The factors of ``A + c E E^T`` of every system.
 
-    E holds one column per group of constrained charges: the shift changes nothing on the constraint, and a
-    matrix that is positive there becomes positive everywhere.
+    E holds one column per group of constrained charges. The shift changes nothing on the constraint, and
+    makes a matrix that is positive on the constraint positive everywhere.
 
     Args:
         problem: Sizes and constraint.
-        apply: A, on ``[n_atoms, n, dim]``.
+        apply: A, applied to ``[n_atoms, n, dim]``.
         dim: Components of an atom's state.
-        dtype: In which ``apply`` computes.
-        blocks: The matrices themselves, where there is a cheaper way to them.
+        dtype: dtype in which ``apply`` computes.
+        blocks: The matrices themselves, if they are known.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class DenseSolver:
         padding[self.index, self.rows] = 0.0
         self.matrix = 0.5 * (matrix + matrix.mT)
         self.indicator = self._indicator(padding)
-        # a charged slab's matrix is very negative along the total charge
+        # the matrix of a charged slab is very negative along the total charge
         total = (self.indicator.sum(2)[:, None] @ self.matrix @ self.indicator.sum(2)[..., None]).flatten()
         size = counts.to(device).clamp(min=1)
         shift = (self.matrix.diagonal(dim1=1, dim2=2).sum(1) / size).abs() + 10 * total.abs() / size**2
@@ -85,7 +85,7 @@ class DenseSolver:
         self.shift = shift
 
     def _indicator(self, like: Tensor) -> Tensor:
-        """``[n_systems, width, most groups]``, 1 where a charge belongs to a system's n-th group."""
+        """``[n_systems, width, most groups]``: 1 if a charge belongs to the system's n-th group."""
         problem, groups = self.problem, self.problem.groups
         if not problem.constrained:
             return like.new_zeros((*like.shape, 1))
@@ -101,7 +101,7 @@ class DenseSolver:
         return indicator
 
     def solve(self, source: Tensor, totals: Tensor, tolerance: float) -> LinearResult:
-        """Minimise ``source.s + 1/2 s.A s``; arguments as `conjugate_gradients`."""
+        """Minimise ``source.s + 1/2 s.A s``; arguments as in `conjugate_gradients`."""
         problem, groups = self.problem, self.problem.groups
         right = source.new_zeros((problem.n_systems, self.width))
         right[self.index, self.rows] = -source

@@ -1,8 +1,8 @@
 """
-Linear equations of ragged batches, one system beside another, and what Krylov spaces say of the inverse.
+Linear equations for ragged batches, and approximate inverses from Krylov spaces.
 
-Unknowns are one vector; `Segments` know which system each number belongs to. Every dot product is one number
-per system, in float64, so that systems converge, stop and fail by themselves.
+The unknowns are one vector; `Segments` tells which system each number belongs to. Every dot product is one
+number per system, in float64, so systems converge, stop and fail independently.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from ...segments import Segments
 from ..solution import Status
 
 Map = Callable[[Tensor], Tensor]
-# what a direction is at most multiplied by where a matrix loses it, relative
+# largest relative amplification of a direction that a matrix nearly annihilates
 _LOST = 1e-13
 
 
 class KrylovInverse:
     """
-    An approximate inverse of a matrix, from a Krylov space in which GMRES has solved with it.
+    An approximate inverse of a matrix, from a Krylov space of an earlier GMRES solve.
 
-    With ``A V = W H``, V the leading columns of W, it is exact on the range of ``A V`` and a multiple of one
-    on the rest, ``M = V H+ W^T + sign (1 - W H H+ W^T)``. Minus one, the inverse of the residual ``F(s) - s``
-    of a map that contracts; one where A had already been multiplied by an approximate inverse.
+    With ``A V = W H``, where V holds the leading columns of W, it is exact on the range of ``A V`` and a
+    multiple of the identity on the rest, ``M = V H+ W^T + sign (1 - W H H+ W^T)``. The sign is -1 for the
+    residual ``F(s) - s`` of a contracting map, and 1 if A had already been multiplied by an approximate
+    inverse.
 
     Args:
         basis: ``[k + 1, n]`` float64 W^T, orthonormal in every system.
         hessenberg: ``[n_systems, k + 1, k]`` H.
         batch: The systems.
-        rounding: Relative error of products with A. Directions that A all but loses are left to ``sign``: an
-            inverse that is large makes rounding large.
-        first: What A had been multiplied by from the right; the whole is then an inverse without it.
+        rounding: Relative error of products with A. Nearly singular directions are not inverted, because a
+            large inverse would amplify rounding.
+        first: Right preconditioner of that solve; the combination is then an inverse of A itself.
     """
 
     def __init__(
@@ -69,11 +70,11 @@ class KrylovInverse:
         )
 
     def _overlap(self, r: Tensor) -> Tensor:
-        """``[n_systems, k + 1, 1]``."""
+        """Overlaps with the basis, ``[n_systems, k + 1, 1]``."""
         return self.batch.dot(self.basis, r.expand_as(self.basis)).T[..., None]
 
     def _combine(self, weights: Tensor) -> Tensor:
-        """``[n]`` of ``weights [n_systems, k + 1, 1]``."""
+        """``[n]`` combination of the basis with ``weights [n_systems, k + 1, 1]``."""
         return (self.batch.expand(weights[..., 0]).T * self.basis).sum(0)
 
 
@@ -85,8 +86,8 @@ class RootResult(NamedTuple):
         x: ``[n]`` float64.
         residual: ``[n_systems]`` norm of the equations, relative.
         iterations, status: ``[n_systems]`` int64.
-        evaluations: Of the function, for the whole batch.
-        inverse: Of the equations' matrix there, roughly, where a Krylov space has told.
+        evaluations: Number of function evaluations, for the whole batch.
+        inverse: Approximate inverse of the equations' matrix there, if a Krylov space gave one.
     """
 
     x: Tensor
@@ -98,9 +99,9 @@ class RootResult(NamedTuple):
 
 
 def _orthogonal(w: Tensor, stack: Tensor, batch: Segments) -> tuple[Tensor, Tensor]:
-    """What is left of ``w`` across the rows of ``stack``, and ``[n_systems, n_rows]`` overlaps with them."""
+    """``w`` orthogonalised against the rows of ``stack``, and its overlaps ``[n_systems, n_rows]``."""
     total = 0.0
-    for _ in range(2):  # twice: once loses orthogonality
+    for _ in range(2):  # twice, because a single pass loses orthogonality
         overlap = batch.dot(stack, w.expand_as(stack))
         w = w - (batch.expand(overlap.T).T * stack).sum(0)
         total = total + overlap.T
@@ -120,18 +121,20 @@ def gmres(
     transposed: bool = False,
 ) -> RootResult:
     """
-    ``A x = right`` for any matrix, without restarts (Saad and Schultz, SIAM J. Sci. Stat. Comput. 7, 856).
+    Solve ``A x = right`` for any matrix, without restarts (Saad and Schultz, SIAM J. Sci. Stat. Comput. 7,
+    856).
 
     Args:
         apply: A, ``[n]`` -> ``[n]``.
         right: ``[n]`` float64.
         batch: The systems.
-        tolerance: Of the residual relative to the norm of ``right``, one for all or ``[n_systems]``.
+        tolerance: Residual relative to the norm of ``right``, one number or ``[n_systems]``.
         max_iterations: Largest Krylov space.
-        image: ``A right`` where it is known, without ``inverse``.
-        rounding: Relative error of ``apply``: a Krylov space to which it adds less is closed.
-        inverse: Of A, roughly: multiplied from the right, so that residuals stay what they are.
-        transposed: ``inverse`` is that of the transpose of A.
+        image: ``A right`` if it is known (without ``inverse``).
+        rounding: Relative error of ``apply``; a Krylov space that grows by less is complete.
+        inverse: Approximate inverse of A, applied as a right preconditioner, which leaves residuals
+            unchanged.
+        transposed: Whether ``inverse`` is that of the transpose of A.
     """
 
     def precondition(v: Tensor) -> Tensor:
@@ -146,7 +149,7 @@ def gmres(
     residual = (scale > 0).double()
     iterations = torch.zeros_like(scale, dtype=torch.int64)
     open_ = torch.ones_like(scale, dtype=torch.bool)
-    # last row of Q^T in H = Q R, which one Givens rotation after another makes: all that residuals need
+    # last row of Q^T in H = Q R, built up by Givens rotations: all that the residual norms need
     last = torch.ones((batch.n_segments, 1), dtype=torch.float64, device=right.device)
     for step in range(1, max_iterations + 1):
         active = (residual > tolerance) & open_
@@ -166,7 +169,7 @@ def gmres(
         columns.append(column)
         inside = (last * column[:, :step]).sum(1)
         radius = torch.hypot(inside, length)
-        # of a direction that A loses nothing is left to reduce the residual with
+        # a direction that A annihilates cannot reduce the residual
         lost = radius <= _LOST * column.norm(dim=1)
         cosine = torch.where(lost, 0.0, inside / radius)
         sine = torch.where(lost, 1.0, length / radius)

@@ -1,4 +1,4 @@
-"""Newton's method for a ragged batch of systems, and where it may start."""
+"""Newton's method for a ragged batch of systems, and a search for its starting potentials."""
 
 from __future__ import annotations
 
@@ -24,25 +24,26 @@ def newton(
     feasible: Map | None = None,
 ) -> RootResult:
     """
-    Root of ``function`` by Newton's method, each step solved by GMRES from differences of the function.
+    Root of ``function`` by Newton's method; GMRES on finite differences solves each step.
 
-    What the Krylov space of the first step says of the derivative's inverse preconditions the others, until
-    one of them gains little: differences carry rounding, which a product of many such inverses makes large.
-    Steps are solved as exactly as the last one's progress deserves (Eisenstat and Walker, SIAM J. Sci.
-    Comput. 17, 16, choice 2), and no better than the root has to be.
+    The Krylov space of the first step preconditions later ones until a step makes little progress:
+    differences carry rounding, which a product of many such inverses amplifies. The accuracy of each step
+    follows the progress of the last one (Eisenstat and Walker, SIAM J. Sci. Comput. 17, 16, choice 2), and
+    does not exceed what the root needs.
 
     Args:
         function: ``[n]`` -> ``[n]``.
         start: ``[n]`` float64.
-        criterion: When a system has converged.
-        max_iterations: Newton steps.
+        criterion: The convergence criterion.
+        max_iterations: Most Newton steps.
         krylov: Largest Krylov space of a step.
-        affine: The function is: differences are exact, and one step is enough.
-        step: Of differences otherwise, relative to the state.
-        value: The function at the start, f, where it is known.
-        image: What it becomes at ``start + f``, less f: an affine function's derivative along f.
-        inverse: Of the derivative, roughly.
-        feasible: ``[n]`` -> ``[n]``: what a step has to obey whatever the tolerance.
+        affine: Whether the function is affine: differences are then exact, and one step is enough.
+        step: Step of finite differences otherwise, relative to the state.
+        value: The function at the start, f, if it is known.
+        image: Change of the function from the start to ``start + f``: for an affine function, its derivative
+            along f.
+        inverse: Approximate inverse of the derivative.
+        feasible: ``[n]`` -> ``[n]``: projection that every step must satisfy whatever the tolerance.
     """
     batch, tolerance = criterion.batch, criterion.tolerance
     x = start
@@ -61,7 +62,7 @@ def newton(
         def derivative(v: Tensor, x: Tensor = x, value: Tensor = value) -> Tensor:
             length = batch.norm(v)
             if affine:
-                # steps as large as what they are added to, so that rounding is small beside them
+                # difference steps as large as the state, so that rounding is small relative to them
                 size = batch.norm(x) + batch.norm(value)
                 size = batch.expand(torch.where((length > 0) & (size > 0), size / length, 1.0))
                 return (function(x + size * v) - value) / size
@@ -104,19 +105,19 @@ def newton(
 
 def bracket_potential(missing: Map, start: Tensor) -> tuple[Tensor, int]:
     """
-    A first guess of chemical potentials at which charges respond.
+    First guesses of chemical potentials at which charges respond.
 
-    Where Newton's step would be longer than 1 V and leaves more than half of the charge missing, the
-    response (saturated, or positive and negative parts that cancel) says nothing, nor does its sign: look on
-    both sides at growing distance, up to 64 V, for the place where the missing charge changes its sign, and
-    halve that interval. Where the step is short nothing changes.
+    If Newton's step is longer than 1 V and leaves more than half of the charge missing, the response tells
+    nothing, not even by its sign: it is saturated, or positive and negative parts cancel. Then search both
+    sides at growing distances, up to 64 V, for a sign change of the missing charge, and bisect that interval.
+    If the step is short, the start is kept.
 
     Args:
-        missing: ``[n]`` V -> ``[n]`` e, each potential with its own charge.
+        missing: ``[n]`` V -> ``[n]`` e, the missing charge at each potential.
         start: ``[n]`` V float64.
 
     Returns:
-        The guess, and how often ``missing`` was evaluated.
+        The guess, and the number of evaluations of ``missing``.
     """
     here = missing(start)
     response = (missing(start + 0.05) - here) / 0.05

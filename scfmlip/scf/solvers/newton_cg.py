@@ -1,9 +1,9 @@
 """
-Truncated Newton minimisation of a ragged batch, and conjugate gradients on its quadratic models.
+Truncated Newton minimisation for a ragged batch, and conjugate gradients on its quadratic models.
 
 Nocedal and Wright, Numerical Optimization, 2006, algorithm 7.1: conjugate gradients on the Newton equations
-stop early, or where they meet negative curvature, so that every direction goes down; a backtracking line
-search does the rest. Every system of the batch has its own steps, lengths and end.
+stop early, or when they meet negative curvature, so every direction is a descent direction. A backtracking
+line search follows. Every system of the batch has its own steps, step lengths and end.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ..solution import Status
 from .gmres import Map, RootResult
 from .recursion import ConjugateDirections
 
-# value [n_systems], projected gradient [n], norm of the whole one [n_systems], and products of the Hessian
-# there with [n]
+# value [n_systems], projected gradient [n], norm of the full gradient [n_systems], and a function for
+# products of the Hessian with [n]
 Model = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Map]]
 
 
@@ -37,8 +37,8 @@ def _quadratic(
     Conjugate gradients on ``A x = right`` until residuals are below ``target [n_systems]``.
 
     Returns:
-        x, residual norms, iterations, whether negative curvature was met (x is what was found before, or
-        ``right`` preconditioned, when it was met at once), and the number of products.
+        x, residual norms, iterations, whether negative curvature was met (x is then the last iterate before
+        it, or the preconditioned ``right`` if it was met at once), and the number of products.
     """
     walk = ConjugateDirections(batch, apply, precondition, torch.zeros_like(right), -right)
     norm = batch.norm(right)
@@ -52,7 +52,7 @@ def _quadratic(
         walk.look()
         products += 1
         p = walk.direction
-        flat = going & ~(walk.curvature > 1e-14 * batch.dot(p, p))  # NaN too
+        flat = going & ~(walk.curvature > 1e-14 * batch.dot(p, p))  # includes NaN
         negative = negative | flat
         if step == 0:
             walk.x = torch.where(batch.expand(flat), p, walk.x)
@@ -68,7 +68,7 @@ def _quadratic(
 def conjugate_gradient_solve(
     apply: Map, right: Tensor, batch: Segments, tolerance: float, max_iterations: int
 ) -> RootResult:
-    """``A x = right`` for a symmetric positive matrix; arguments and result as `krylov.gmres`."""
+    """Solve ``A x = right`` for a symmetric positive matrix; arguments and result as in `gmres`."""
     scale = batch.norm(right)
     active = torch.ones_like(scale, dtype=torch.bool)
     x, norm, iterations, negative, products = _quadratic(
@@ -91,14 +91,14 @@ def _search_line(
     batch: Segments,
     slack: float,
 ) -> tuple[Tensor, Tensor, int]:
-    """Where energies have fallen enough along the steps, which systems that holds for, and evaluations."""
+    """Step lengths with sufficient decrease, which systems have one, and the number of evaluations."""
     length, accepted = torch.ones_like(energy), ~active
     best, evaluations = x, 0
     for _ in range(25):
         trial = torch.where(batch.expand(accepted), best, x + batch.expand(length) * step)
         at = value(trial)
         evaluations += 1
-        # at the end energies differ by rounding only, which lets the step pass
+        # near the end energies differ by rounding only: accept the step
         most = energy + 1e-4 * length * slope + slack * (energy.abs() + 1)
         good = active & ~accepted & torch.isfinite(at) & (at <= most)
         best = torch.where(batch.expand(good), trial, best)
@@ -126,18 +126,18 @@ def newton_cg(
     Minimise ``value`` from ``start``.
 
     Args:
-        model: ``[n]`` float64 -> values ``[n_systems]``, projected gradient ``[n]``, norm of the whole one
-            ``[n_systems]``, products with the Hessian.
+        model: ``[n]`` float64 -> values ``[n_systems]``, projected gradient ``[n]``, norm of the full
+            gradient ``[n_systems]``, and a function for products with the Hessian.
         value: ``[n]`` -> ``[n_systems]``.
         start: ``[n]`` float64.
         batch: The systems.
-        scale: ``[n_systems]`` what the gradient's norm is relative to.
-        tolerance: Of that.
-        max_iterations: Newton steps.
-        krylov: Most conjugate gradient steps of one.
-        precondition: Symmetric positive, near the Hessian's inverse.
-        probe: ``[n]`` where curvature is looked for at the end: a generic direction.
-        dtype: In which the functional is evaluated.
+        scale: ``[n_systems]`` scale of the gradient's norm.
+        tolerance: Largest norm of the gradient relative to the scale.
+        max_iterations: Most Newton steps.
+        krylov: Most conjugate gradient steps per Newton step.
+        precondition: Symmetric positive approximation of the Hessian's inverse.
+        probe: ``[n]`` a generic direction, along which the curvature is checked at the end.
+        dtype: dtype in which the functional is evaluated.
 
     Returns:
         The minima, and the number of products with the Hessian.
@@ -163,7 +163,7 @@ def newton_cg(
             break
         right = torch.where(batch.expand(active), -gradient, 0.0)
         norm = batch.norm(right)
-        # quadratic convergence in the end, rough steps before
+        # rough steps first, quadratic convergence at the end
         target = torch.maximum(norm * verdict.residual.sqrt().clamp(max=0.1), 0.3 * tolerance * scale)
         step, _, _, negative, count = _quadratic(apply, right, batch, target, krylov, precondition, active)
         products += count
@@ -178,7 +178,7 @@ def newton_cg(
         evaluations += 1
         fresh = judge(gradient, size)
         verdict = Verdict(*(torch.where(active, new, old) for new, old in zip(fresh, verdict, strict=True)))
-    # at a minimum the curvature is positive everywhere: a generic direction finds where it is not
+    # at a minimum the curvature is positive in all directions; a generic direction detects if it is not
     converged = status == Status.CONVERGED
     if bool(converged.any()):
         right = torch.where(batch.expand(converged), probe, 0.0)

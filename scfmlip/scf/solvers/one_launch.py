@@ -1,7 +1,7 @@
 """
-Small systems on a GPU: the matrix of every system in memory, all solved in one launch of one kernel.
+Small systems on a GPU: every system's matrix is in memory, and one kernel launch solves all of them.
 
-Without a look at the device in between: sizes are known on the host.
+The host never waits for the device in between, because it knows all sizes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ..quadratic import Interaction, QuadraticProblem
 from .conjugate_gradients import LinearResult, chemical_potential
 from .preconditioners import atom_widths
 
-# numbers of the largest array while matrices are built
+# most elements of an array while matrices are built
 _LARGEST_ARRAY = 1 << 27
 
 
 def solves_small(problem: QuadraticProblem, like: Tensor, dim: int) -> bool:
-    """Whether the kernel takes this batch: charges, one constraint a system, none above its size, a GPU."""
+    """Whether the kernel can solve this batch: charges only, one constraint per system, small, on a GPU."""
     counts = problem.plan.atom_ptr.diff()
     return (
         dim == 1
@@ -39,15 +39,15 @@ def solves_small(problem: QuadraticProblem, like: Tensor, dim: int) -> bool:
 
 class SmallSolver:
     """
-    Matrices ``J + K`` of a batch, and solves with them.
+    The matrices ``J + K`` of a batch, and solves with them.
 
     Args:
         problem: Sizes and constraint.
         interaction: K.
         hardness: ``[n_atoms, 1]``.
-        apply: ``J + K``, on ``[n_atoms, n, 1]``.
+        apply: ``J + K``, applied to ``[n_atoms, n, 1]``.
         tolerance: Relative residual.
-        max_iterations: Of one system.
+        max_iterations: Most iterations of one system.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class SmallSolver:
             padded = hardness.new_zeros((problem.n_systems, width, width), dtype=torch.float64)
             padded[plan.segments.index, number] = apply(units)[..., 0].double()
             padded = 0.5 * (padded + padded.mT)
-        # the used parts of the padded matrices, one after another
+        # the used parts of the padded matrices, concatenated
         squares = (self.counts**2).to(device)
         total = int((self.counts**2).sum())
         ends = squares.cumsum(0)
@@ -86,9 +86,9 @@ class SmallSolver:
         self.matrices = padded[system, local // size, local % size].to(dtype)
 
     def solve(self, source: Tensor, totals: Tensor, initial: Tensor | None) -> LinearResult:
-        """As `conjugate_gradients`."""
+        """Arguments and result as in `conjugate_gradients`."""
         problem = self.problem
-        # a source that is the same everywhere moves no charge: start from evenly spread charges
+        # a uniform source moves no charge: start from evenly spread charges
         projected = problem.project(source)
         own, whole = (problem.segments.sum((v**2).sum(1)).sqrt() for v in (projected, source))
         moves = problem.segments.expand((own > ROUNDING[self.matrices.dtype] * whole).double())[:, None]
@@ -118,13 +118,13 @@ class SmallSolver:
 def _crystal_matrices(
     problem: QuadraticProblem, interaction: Interaction, like: Tensor, number: Tensor, width: int
 ) -> Tensor:
-    """``[n_systems, width, width]`` float64 of crystals: sums over wave vectors as products of matrices."""
+    """``[n_systems, width, width]`` float64 for crystals: sums over wave vectors as matrix products."""
     kspace, plan = interaction.geometry.kspace, problem.plan
     assert kspace is not None
     n_systems, device = problem.n_systems, like.device
     point = kspace.points.ptr
     place = torch.arange(len(kspace.coulomb), device=device) - point[kspace.grid.system.long()]
-    first = kspace.grid.point_ptr  # on the host
+    first = kspace.grid.point_ptr  # on the CPU
     most = int((first[1:] - first[:-1]).max())
     miller = like.new_zeros((n_systems, most, 3), dtype=torch.float64)
     miller[kspace.grid.system.long(), place] = kspace.grid.miller.double()

@@ -1,12 +1,13 @@
 """
-Approximate inverses of hardness plus Coulomb matrix.
+Approximate inverses of the hardness plus Coulomb matrix.
 
-* Jacobi: its diagonal.
+* Jacobi: the diagonal.
 * FSAI, a factorised sparse approximate inverse (Kolotilina and Yeremin, SIAM J. Matrix Anal. Appl. 14, 45
-  (1993)): a lower triangular G with neighbours within a radius, one small dense solve per atom, such that
-  G A G^T is near 1. G^T G is positive definite whatever the entries, so it may be kept while atoms move.
-Symmetrised sparse inverses lose definiteness for wide Gaussians, and blocks of neighbours help little: not
-offered.
+  (1993)): a lower triangular G with neighbours within a radius, from one small dense solve per atom, such
+  that G A G^T is close to 1. G^T G is positive definite whatever the entries, so it may be kept while atoms
+  move.
+Not offered: symmetrised sparse inverses, which lose definiteness for wide Gaussians, and blocks of
+neighbours, which help little.
 """
 
 from __future__ import annotations
@@ -24,29 +25,29 @@ from ...electrostatics import Boundary
 from ...units import COULOMB_CONSTANT
 from ..quadratic import QuadraticProblem
 
-# neighbours of an atom in the sparse factor: those within the radius, at most so many, nearest first
+# neighbours of an atom in the sparse factor: nearest first, within the radius, at most this many
 FSAI_RADIUS = 6.0
 FSAI_NEIGHBOURS = 48
-# atoms of a system up to which neighbours are found by comparing all pairs
+# systems of up to this many atoms find neighbours by comparing all pairs
 _ALL_PAIRS = 30000
-# a neighbour list this long, angstrom, serves instead
+# an existing neighbour list with at least this cutoff, angstrom, is used instead
 _SHORTEST = 4.0
 _CHUNK_PAIRS = 1 << 21
 
 
 def check_preconditioner(name: object) -> None:
     """
-    A name that exists.
+    Check the name of a preconditioner.
 
     Raises:
-        ValueError: for another.
+        ValueError: for an unknown name.
     """
     if not isinstance(name, str) or name not in ("auto", "none", "jacobi", "fsai"):
         raise ValueError(f"preconditioner must be 'auto', 'fsai', 'jacobi' or 'none', got {name!r}")
 
 
 def diagonal(width: Tensor, hardness: Tensor) -> Tensor:
-    """``[n_atoms, dim]`` float64: hardness plus the interaction of each Gaussian with itself."""
+    """``[n_atoms, dim]`` float64: hardness plus the self-interaction of each Gaussian."""
     charge = COULOMB_CONSTANT / (math.sqrt(math.pi) * width)[:, None]
     square = width[:, None] ** 2
     own = [charge, (charge / (6 * square)).expand(-1, 3), (charge / (60 * square**2)).expand(-1, 5)]
@@ -68,7 +69,7 @@ def make_preconditioner(
     hardness: Tensor,
     widths: Tensor | None = None,
 ) -> Callable[[Tensor], Tensor]:
-    """A function that applies an approximate inverse to ``[n_atoms, dim]`` float64."""
+    """Make a function that applies an approximate inverse to ``[n_atoms, dim]`` float64."""
     if name == "none":
         return lambda values: values
     width = atom_widths(problem, hardness) if widths is None else widths.detach().double()
@@ -90,11 +91,11 @@ def make_preconditioner(
 
 class SparseFactor:
     """
-    G of the factorised sparse approximate inverse, of the charges.
+    The factor G of the factorised sparse approximate inverse, for charges.
 
-    Entries of A between near atoms are those of two Gaussians in free space. What images and background add
-    in a crystal would make them nearer to A and the inverse worse: in small cells the largest eigenvalue of
-    the product rose from 1.3 to 483.
+    The entries of A between near atoms are those of two Gaussians in free space. Adding images and background
+    in a crystal makes the entries more accurate but the inverse worse: in small cells the largest eigenvalue
+    of the product rose from 1.3 to 483.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class SparseFactor:
         used = torch.cat((valid, valid.new_ones(n_atoms, 1)), 1)
         own = diagonal(width, hardness)[:, 0]
         factors = []
-        # single precision is plenty for an approximate inverse
+        # single precision is enough for an approximate inverse
         place, width, own = place.float(), width.float(), own.float()
         step = max(1, _CHUNK_PAIRS // (m + 1) ** 2)
         for start in range(0, n_atoms, step):
@@ -135,14 +136,14 @@ class SparseFactor:
             unit = block.new_zeros(m + 1, 1)
             unit[-1] = 1.0
             column = torch.linalg.solve(block, unit.expand(len(block), -1, -1))[..., 0]
-            # a neighbourhood that is not positive (negative hardness) falls back on its diagonal
+            # a neighbourhood that is not positive definite (negative hardness) falls back to its diagonal
             good = (column[:, -1] > 0) & torch.isfinite(column).all(1)
             alone = unit[:, 0] / own[part, None].abs().clamp(min=1e-6)
             column = torch.where(good[:, None], column, alone)
             factors.append(column / column[:, -1:].sqrt())
         values = torch.cat(factors) if factors else width.new_zeros(0, m + 1)
         values = torch.where(used, values, torch.zeros_like(values)).double()
-        # rows of G padded; rows of its transpose as segments, so that sums are deterministic
+        # padded rows of G, and the rows of its transpose as segments, so that sums are deterministic
         self.index, self.values = index, values
         flat = index[used]
         order = torch.argsort(flat, stable=True)
@@ -160,7 +161,7 @@ class SparseFactor:
 def listed_neighbours(
     problem: QuadraticProblem, positions: Tensor, cell: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `lower_neighbours`, out of the problem's list."""
+    """Like `lower_neighbours`, from the problem's neighbour list."""
     pairs = problem.pairs
     assert pairs is not None
     first, second = pairs.edge_index
@@ -172,7 +173,7 @@ def listed_neighbours(
         matrices = cells[problem.plan.segments.index[first]] if problem.n_systems > 1 else cells
         vector = vector + (shift[:, None] @ matrices)[:, 0]
     distance = vector.norm(dim=-1)
-    # the nearest image of each pair, nearest pairs first
+    # nearest image of each pair, nearest pairs first
     order = torch.argsort(distance, stable=True)
     order = order[torch.argsort(first[order] * len(positions) + second[order], stable=True)]
     first, second, vector, distance = first[order], second[order], vector[order], distance[order]
@@ -200,10 +201,10 @@ def lower_neighbours(
     problem: QuadraticProblem, positions: Tensor, cell: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
-    For every atom the nearest atoms of smaller number within the radius, nearest images only.
+    For every atom, the nearest atoms with a smaller index within the radius; nearest images only.
 
     Returns:
-        Their numbers ``[n_atoms, m]``, vectors to them ``[n_atoms, m, 3]``, and which entries are used.
+        Their indices ``[n_atoms, m]``, vectors to them ``[n_atoms, m, 3]``, and which entries are used.
     """
     plan = problem.plan
     ptr, boundaries = plan.atom_ptr.tolist(), plan.boundaries

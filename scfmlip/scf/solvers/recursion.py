@@ -1,4 +1,4 @@
-"""The recursion of preconditioned conjugate gradients, for every system of a ragged batch by itself."""
+"""The recursion of preconditioned conjugate gradients, independently for each system of a ragged batch."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from .gmres import Map
 
 class ConjugateDirections:
     """
-    Minimises ``b.x + 1/2 x.A x`` along conjugate directions (Hestenes, Stiefel, J. Res. NBS 49, 409, 1952).
+    Minimise ``b.x + 1/2 x.A x`` along conjugate directions (Hestenes, Stiefel, J. Res. NBS 49, 409, 1952).
 
-    One step is `look` along the direction, `move` the systems that go on, and `turn` to the next direction;
-    who calls decides in between which systems go on, by the curvature and by the gradient. All vectors are
-    ``[n]`` float64.
+    One step consists of `look` along the direction, `move` for the systems that continue, and `turn` to the
+    next direction. In between, the caller decides from the curvature and the gradient which systems continue.
+    All vectors are ``[n]`` float64.
 
     Attributes:
         x: The minimum so far.
         slope: ``A x + b``.
-        gradient: Its projection on the directions that are allowed.
-        direction: Of the next step.
-        curvature: ``[n_systems]`` ``p.A p`` of that direction p, once `look` has been called.
+        gradient: Projection of the slope on the allowed directions.
+        direction: Direction of the next step.
+        curvature: ``[n_systems]`` ``p.A p`` of the direction p, set by `look`.
 
     Args:
         batch: The system of each number.
-        apply: A, symmetric; positive along the allowed directions, else `curvature` tells.
-        precondition: Symmetric positive, near A's inverse there, with values in the allowed directions.
-        x: Where to start.
-        slope: ``A x + b`` there.
-        project: On the allowed directions; None where all are.
+        apply: A, symmetric. It should be positive along the allowed directions; `curvature` shows if not.
+        precondition: Symmetric positive approximation of A's inverse, with values in the allowed directions.
+        x: Starting point.
+        slope: ``A x + b`` at the starting point.
+        project: Projector on the allowed directions; None if all are allowed.
 
     Example:
         >>> import torch
@@ -68,7 +68,7 @@ class ConjugateDirections:
         self.curvature = self.batch.dot(self.direction, self._image)
 
     def move(self, moving: Tensor) -> None:
-        """To the minimum along the direction, where ``moving [n_systems]``."""
+        """Move the systems in ``moving [n_systems]`` to the minimum along the direction."""
         length = self._rz / torch.where(moving, self.curvature, 1.0)
         length = self.batch.expand(torch.where(moving, length, 0.0))
         where = self.batch.expand(moving)
@@ -77,7 +77,7 @@ class ConjugateDirections:
         self.gradient = self.slope if self.project is None else self.project(self.slope)
 
     def turn(self, moving: Tensor) -> None:
-        """To the next direction, where ``moving [n_systems]``."""
+        """Turn the systems in ``moving [n_systems]`` to the next direction."""
         z = self.precondition(self.gradient)
         rz = self.batch.dot(self.gradient, z)
         some = self._rz != 0

@@ -1,4 +1,4 @@
-"""Charges that minimise a quadratic energy: the rule, its split of narrow Gaussians, screened neighbours."""
+"""Charges that minimise a quadratic energy: the rule, range separation, screened neighbours."""
 
 from .rule import Equilibrated
 

@@ -1,4 +1,4 @@
-"""Narrow Gaussians of charges without their many wave vectors: one smooth operator and neighbours."""
+"""Range separation for narrow charges: one smooth operator and neighbours replace many wave vectors."""
 
 from __future__ import annotations
 
@@ -19,34 +19,35 @@ from ....scf.splitting import reach
 from ...config import DensityConfig
 from ..base import System, make_coulomb
 
-# ratio of smooth to narrowest width from which on at least half of the wave vectors and pairs are saved
+# smallest ratio of smooth to narrowest width that saves at least half of the wave vectors and pairs
 _WORTH = 1.6
-# smooth widths are multiples of this, angstrom, so that a cell that breathes keeps its operator
+# smooth widths are multiples of this, angstrom, so that the operator stays the same as the cell fluctuates
 _STEP = 0.05
 
 
-class Narrow:
+class RangeSplit:
     """
-    Splits the interaction of charges of different widths as `scfmlip.electrostatics.range_split` does.
+    Split the interaction of charges of different widths, see `scfmlip.electrostatics.range_split`.
 
-    Where that costs less than the sum over wave vectors.
+    It splits only if that costs less than the sum over wave vectors.
 
     Args:
-        density: Its boundary and tolerance.
-        widths: Of the elements, angstrom.
+        density: The density's configuration; boundary and tolerance are used.
+        widths: Width of each element, angstrom.
     """
 
     def __init__(self, density: DensityConfig, widths: Sequence[float]) -> None:
         self.density, self.widths = density, widths
-        # by their width in steps
+        # keyed by the width in steps
         self._operators: dict[int, Coulomb] = {}
 
     def split(self, system: System) -> tuple[Geometry, NeighbourPairs] | None:
         """
-        The smooth operator's geometry and the neighbours it leaves pairs to.
+        The smooth operator's geometry, and the neighbours that add the rest.
 
-        None where one operator with all widths serves better, or alone knows the boundary: clusters,
-        molecules in a box, slabs with a counter-charge, charges and dipoles.
+        None if one operator with all widths is cheaper, or if the split does not support the system:
+            clusters,
+        molecules in a box, slabs with a counter-charge, charges with dipoles.
         """
         density = self.density
         if density.l_max > 0 or density.kspace_cutoff_factor is not None or system.counter_charge is not None:
@@ -73,7 +74,7 @@ class Narrow:
 
 
 def split_energy(geometry: Geometry, pairs: NeighbourPairs, widths: Tensor, charges: Tensor) -> Tensor:
-    """``[n_systems]`` eV of ``charges [n_atoms]`` of ``widths [n_atoms]``, external fields included."""
+    """``[n_systems]`` eV of ``charges [n_atoms]`` with ``widths [n_atoms]``, including external fields."""
     smooth = geometry.coulomb.source.widths[0]
     short = ShortRange(pairs, geometry.plan, smooth, widths, geometry.positions, geometry.cell)
     return geometry.energy(charges[:, None]) + short.energy(charges).to(charges.dtype)

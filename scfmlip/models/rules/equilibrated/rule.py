@@ -1,11 +1,11 @@
 """
 Charge equilibration: the state minimises chi.s + 1/2 s.(J + K) s at given total charge or Fermi level.
 
-chi and J come from the network, K is the Coulomb operator of Gaussians; l = 0 charges, l = 1 induced dipoles.
-``energy="functional"`` adds the whole functional, which is variational (CENT, MACE-QEq, HIPNN-ChEQ);
-``energy="coulomb"`` adds its Coulomb part alone, screened at short range if asked (4G-HDNNP, Ko et al.,
-Nat. Commun. 12, 398 (2021)). ``feedback`` gives the charges to a second network whose energy is added:
-NequIP-LR (Maruf et al., arXiv:2503.17949).
+chi and J come from the network. K is the Coulomb operator of Gaussians: l = 0 for charges, l = 1 for induced
+dipoles. ``energy="functional"`` adds the whole functional, which is variational (CENT, MACE-QEq, HIPNN-ChEQ).
+``energy="coulomb"`` adds its Coulomb part only, optionally screened at short range (4G-HDNNP, Ko et al., Nat.
+Commun. 12, 398 (2021)). ``feedback`` passes the charges to a second network, whose energy is added: NequIP-LR
+(Maruf et al., arXiv:2503.17949).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..base import (
 from ..feedback import Feedback
 from ..options import EquilibratedConfig
 from ..registry import register
-from .range_split import Narrow, split_energy
+from .range_split import RangeSplit, split_energy
 from .screening import screened_energy
 
 
@@ -66,11 +66,11 @@ class Equilibrated(ChargeRule):
         self.coulomb = make_coulomb(density, sigma=tuple(unique), self_interaction=True)
         self.register_buffer("width_index", torch.tensor([unique.index(w) for w in widths]))
         self.register_buffer("widths", torch.tensor(widths))
-        # as they are: the buffer is rounded where the model is float32 first
+        # exact widths: the buffer is rounded if the model is float32
         self.element_widths = widths
-        self.narrow = Narrow(density, widths)
+        self.narrow = RangeSplit(density, widths)
         lone = config.source == "charge"
-        # electronegativity, and for dipoles minus the field that acts on them; or s0
+        # electronegativity (for dipoles, minus the field that acts on them), or s0
         self.electronegativity = MultipoleReadout(
             context.feature_irreps,
             n_elements,
@@ -88,7 +88,7 @@ class Equilibrated(ChargeRule):
             )
         if config.screening is not None:
             if self.l_max > 0:
-                raise ValueError("rule.screening is for charges: set density.l_max = 0")
+                raise ValueError("rule.screening works for charges only: set density.l_max = 0")
             if config.screening[1] > context.r_max:
                 raise ValueError(
                     f"rule.screening ends at {config.screening[1]:g} angstrom, beyond the backbone's cutoff "
@@ -106,7 +106,7 @@ class Equilibrated(ChargeRule):
 
     @property
     def variational(self) -> bool:
-        """Of the whole functional, without a network that sees the charges."""
+        """True for the whole functional without a network that sees the charges."""
         return self.config.energy == "functional" and self.feedback is None
 
     def forward(self, system: System) -> RuleOutput:
@@ -122,7 +122,7 @@ class Equilibrated(ChargeRule):
         chi = self.electronegativity(system.features, system.node_attrs)[:, 0]
         hardness, alone = self.hardness(system), None
         if config.source == "charge":
-            # the constant that completes the square
+            # constant that completes the square
             chi, alone = -hardness * chi, system.sum(0.5 * (hardness * chi**2).sum(1))
         slots = self.coulomb.source.columns().to(index.device)[index]
         embedding, outside = system.embedding(self.coulomb), None
@@ -145,7 +145,7 @@ class Equilibrated(ChargeRule):
         operator = geometry if pairs is None else lambda: system.prepare(self.coulomb)
         density = RuleDensity(solution.state, operator, slots)
         extra = {
-            # of the electrons, whose charge is negative
+            # for electrons, whose charge is negative
             "fermi_level": -solution.chemical_potential,
             "electronegativity": chi[:, 0],
             "hardness": hardness[:, 0],
@@ -166,10 +166,10 @@ class Equilibrated(ChargeRule):
     def _energies(
         self, system: System, charges: Tensor, widths: Tensor, electrostatic: Tensor, functional: Tensor
     ) -> RuleEnergies:
-        """All that counts; ``functional`` is ``[n_systems]`` eV of electrostatics and response together."""
+        """The energies; ``functional [n_systems]`` eV is electrostatics and response together."""
         energies = RuleEnergies(electrostatic)
         if self.config.energy == "functional":
-            # one node of the graph, whose first derivatives need no adjoint
+            # a single node of the graph, whose first derivatives need no adjoint
             energies.total, energies.response = functional, functional - electrostatic
         elif self.config.screening:
             energies.response = -screened_energy(system, charges, widths, *self.config.screening)

@@ -1,4 +1,4 @@
-"""Coulomb pairs of neighbours that a short-range network accounts for (4G-HDNNP, Ko et al., 2021)."""
+"""Screening of Coulomb pairs that a short-range network describes (4G-HDNNP, Ko et al., 2021)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..base import System
 
 def screened_energy(system: System, charges: Tensor, widths: Tensor, inner: float, outer: float) -> Tensor:
     """
-    ``[n_systems]`` eV of self terms and of what the switch takes from neighbours' pairs.
+    ``[n_systems]`` eV of self terms and of the part that the switch removes from pairs of neighbours.
 
     Args:
         system: The batch.
         charges: ``[n_atoms]`` e.
-        widths: ``[n_atoms]`` of their Gaussians, angstrom.
-        inner: Where pairs begin to count, angstrom.
-        outer: Where they count in full, angstrom.
+        widths: ``[n_atoms]`` Gaussian widths, angstrom.
+        inner: Distance from which pairs begin to count, angstrom.
+        outer: Distance from which pairs count in full, angstrom.
     """
     own = COULOMB_CONSTANT / math.sqrt(math.pi) * charges**2 / (2 * widths)
     sender, receiver = system.edge_index
@@ -28,5 +28,5 @@ def screened_energy(system: System, charges: Tensor, widths: Tensor, inner: floa
     gamma = (widths[sender] ** 2 + widths[receiver] ** 2).sqrt()
     pair = COULOMB_CONSTANT * charges[sender] * charges[receiver] * torch.erf(r / (math.sqrt(2) * gamma)) / r
     switch = 0.5 * (1 + torch.cos(math.pi * (r.clamp(inner, outer) - inner) / (outer - inner)))
-    # every pair is there twice, once from each end
+    # every pair occurs twice, once from each end
     return system.sum(own.index_add(0, receiver, 0.5 * pair * switch))

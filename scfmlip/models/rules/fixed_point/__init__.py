@@ -1,4 +1,4 @@
-"""Charges that answer their own potential: the rule, its responses, and how stable they are."""
+"""Charges that respond to their own potential: the rule, its responses, and their stability."""
 
 from .rule import FixedPoint
 

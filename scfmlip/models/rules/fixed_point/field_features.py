@@ -1,4 +1,4 @@
-"""The potential as atoms see it: what the response of the rule `fixed_point` is a function of."""
+"""The potential at atoms, as input of the response of the rule `fixed_point`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ..options import FixedPointConfig
 @dataclass(frozen=True)
 class FieldFeatures:
     """
-    Projections of the potential on Gaussians at each atom: charges' of every width, then gradients.
+    Projections of the potential on Gaussians at each atom: potentials of every width, then gradients.
 
     Attributes:
-        widths: Of the Gaussians, angstrom.
-        l_max: 1 with gradients, 2 with second derivatives.
-        norms: Of each l and width, l first; the projections are divided by them.
-        conjugate: The Gaussians are the density's own, normalised as its multipoles.
+        widths: Widths of the Gaussians, angstrom.
+        l_max: 1 to include gradients, 2 to include second derivatives too.
+        norms: Divisors of the projections for each l and width, l first.
+        conjugate: Whether the Gaussians are the density's own, normalised as its multipoles.
         self_interaction: Whether an atom sees its own potential.
     """
 
@@ -36,7 +36,7 @@ class FieldFeatures:
 
     @classmethod
     def of_rule(cls, config: FixedPointConfig, density: DensityConfig) -> FieldFeatures:
-        """What a rule's options say."""
+        """The field features that a rule's options define."""
         if config.response == "passive":
             return cls((density.sigma,), density.l_max, (1.0,) * (density.l_max + 1), True, True)
         widths, l_max = tuple(config.field_feature_widths), config.field_feature_max_l
@@ -44,30 +44,30 @@ class FieldFeatures:
         return cls(widths, l_max, tuple(norms), False, config.field_self_interaction)
 
     def columns(self) -> Tensor:
-        """``[n_field]`` norm of each projection."""
+        """``[n_field]`` divisor of each projection."""
         n, norms = len(self.widths), torch.tensor(self.norms)
         orders = torch.arange(self.l_max + 1).repeat_interleave(n)
         return norms.repeat_interleave(2 * orders + 1)
 
     def project(self, geometry: Geometry, rows: Tensor) -> Tensor:
-        """``[n_atoms, n_field]`` of the density ``rows``, not divided by norms."""
+        """``[n_atoms, n_field]`` projections for the density ``rows``, not divided by the norms."""
         if self.conjugate:
             return geometry.potential(rows, self_interaction=True)
         return geometry.features(rows, self.widths, self.l_max, self_interaction=self.self_interaction)
 
     def outside(self, embedding: Embedding) -> Tensor:
-        """The same of charges outside the model."""
+        """The projections for charges outside the model."""
         return embedding.potential() if self.conjugate else embedding.features(self.widths, self.l_max)
 
     def constant(self, potential: Tensor, like: Tensor) -> Tensor:
-        """The same of a potential ``[n_atoms]`` V that is the same around each atom."""
+        """The projections of a potential ``[n_atoms]`` V that is uniform around each atom."""
         n = len(self.widths)
         value = potential if self.conjugate else math.sqrt(4 * math.pi) * potential
         return torch.cat((value[:, None].expand(-1, n), torch.zeros_like(like[:, n:])), 1)
 
     def own(self, sigma: float) -> Tensor:
         """
-        What unit multipoles of width ``sigma`` make at themselves, divided by norms.
+        The projections of unit multipoles of width ``sigma`` at themselves, divided by the norms.
 
         Returns:
             ``[l_max + 1, n_widths]`` V per unit: e, e angstrom, e angstrom^2.
@@ -80,16 +80,16 @@ class FieldFeatures:
 
 def quadratic_terms(change: Tensor, field: Tensor, n_widths: int) -> Tensor:
     """
-    What an energy quadratic in the change of an atom's multipoles and in the field there is made of.
+    The terms of an energy that is quadratic in the change of an atom's multipoles and in the field there.
 
     Args:
-        change: ``[n_atoms, 1 | 4 | 9]`` of charge, dipole, and quadrupole, which has no term.
-        field: ``[n_atoms, n_field]``, potentials and perhaps gradients of every width.
-        n_widths: How many widths.
+        change: ``[n_atoms, 1 | 4 | 9]`` change of charge, dipole, and quadrupole; the latter has no term.
+        field: ``[n_atoms, n_field]``, potentials and optionally gradients of every width.
+        n_widths: Number of widths.
 
     Returns:
         ``[n_atoms, n_terms]``: charge times potentials, square of the charge, square of the dipole, dipole
-        times gradients; those there are.
+        times gradients, as far as they exist.
     """
     terms = [change[:, :1] * field[:, :n_widths], change[:, :1] ** 2]
     if change.shape[1] > 1:

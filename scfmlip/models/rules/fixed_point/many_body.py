@@ -1,8 +1,8 @@
-"""A response that sees the potential at neighbours: one more MACE layer in every step of a fixed point."""
+"""A response to the potential at neighbours: one more MACE layer in every step of a fixed point."""
 
 from __future__ import annotations
 
-import mace  # noqa: F401  (before e3nn, which it teaches to load its constants)
+import mace  # noqa: F401  (import it before e3nn, which fails to load its constants otherwise)
 import torch
 from e3nn import o3
 from mace import modules
@@ -14,16 +14,17 @@ from ..base import RuleContext
 
 class ManyBody(torch.nn.Module):
     """
-    Charges and dipoles from messages of neighbours, zero where the messages are.
+    Charges and dipoles from messages of neighbours; zero if the messages are zero.
 
-    An interaction and a product of mace-torch, of two messages at most, accelerated. What is sent is bounded,
-    ``x / sqrt(1 + |x|^2)``, and so is what comes out: added to a stable linear response, it leaves a fixed
-    point in existence (Brouwer). Unbounded, training on a metal ended in states that no batch reached.
+    One interaction and one product of mace-torch, of at most two messages, accelerated. Messages and output
+    are bounded, ``x / sqrt(1 + |x|^2)``, so a fixed point still exists when they are added to a stable linear
+    response (Brouwer). Without the bound, training on a metal ended with weights for which no batch
+    converged.
 
     Args:
-        n: Scalars and vectors of an atom that are sent.
-        l_max: Of the multipoles.
-        context: Cutoff, radial basis and elements are the backbone's; of its harmonics, those up to 2.
+        n: Number of scalars and of vectors per atom in a message.
+        l_max: Highest multipole.
+        context: Provides the backbone's cutoff, radial basis, elements, and harmonics up to l = 2.
     """
 
     def __init__(self, n: int, l_max: int, context: RuleContext) -> None:
@@ -49,16 +50,16 @@ class ManyBody(torch.nn.Module):
         product = modules.EquivariantProductBasisBlock(
             messages, hidden, 2, use_sc=False, num_elements=elements, use_reduced_cg=False
         )
-        # weights of the edges know nothing of the state: computed once, not in every step
+        # edge weights do not depend on the state: compute them once, not in every step
         self.radial_network = interaction.get_submodule("conv_tp_weights")
         interaction.conv_tp_weights = torch.nn.Identity()
         self.layer = accelerate_blocks(torch.nn.ModuleList((interaction, product)))
         self.readout = o3.Linear(hidden, o3.Irreps("0e+1o" if l_max > 0 else "0e"))
 
     def edges(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Harmonics and weights of edges with ``vectors [n_edges, 3]``: what no step changes."""
+        """Harmonics and weights of edges with ``vectors [n_edges, 3]``, which are the same in all steps."""
         lengths = vectors.norm(dim=1, keepdim=True)
-        # the basis is one function of the length: elements play no part
+        # the basis depends on the length only, not on the elements
         nothing = vectors.new_zeros(0)
         basis, _ = self.radial(lengths, nothing, nothing, nothing)
         return self.harmonics(vectors), self.radial_network(basis)
@@ -72,7 +73,7 @@ class ManyBody(torch.nn.Module):
         edge_attrs: Tensor,
         edge_weights: Tensor,
     ) -> Tensor:
-        """``[n_atoms, 1 | 4]`` of ``scalars [n_atoms, n]``, ``vectors [n_atoms, n, 3]``, one-hot elements."""
+        """``[n_atoms, 1 | 4]`` from ``scalars [n_atoms, n]``, ``vectors [n_atoms, n, 3]``, one-hot."""
         interaction, product = self.layer
         scalars = scalars / (1 + scalars**2).sqrt()
         vectors = vectors / (1 + (vectors**2).sum(2, keepdim=True)).sqrt()

@@ -1,11 +1,11 @@
 """
-How the multipoles of an atom answer the potential there: the response of the rule `fixed_point`.
+The response of an atom's multipoles to the potential there, for the rule `fixed_point`.
 
-Where the potential that atoms answer leaves out their own, ``p = p0 - S (K - K_own) p``, a response above
-``1 / K_own`` has no stable state: charge that moves to a neighbour lowers the energy and more follows. Linear
-equations have a solution even there, and training finds such states (eigenvalues of -0.7 on an Al slab, and
-singular cells among the larger ones). Softness S is therefore that of an atom with its own potential counted,
-and what answers the others' is ``S / (1 + S K_own)``; the same for dipoles.
+If an atom does not feel its own potential, ``p = p0 - S (K - K_own) p``, a response above ``1 / K_own`` is
+unstable: moving charge to a neighbour lowers the energy, so more follows. The linear equations have a
+solution even then, and training finds such states (eigenvalues of -0.7 on an Al slab, and singular matrices
+for some larger cells). The softness S is therefore defined with the atom's own potential included, and the
+response to the other atoms' potential is ``S / (1 + S K_own)``; likewise for dipoles.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .many_body import ManyBody
 
 class Response(torch.nn.Module):
     """
-    Change of an atom's multipoles with the potential there.
+    Change of an atom's multipoles in response to the potential there.
 
     Args:
-        config: Options.
-        context: Elements, the order of the multipoles, and what a layer of messages needs.
-        own: ``[field_l + 1, n_widths]`` of `FieldFeatures.own`.
+        config: Options of the rule.
+        context: Elements, the order of the multipoles, and options of the message layer.
+        own: ``[field_l + 1, n_widths]`` from `FieldFeatures.own`.
     """
 
     def __init__(self, config: FixedPointConfig, context: RuleContext, own: Tensor) -> None:
@@ -63,12 +63,12 @@ class Response(torch.nn.Module):
 
     @property
     def nonlinear(self) -> bool:
-        """Whether there is more than the matrix."""
+        """Whether the response has a nonlinear part."""
         return self.mlp is not None or self.many_body is not None
 
     def matrix(self, attrs: Tensor, scalars: Tensor, vectors: Tensor) -> Tensor:
         """
-        ``[n_atoms, 1 | 4 | 9, n_field]`` linear response of multipoles to the potential.
+        ``[n_atoms, 1 | 4 | 9, n_field]`` linear response of the multipoles to the potential.
 
         Args:
             attrs: ``[n_atoms, n_elements]`` one-hot.
@@ -83,14 +83,13 @@ class Response(torch.nn.Module):
             parts = [scalars[..., None], vectors, products]
             rows = torch.cat(parts[: self.l_max + 1], 2)
             own = softplus(attrs @ self.own)
-            orders = torch.tensor([1, 3, 5][: self.l_max + 1], device=own.device)
-            diagonal = own[:, : self.l_max + 1].repeat_interleave(orders, 1)
+            diagonal = torch.cat([own[:, l : l + 1].expand(-1, 2 * l + 1) for l in range(self.l_max + 1)], 1)
             return -scale * (rows.mT @ rows + n * torch.diag_embed(diagonal))
         assert isinstance(self.own_field, Tensor)
         potential = torch.einsum("nz,zwk->nwk", attrs, self.potential)
         charge, vector = attrs @ self.charge, attrs @ self.vector
         s = scalars[:, None] * potential  # [n_atoms, n_widths, n]
-        # charge always falls as the potential rises: the level that a total charge needs exists
+        # charge always falls as the potential rises, so a level exists for every total charge
         local = torch.einsum("nwk,nk->nw", s, charge * scalars) / n
         soft = n * softplus(local + attrs @ self.softness)
         soft = soft / (1 + scale[:, 0] * (soft @ self.own_field[0])[:, None])
@@ -102,7 +101,7 @@ class Response(torch.nn.Module):
             gradient = torch.einsum("nz,zwk->nwk", attrs, self.gradient)
             blocks = [torch.einsum("nwk,nk,nkm->nwm", gradient, charge * scalars, vectors)[:, None]]
             if self.l_max > 0:
-                # atoms polarise along the field, more along their vectors
+                # atoms polarise along the field, and more strongly along their vectors
                 local = torch.einsum("nwk,nk->nw", gradient, attrs @ self.isotropic * scalars) / n
                 even = n * softplus(local + attrs @ self.polarity)
                 weights = gradient**2 * (vector**2)[:, None]
@@ -126,7 +125,7 @@ class Response(torch.nn.Module):
         """
         ``[n_atoms, 1 | 4]`` nonlinear part of the response to ``field [n_atoms, n_field]``.
 
-        ``edges``: their index, harmonics and weights (`ManyBody.edges`; None where nobody asks).
+        ``edges``: index, harmonics and weights of the edges (`ManyBody.edges`); None if they are not needed.
         """
         assert isinstance(self.scale, Tensor)
         widths = self.potential.shape[1]

@@ -1,17 +1,17 @@
 """
-Fixed point: multipoles that respond to the potential they make, p = p0 + R v[p].
+Fixed point: multipoles that respond to their own potential, p = p0 + R v[p].
 
-v holds the potential's projections on Gaussians at each atom, the external field and the Fermi level
-included. The response is one of
-* "affine": ``R_i`` from the atom's features, scalars and vectors, linear in v as the reference's default
-  update, so that one Krylov solve takes the place of its fifty mixing steps. A charge always falls as the
-  potential rises, a dipole follows the field, and neither so far that the state becomes unstable, see
-  `field_response`; the reference leaves that to training;
-* "mlp": the same plus a perceptron on the invariants of features and potential;
-* "many_body": the same plus one more MACE layer, through which atoms see the potential at their neighbours;
-* "passive": ``R_i = -S_i`` with S_i positive definite and v conjugate to p, so that a solution always exists
-  and is the minimum of ``1/2 p.K p + 1/2 (p - p0).S^-1 (p - p0)``.
-Quadrupoles (density.l_max = 2) respond in "passive"; in the others they are part of p0 alone.
+v holds the potential's projections on Gaussians at each atom, including the external field and the Fermi
+level. The response is one of
+* "affine": ``R_i`` from the atom's features, scalars and vectors. It is linear in v, like the reference's
+  default update, so one Krylov solve replaces its fifty mixing steps. A charge always falls as the potential
+  rises, a dipole follows the field, and both responses are limited so that the state is stable, see
+  `response`; the reference leaves this to training;
+* "mlp": additionally a perceptron on the invariants of features and potential;
+* "many_body": additionally one more MACE layer, through which atoms see the potential at their neighbours;
+* "passive": ``R_i = -S_i`` with S_i positive definite and v conjugate to p. A solution always exists, and is
+  the minimum of ``1/2 p.K p + 1/2 (p - p0).S^-1 (p - p0)``.
+Quadrupoles (density.l_max = 2) respond in "passive" only; otherwise they are part of p0 alone.
 
 Baldwin et al., arXiv:2603.14700.
 """
@@ -48,7 +48,7 @@ class FixedPoint(ChargeRule):
         density, n_elements = context.density, len(context.elements)
         l_max = density.l_max
         self.features = features = FieldFeatures.of_rule(config, density)
-        # the passive response answers an atom's own potential too: its energy has to hold that
+        # the passive response includes an atom's own potential, so its energy must include it too
         with_self = config.response == "passive" or density.self_interaction
         self.coulomb = make_coulomb(density, feature_widths=features.widths, self_interaction=with_self)
         self.local = MultipoleReadout(context.feature_irreps, n_elements, l_max=l_max, hidden=config.hidden)
@@ -63,11 +63,11 @@ class FixedPoint(ChargeRule):
 
     @property
     def variational(self) -> bool:
-        """Of the passive response with its own energy."""
+        """True for the passive response with its own energy."""
         return self.config.energy == "variational"
 
     def forward(self, system: System) -> RuleOutput:
-        """The self-consistent density, its energy, and the Fermi level that its constraint needs."""
+        """The self-consistent density, its energy, and the Fermi level that satisfies its constraint."""
         config, constraint = self.config, self.context.constraint
         start = self.local(system.features, system.node_attrs)[:, 0]
         step = Step(self, system, start)
@@ -95,7 +95,7 @@ class FixedPoint(ChargeRule):
     def _solve(
         self, system: System, start: Tensor, step: Step
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """The self-consistent rows, the Fermi level, and how they were found."""
+        """The self-consistent rows, the Fermi level, and the solution with its status."""
         at_charge = self.context.constraint == "charge"
         solution = fixed_point(
             step.update,
@@ -103,6 +103,7 @@ class FixedPoint(ChargeRule):
             tuple(step.tensors.values()),
             batch_idx=system.segments,
             total_charge=system.total_charge if at_charge else None,
+            chemical_potential=system.reference_level if at_charge else None,
             tolerance=self.config.tolerance,
             max_iterations=self.config.max_iterations,
             approximation=partial(step.update, linear=True) if self.response.many_body is not None else None,
@@ -115,7 +116,7 @@ class FixedPoint(ChargeRule):
         return solution.state, solution.chemical_potential if at_charge else step.level, extra
 
     def _response_energy(self, system: System, change: Tensor, field: Tensor, matrix: Tensor) -> Tensor:
-        """``[n_systems]`` eV of multipoles that have changed by ``change`` in the field."""
+        """``[n_systems]`` eV for multipoles that have changed by ``change`` in the field."""
         if self.variational:
             # at the fixed point change.S^-1 change = v.S v
             return -0.5 * system.sum((field * (matrix @ field[..., None])[..., 0]).sum(1))
@@ -126,16 +127,16 @@ class FixedPoint(ChargeRule):
 
 class Step:
     """
-    The update of one batch, as a function of all tensors that its fixed point depends on.
+    The update for one batch, as a function of all tensors that its fixed point depends on.
 
     Args:
         rule: The rule.
         system: The batch.
-        start: ``[n_atoms, 1 | 4]`` multipoles without any potential.
+        start: ``[n_atoms, 1 | 4]`` multipoles at zero potential.
 
     Attributes:
-        tensors: By name; the parameters of the fixed point, in this order.
-        level: ``[n_systems]`` the given Fermi level, where there is one.
+        tensors: The parameters of the fixed point by name, in this order.
+        level: ``[n_systems]`` the given Fermi level, if there is one.
         prepare: Positions, cell, external field -> geometry.
     """
 
@@ -167,7 +168,7 @@ class Step:
             self.tensors["fermi_level"] = system.fermi_level
 
     def values(self, state: Tensor, level: Tensor | None, given: dict[str, Tensor]) -> Tensor:
-        """``[n_atoms, n_field]`` the potential as atoms see it, normalised."""
+        """``[n_atoms, n_field]`` normalised projections of the potential at the atoms."""
         features, norms = self.rule.features, self.rule.norms
         assert isinstance(norms, Tensor)
         geometry = self.prepare(given["positions"], given["cell"], given.get("external_field"))
@@ -185,7 +186,7 @@ class Step:
         given: dict[str, Tensor] | None = None,
         linear: bool = False,
     ) -> Tensor:
-        """``[n_atoms, 1 | 4 | 9]`` multipoles in answer to the potential of ``state``."""
+        """``[n_atoms, 1 | 4 | 9]`` multipoles in response to the potential of ``state``."""
         given, response, system = self.tensors if given is None else given, self.rule.response, self.system
         field = self.values(state, level, given)
         change = (given["matrix"] @ field[..., None])[..., 0]
@@ -198,7 +199,7 @@ class Step:
         return given["start"] + torch.nn.functional.pad(change, (0, still))
 
     def update(self, state: Tensor, *parameters: Tensor, linear: bool = False) -> Tensor:
-        """The map whose fixed point is looked for; parameters are the potential, if any, and `tensors`."""
+        """The map whose fixed point is solved for; parameters are the potential, if any, and `tensors`."""
         level = None
         if self.constraint == "charge":
             level, *rest = parameters

@@ -1,4 +1,4 @@
-"""How self-consistent updates answer disturbances, for training them to answer less."""
+"""The amplification of perturbations by self-consistent updates, as a training penalty."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..base import System
 
 def amplification(update: Callable[[Tensor], Tensor], state: Tensor, system: System) -> Tensor:
     """
-    ``[n_systems]`` how the update answers a random disturbance u of the state, ``|J^T u|^2 / |u|^2``.
+    ``[n_systems]`` amplification of a random perturbation u of the state, ``|J^T u|^2 / |u|^2``.
 
-    Its mean over u is that of ``|J u|^2 / |u|^2``, which is below 1 where plain iterations converge.
+    Its mean over u equals that of ``|J u|^2 / |u|^2``, which is below 1 if plain iterations converge.
     """
     with torch.enable_grad():
         state = state if state.requires_grad else state.detach().requires_grad_()

@@ -1,0 +1,148 @@
+"""
+torch-sim: a model for its batched integrators, optimisers and Monte Carlo.
+
+Needs torch-sim 0.4 or later, and with that Python 3.12. What the energy depends on beside the atoms comes
+from the state's extras, under torch-sim's names: ``total_charge`` or ``charge``, ``total_spin`` or ``spin``
+``[n_systems]``, ``external_E_field [n_systems, 3]`` (V/angstrom, torch-sim's sign: energy - field . dipole),
+and ``fermi_level [n_systems]`` (eV).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase import Atoms
+from torch import Tensor
+from torch_sim.models.interface import ModelInterface  # pyright: ignore[reportMissingImports]
+
+from .ase import Calculator
+
+# the state's extras and what atoms.info calls them, with the sign that leads from one to the other
+_EXTRAS = {
+    "charge": ("charge", 1.0),
+    "total_charge": ("charge", 1.0),
+    "spin": ("spin", 1.0),
+    "total_spin": ("spin", 1.0),
+    "external_E_field": ("external_field", -1.0),
+    "fermi_level": ("fermi_level", 1.0),
+}
+# what of the model's outputs goes back, with a leading size of atoms or systems
+_OUTPUTS = {
+    "charges": "partial_charges",
+    "density_coefficients": "density_coefficients",
+    "dipole": "dipole",
+    "fermi_level": "found_fermi_level",
+    "scf_iterations": "scf_iterations",
+    "scf_residual": "scf_residual",
+}
+
+
+class TorchSimModel(ModelInterface):
+    """
+    A model of ours or mace-torch's, as torch-sim calls it.
+
+    Args:
+        model: As of `scfmlip.ase.Calculator`, whose options these are.
+        device: Of the model, and of the states.
+        dtype: torch.float64 or torch.float32.
+        compute_forces: Whether forces are wanted.
+        compute_stress: Whether the stress is.
+        options: Further options of the calculator: head, charge, spin, fermi_level, trust_pickle.
+
+    Outputs: ``energy [n_systems]`` eV, ``forces [n_atoms, 3]``, ``stress [n_systems, 3, 3]`` eV/angstrom^3,
+    and for models with charges ``partial_charges [n_atoms]`` e, ``density_coefficients``, ``dipole
+    [n_systems, 3]`` e angstrom, ``found_fermi_level``, ``scf_iterations``, ``scf_residual`` ``[n_systems]``.
+
+    A self-consistent model starts from the densities of the last call, where that had the same elements.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module | str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float64,
+        *,
+        compute_forces: bool = True,
+        compute_stress: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        names = {torch.float32: "float32", torch.float64: "float64"}
+        if dtype not in names:
+            raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype!r}")
+        self._calc = Calculator(model, device=device, dtype=names[dtype], extrapolation=None, **options)
+        self.model = self._calc.model
+        self._device, self._dtype = self._calc.device, dtype
+        self._compute_forces, self._compute_stress = compute_forces, compute_stress
+        self._memory_scales_with = "n_atoms_x_density"
+        self._last: tuple[Tensor, Tensor, dict[str, Tensor]] | None = None
+
+    @ModelInterface.compute_stress.setter
+    def compute_stress(self, value: bool) -> None:
+        """Whether the stress is wanted."""
+        self._compute_stress = value
+
+    @ModelInterface.compute_forces.setter
+    def compute_forces(self, value: bool) -> None:
+        """Whether forces are wanted."""
+        self._compute_forces = value
+
+    def _frames(self, state: Any) -> list[Atoms]:
+        """The systems of a state."""
+        positions, numbers = state.positions.detach().cpu().numpy(), state.atomic_numbers.cpu().numpy()
+        cells, index = state.row_vector_cell.detach().cpu().numpy(), state.system_idx.cpu().numpy()
+        pbc = state.pbc.cpu().numpy()
+        extras = {k: v.detach().cpu().numpy() for k, v in state.system_extras.items() if k in _EXTRAS}
+        frames = []
+        for i in range(state.n_systems):
+            mine = index == i
+            frame = Atoms(numbers[mine], positions[mine], cell=cells[i], pbc=pbc)
+            for key, values in extras.items():
+                name, sign = _EXTRAS[key]
+                # both names of one number: the frame is asked whether they agree
+                frame.info[key if name in frame.info else name] = sign * values[i]
+            frames.append(frame)
+        return frames
+
+    def forward(self, state: Any, **_: Any) -> dict[str, Tensor]:
+        """
+        Evaluate a state.
+
+        Args:
+            state: ``torch_sim.SimState``; it is not changed.
+
+        Raises:
+            ValueError: as `scfmlip.ase.Calculator`, for states without what the energy depends on.
+            ConvergenceError: for a solve that failed; names the systems.
+        """
+        calc = self._calc
+        frames, start = self._frames(state), self._start(state)
+        out = calc.evaluate(frames, start, self._compute_forces, self._compute_stress)
+        found: dict[str, Tensor] = {"energy": out["energy"]}
+        if self._compute_forces:
+            found["forces"] = out["forces"]
+        if self._compute_stress:
+            found["stress"] = out["stress"]
+        for name, called in _OUTPUTS.items():
+            if out.get(name) is not None:
+                found[called] = out[name]
+        self._remember(state, out)
+        return {name: value.detach().to(self._dtype) for name, value in found.items()}
+
+    def _start(self, state: Any) -> dict[str, Tensor]:
+        """The last call's densities, if that was of the same systems."""
+        if self._last is None:
+            return {}
+        numbers, index, start = self._last
+        same = torch.equal(numbers, state.atomic_numbers) and torch.equal(index, state.system_idx)
+        return start if same else {}
+
+    def _remember(self, state: Any, out: dict[str, Any]) -> None:
+        if not (self._calc.ours and self.model.has_charges and self.model.rule.iterates):
+            return
+        start = {"initial_density": out["density_coefficients"].detach()}
+        if out.get("fermi_level") is not None:
+            start["initial_level"] = out["fermi_level"].detach()
+        self._last = state.atomic_numbers.clone(), state.system_idx.clone(), start

@@ -1,0 +1,201 @@
+"""
+Whole models down their CUDA branch on a simulated GPU: the CPU path's numbers, launches and waits.
+
+``counts.json`` holds launches and waits of a second call, energies, forces and stress, on the smallest
+systems; they may only fall. ``python -m simulated_gpu.test_simulated_gpu``, from ``tests/``, writes it anew.
+"""
+
+import contextlib
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import scfmlip
+import scfmlip_kernels
+from simulated_gpu.device import CUDA, OnGpu, held, simulated_gpu, to_gpu
+
+F64 = torch.float64
+COUNTS = Path(__file__).with_name("counts.json")
+SOME = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real one")
+pytestmark = [SOME, pytest.mark.interpreter]
+
+
+def coulomb(where, **options):
+    """A function of nothing that evaluates the operator, all arguments on the device of ``place``."""
+
+    def make(place):
+        generator = torch.Generator().manual_seed(0)
+        cell = 6 * torch.eye(3, dtype=F64) + 0.2 * torch.randn(3, 3, generator=generator, dtype=F64)
+        frac = torch.rand(6, 3, generator=generator, dtype=F64)
+        rows = torch.randn(6, 4, generator=generator, dtype=F64)
+        pbc = {"crystal": [True] * 3, "slab": [True, True, False], "molecule": [False] * 3}[where]
+        operator = scfmlip.Coulomb(sigma=1.5, feature_widths=(1.5, 3.0), validate=False, **options)
+        leaves = [place(t).requires_grad_() for t in (frac @ cell, cell, rows)]
+        plan = operator.plan(leaves[1], torch.tensor(pbc), None, 6, leaves[0].device, leaves[0])
+
+        def call():
+            geometry = operator.prepare(leaves[0], leaves[1], plan=plan)
+            energy, features = geometry.energy(leaves[2]), geometry.features(leaves[2])
+            loss = energy.sum() + (features**2).sum()
+            slopes = torch.autograd.grad(loss, leaves, materialize_grads=True)
+            return [energy, features, *slopes]
+
+        return call
+
+    return make
+
+
+def mace(place):
+    """MACE, accelerated: energy, forces and stress."""
+    pytest.importorskip("mace")
+    from mace_torch.mace_models import frames, mace_batch, mace_model
+
+    torch.set_default_dtype(F64)
+    model = mace_model("RealAgnosticResidualInteractionBlock", correlation=2)
+    batch = place(mace_batch(frames(2)[:1], model))
+    model = place(scfmlip.accelerate(model))
+    return lambda: outputs(model(dict(batch), compute_stress=True))
+
+
+def polar(where):
+    """PolarMACE, accelerated."""
+
+    def make(place):
+        pytest.importorskip("mace")
+        from mace_torch.polar_models import batch_of, polar_model, random_frames
+
+        torch.set_default_dtype(F64)
+        pbc = {"crystal": (True,) * 3, "molecule": (False,) * 3}[where]
+        model = polar_model(hidden_irreps="4x0e + 4x1o", correlation=2, max_ell=1)
+        batch = place(batch_of(random_frames([pbc], n_atoms=4, box=6.0), model))
+        model = place(scfmlip.accelerate(model))
+        return lambda: outputs(model(dict(batch), compute_stress=where == "crystal"))
+
+    return make
+
+
+def rule(name, where):
+    """A model of a charge rule."""
+
+    def make(place):
+        pytest.importorskip("mace")
+        from models.cases import SYSTEMS, batch, make_model
+
+        model = make_model(name)
+        given = place(batch(model, [SYSTEMS[where]()]))
+        model = place(model)
+        return lambda: outputs(model(dict(given), compute_stress=where != "open"))
+
+    return make
+
+
+def outputs(out):
+    names = ("energy", "forces", "stress", "charges")
+    return [out[name] for name in names if out.get(name) is not None]
+
+
+QUICK = {
+    "coulomb crystal": coulomb("crystal"),
+    "coulomb slab": coulomb("slab"),
+    "coulomb molecule": coulomb("molecule"),
+    "coulomb mesh": coulomb("crystal", method="mesh", tolerance=1e-3),
+    "rule local": rule("local", "periodic"),
+}
+SLOW = {
+    "mace": mace,
+    "polar crystal": polar("crystal"),
+    "polar molecule": polar("molecule"),
+    "rule qeq": rule("qeq", "periodic"),
+    "rule qeq_widths": rule("qeq_widths", "open"),
+    "rule affine": rule("affine", "periodic"),
+    "rule many_body": rule("many_body", "periodic"),
+    "rule passive": rule("passive", "slab"),
+    "rule convex": rule("convex", "periodic"),
+}
+ALL = {**QUICK, **SLOW}
+# waits that are left: what is zero has to stay zero
+NO_WAITS = ("coulomb crystal", "coulomb slab", "coulomb molecule", "mace")
+
+
+def run(make):
+    """Largest relative difference from the CPU path, and the log of a second call."""
+    with scfmlip_kernels.backend("cpu"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        want = [t.detach() for t in make(lambda x: x)()]
+    with scfmlip_kernels.backend("auto"), simulated_gpu() as log, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        call = make(to_gpu)
+        call()
+        log.clear()
+        got = call()
+        assert all(isinstance(t, OnGpu) for t in got)
+    differences = [
+        float((held(a.detach()) - b).norm() / b.norm().clamp(min=1e-12))
+        for a, b in zip(got, want, strict=True)
+    ]
+    return max(differences), log
+
+
+@pytest.mark.parametrize("case", [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)])
+def test_numbers_launches_and_waits(case):
+    difference, log = run(ALL[case])
+    # of sums in another order; solves end within their tolerance
+    assert difference < (1e-7 if case.startswith("rule") else 1e-11), log.report()
+    launches, waits = json.loads(COUNTS.read_text())[case]
+    assert log.launches <= launches, log.report()
+    assert log.n_waits <= waits, log.report()
+    assert case not in NO_WAITS or not log.n_waits, log.report()
+
+
+def test_it_is_as_strict_as_a_gpu():
+    """Tensors of two devices in one operation, pointers of the CPU, numpy."""
+    with simulated_gpu() as log:
+        x = torch.ones(3, device=CUDA)
+        assert isinstance(x, OnGpu)
+        assert isinstance(torch.ones(3).to("cuda") * 2, OnGpu)
+        assert log.waits  # for the copy
+        with pytest.raises(RuntimeError, match=r"tensors on cuda:0 and on the CPU"):
+            x + torch.ones(3)
+        with pytest.raises(TypeError, match="can't convert cuda:0"):
+            x.numpy()
+        log.clear()
+        assert float(x.sum()) == 3.0
+        assert x[[0, 2]].tolist() == [1.0, 1.0]
+        kinds = {kind for kind, _ in log.waits}
+        assert kinds == {"_local_scalar_dense", "list as an index", "tolist"}
+        y = x.clone().requires_grad_()
+        (y**2).sum().backward()
+        assert held(y.grad).tolist() == [2.0] * 3
+
+
+def test_kernels_run_where_their_tensors_are(monkeypatch):
+    """Triton launches on the current device, which need not be the tensors'."""
+    visited = []
+
+    @contextlib.contextmanager
+    def visit(device):
+        visited.append(device)
+        yield
+
+    with simulated_gpu():
+        values = to_gpu(torch.ones(4, 2, dtype=F64))
+        ptr, index = to_gpu(torch.tensor([0, 1, 4])), to_gpu(torch.tensor([0, 1, 1, 1]))
+        monkeypatch.setattr(torch.cuda, "device", visit)
+        sums = scfmlip_kernels.segment_sum(values, ptr, index)
+        assert not visited
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+        assert torch.equal(held(scfmlip_kernels.segment_sum(values, ptr, index)), held(sums))
+        assert visited == [CUDA]
+
+
+if __name__ == "__main__":
+    found = {}
+    for name, make in ALL.items():
+        difference, log = run(make)
+        found[name] = [log.launches, log.n_waits]
+        print(f"{name}: {difference:.1e}, {log.launches} launches, {log.n_waits} waits", flush=True)
+        lines = [f" {json.dumps(name)}: {json.dumps(count)}" for name, count in found.items()]
+        COUNTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -1,4 +1,4 @@
-"""The command line: ``scfmlip init | train | evaluate | md | info | convert | plot | bench | demo | doctor``."""
+"""The command line: ``scfmlip init | train | evaluate | md | info | convert | plot | bench | doctor``, ..."""
 
 from __future__ import annotations
 

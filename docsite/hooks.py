@@ -36,9 +36,13 @@ _PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 
 
 def on_config(config: Any) -> Any:
-    """Pages that others write take their place in the navigation once they are there."""
+    """Reports, and pages on other programs, take their place in the navigation once they are there."""
     docs = Path(config["docs_dir"])
+    reports = [f"reports/{path.name}" for path in sorted((ROOT / "profiling" / "reports").glob("*.md"))]
     for entry in config["nav"]:
+        for part in entry.get("Results", []):
+            if "Reports" in part:
+                part["Reports"] = reports
         if "How-to" in entry:
             for file, title in (("engines.md", "Other programs"), ("lammps.md", "LAMMPS")):
                 if (docs / file).is_file() and {title: file} not in entry["How-to"]:

@@ -31,6 +31,7 @@ from scfmlip_kernels.indexed_linear.tiles import _sum_tiles_kernel, tile_constan
 from scfmlip_kernels.lattice import monomial_count
 from scfmlip_kernels.lattice.tiles import lattice_launch
 from scfmlip_kernels.lattice_field.kernel import _lattice_field_kernel
+from scfmlip_kernels.listed_pairs.kernel import _listed_pairs_kernel
 from scfmlip_kernels.mesh.grid import KERNEL_BLOCK
 from scfmlip_kernels.mesh_gather.kernel import _mesh_gather_kernel, gather_atoms
 from scfmlip_kernels.mesh_spread.kernel import _mesh_spread_kernel
@@ -166,6 +167,34 @@ def _electrostatics() -> Iterator[Variant]:
                 },
                 {key: pairs[key] for key in ("num_warps", "num_stages")},
             )
+        yield from _listed(kind, dtype)
+
+
+def _listed(kind: torch.dtype, dtype: str) -> Iterator[Variant]:
+    """Sums over listed pairs."""
+    real, options = ("fp32" if dtype == "float32" else "fp64"), tuned("listed_pairs", CPU, kind)
+    names = ("targets_ptr", "sources_ptr", "moments_ptr", "alphas_ptr")
+    for n_moments, rank in itertools.product((1, 4), (0, 1, 2)):
+        yield Variant(
+            "listed_pairs",
+            f"{'dipoles' if n_moments > 1 else 'charges'} rank {rank}",
+            dtype,
+            _listed_pairs_kernel,
+            {
+                **{name: f"*{real}" for name in names},
+                **dict.fromkeys(("first_ptr", "near_ptr"), "*i64"),
+                "out_ptr": "*fp64",
+                **dict.fromkeys(("n_targets", "n_sources", "n_widths"), "i32"),
+            },
+            {
+                "N_MOMENTS": n_moments,
+                "RANK": rank,
+                "N_OUT": monomial_count(rank),
+                "TERMS": 14 if dtype == "float32" else 26,
+                "BLOCK": options["block"],
+            },
+            {key: options[key] for key in ("num_warps", "num_stages")},
+        )
 
 
 # irreps of the features that are sent, and channels of each: published models, several of one shape

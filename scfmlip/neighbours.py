@@ -39,7 +39,11 @@ def normals_of(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def neighbour_pairs(
-    positions: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_], cutoff: float
+    positions: NDArray[np.float64],
+    cell: NDArray[np.float64],
+    pbc: NDArray[np.bool_],
+    cutoff: float,
+    apart: bool = True,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """
     All pairs within a cutoff, including periodic images, and of an atom with its own images.
@@ -49,6 +53,7 @@ def neighbour_pairs(
         cell: ``[3, 3]`` angstrom, rows are lattice vectors; vectors of open directions are ignored.
         pbc: ``[3]`` booleans.
         cutoff: Cutoff, angstrom.
+        apart: Refuse two atoms at the same position.
 
     Returns:
         ``[2, n_pairs]`` sender and receiver, sorted by sender, and ``[n_pairs, 3]`` image of the receiver:
@@ -91,13 +96,22 @@ def neighbour_pairs(
     inside = inside - cells @ box
     reach = max(cutoff, (volume / _BINS) ** (1 / 3))
     i, j, image, length = neighbour_list("ijSd", positions=inside, cell=box, pbc=pbc, cutoff=reach)
-    image = np.where(pbc, image, 0)
-    keep = (length < cutoff) & ((i != j) | image.any(1))
-    if (length[keep] < _SAME).any():
-        first = np.flatnonzero(keep & (length < _SAME))[0]
+    if not pbc.all():
+        image = np.where(pbc, image, 0)
+    if reach > cutoff:
+        keep = length < cutoff
+        i, j, image, length = i[keep], j[keep], image[keep], length[keep]
+    same = np.flatnonzero(length < _SAME)
+    itself = same[(i[same] == j[same]) & ~image[same].any(1)]
+    if apart and len(itself) < len(same):
+        first = np.setdiff1d(same, itself)[0]
         raise ValueError(f"atoms {i[first]} and {j[first]} are at the same position, or at images of it")
-    i, j, image = i[keep].astype(np.int64), j[keep].astype(np.int64), image[keep].astype(np.int64)
-    return np.stack((i, j)), image + cells[i] - cells[j]
+    if len(itself):
+        i, j, image = np.delete(i, itself), np.delete(j, itself), np.delete(image, itself, 0)
+    image = image.astype(np.int64)
+    if cells.any():
+        image += cells[i] - cells[j]
+    return np.stack((i, j)).astype(np.int64), image
 
 
 def _check_number(

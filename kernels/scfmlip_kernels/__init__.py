@@ -10,6 +10,8 @@ from .gaussian_pairs import gaussian_pairs
 from .indexed_linear import indexed_linear
 from .lattice import LatticeGrid, build_lattice_grid
 from .lattice_field import lattice_field
+from .listed_pairs import listed_pairs
+from .listed_pairs.pairs import PairList, sort_pairs
 from .mesh import MeshGrid, MeshPlaces, build_mesh_grid, mesh_values, mesh_waves, place_atoms
 from .mesh_gather import mesh_gather
 from .mesh_spread import mesh_spread
@@ -25,6 +27,7 @@ __all__ = [
     "LatticeGrid",
     "MeshGrid",
     "MeshPlaces",
+    "PairList",
     "ProductPath",
     "SymmetricPolynomial",
     "backend",
@@ -35,6 +38,7 @@ __all__ = [
     "gaussian_pairs",
     "indexed_linear",
     "lattice_field",
+    "listed_pairs",
     "mesh_gather",
     "mesh_spread",
     "mesh_values",
@@ -43,6 +47,7 @@ __all__ = [
     "segment_expand",
     "segment_sum",
     "sort_edges",
+    "sort_pairs",
     "structure_factor",
     "symmetric_contraction",
 ]

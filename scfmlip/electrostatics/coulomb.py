@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,11 +15,12 @@ from ..types import BoundaryName, Compat, MultipoleOrder
 from . import checks
 from .arguments import check_counter_charge, check_field, read_systems, to_cells, to_systems
 from .boundary import EXACT, GRAPH_LONGRANGE, Boundary, Quirks, resolve_boundaries
+from .choice import Batch, Choice, Need, choose, plan_neighbours
 from .cutoff import check_cutoff, cutoff_for_tolerance, reference_cutoff, truncation_error
 from .density import GaussianMultipoles, to_widths
 from .geometry import Geometry
-from .mesh_error import MeshResolution, cell_sizes, choose_mesh
-from .plan import CoulombPlan, make_plan, summed_cells
+from .near_field import Smoothing
+from .plan import CoulombPlan, make_plan
 from .slab import SlabPlan, plan_slabs, slab_extents, slab_normals
 
 Background = Literal["uniform", "none"]
@@ -47,8 +48,9 @@ class Coulomb:
             "periodic", "slab", "molecule_in_box" (cubic box, Makov-Payne) and "open" apply to all systems.
         self_interaction: Whether to include the interaction of a Gaussian with itself.
         method: Method for crystals, slabs and boxes: "direct" sums over atoms x wave vectors; "mesh" uses a
-            mesh and Fourier transforms, O(N log N), for thousands of atoms and Gaussians of about 1 angstrom
-            or wider. "auto" is "direct". Isolated systems are always summed over pairs.
+            mesh and Fourier transforms, O(N log N), and splits narrow Gaussians, see ``smooth``. "auto" takes
+            the cheapest by a table of measured costs: "direct" for small systems, and on a GPU without a
+            table; `CoulombPlan.method` says which. Isolated systems are always summed over pairs.
         tolerance: Energy, eV, of the omitted wave vectors for a pair of charges of 1 e, dipoles of 1 e times
             the width, or quadrupoles of 1 e times its square; sets the cutoff or the mesh. The images of a
             slab contribute a hundredth of it. The estimate assumes a large cell. Measured errors in cubes
@@ -63,6 +65,9 @@ class Coulomb:
         order: Components of dipole rows: "cartesian" ``[q, d_x, d_y, d_z]`` or "e3nn" ``[q, d_y, d_z, d_x]``.
         background: "uniform" or "none", see above.
         validate: Check values (NaN, cell) as well as shapes; costs a synchronisation on a GPU.
+        smooth: Of crystals, slabs and boxes: Gaussians narrower than this, angstrom, are summed as if they
+            were so wide, and the rest over neighbours (found on the host): far fewer waves or mesh points. 0
+            leaves all as they are, None takes what costs least (and 0 for method="direct").
 
     Raises:
         ValueError: for an option that does not exist or a cutoff that does not resolve the Gaussians.
@@ -91,6 +96,7 @@ class Coulomb:
     order: MultipoleOrder = "cartesian"
     background: Background = "uniform"
     validate: bool = True
+    smooth: float | None = None
     source: GaussianMultipoles = field(init=False)
     quirks: Quirks = field(init=False)
 
@@ -111,6 +117,7 @@ class Coulomb:
             raise ValueError(f"background must be 'uniform' or 'none', got {self.background!r}")
         if not checks.is_between(self.tolerance, 0.0, 1.0):
             raise ValueError(f"tolerance must be between 0 and 1 eV, got {self.tolerance!r}")
+        self._check_smooth()
         if self.compat is not None and self.l_max > 1:
             raise ValueError(
                 f"compat={self.compat!r} knows charges and dipoles, got l_max={self.l_max}: leave compat out"
@@ -137,6 +144,18 @@ class Coulomb:
         default = {f.name: f.default for f in fields(self) if f.init}
         shown = [name for name in given if name in ("l_max", "sigma") or given[name] != default[name]]
         return f"Coulomb({', '.join(f'{name}={given[name]!r}' for name in shown)})"
+
+    def _check_smooth(self) -> None:
+        if self.smooth is None:
+            return
+        if self.smooth != 0 and not checks.is_between(self.smooth, 0.0, 1e4):
+            raise ValueError(f"smooth must be a width in angstrom, 0 or None, got {self.smooth!r}")
+        if self.smooth and (self.kspace_cutoff is not None or self.compat is not None):
+            given = "kspace_cutoff" if self.kspace_cutoff is not None else "compat"
+            raise ValueError(
+                f"smooth={self.smooth!r} takes its waves from the tolerance, {given} is for Gaussians as "
+                "they are: leave one of them out"
+            )
 
     @property
     def _pair_sigma_squared(self) -> float:
@@ -206,23 +225,33 @@ class Coulomb:
                 "given: pass cell [n_systems, 3, 3], or set pbc to False"
             )
         host_cells = slabs = None
+        choice = Choice(self.cutoff, Smoothing(0.0, self.source.widths), 0.0, 0.0)
+        given = (boundaries, axes, lattice, atom_ptr, positions, device)
         if cells is not None:
             host_cells = cells.detach().to("cpu", torch.float64)
             # graph_longrange corrects a box of any shape as if it were a cube of its volume
             compat = self.compat == "graph_longrange"
             checks.check_cell(host_cells, boundaries, axes, cubic_boxes=not compat, whole_slabs=compat)
             if not compat and lattice:
-                slabs = self._plan_slabs(host_cells, boundaries, axes, lattice, atom_ptr, positions, device)
-        resolution = self.cutoff
-        if self.method == "mesh" and host_cells is not None and lattice:
-            resolution = self._mesh_resolution(summed_cells(host_cells[lattice], slabs), int(atom_ptr[-1]))
-        return make_plan(host_cells, boundaries, axes, atom_ptr, torch.device(device), resolution, slabs)
+                slabs = self._plan_slabs(host_cells, *given, self.widest)
+            if lattice and self.compat is None and self.kspace_cutoff is None:
+                batch = Batch.of(host_cells[lattice], slabs, atom_ptr.diff()[lattice], torch.device(device))
+                dtype = (cells if positions is None else positions).dtype
+                choice = choose(self.method, self.smooth, self._need, batch, dtype, self.cutoff)
+                if choice.reach and slabs is not None:
+                    widest = choice.smoothing.widest(self._need.receivers)
+                    slabs = self._plan_slabs(host_cells, *given, widest)
+        ways = (torch.device(device), choice.resolution, slabs, choice.smoothing)
+        plan = make_plan(host_cells, boundaries, axes, atom_ptr, *ways)
+        if choice.reach:
+            assert plan.lattice is not None and cells is not None
+            plan.near = plan_neighbours(plan.lattice, self._need, choice, positions, cells)
+        return plan
 
-    def _mesh_resolution(self, cells: Tensor, n_atoms: int) -> MeshResolution:
-        """Of a batch of cells ``[n, 3, 3]`` on the CPU."""
-        volume, height = cell_sizes(cells)
-        given = (self._pair_sigma_squared, self.tolerance, self.l_max)
-        return choose_mesh(*given, n_atoms, volume, height)
+    @property
+    def _need(self) -> Need:
+        widths = self.source.widths
+        return Need(widths, (*widths, *(self.feature_widths or ())), self.tolerance, self.l_max)
 
     def _plan_slabs(
         self,
@@ -233,6 +262,7 @@ class Coulomb:
         atom_ptr: Tensor,
         positions: Tensor | None,
         device: torch.device | str,
+        widest: tuple[float, float],
     ) -> SlabPlan | None:
         """Cell heights of the slabs among the systems ``lattice``; ``cells`` must be on the CPU."""
         kinds = [boundaries[i] == Boundary.SLAB for i in lattice]
@@ -248,7 +278,7 @@ class Coulomb:
             kinds,
             [axes[i] for i in lattice],
             extents,
-            self.widest,
+            widest,
             self.image_tolerance,
             self.l_max,
             torch.device(device),
@@ -336,8 +366,11 @@ class Coulomb:
     ) -> CoulombPlan:
         """Make a plan for these positions."""
         mapped = is_batched(positions)
-        n_atoms, known = len(positions), None if mapped else positions
-        plan = self.plan(cell, pbc, batch_idx, n_atoms, positions.device, known)
+        n_atoms, known, operator = len(positions), positions, self
+        if mapped:  # neighbours cannot be looked for
+            known = None
+            operator = replace(self, smooth=0.0) if self.smooth is None else self
+        plan = operator.plan(cell, pbc, batch_idx, n_atoms, positions.device, known)
         if mapped and plan.lattice is not None and plan.lattice.slabs is not None:
             raise ValueError(
                 "torch.vmap over positions of slabs cannot see how thick the thickest is: make the plan "

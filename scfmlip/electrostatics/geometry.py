@@ -19,6 +19,7 @@ from .density import GaussianMultipoles, to_widths
 from .kspace import KSpace
 from .mesh import Mesh
 from .mesh_error import MeshResolution, mesh_error
+from .near_field import NearField
 from .openspace import OpenSpace
 from .plan import CoulombPlan
 from .points import PointValues, evaluate_points
@@ -64,7 +65,7 @@ class Geometry:
         self.external_field, self.external_potential = external_field, external_potential
         self.cell, self.counter_bounds = cell, counter_bounds
         self.validate = validate
-        self.kspace = self.openspace = self.counter = None
+        self.kspace = self.openspace = self.counter = self.near = None
         self._roomy: dict[tuple[float, ...], Geometry] = {}
         source = coulomb.source
         if plan.lattice is not None:
@@ -76,7 +77,10 @@ class Geometry:
                 self.counter = CounterCharge(counter_bounds, sub, cells, source.widths)
                 quirks = dataclasses.replace(quirks, slab_charge=True)
             kind = KSpace if sub.mesh is None else Mesh
-            self.kspace = kind(sub, sub.take(positions), cells, source.widths, quirks)
+            mine = sub.take(positions)
+            self.kspace = kind(sub, mine, cells, plan.smoothing.sources, quirks)
+            if plan.near is not None:
+                self.near = NearField(sub, plan.smoothing, plan.near, mine, cells, self.kspace.volume)
         if plan.open is not None:
             sub = plan.open
             self.openspace = OpenSpace(
@@ -89,10 +93,13 @@ class Geometry:
 
     @property
     def method(self) -> list[str]:
-        """The method of each system: "direct", "mesh" or "pairs"."""
-        mesh = isinstance(self.plan.resolution, MeshResolution)
-        waves = "mesh" if mesh else "direct"
-        return ["pairs" if kind == Boundary.OPEN else waves for kind in self.plan.boundaries]
+        """How each system is summed: "direct", "mesh" or "pairs"."""
+        return self.plan.method
+
+    @property
+    def smooth_width(self) -> float | None:
+        """Width, angstrom, that waves are smoothed to, the rest over neighbours; None where none are."""
+        return self.plan.smooth_width
 
     # shapes ---------------------------------------------------------------------------------------
 
@@ -181,13 +188,17 @@ class Geometry:
         if self.kspace is not None and self.plan.lattice is not None:
             mine = self.plan.lattice.take(moments)
             lattice = self.kspace.energy(mine)
-            if not with_self:
-                lattice = lattice - self._self_energy(mine, self.plan.lattice)
+            if self.near is not None:
+                smooth = self._self_energy(mine, self.plan.lattice, self._smooth_source)
+                lattice = lattice + self.near.energy(mine) - smooth
+            if with_self == (self.near is not None):
+                own = self._self_energy(mine, self.plan.lattice, self.coulomb.source)
+                lattice = lattice + own if with_self else lattice - own
         if self.openspace is not None and self.plan.open is not None:
             mine = self.plan.open.take(moments)
             opened = self.openspace.energy(mine)
             if with_self:
-                opened = opened + self._self_energy(mine, self.plan.open)
+                opened = opened + self._self_energy(mine, self.plan.open, self.coulomb.source)
         energy = self._join(lattice, opened, per_system=True)
         if self.counter is not None:
             energy = energy + self.counter.energy(*self._overlap(moments))
@@ -212,8 +223,12 @@ class Geometry:
         moment = self.kspace.correction.second_moment(moments) - charge * self.counter.second_moment[:, None]
         return charge, -0.5 * FIELD_CONSTANT / self.kspace.volume[:, None] * moment
 
-    def _self_energy(self, moments: Tensor, sub) -> Tensor:
-        source = self.coulomb.source
+    @property
+    def _smooth_source(self) -> GaussianMultipoles:
+        """The density as waves are summed."""
+        return dataclasses.replace(self.coulomb.source, widths=self.plan.smoothing.sources)
+
+    def _self_energy(self, moments: Tensor, sub, source: GaussianMultipoles) -> Tensor:
         field = self_field(moments.double(), source, source.widths, source.l_max, self.coulomb.quirks)
         return sub.segments.sum(0.5 * (field * moments.double()).sum((2, 3)))
 
@@ -238,6 +253,22 @@ class Geometry:
             out = torch.nn.functional.pad(out, (0, 6))
         return out[:, None, None].expand(-1, -1, len(widths), -1)
 
+    def _lattice_field(
+        self, moments: Tensor, widths: tuple[float, ...], rank: int, with_self: bool
+    ) -> Tensor:
+        """Potential, averaged over Gaussians, in the systems that are summed over wave vectors."""
+        assert self.kspace is not None
+        quirks, source = self.coulomb.quirks, self.coulomb.source
+        if self.near is None:
+            field = self.kspace.field(moments, widths, rank)
+            return field if with_self else field - self_field(moments, source, widths, rank, quirks)
+        smooth = self.plan.smoothing.receivers(widths)
+        field = self.kspace.field(moments, smooth, rank).double() + self.near.field(moments, widths, rank)
+        field = field - self_field(moments.double(), self._smooth_source, smooth, rank, quirks)
+        if with_self:
+            field = field + self_field(moments.double(), source, widths, rank, quirks)
+        return field.to(self.positions.dtype)
+
     def _field(
         self,
         multipoles: Tensor,
@@ -254,9 +285,7 @@ class Geometry:
         lattice = opened = None
         if self.kspace is not None and self.plan.lattice is not None:
             mine = self.plan.lattice.take(moments)
-            lattice = self.kspace.field(mine, widths, rank)
-            if not with_self:
-                lattice = lattice - self_field(mine, source, widths, rank, quirks)
+            lattice = self._lattice_field(mine, widths, rank, with_self)
         if self.openspace is not None and self.plan.open is not None:
             mine = self.plan.open.take(moments)
             if conjugate:
@@ -353,7 +382,7 @@ class Geometry:
         taller = lattice.resized(
             cell,
             lattice.slabs.thickness.tolist(),
-            (coulomb.widest[0], max(widths)),
+            self.plan.smoothing.widest(widths),
             coulomb.image_tolerance,
             coulomb.l_max,
             self.plan.resolution,
@@ -377,7 +406,8 @@ class Geometry:
     def _check_resolved(self, basis: GaussianMultipoles) -> None:
         if self.kspace is None or self.coulomb.compat is not None:
             return
-        pair = 0.5 * (min(self.coulomb.source.widths) ** 2 + min(basis.widths) ** 2)
+        smoothing = self.plan.smoothing
+        pair = 0.5 * (min(smoothing.sources) ** 2 + min(smoothing.receivers(basis.widths)) ** 2)
         l_max = max(self.coulomb.source.l_max, basis.l_max)
         resolution = self.plan.resolution
         more, rest = "more wave vectors than this geometry holds", ", or a larger kspace_cutoff"

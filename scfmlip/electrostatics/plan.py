@@ -15,6 +15,7 @@ from ..segments import Segments
 from .boundary import Boundary
 from .checks import check_mesh, check_wave_vectors
 from .mesh_error import MeshResolution
+from .near_field import NearPlan, Smoothing
 from .slab import SlabPlan, plan_slabs
 
 
@@ -98,10 +99,7 @@ class LatticePlan(SubBatch):
 
 def summed_cells(host_cell: Tensor, slabs: SlabPlan | None) -> Tensor:
     """The cells of the sums on the CPU, ``[n_systems, 3, 3]``, from the user's cells."""
-    if slabs is None:
-        return host_cell
-    on_host = SlabPlan(*(getattr(slabs, f.name).cpu() for f in dataclasses.fields(slabs)))
-    return on_host.cells(host_cell)
+    return host_cell if slabs is None else slabs.on_host().cells(host_cell)
 
 
 def _waves(
@@ -134,6 +132,8 @@ class CoulombPlan:
         lattice: Systems summed over wave vectors, or None.
         open: Systems summed over pairs, or None.
         resolution: Cutoff of the wave vectors, 1/angstrom, or resolution of the meshes.
+        smoothing: The widths that waves are summed with.
+        near: What neighbours add to waves of other widths, or None.
 
     Example:
         >>> import torch, scfmlip
@@ -154,11 +154,24 @@ class CoulombPlan:
     lattice: LatticePlan | None
     open: SubBatch | None
     resolution: float | MeshResolution
+    smoothing: Smoothing
+    near: NearPlan | None
 
     @property
     def n_systems(self) -> int:
         """Number of systems of the batch."""
         return len(self.boundaries)
+
+    @property
+    def method(self) -> list[str]:
+        """How each system is summed: "direct", "mesh" or "pairs"."""
+        waves = "mesh" if isinstance(self.resolution, MeshResolution) else "direct"
+        return ["pairs" if kind == Boundary.OPEN else waves for kind in self.boundaries]
+
+    @property
+    def smooth_width(self) -> float | None:
+        """Width, angstrom, that waves are smoothed to, the rest over neighbours; None where none are."""
+        return None if self.near is None else self.smoothing.width
 
     def cells(self, cell: Tensor) -> Tensor:
         """``[n_systems, 3, 3]`` the user's cells, with the cells of slabs replaced by those of the sums."""
@@ -196,6 +209,7 @@ def make_plan(
     device: torch.device,
     resolution: float | MeshResolution,
     slabs: SlabPlan | None,
+    smoothing: Smoothing,
 ) -> CoulombPlan:
     """
     Sort the systems of a batch by method, and make their wave vectors.
@@ -208,6 +222,7 @@ def make_plan(
         device: Device of the tables.
         resolution: Cutoff of the wave vectors, 1/angstrom, or resolution of the meshes.
         slabs: Slab cells of the systems that are summed over wave vectors.
+        smoothing: The widths that waves are summed with.
     """
     numbers = [i for i, b in enumerate(boundaries) if b != Boundary.OPEN]
     sub, lattice = _sub_batch(numbers, atom_ptr, device), None
@@ -230,4 +245,6 @@ def make_plan(
         lattice=lattice,
         open=_sub_batch([i for i, b in enumerate(boundaries) if b == Boundary.OPEN], atom_ptr, device),
         resolution=resolution,
+        smoothing=smoothing,
+        near=None,
     )

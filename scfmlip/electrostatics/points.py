@@ -14,7 +14,7 @@ from ..segments import Segments
 from ..units import COULOMB_CONSTANT
 from . import checks
 from .cutoff import cutoff_for_tolerance
-from .density import GaussianMultipoles, symmetric_matrices
+from .density import symmetric_matrices
 from .kspace import KSpace
 from .mesh import Mesh
 from .mesh_error import MeshResolution, cell_sizes, choose_mesh
@@ -143,9 +143,13 @@ def _lattice_points(
     tolerance = min(geometry.coulomb.tolerance, 1e-6)
     image_tolerance = 1e-2 * tolerance
     resolution = _bare_resolution(geometry, tolerance, len(points))
+    smoothing = geometry.plan.smoothing
+    received = smoothing.receivers((0.0,))
     points, beyond, normal, extents = points.double(), None, None, []
+    everywhere = points
     if plan.slabs is not None:
-        window = _slab_windows(plan.slabs, cell, atoms, plan.segments.index, source, image_tolerance)
+        widest, owner = math.hypot(max(smoothing.sources), received[0]), plan.segments.index
+        window = _slab_windows(plan.slabs, cell, atoms, owner, widest, source.l_max, image_tolerance)
         normal = segments.expand(plan.slabs.normals(cell.double())[0])
         low, high = (segments.expand(w) for w in window.unbind(1))
         z = (points * normal).sum(1)
@@ -154,14 +158,14 @@ def _lattice_points(
         both = torch.cat((points, atoms.double())), torch.cat((segments.index, plan.segments.index))
         lowest, highest = slab_extents(both[0], plan.slabs.normals(cell.double())[0], both[1])
         extents = (highest - lowest).clamp(min=0.0).tolist()
-    widths = (max(source.widths), 0.0)
+    widths = (max(smoothing.sources), received[0])
     dense_plan = plan.resized(cell, extents, widths, image_tolerance, source.l_max, resolution)
     kind = KSpace if dense_plan.mesh is None else Mesh
-    dense = kind(dense_plan, atoms, cell.double(), source.widths, geometry.coulomb.quirks)
+    dense = kind(dense_plan, atoms, cell.double(), smoothing.sources, geometry.coulomb.quirks)
     grid = dense_plan.grid
     rho = dense.density(moments)
     places = Places(turn(points, dense.inverse, segments), host_ptr, segments)
-    rho = rho * dense.form_factor(0.0)[:, None, None]
+    rho = rho * dense.form_factor(received[0])[:, None, None]
 
     def at(coefficients: Tensor, rank: int) -> Tensor:
         return dense.series(coefficients, rank, places)[:, 0]
@@ -173,7 +177,7 @@ def _lattice_points(
     if dense.correction is not None:
         if plan.slabs is None:
             _check_window(dense, points, segments.index)
-        extra = dense.correction.field(moments, (0.0,), 1, at=(points, segments))
+        extra = dense.correction.field(moments, received, 1, at=(points, segments))
         value = value + extra[:, 0, 0].to(value.dtype)
     if beyond is not None:
         assert dense.correction is not None and normal is not None
@@ -181,13 +185,18 @@ def _lattice_points(
         plane = dense.correction.far_field(moments, points + beyond[:, None] * normal, segments)
         value = torch.where(outside[:, None], plane[:, 0].to(value.dtype), value)
         density = torch.where(outside, torch.zeros_like(density), density)
+    if geometry.near is not None:
+        added, near = geometry.near.at(moments, everywhere, counts, segments.index, 0.1 * tolerance)
+        density, value = (a + b.to(a.dtype) for a, b in ((density, added), (value, near)))
     return density, value
 
 
 def _bare_resolution(geometry: Geometry, tolerance: float, n_points: int) -> float | MeshResolution:
     """Cutoff or mesh for the potential of Gaussians at points."""
     source, plan, waves = geometry.coulomb.source, geometry.plan, geometry.kspace
-    half = 0.5 * min(source.widths) ** 2
+    half = 0.5 * (min(plan.smoothing.sources) ** 2 + plan.smoothing.receivers((0.0,))[0] ** 2)
+    if geometry.near is not None:  # single waves stand out of so few, see `choice`
+        tolerance = max(0.05 * tolerance, 1e-15)
     if not isinstance(plan.resolution, MeshResolution):
         return cutoff_for_tolerance(half, tolerance, source.l_max)
     assert waves is not None
@@ -200,19 +209,19 @@ def _slab_windows(
     cell: Tensor,
     atoms: Tensor,
     index: Tensor,
-    source: GaussianMultipoles,
+    widest: float,
+    l_max: int,
     image_tolerance: float,
 ) -> Tensor:
     """``[n_systems, 2]`` heights beyond which a slab is a charged plane with a dipole; infinite otherwise."""
     host = cell.detach().to("cpu", torch.float64)
     low, high = slab_extents(atoms, slabs.normals(cell.double())[0], index)
     reach = torch.full_like(low, math.inf)
-    widest = max(source.widths)
     for i, (is_slab, axis) in enumerate(zip(slabs.slab.tolist(), slabs.axis.tolist(), strict=True)):
         if is_slab:
             vectors = host[i, [(axis + 1) % 3, (axis + 2) % 3]]
-            lateral = lateral_reach(vectors, widest, image_tolerance, source.l_max)
-            reach[i] = max(lateral, gaussian_reach(widest**2, image_tolerance, source.l_max))
+            lateral = lateral_reach(vectors, widest, image_tolerance, l_max)
+            reach[i] = max(lateral, gaussian_reach(widest**2, image_tolerance, l_max))
     empty = torch.isinf(low)
     low, high = torch.where(empty, 0.0, low), torch.where(empty, 0.0, high)
     return torch.stack((low - reach, high + reach), 1)

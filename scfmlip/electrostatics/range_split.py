@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from scfmlip_kernels import segment_sum
+from scfmlip_kernels.gaussian_pairs.radial import gaussian_interaction
 
 from .. import neighbours
 from ..units import COULOMB_CONSTANT
@@ -195,12 +196,14 @@ class ShortRange:
         if cell is not None:
             matrices = cell[plan.segments.index[self.first]] if plan.n_systems > 1 else cell
             vector = vector + (pairs.edge_shift.to(vector.dtype)[:, None] @ matrices)[:, 0]
-        r = vector.norm(dim=-1)
-        total = (2 * (widths[self.first] ** 2 + widths[self.second] ** 2)).sqrt()
-        self.pair = COULOMB_CONSTANT * (torch.erf(r / total) - torch.erf(r / (2 * smooth))) / r
+        square = (vector**2).sum(-1)
+        own = widths[self.first] ** 2 + widths[self.second] ** 2
+        wide = torch.full_like(own, 2 * smooth**2)
+        self.pair = gaussian_interaction(square, own) - gaussian_interaction(square, wide)
+        self.pair = COULOMB_CONSTANT * self.pair
         self.own = COULOMB_CONSTANT / math.sqrt(math.pi) * (1 / widths - 1 / smooth)
         self.average = self.second_moment = None
-        crystal = torch.tensor([kind == Boundary.PERIODIC for kind in plan.boundaries], device=r.device)
+        crystal = torch.tensor([kind == Boundary.PERIODIC for kind in plan.boundaries], device=square.device)
         if cell is not None and bool(crystal.any()):
             volume = torch.linalg.det(cell.double()).abs()
             volume = torch.where(crystal, volume, torch.ones_like(volume))

@@ -15,7 +15,7 @@ Gaussians must end within the remaining gap, or they overlap with their images.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import torch
@@ -115,6 +115,10 @@ class SlabPlan:
     height: Tensor
     thickness: Tensor
     truncated: Tensor
+
+    def on_host(self) -> "SlabPlan":
+        """The same on the CPU."""
+        return SlabPlan(*(getattr(self, f.name).cpu() for f in fields(self)))
 
     def normals(self, cell: Tensor) -> tuple[Tensor, Tensor]:
         """Unit normals ``[n_systems, 3]`` and areas ``[n_systems]`` of cells ``[n_systems, 3, 3]``."""

@@ -111,7 +111,8 @@ def _whole_matrices(
 ) -> list[Tensor] | None:
     """``J + K`` of every system if all are crystals with Cartesian rows, else None."""
     plan, kspace, source = problem.plan, interaction.geometry.kspace, problem.coulomb.source
-    if plan.open is not None or plan.corrected or not isinstance(kspace, KSpace):
+    split = interaction.geometry.near is not None
+    if plan.open is not None or plan.corrected or split or not isinstance(kspace, KSpace):
         return None
     if hardness.shape[1] > 4 or source.order != "cartesian" or source.normalization != "multipoles":
         return None

@@ -188,7 +188,12 @@ def _smooth(geometry: Geometry, width: float, tolerance: float) -> Geometry:
     """The geometry of the same atoms and fields with Gaussians of one width."""
     # solvers may request more than float64 sums can give
     coulomb = replace(
-        geometry.coulomb, l_max=0, sigma=width, tolerance=max(tolerance, 1e-15), feature_widths=None
+        geometry.coulomb,
+        l_max=0,
+        sigma=width,
+        tolerance=max(tolerance, 1e-15),
+        feature_widths=None,
+        smooth=0.0,
     )
     plan, positions = geometry.plan, geometry.positions
     pbc, n_atoms = _periodic(geometry), len(positions)

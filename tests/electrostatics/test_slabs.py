@@ -284,4 +284,4 @@ def test_more_wave_vectors_than_memory(monkeypatch):
     monkeypatch.setattr(checks, "free_memory", lambda device: 2.0**30)
     positions = torch.zeros(1, 3, dtype=F64)
     with pytest.raises(ValueError, match=r"about 7\.8e\+07 wave .* 36\.1 GiB of memory, 1 GiB are free"):
-        Coulomb(sigma=0.5).prepare(positions, 250.0 * torch.eye(3, dtype=F64))
+        Coulomb(sigma=0.5, method="direct").prepare(positions, 250.0 * torch.eye(3, dtype=F64))

@@ -19,6 +19,8 @@ TABLES = sorted(
     entry.name for entry in resources.files("scfmlip_kernels.tuned").iterdir() if entry.name.endswith(".json")
 )
 FAMILIES = {
+    "coulomb": {"measured", "charges", "dipoles"},
+    "listed_pairs": {"block", "num_warps", "num_stages"},
     "lattice": set(LatticeLaunch._fields),
     "mesh": {"atoms", "gather_atoms", "num_warps", "num_stages", "precision"},
     "pairs": {"block", "sources", "num_warps", "num_stages"},
@@ -118,12 +120,23 @@ def test_tables_hold_known_families(name):
 def test_blocks_are_what_triton_takes(name):
     """Powers of two, and 16 at least where `tl.dot` multiplies."""
     for family, entries in read(name).items():
-        for parameters in entries.values():
+        for parameters in entries.values() if family != "coulomb" else ():
             blocks = [parameters[k] for k in ("rows", "l", "atoms", "block", "sources") if k in parameters]
             assert all(b & (b - 1) == 0 for b in blocks)
             assert family != "lattice" or min(blocks) >= 16
             assert parameters["num_warps"] in (1, 2, 4, 8, 16)
             assert parameters.get("precision", "ieee") in ("ieee", "tf32x3")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_costs_of_coulomb_sums(name):
+    """Numbers in ns; only a device's own table says that they were measured on it."""
+    names = {"direct", "wave", "table", "mesh", "point", "near", "pair"}
+    for entry in read(name).get("coulomb", {}).values():
+        assert entry["measured"] == (name != "default.json")
+        for costs in (entry["charges"], entry["dipoles"]):
+            assert set(costs) == names
+            assert all(cost >= 0 for cost in costs.values())
 
 
 def test_both_dtypes_share_what_work_tables_are_cut_by(monkeypatch):

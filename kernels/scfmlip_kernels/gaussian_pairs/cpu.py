@@ -52,7 +52,7 @@ class Block(NamedTuple):
     r: Tensor
 
 
-def _cartesian_derivatives(
+def cartesian_derivatives(
     xyz: tuple[Tensor, Tensor, Tensor], radial: list[Tensor], rank: int
 ) -> list[Tensor]:
     """``T_D`` for every monomial D of degree at most ``rank``, in the order of `monomials`."""
@@ -122,10 +122,10 @@ def _derivatives(block: Block, width: float, softening: float, rank: int) -> lis
         radial = gaussian_radial(block.r, alpha, rank)
     else:
         radial = softened_radial(block.r, alpha, softening, rank)
-    return _cartesian_derivatives(block.xyz, [f.masked_fill_(block.blind, 0.0) for f in radial], rank)
+    return cartesian_derivatives(block.xyz, [f.masked_fill_(block.blind, 0.0) for f in radial], rank)
 
 
-def _table(rank: int, source_rank: int, like: Tensor) -> tuple[Tensor, Tensor]:
+def contraction(rank: int, source_rank: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """For ``out_A = sum_B (-1)^|B| T_(A+B) c_B``: ``[A, B]`` index of monomial A + B, ``[B]`` signs."""
     number = {m: i for i, m in enumerate(monomials(rank + source_rank))}
     place = [
@@ -171,7 +171,7 @@ def _matrices(
     group_size: int,
 ) -> Matrices:
     """The sum of each block as matrices ``[systems, A x targets, B x sources]``, one per width."""
-    place, sign = _table(rank, source_rank, positions)
+    place, sign = contraction(rank, source_rank, positions)
     found = []
     for begins, sizes, part in _blocks(ptr):
         block, matrices = _block(positions, begins, sizes, part, group_size), []
@@ -209,7 +209,7 @@ def gaussian_pairs_chunked(
                 values = (matrix @ near[w]).unflatten(1, (-1, wanted.shape[1]))
                 out[rows, :, w] = values.permute(0, 2, 3, 1)[wanted]
         return out
-    place, sign = _table(rank, source_rank, moments)
+    place, sign = contraction(rank, source_rank, moments)
     moment = torch.arange(n_moments, device=positions.device).expand_as(place)
     for begins, sizes, part in _blocks(ptr):
         block = _block(positions, begins, sizes, part, group_size)

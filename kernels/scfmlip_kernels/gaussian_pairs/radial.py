@@ -1,6 +1,7 @@
 """Radial derivatives ``((1/r) d/dr)^n f`` of the interaction of two Gaussians."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +24,11 @@ def _series(x: Tensor, decay: Tensor, order: int, n_terms: int) -> list[Tensor]:
     return values[::-1]
 
 
-def gaussian_radial(r: Tensor, alpha: float, order: int) -> list[Tensor]:
+def gaussian_radial(r: Tensor, alpha: float | Tensor, order: int) -> list[Tensor]:
     """
     ``((1/r) d/dr)^n`` of ``erf(alpha r) / r`` for n = 0 .. order, accurate for every r >= 0.
+
+    ``alpha`` may be one number for each distance. Not differentiable, see `gaussian_interaction`.
 
     Uses Boys functions: ``(-1)^n 2 alpha / sqrt(pi) (2 alpha^2)^n F_n(alpha^2 r^2)`` with
     ``F_n(x) = int_0^1 t^2n e^(-x t^2) dt`` (Helgaker, Jorgensen, Olsen, Molecular
@@ -46,6 +49,42 @@ def gaussian_radial(r: Tensor, alpha: float, order: int) -> list[Tensor]:
             boys[n].view(-1)[small] = value
     scale = 2 * alpha / math.sqrt(math.pi)
     return [b * (scale * (-2 * alpha**2) ** n) for n, b in enumerate(boys)]
+
+
+class _Interaction(torch.autograd.Function):
+    """``((1/r) d/dr)^n f`` as a function of ``r^2`` and the variance, closed under differentiation."""
+
+    @staticmethod
+    def forward(square: Tensor, variance: Tensor, n: int) -> Tensor:
+        return gaussian_radial(square.sqrt(), (2 * variance).rsqrt(), n)[n]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        *tensors, ctx.n = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor):
+        square, variance = ctx.saved_tensors
+        (grad,), n = grad_outputs, ctx.n
+        first = _Interaction.apply(square, variance, n + 1)
+        d_square = 0.5 * grad * first if ctx.needs_input_grad[0] else None
+        d_variance = None
+        if ctx.needs_input_grad[1]:  # df/dv = 1/2 Laplacian f, of Gaussians
+            second = _Interaction.apply(square, variance, n + 2)
+            d_variance = 0.5 * grad * ((2 * n + 3) * first + square * second)
+        return d_square, d_variance, None
+
+
+def gaussian_interaction(square: Tensor, variance: Tensor) -> Tensor:
+    """
+    ``erf(r / sqrt(2 v)) / r`` of each pair, differentiable any number of times.
+
+    Args:
+        square: ``[...]`` squared distances r^2.
+        variance: The same shape, v: the sum of the squared widths of two Gaussians.
+    """
+    return _Interaction.apply(square, variance, 0)
 
 
 def softened_radial(r: Tensor, alpha: float, softening: float, order: int) -> list[Tensor]:

@@ -1,8 +1,9 @@
 """
 Recorded launch parameters, one JSON file per GPU model; read once, never written at run time.
 
-A file maps a kernel family to its parameters by dtype. `default.json` is safe everywhere; a file named
-after the GPU (`h200.json`) overrides it.
+A file maps a kernel family to its parameters by dtype, and "coulomb" to what its sums cost, ns, which
+`scfmlip.electrostatics.choice` goes by. `default.json` is safe everywhere; a file named
+after the GPU (`h200.json`), or `cpu.json`, overrides it.
 """
 
 import json
@@ -36,7 +37,7 @@ def tuned_for(device_name: str) -> str:
 
 @cache
 def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device).lower() if device.type == "cuda" else "interpreter"
+    return torch.cuda.get_device_name(device).lower() if device.type == "cuda" else "cpu"
 
 
 def tuned(family: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

@@ -65,7 +65,8 @@ class SmallSolver:
         device, dtype = hardness.device, hardness.dtype
         width = int(self.counts.max())
         number = torch.arange(len(hardness), device=device) - plan.segments.ptr[plan.segments.index]
-        direct = isinstance(interaction.geometry.kspace, KSpace)
+        geometry = interaction.geometry
+        direct = isinstance(geometry.kspace, KSpace) and geometry.near is None
         if direct and problem.pairs is None and plan.open is None and not plan.corrected:
             padded = _crystal_matrices(problem, interaction, hardness, number, width)
             padded[plan.segments.index, number, number] += hardness[:, 0].double()

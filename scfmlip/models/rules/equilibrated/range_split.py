@@ -65,7 +65,7 @@ class RangeSplit:
         if width < _WORTH * min(self.widths):
             return None
         if steps not in self._operators:
-            self._operators[steps] = make_coulomb(density, sigma=width, self_interaction=True)
+            self._operators[steps] = make_coulomb(density, sigma=width, self_interaction=True, smooth=0.0)
         geometry = system.prepare(self._operators[steps])
         if any(kind == Boundary.MOLECULE_IN_BOX for kind in geometry.plan.boundaries):
             return None

@@ -1,0 +1,3 @@
+from .op import listed_pairs
+
+__all__ = ["listed_pairs"]

@@ -1,0 +1,455 @@
+"""
+Narrow Gaussians of charges, dipoles and quadrupoles: what a sum over smooth ones leaves out, over neighbours.
+
+The wave vectors that Gaussians of width s need grow as s^-3. A pair of variance ``v = s^2 + t^2`` (source and
+receiver) is summed with a larger one u instead, source and receiver both smoothed, and the rest,
+    k_e [erf(r / sqrt(2 v)) - erf(r / sqrt(2 u))] / r   and its derivatives,
+ends where the smooth Gaussians do: neighbours within a cutoff, images included. In a crystal the average of
+that rest, ``2 pi k_e (u - v) / V`` of unit charges, is not part of a sum over wave vectors without k = 0, and
+is taken off. The sums over heights of slabs, and the corrections of molecules in a box, are made with the
+smooth widths: they hold the k = 0 part of both. Ewald's splitting, Ann. Phys. 369, 253 (1921); in this form
+for Gaussians and dipoles Toukmaji et al., J. Chem. Phys. 113, 10913 (2000).
+
+All of it is float64, whatever the positions are: rounding of distances would be more than the tolerance.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scfmlip_kernels import PairList, listed_pairs, sort_pairs
+from scfmlip_kernels.transforms import is_batched, on_values, unwrapped
+
+from .. import neighbours
+from ..units import COULOMB_CONSTANT
+from .slab import gaussian_reach
+
+if TYPE_CHECKING:
+    from .plan import LatticePlan
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """
+    The widths that waves are summed with, and what is left to neighbours.
+
+    Attributes:
+        width: S, angstrom: no pair is narrower in the sum over waves than two Gaussians of this width. 0
+            leaves all as it is.
+        widths: Of the density's Gaussians, angstrom.
+    """
+
+    width: float
+    widths: tuple[float, ...]
+
+    @property
+    def sources(self) -> tuple[float, ...]:
+        """The density's widths as waves are summed, angstrom."""
+        return tuple(max(w, self.width) for w in self.widths)
+
+    def receivers(self, widths: tuple[float, ...]) -> tuple[float, ...]:
+        """
+        Widths, angstrom, to receive smooth sources with.
+
+        A receiver that is wide takes back what the narrowest smoothing of the sources added, so that pairs
+        wide enough as they are need no neighbours. For the density's own widths these are `sources`.
+        """
+        if not self.width:
+            return widths
+        added = min(s**2 - w**2 for s, w in zip(self.sources, self.widths, strict=True))
+        least = 2 * self.width**2 - min(self.sources) ** 2
+        kept = dict(zip(self.widths, self.sources, strict=True))
+        return tuple(kept.get(w, math.sqrt(max(0.0, least, w**2 - added))) for w in widths)
+
+    def widest(self, widths: tuple[float, ...]) -> tuple[float, float]:
+        """Width of the widest source and of the widest of these receivers, as waves are summed, angstrom."""
+        return max(self.sources), max(*self.sources, *self.receivers(widths))
+
+    def pairs(self, widths: tuple[float, ...]) -> list[tuple[int, int, float, float]]:
+        """
+        Pairs of widths that leave something to neighbours.
+
+        Args:
+            widths: Of the receivers, angstrom.
+
+        Returns:
+            Places of source and receiver, own and smooth variance, angstrom^2.
+        """
+        found = []
+        for (a, (w, s)), (b, (x, y)) in itertools.product(
+            enumerate(zip(self.widths, self.sources, strict=True)),
+            enumerate(zip(widths, self.receivers(widths), strict=True)),
+        ):
+            own, smooth = w**2 + x**2, s**2 + y**2
+            if abs(smooth - own) > 1e-12 * smooth:
+                found.append((a, b, own, smooth))
+        return found
+
+
+class Crowding(NamedTuple):
+    """
+    Images of one atom, at most: they share what a tolerance allows.
+
+    Attributes:
+        volume: Per angstrom^3, of crystals and boxes.
+        area: Per angstrom^2, of slabs.
+    """
+
+    volume: float
+    area: float
+
+
+@lru_cache(maxsize=1024)
+def near_reach(
+    smoothing: Smoothing, widths: tuple[float, ...], tolerance: float, l_max: int, crowding: Crowding
+) -> float:
+    """
+    Cutoff of the neighbours, angstrom; 0 where there is nothing to sum.
+
+    Args:
+        smoothing: The widths that waves are summed with.
+        widths: Of the receivers, angstrom.
+        tolerance: Energy, eV, that all images beyond the cutoff leave of a pair of unit charges, or of
+            dipoles of 1 e times the smooth width (quadrupoles: its square).
+        l_max: Highest multipole.
+        crowding: Of the images.
+    """
+    variance = max((max(own, smooth) for _, _, own, smooth in smoothing.pairs(widths)), default=0.0)
+    if not variance:
+        return 0.0
+    reach = gaussian_reach(variance, tolerance, l_max)
+    for _ in range(3):  # the tail decays over variance / reach: so many images lie in it
+        images = 1 + 4 * math.pi * reach * variance * crowding.volume + 2 * math.pi * variance * crowding.area
+        reach = gaussian_reach(variance, tolerance / images, l_max)
+    return reach
+
+
+@dataclass
+class NearList:
+    """
+    Neighbours of atoms at one place, images included.
+
+    Attributes:
+        pairs: Of atoms (targets) and sources: the atoms, then images of them.
+        atoms: ``[n_sources]`` int64 atom that each source is.
+        shift: ``[n_sources, 3]`` float64 lattice vectors, as numbers, that lead to the image.
+        reach: Angstrom.
+        positions, cell: Where they were found, ``[n_atoms, 3]`` and ``[n_systems, 3, 3]``.
+    """
+
+    pairs: PairList
+    atoms: Tensor
+    shift: Tensor
+    reach: float
+    positions: Tensor
+    cell: Tensor
+
+    def holds(self, positions: Tensor, cell: Tensor) -> bool:
+        """Whether these are the neighbours at other positions and cells."""
+        given = ((unwrapped(positions), self.positions), (unwrapped(cell), self.cell))
+        return all(
+            a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a.detach(), b)
+            for a, b in given
+        )
+
+
+@dataclass(frozen=True)
+class NearPlan:
+    """
+    The neighbours' part of a plan.
+
+    Attributes:
+        reach: Cutoff for the widths the operator knows of, angstrom.
+        tolerance: What neighbours left out may carry, eV, see `near_reach`.
+        l_max: Highest multipole.
+        crowding: Of the images.
+        found: Neighbours, where the plan was made with positions; valid for those only.
+    """
+
+    reach: float
+    tolerance: float
+    l_max: int
+    crowding: Crowding
+    found: NearList | None
+
+
+def periodic_axes(sub: LatticePlan) -> np.ndarray:
+    """``[n_systems, 3]`` booleans: directions along which each system has images."""
+    flags = np.ones((len(sub.systems), 3), dtype=bool)
+    slab = sub.slab.cpu().numpy() > 0
+    flags[slab, sub.slab_axis.cpu().numpy()[slab]] = False
+    return flags
+
+
+@on_values
+def near_list(sub: LatticePlan, positions: Tensor, cell: Tensor, reach: float) -> NearList:
+    """
+    Neighbours on the host, in linear time.
+
+    Args:
+        sub: The systems.
+        positions: ``[n_atoms, 3]`` angstrom of their atoms.
+        cell: ``[n_systems, 3, 3]`` angstrom as the user gave it.
+        reach: Angstrom.
+
+    Raises:
+        ImportError: without matscipy.
+        ValueError: for more pairs than fit into memory.
+    """
+    positions, cell = positions.detach(), cell.detach()
+    host, cells = positions.cpu().double().numpy(), cell.cpu().double().numpy()
+    flags, n_atoms = periodic_axes(sub), len(host)
+    targets, sources, shifts = [], [], []
+    for i, (begin, end) in enumerate(itertools.pairwise(sub.host_ptr.tolist())):
+        try:
+            pairs, images = neighbours.neighbour_pairs(
+                host[begin:end], cells[i], flags[i], reach, apart=False
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"system {int(sub.systems[i])}, neighbours of narrow Gaussians: {error}"
+            ) from None
+        targets.append(pairs[0] + begin)
+        sources.append(pairs[1] + begin)
+        shifts.append(images)
+    target, source, shift = (np.concatenate(parts) for parts in (targets, sources, shifts))
+    # images are sources of their own, each once
+    away = shift.any(1)
+    span = np.abs(shift).max(initial=0) + 1
+    code = ((shift[away] + span) @ np.array([4 * span**2, 2 * span, 1])) * n_atoms + source[away]
+    _, first, number = np.unique(code, return_index=True, return_inverse=True)
+    atoms = np.concatenate((np.arange(n_atoms), source[away][first]))
+    steps = np.concatenate((np.zeros((n_atoms, 3)), shift[away][first]))
+    source[away] = n_atoms + number
+    listed = sort_pairs(torch.from_numpy(target), torch.from_numpy(source), n_atoms, len(atoms))
+    device = positions.device
+    return NearList(
+        PairList(*(part.to(device) for part in listed)),
+        torch.from_numpy(atoms).to(device),
+        torch.from_numpy(steps).to(device),
+        reach,
+        positions.clone(),
+        cell.clone(),
+    )
+
+
+def point_list(
+    sub: LatticePlan, positions: Tensor, cell: Tensor, points: Tensor, counts: Tensor, reach: float
+) -> NearList:
+    """
+    Atoms and their images near points; arguments as `near_list`.
+
+    Args:
+        sub: The systems.
+        positions: ``[n_atoms, 3]`` angstrom.
+        cell: ``[n_systems, 3, 3]`` angstrom.
+        points: ``[n_points, 3]`` angstrom, of one system after another.
+        counts: ``[n_systems]`` points of each.
+        reach: Angstrom.
+
+    Raises:
+        ImportError: without scipy.
+    """
+    try:
+        from scipy.spatial import KDTree
+    except ImportError as error:
+        raise ImportError("atoms near points come from scipy: pip install scipy") from error
+    host, at = positions.detach().cpu().double().numpy(), points.detach().cpu().double().numpy()
+    cells, flags = cell.detach().cpu().double().numpy(), periodic_axes(sub)
+    ends = np.concatenate(([0], np.cumsum(counts.tolist())))
+    target, source, atoms, steps, n_sources = [], [], [], [], 0
+    for i, (begin, end) in enumerate(itertools.pairwise(sub.host_ptr.tolist())):
+        mine, here = host[begin:end], at[ends[i] : ends[i + 1]]
+        if not len(mine) or not len(here):
+            continue
+        images, owners, shift = _images(mine, here, cells[i], flags[i], reach)
+        near = KDTree(images).query_ball_point(here, reach)
+        numbers = np.array([len(n) for n in near])
+        target.append(np.repeat(np.arange(ends[i], ends[i + 1]), numbers))
+        source.append(np.concatenate(near).astype(np.int64) + n_sources)
+        atoms.append(owners + begin)
+        steps.append(shift)
+        n_sources += len(images)
+    empty = [np.zeros(0, dtype=np.int64)]
+    index = [torch.from_numpy(np.concatenate(parts or empty)) for parts in (target, source, atoms)]
+    shift = torch.from_numpy(np.concatenate(steps or [np.zeros((0, 3))])).double()
+    listed = sort_pairs(index[0], index[1], len(at), n_sources)
+    device = positions.device
+    pairs = PairList(*(part.to(device) for part in listed))
+    return NearList(pairs, index[2].to(device), shift.to(device), reach, positions, cell)
+
+
+def _images(
+    atoms: np.ndarray, points: np.ndarray, cell: np.ndarray, periodic: np.ndarray, reach: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images of atoms within reach of the box around points: positions, which atom, lattice vectors."""
+    box = cell.copy()
+    normals = neighbours.normals_of(box[periodic])
+    box[~periodic] = normals
+    inverse = np.linalg.inv(box)
+    places, wanted = atoms @ inverse, points @ inverse
+    margin = reach * np.linalg.norm(inverse, axis=0)
+    low = np.floor(wanted.min(0) - margin - places.max(0)).astype(int)
+    high = np.ceil(wanted.max(0) + margin - places.min(0)).astype(int)
+    low, high = np.where(periodic, low, 0), np.where(periodic, high, 0)
+    steps = np.array(list(itertools.product(*(range(a, b + 1) for a, b in zip(low, high, strict=True)))))
+    moved = places[:, None] + steps
+    inside = ((moved >= wanted.min(0) - margin) & (moved <= wanted.max(0) + margin))[..., periodic].all(-1)
+    owner, step = np.nonzero(inside)
+    return moved[owner, step] @ box, owner, steps[step].astype(float)
+
+
+class NearField:
+    """
+    The short-ranged rest at one geometry; differentiable any number of times.
+
+    Args:
+        sub: The systems that are summed over wave vectors.
+        smoothing: What these are summed with.
+        plan: How far the neighbours reach, and which they are where that is known.
+        positions: ``[n_atoms, 3]`` angstrom.
+        cell: ``[n_systems, 3, 3]`` angstrom, float64, as the user gave it.
+        volume: ``[n_systems]`` angstrom^3, of crystals.
+
+    Raises:
+        ValueError: inside a compiled graph, which cannot look for neighbours.
+    """
+
+    def __init__(
+        self,
+        sub: LatticePlan,
+        smoothing: Smoothing,
+        plan: NearPlan,
+        positions: Tensor,
+        cell: Tensor,
+        volume: Tensor,
+    ) -> None:
+        if torch.compiler.is_compiling():
+            raise ValueError(
+                "narrow Gaussians are split over neighbours, which a compiled graph cannot look for: pass "
+                "smooth=0.0 to Coulomb, or keep the operator out of the graph"
+            )
+        near = plan.found
+        if near is None or is_batched(positions) or not near.holds(positions, cell):
+            near = near_list(sub, positions, cell, plan.reach)
+        self.sub, self.smoothing, self.plan = sub, smoothing, plan
+        self.positions, self.cell = positions.double(), cell
+        self.sources, self.near = self._sources(near), near
+        crystal = (sub.slab + sub.box) == 0
+        self.background = torch.where(crystal, 2 * math.pi * COULOMB_CONSTANT / volume, 0.0)
+
+    def _sources(self, near: NearList) -> Tensor:
+        """``[n_sources, 3]`` positions of atoms and images."""
+        places = self.positions[near.atoms]
+        system = self.sub.segments.index[near.atoms]
+        return places + (near.shift[:, None] @ self.cell[system])[:, 0]
+
+    def _reach(self, widths: tuple[float, ...], most: float = 1.0) -> float:
+        plan = self.plan
+        return near_reach(self.smoothing, widths, min(most, plan.tolerance), plan.l_max, plan.crowding)
+
+    def _sums(
+        self,
+        moments: Tensor,
+        table: list[tuple[int, int, float, float]],
+        n_widths: int,
+        targets: Tensor,
+        near: NearList,
+        sources: Tensor,
+        rank: int,
+    ) -> Tensor:
+        """``[n_targets, n_channels, n_widths, n_monomials]``, V and its derivatives."""
+        rows = moments.double()[near.atoms]
+        columns = [a for a, *_ in table]
+        if columns != list(range(rows.shape[2])):
+            rows = rows[:, :, columns]
+        widths = torch.tensor([[own, smooth] for _, _, own, smooth in table], dtype=torch.float64).sqrt()
+        values = COULOMB_CONSTANT * listed_pairs(targets, sources, rows, widths, near.pairs, rank)
+        if len(table) == n_widths == 1:
+            return values
+        parts = []
+        for b in range(n_widths):
+            mine = [n for n, (_, receiver, *_) in enumerate(table) if receiver == b]
+            parts.append(values[:, :, mine].sum(2))
+        return torch.stack(parts, 2)
+
+    def _level(self, moments: Tensor, table: list[tuple[int, int, float, float]], n_widths: int) -> Tensor:
+        """``[n_systems, n_channels, n_widths]`` V: the average of what neighbours add, of crystals."""
+        charges = self.sub.segments.sum(moments[..., 0].double())
+        added = charges.new_zeros((charges.shape[-1], n_widths))
+        for a, b, own, smooth in table:
+            added[a, b] = smooth - own
+        return self.background[:, None, None] * (charges @ added)
+
+    def field(self, moments: Tensor, widths: tuple[float, ...], rank: int) -> Tensor:
+        """
+        What neighbours add to the potential at the atoms, averaged over Gaussians, and to its gradient.
+
+        Args:
+            moments: ``[n_atoms, n_channels, n_widths, 1 | 4 | 10]``, of the density's widths.
+            widths: Of the receiving Gaussians, angstrom.
+            rank: 0 for the potential, 1 to add its gradient, 2 its second derivatives.
+
+        Returns:
+            ``[n_atoms, n_channels, len(widths), 1 | 4 | 10]`` float64, V, V/angstrom and so on; without the
+            interaction of a Gaussian with itself.
+
+        Raises:
+            ValueError: for widths that need a longer list.
+        """
+        table = self.smoothing.pairs(widths)
+        if not table:
+            shape = (*moments.shape[:2], len(widths), (1, 4, 10)[rank])
+            return moments.new_zeros(shape, dtype=torch.float64)
+        if self._reach(widths) > self.near.reach * (1 + 1e-9):
+            raise ValueError(
+                f"features of widths {widths} angstrom need neighbours up to {self._reach(widths):.2f} "
+                f"angstrom, this geometry has those up to {self.near.reach:.2f}: pass "
+                f"feature_widths={widths} to Coulomb"
+            )
+        near = self.near
+        out = self._sums(moments, table, len(widths), self.positions, near, self.sources, rank)
+        level = self.sub.segments.expand(self._level(moments, table, len(widths)))
+        return torch.cat(((out[..., 0] - level)[..., None], out[..., 1:]), -1)
+
+    def energy(self, moments: Tensor) -> Tensor:
+        """``[n_systems, n_channels]`` float64, eV, without the interaction of a Gaussian with itself."""
+        rank = {1: 0, 4: 1, 10: 2}[moments.shape[-1]]
+        field = self.field(moments, self.smoothing.widths, rank)
+        per_atom = 0.5 * (field * moments.double()).sum((2, 3))
+        return self.sub.segments.sum(per_atom)
+
+    def at(
+        self, moments: Tensor, points: Tensor, counts: Tensor, index: Tensor, tolerance: float
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Density, potential and its gradient at points, beyond those of the smooth Gaussians.
+
+        Args:
+            moments: ``[n_atoms, 1, n_widths, 1 | 4 | 10]``.
+            points: ``[n_points, 3]`` float64 angstrom, of one system after another.
+            counts: ``[n_systems]`` points of each, on the CPU.
+            index: ``[n_points]`` system of each.
+            tolerance: Of neighbours left out, eV.
+
+        Returns:
+            ``[n_points]`` e/angstrom^3 and ``[n_points, 4]`` V, V/angstrom, float64.
+        """
+        table = self.smoothing.pairs((0.0,))
+        if not table:
+            return points.new_zeros(len(points)), points.new_zeros((len(points), 4))
+        reach = self._reach((0.0,), tolerance)
+        near = point_list(self.sub, self.positions, self.cell, points, counts, reach)
+        values = self._sums(moments, table, 1, points, near, self._sources(near), 2)[:, 0, 0]
+        # Poisson's equation: the second derivatives are those along xx, yy and zz
+        density = -(values[:, 4] + values[:, 7] + values[:, 9]) / (4 * math.pi * COULOMB_CONSTANT)
+        level = self._level(moments, table, 1)[:, 0, 0]
+        return density, torch.cat(((values[:, 0] - level[index])[:, None], values[:, 1:4]), 1)

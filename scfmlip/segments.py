@@ -15,8 +15,9 @@ class Segments:
     """
     Rows of a batch, and the segment (system, or group of atoms) that each belongs to.
 
-    Every sum over the atoms of a system goes through `sum`, so a batch whose atoms are distributed over
-    several processes only needs a subclass with another `sum`. Sums are deterministic.
+    Every sum over the atoms of a system goes through `sum` or `combine`, so a system whose atoms are
+    distributed over several processes only needs a subclass (`scfmlip.distributed.SharedSegments`). Sums are
+    deterministic.
 
     Attributes:
         ptr: ``[n_segments + 1]`` int64 first row of each segment, for sorted rows.
@@ -64,6 +65,11 @@ class Segments:
         ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
         return cls(ptr.to(device), torch.arange(len(counts)).repeat_interleave(counts).to(device))
 
+    @property
+    def shared(self) -> bool:
+        """Whether other processes hold rows of the same segments."""
+        return False
+
     def repeated(self, size: int) -> Segments:
         """The segments of the elements of flattened rows with ``size`` elements each."""
         if size == 1:
@@ -88,11 +94,33 @@ class Segments:
         """Number of rows."""
         return len(self.index)
 
+    @property
+    def counts(self) -> Tensor:
+        """``[n_segments]`` float64 rows of each."""
+        return self.ptr.diff().double()
+
     def sum(self, values: Tensor) -> Tensor:
         """Sum ``[n_rows, ...]`` float32 or float64 -> ``[n_segments, ...]``; empty segments give 0."""
         if self.order is None:
             return segment_sum(values, self.ptr, self.index)
         return segment_sum(values[self.order], self.ptr, self.index[self.order])
+
+    def combine(self, parts: Tensor) -> Tensor:
+        """What has been summed over the rows of this process, of any shape, over all rows there are."""
+        return parts
+
+    def highest(self, values: Tensor) -> Tensor:
+        """``[n_rows]`` -> ``[n_segments]`` largest value, -inf without rows; without a graph."""
+        low = values.new_full((self.n_segments,), -torch.inf)
+        return low.scatter_reduce(0, self.index, values.detach(), "amax")
+
+    def sum_gradient(self, values: Tensor) -> Tensor:
+        """Numbers of segments, behind which gradients are whole, see `scfmlip.distributed.collectives`."""
+        return values
+
+    def share_gradient(self, values: Tensor) -> Tensor:
+        """Numbers of segments, behind which each process has a part of the gradient."""
+        return values
 
     def expand(self, values: Tensor) -> Tensor:
         """Copy ``[n_segments, ...]`` to rows ``[n_rows, ...]``."""
@@ -102,7 +130,7 @@ class Segments:
 
     def mean(self, values: Tensor) -> Tensor:
         """Average ``[n_rows, ...]`` -> ``[n_segments, ...]``; empty segments give 0."""
-        counts = self.sum(values.new_ones(self.n_rows)).clamp(min=1)
+        counts = self.counts.clamp(min=1).to(values.dtype)
         return self.sum(values) / counts.view(-1, *(1,) * (values.ndim - 1))
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:

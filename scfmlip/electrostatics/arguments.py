@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..segments import Segments
 from . import checks
 from .boundary import Boundary
 from .plan import CoulombPlan
@@ -40,7 +41,10 @@ def to_cells(cell: Tensor | None) -> Tensor | None:
 
 
 def read_systems(
-    cell: Tensor | None, pbc: Tensor | Sequence | bool | None, batch_idx: Tensor | None, n_atoms: int
+    cell: Tensor | None,
+    pbc: Tensor | Sequence | bool | None,
+    batch_idx: Tensor | Segments | None,
+    n_atoms: int,
 ) -> Systems:
     """
     Read the systems from arguments of `Coulomb.plan`.
@@ -48,6 +52,8 @@ def read_systems(
     Raises:
         TypeError, ValueError: for arguments that contradict each other; names them.
     """
+    if isinstance(batch_idx, Segments):
+        batch_idx = batch_idx.index
     cells = to_cells(cell)
     flags = checks.check_pbc([[cells is not None] * 3] if pbc is None else pbc)
     if batch_idx is not None:

@@ -237,9 +237,7 @@ def check_thickness(plan: CoulombPlan, positions: Tensor, cell: Tensor | None) -
         return
     slabs, cells = sub.slabs, cell.expand(plan.n_systems, 3, 3)
     cells = cells if sub.atoms is None else cells.index_select(0, sub.systems)
-    low, high = slab_extents(
-        sub.take(positions), slabs.normals(cells.detach().double())[0], sub.segments.index
-    )
+    low, high = slab_extents(sub.take(positions), slabs.normals(cells.detach().double())[0], sub.segments)
     over = slabs.slab & (high - low > slabs.thickness + 1e-3)
     if bool(over.any()):
         i = int(torch.nonzero(over)[0])

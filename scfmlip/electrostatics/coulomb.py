@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scfmlip_kernels.transforms import is_batched, on_values
 
+from ..segments import Segments
 from ..types import BoundaryName, Compat, MultipoleOrder
 from . import checks
 from .arguments import check_counter_charge, check_field, read_systems, to_cells, to_systems
@@ -190,7 +191,7 @@ class Coulomb:
         self,
         cell: Tensor | None,
         pbc: Tensor | Sequence | bool | None,
-        batch_idx: Tensor | None,
+        batch_idx: Tensor | Segments | None,
         n_atoms: int,
         device: torch.device | str | None = None,
         positions: Tensor | None = None,
@@ -203,7 +204,8 @@ class Coulomb:
         Args:
             cell: ``[3, 3]`` or ``[n_systems, 3, 3]`` angstrom, or None without periodicity.
             pbc: ``[3]`` or ``[n_systems, 3]`` booleans, one boolean, or None: periodic if a cell is given.
-            batch_idx: ``[n_atoms]`` system of each atom, or None for one system.
+            batch_idx: ``[n_atoms]`` system of each atom, or None for one system; or `Segments`, which several
+                processes may share: they call together.
             n_atoms: Number of atoms.
             device: Device of the tables; that of the cell, else of ``batch_idx``, else the CPU.
             positions: ``[n_atoms, 3]`` angstrom. The plan then allows slabs up to half an angstrom thicker
@@ -213,7 +215,8 @@ class Coulomb:
             ValueError: for an invalid cell, periodicity or batch; says why.
         """
         if device is None:
-            given = cell if cell is not None else batch_idx
+            known = batch_idx.index if isinstance(batch_idx, Segments) else batch_idx
+            given = cell if cell is not None else known
             device = given.device if given is not None else torch.device("cpu")
         cells, pbcs, atom_ptr = read_systems(cell, pbc, batch_idx, n_atoms)
         boundaries, axes = resolve_boundaries(self.boundary, pbcs, self.compat)
@@ -224,9 +227,21 @@ class Coulomb:
                 f"system {i} has pbc={pbcs[i]} and boundary {boundaries[i].name.lower()!r} but no cell was "
                 "given: pass cell [n_systems, 3, 3], or set pbc to False"
             )
+        segments = batch_idx
+        if not isinstance(segments, Segments):
+            segments = Segments.counted(atom_ptr.diff(), torch.device(device))
+        if segments.shared and len(lattice) < len(boundaries):
+            raise ValueError(
+                "several processes share a system without periodicity, which is summed over pairs of atoms: "
+                "run it on one, or make two or three directions periodic"
+            )
         host_cells = slabs = None
         choice = Choice(self.cutoff, Smoothing(0.0, self.source.widths), 0.0, 0.0)
-        given = (boundaries, axes, lattice, atom_ptr, positions, device)
+        given = (boundaries, axes, lattice, segments, positions, device)
+        if segments.shared and self.smooth:
+            raise ValueError(
+                "several processes share this system, whose neighbours are not listed: leave smooth out"
+            )
         if cells is not None:
             host_cells = cells.detach().to("cpu", torch.float64)
             # graph_longrange corrects a box of any shape as if it were a cube of its volume
@@ -235,14 +250,17 @@ class Coulomb:
             if not compat and lattice:
                 slabs = self._plan_slabs(host_cells, *given, self.widest)
             if lattice and self.compat is None and self.kspace_cutoff is None:
-                batch = Batch.of(host_cells[lattice], slabs, atom_ptr.diff()[lattice], torch.device(device))
+                counts = segments.counts.cpu().long()[lattice]
+                batch = Batch.of(host_cells[lattice], slabs, counts, torch.device(device))
                 dtype = (cells if positions is None else positions).dtype
-                choice = choose(self.method, self.smooth, self._need, batch, dtype, self.cutoff)
+                # neighbours of atoms that other processes own are not listed here
+                smooth = 0.0 if segments.shared else self.smooth
+                choice = choose(self.method, smooth, self._need, batch, dtype, self.cutoff)
                 if choice.reach and slabs is not None:
                     widest = choice.smoothing.widest(self._need.receivers)
                     slabs = self._plan_slabs(host_cells, *given, widest)
-        ways = (torch.device(device), choice.resolution, slabs, choice.smoothing)
-        plan = make_plan(host_cells, boundaries, axes, atom_ptr, *ways)
+        ways = (choice.resolution, slabs, choice.smoothing)
+        plan = make_plan(host_cells, boundaries, axes, atom_ptr, segments, *ways)
         if choice.reach:
             assert plan.lattice is not None and cells is not None
             plan.near = plan_neighbours(plan.lattice, self._need, choice, positions, cells)
@@ -259,7 +277,7 @@ class Coulomb:
         boundaries: list[Boundary],
         axes: list[int],
         lattice: list[int],
-        atom_ptr: Tensor,
+        segments: Segments,
         positions: Tensor | None,
         device: torch.device | str,
         widest: tuple[float, float],
@@ -268,10 +286,8 @@ class Coulomb:
         kinds = [boundaries[i] == Boundary.SLAB for i in lattice]
         extents = None
         if positions is not None and any(kinds):
-            host = positions.detach().to("cpu", torch.float64)
-            index = torch.arange(len(atom_ptr) - 1).repeat_interleave(atom_ptr.diff())
             normal, _ = slab_normals(cells, torch.tensor(axes), cells.new_ones(len(cells)))
-            low, high = slab_extents(host, normal, index)
+            low, high = slab_extents(positions, normal.to(positions.device), segments)
             extents = (high - low).clamp(min=0.0)[lattice].tolist()
         return plan_slabs(
             cells[lattice],
@@ -289,7 +305,7 @@ class Coulomb:
         positions: Tensor,
         cell: Tensor | None = None,
         pbc: Tensor | Sequence | bool | None = None,
-        batch_idx: Tensor | None = None,
+        batch_idx: Tensor | Segments | None = None,
         *,
         plan: CoulombPlan | None = None,
         external_field: Tensor | None = None,
@@ -305,7 +321,8 @@ class Coulomb:
             cell: ``[3, 3]`` or ``[n_systems, 3, 3]``, rows are lattice vectors of either handedness,
                 angstrom. None for isolated systems. Only the two lateral vectors of a slab matter.
             pbc: ``[3]`` or ``[n_systems, 3]`` booleans; None: periodic if a cell is given.
-            batch_idx: ``[n_atoms]`` system of each atom, not decreasing; None for one system.
+            batch_idx: ``[n_atoms]`` system of each atom, not decreasing, or `Segments` of them; None for one
+                system.
             plan: From `plan`, to skip what depends on cells and sizes only (needed under torch.compile).
             external_field: ``[3]`` or ``[n_systems, 3]`` V/angstrom: a charge q feels the force q E. Only
                 along open directions, where its energy is defined.
@@ -362,7 +379,7 @@ class Coulomb:
         positions: Tensor,
         cell: Tensor | None,
         pbc: Tensor | Sequence | bool | None,
-        batch_idx: Tensor | None,
+        batch_idx: Tensor | Segments | None,
     ) -> CoulombPlan:
         """Make a plan for these positions."""
         mapped = is_batched(positions)

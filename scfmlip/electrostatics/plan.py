@@ -188,17 +188,19 @@ class CoulombPlan:
         return self.lattice is not None and self.lattice.corrected
 
 
-def _sub_batch(systems: list[int], atom_ptr: Tensor, device: torch.device) -> SubBatch | None:
+def _sub_batch(systems: list[int], atom_ptr: Tensor, whole: Segments) -> SubBatch | None:
     if not systems:
         return None
+    device = whole.index.device
     counts = (atom_ptr[1:] - atom_ptr[:-1])[systems]
     host_ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-    atoms = None
+    atoms, segments = None, whole
     if len(systems) != len(atom_ptr) - 1:
         ptr = atom_ptr.tolist()
         atoms = torch.cat([torch.arange(ptr[i], ptr[i + 1]) for i in systems]).to(device)
+        segments = Segments.counted(counts, device)
     number = torch.tensor(systems, device=device)
-    return SubBatch(atoms, number, host_ptr, Segments.counted(counts, device))
+    return SubBatch(atoms, number, host_ptr, segments)
 
 
 def make_plan(
@@ -206,7 +208,7 @@ def make_plan(
     boundaries: list[Boundary],
     axes: list[int],
     atom_ptr: Tensor,
-    device: torch.device,
+    segments: Segments,
     resolution: float | MeshResolution,
     slabs: SlabPlan | None,
     smoothing: Smoothing,
@@ -219,13 +221,14 @@ def make_plan(
         boundaries: Boundary of each system.
         axes: Open lattice direction of each slab.
         atom_ptr: ``[n_systems + 1]`` int64 on the CPU.
-        device: Device of the tables.
+        segments: The system of each atom, on the device where tables go.
         resolution: Cutoff of the wave vectors, 1/angstrom, or resolution of the meshes.
         slabs: Slab cells of the systems that are summed over wave vectors.
         smoothing: The widths that waves are summed with.
     """
     numbers = [i for i, b in enumerate(boundaries) if b != Boundary.OPEN]
-    sub, lattice = _sub_batch(numbers, atom_ptr, device), None
+    device = segments.index.device
+    sub, lattice = _sub_batch(numbers, atom_ptr, segments), None
     if sub is not None:
         assert host_cell is not None
         kinds = torch.tensor([int(boundaries[i]) for i in numbers])
@@ -237,13 +240,12 @@ def make_plan(
             corrected=bool((kinds != Boundary.PERIODIC).any()),
             **_waves(host_cell[numbers], slabs, resolution, sub),
         )
-    counts = atom_ptr[1:] - atom_ptr[:-1]
     return CoulombPlan(
         boundaries=boundaries,
         atom_ptr=atom_ptr,
-        segments=Segments.counted(counts, device),
+        segments=segments,
         lattice=lattice,
-        open=_sub_batch([i for i, b in enumerate(boundaries) if b == Boundary.OPEN], atom_ptr, device),
+        open=_sub_batch([i for i, b in enumerate(boundaries) if b == Boundary.OPEN], atom_ptr, segments),
         resolution=resolution,
         smoothing=smoothing,
         near=None,

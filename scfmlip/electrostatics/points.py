@@ -148,15 +148,16 @@ def _lattice_points(
     points, beyond, normal, extents = points.double(), None, None, []
     everywhere = points
     if plan.slabs is not None:
-        widest, owner = math.hypot(max(smoothing.sources), received[0]), plan.segments.index
-        window = _slab_windows(plan.slabs, cell, atoms, owner, widest, source.l_max, image_tolerance)
+        widest = math.hypot(max(smoothing.sources), received[0])
+        window = _slab_windows(plan.slabs, cell, atoms, plan.segments, widest, source.l_max, image_tolerance)
         normal = segments.expand(plan.slabs.normals(cell.double())[0])
         low, high = (segments.expand(w) for w in window.unbind(1))
         z = (points * normal).sum(1)
         beyond = z - z.clamp(low, high)
         points = points - beyond[:, None] * normal
-        both = torch.cat((points, atoms.double())), torch.cat((segments.index, plan.segments.index))
-        lowest, highest = slab_extents(both[0], plan.slabs.normals(cell.double())[0], both[1])
+        normals, both = plan.slabs.normals(cell.double())[0], torch.cat((points, atoms.double()))
+        index = torch.cat((segments.index, plan.segments.index))
+        lowest, highest = slab_extents(both, normals, Segments.of(index, len(normals)))
         extents = (highest - lowest).clamp(min=0.0).tolist()
     widths = (max(smoothing.sources), received[0])
     dense_plan = plan.resized(cell, extents, widths, image_tolerance, source.l_max, resolution)
@@ -208,14 +209,14 @@ def _slab_windows(
     slabs: SlabPlan,
     cell: Tensor,
     atoms: Tensor,
-    index: Tensor,
+    segments: Segments,
     widest: float,
     l_max: int,
     image_tolerance: float,
 ) -> Tensor:
     """``[n_systems, 2]`` heights beyond which a slab is a charged plane with a dipole; infinite otherwise."""
     host = cell.detach().to("cpu", torch.float64)
-    low, high = slab_extents(atoms, slabs.normals(cell.double())[0], index)
+    low, high = slab_extents(atoms, slabs.normals(cell.double())[0], segments)
     reach = torch.full_like(low, math.inf)
     for i, (is_slab, axis) in enumerate(zip(slabs.slab.tolist(), slabs.axis.tolist(), strict=True)):
         if is_slab:

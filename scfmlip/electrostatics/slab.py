@@ -21,6 +21,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..segments import Segments
 from ..units import COULOMB_CONSTANT
 
 # a plan allows slabs to become this much thicker, angstrom, so that dynamics can reuse it
@@ -195,9 +196,7 @@ def plan_slabs(
     return SlabPlan(*(part.to(device) for part in parts))
 
 
-def slab_extents(positions: Tensor, normal: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+def slab_extents(positions: Tensor, normal: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
     """Lowest and highest ``position . normal`` of each system, ``[n_systems]``; (inf, -inf) without atoms."""
-    z = (positions.detach().double() * normal.detach()[index]).sum(-1)
-    low = z.new_full((len(normal),), math.inf).scatter_reduce(0, index, z, "amin")
-    high = z.new_full((len(normal),), -math.inf).scatter_reduce(0, index, z, "amax")
-    return low, high
+    z = (positions.detach().double() * segments.expand(normal.detach())).sum(-1)
+    return -segments.highest(-z), segments.highest(z)

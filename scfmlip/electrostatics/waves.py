@@ -231,6 +231,7 @@ class WaveSum(ABC):
                 parts.append(symmetric_coefficients(second).to(self.dtype))
             moments = torch.cat(parts, -1)
         sums = self.structure_factors(moments.reshape(n_atoms, n_channels * n_widths, size))
+        sums = self.segments.combine(sums)
         sums = sums.unflatten(1, (n_channels, n_widths))
         return (sums * self.form_factors(self.widths)[:, None, :, None]).sum(2)
 

@@ -24,11 +24,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from mace.modules.extensions import PolarMACE, _permute_to_e3nn_convention
 from mace.modules.utils import get_atomic_virials_stresses, get_outputs, prepare_graph
-from mace.tools.scatter import scatter_mean, scatter_sum
 from torch import Tensor
 
+from ..distributed import Halo, shared_segments
 from ..electrostatics import Coulomb, Geometry
 from ..electrostatics.external import Embedding, ExternalCharges
+from ..segments import Segments
 from ..types import BoundaryName
 from .graphs import stress_of
 from .polar_blocks import find_block_swaps
@@ -84,7 +85,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         self,
         data: dict[str, Tensor],
         displacement: Tensor | None,
-        n_systems: int,
+        segments: Segments,
         use_pbc_evaluator: bool,
     ) -> tuple[Geometry, Turn | None]:
         """The Coulomb operator at the (strained) positions and cell, and the rotation of its slabs."""
@@ -97,14 +98,12 @@ class FastPolarMACE(SwappedModel, PolarMACE):
             order="e3nn",
         )
         positions, cell = data["positions"], _strained_cell(data, displacement)
-        pbc = data["pbc"].view(n_systems, 3)
+        pbc = data["pbc"].view(-1, 3)
         if "slab_axis" in data:
-            return prepare_upright(coulomb, positions, cell, pbc, data["batch"])
-        return coulomb.prepare(positions, cell, pbc, data["batch"]), None
+            return prepare_upright(coulomb, positions, cell, pbc, segments)
+        return coulomb.prepare(positions, cell, pbc, segments), None
 
-    def _embedding(
-        self, data: dict[str, Tensor], displacement: Tensor | None, n_systems: int
-    ) -> Embedding | None:
+    def _embedding(self, data: dict[str, Tensor], displacement: Tensor | None) -> Embedding | None:
         """The action of charges outside the model, exact for every boundary; None without such charges."""
         external = ExternalCharges.from_batch(data)
         if external is None:
@@ -119,13 +118,11 @@ class FastPolarMACE(SwappedModel, PolarMACE):
             feature_widths=self.field_feature_widths,
             order="e3nn",
         )
-        pbc, cell = data["pbc"].view(n_systems, 3), _strained_cell(data, displacement)
+        pbc, cell = data["pbc"].view(-1, 3), _strained_cell(data, displacement)
         return Embedding(coulomb, external, data["positions"], cell, pbc, data["batch"], None)
 
     @staticmethod
-    def _close_charges(
-        charges: Tensor, weights: Tensor, targets: Tensor, batch: Tensor, n_systems: int
-    ) -> Tensor:
+    def _close_charges(charges: Tensor, weights: Tensor, targets: Tensor, segments: Segments) -> Tensor:
         """
         Distribute the missing charge of each spin channel over the atoms by Fukui weights.
 
@@ -133,12 +130,11 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         """
 
         def total(values: Tensor) -> Tensor:
-            sums = scatter_sum(values.double(), batch, dim=0, dim_size=n_systems)
-            return sums[batch].to(charges.dtype)
+            return segments.expand(segments.sum(values.double())).to(charges.dtype)
 
         norm = total(weights)
         weights = weights / torch.where(norm == 0, torch.ones_like(norm), norm)
-        missing = targets[batch] - total(charges[:, :, 0])
+        missing = segments.expand(targets) - total(charges[:, :, 0])
         monopoles = charges[:, :, 0] + weights * missing
         return torch.cat((monopoles[..., None], charges[..., 1:]), -1)
 
@@ -160,24 +156,20 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         external_field: Tensor | None = None,
     ) -> dict[str, Tensor | None]:
         """Arguments and results of ``PolarMACE.forward``; ``stress`` includes the long-range part."""
-        if lammps_mliap:
-            raise NotImplementedError(
-                "accelerated PolarMACE has no ML-IAP mode: its sums run over all atoms of a system, which "
-                "ML-IAP does not provide. Use scfmlip.restore(model) there"
-            )
+        segments = _segments(data, lammps_mliap)
         strained = compute_virials or compute_stress or compute_displacement
         data = dict(data)  # prepare_graph writes strained positions into it
         leaf = data["positions"]
-        ctx = prepare_graph(data, compute_virials, compute_stress, compute_displacement)
+        ctx = prepare_graph(data, compute_virials, compute_stress, compute_displacement, lammps_mliap)
         warn_of_slabs(self, data)
         fermi_level = data["fermi_level"] if fermi_level is None else fermi_level
         field = data["external_field"] if external_field is None else external_field
         layers = self._layers(data, ctx)
         displacement = ctx.displacement if strained else None
-        sums = PolarSums(self, *self._geometry(data, displacement, ctx.num_graphs, use_pbc_evaluator))
-        embedding = self._embedding(data, displacement, ctx.num_graphs)
-        charges, first, features = self._recursion(data, layers, field, sums, embedding)
-        out = self._energies(data, layers, charges, first, features, field, sums, embedding)
+        sums = PolarSums(self, *self._geometry(data, displacement, segments, use_pbc_evaluator))
+        embedding = self._embedding(data, displacement)
+        charges, first, features = self._recursion(data, layers, field, sums, embedding, segments)
+        out = self._energies(data, layers, charges, first, features, field, sums, embedding, segments)
         forces, virials, stress, hessian, edge_forces = get_outputs(
             energy=out["energy"],
             positions=leaf,
@@ -236,21 +228,23 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         features: list[Tensor] = []
         energies: list[Tensor] = []
         charges: Any = 0.0
+        attrs, given = data["node_attrs"], ctx.interaction_kwargs
+        own = attrs[: len(atoms)]  # ghosts stand behind the atoms of this process, in the first layer only
         for i, (interaction, product, source) in enumerate(
             zip(self.interactions, self.products, self.lr_source_maps, strict=True)
         ):
             node_feats, skip = interaction(
-                node_attrs=data["node_attrs"],
+                node_attrs=attrs if i == 0 else own,
                 node_feats=node_feats,
                 edge_attrs=edge_attrs,
                 edge_feats=edge_feats,
                 edge_index=data["edge_index"],
                 cutoff=cutoff,
                 first_layer=(i == 0),
-                lammps_class=None,
-                lammps_natoms=(0, 0),
+                lammps_class=given.lammps_class,
+                lammps_natoms=given.lammps_natoms,
             )
-            node_feats = product(node_feats=node_feats, sc=skip, node_attrs=data["node_attrs"])
+            node_feats = product(node_feats=node_feats, sc=skip, node_attrs=own)
             features.append(node_feats)
             readout = self.readouts[min(i, len(self.readouts) - 1)]
             energies.append(readout(node_feats, heads)[atoms, heads])
@@ -259,7 +253,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
             node_e0,
             self.scale_shift(torch.stack(energies).sum(0), heads),
             features,
-            charges.view(len(node_feats), 2, -1),
+            charges.unflatten(1, (2, charges.shape[1] // 2)),
             edge_attrs[:, : self.from_ell_max_field_update],
             edge_feats,
         )
@@ -271,6 +265,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         field: Tensor,
         sums: PolarSums,
         embedding: Embedding | None,
+        segments: Segments,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """
         Update the charges from their potential, a fixed number of times.
@@ -279,7 +274,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
             ``[n_atoms, 2, (l + 1)^2]`` final and initial charges of both spins, and the features of the last
             potential.
         """
-        positions, batch, n_systems = data["positions"], data["batch"], len(data["ptr"]) - 1
+        positions, attrs = data["positions"], data["node_attrs"][: segments.n_rows]
         dtype = layers.edge_attrs.dtype
         excess = data["total_spin"] - 1
         targets = torch.stack(
@@ -289,11 +284,11 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         if getattr(self, "_fukui_to_mul_ir", None) is not None:
             fukui_input = self._fukui_to_mul_ir(fukui_input)
         weights = self.fukui_source_map(fukui_input)
-        first = charges = self._close_charges(layers.charges, weights, targets, batch, n_systems)
+        first = charges = self._close_charges(layers.charges, weights, targets, segments)
         mixed = self.layer_feature_mixer(torch.stack(layers.features))
         external = torch.cat((torch.zeros_like(field[:, :1]), field), 1)
-        center = scatter_mean(positions.double(), batch, dim=0, dim_size=n_systems).to(dtype)
-        half_external = 0.5 * self.external_field_contribution(batch, positions - center[batch], external)
+        center = segments.expand(segments.mean(positions.double())).to(dtype)
+        half_external = 0.5 * self.external_field_contribution(segments.index, positions - center, external)
         from_mul_ir = getattr(self, "_field_from_mul_ir", None) or (lambda values: values)
         if embedding is not None:
             outside = embedding.features(self.field_feature_widths, self.field_feature_max_l)
@@ -304,7 +299,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
             spins = [from_mul_ir(both[:, 0]), from_mul_ir(both[:, 1])]
             features = torch.cat([(s + half_external) / self.field_feature_norms for s in spins], -1)
             change = update(
-                node_attrs=data["node_attrs"],
+                node_attrs=attrs,
                 node_feats=mixed,
                 edge_attrs=layers.edge_attrs,
                 edge_feats=layers.edge_feats,
@@ -313,7 +308,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
                 local_charges=charges.flatten(1),
             )
             charges = charges + change[:, :-2].view_as(charges)
-            charges = self._close_charges(charges, change[:, -2:], targets, batch, n_systems)
+            charges = self._close_charges(charges, change[:, -2:], targets, segments)
         return charges, first, features
 
     def _energies(
@@ -326,16 +321,13 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         field: Tensor,
         sums: PolarSums,
         embedding: Embedding | None,
+        segments: Segments,
     ) -> dict[str, Tensor | None]:
         """Density and energies, under the names of PolarMACE's outputs."""
-        positions, batch, n_systems = data["positions"], data["batch"], len(data["ptr"]) - 1
-
-        def per_system(values: Tensor) -> Tensor:
-            return scatter_sum(src=values, index=batch, dim=0, dim_size=n_systems)
-
+        positions, per_system = data["positions"], segments.sum
         electron_energy = per_system(
             self.local_electron_energy(
-                node_attrs=data["node_attrs"],
+                node_attrs=data["node_attrs"][: segments.n_rows],
                 node_feats=layers.features[-1],
                 edge_attrs=layers.edge_attrs,
                 edge_feats=layers.edge_feats,
@@ -399,6 +391,19 @@ def find_polar_swaps(model: torch.nn.Module, compat: str | None) -> tuple[Swaps,
     elif not isinstance(model, FastPolarMACE):
         left[id(model)] = "a subclass of PolarMACE with its own forward, including its electrostatics"
     return swaps, left
+
+
+def _segments(data: dict[str, Any], lammps_mliap: bool) -> Segments:
+    """The system of each atom, of one that processes share where there is a halo in an engine's place."""
+    halo = data.get("lammps_class")
+    if isinstance(halo, Halo):
+        return shared_segments(halo.n_owned, halo.communicator, data["positions"].device)
+    if lammps_mliap:
+        raise NotImplementedError(
+            "accelerated PolarMACE has no ML-IAP mode: its sums run over all atoms of a system, which ML-IAP "
+            "does not hand over. scfmlip.interfaces.lammps.attach runs it in LAMMPS"
+        )
+    return Segments(data["ptr"], data["batch"])
 
 
 def _strained_cell(data: dict[str, Tensor], displacement: Tensor | None) -> Tensor:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from scfmlip_kernels import ChannelwiseProduct, channelwise_conv, indexed_linear, sort_edges
 
+from ..distributed import Halo
 from ..nn.descriptors import channelwise_product
 from .contraction import FastSymmetricContraction, one_hot_index, symmetric_polynomial
 from .radial import FastFullyConnectedNet, FastRadialMLP, has_linear_end, last_radial_layer
@@ -169,6 +170,17 @@ class HeadBiasReadout(Swapped, blocks.NonLinearBiasReadoutBlock):
 HEAD_READOUTS = {readout._scfmlip_original: readout for readout in (HeadReadout, HeadBiasReadout)}
 
 
+def _with_ghosts(
+    self: Any, node_feats: Tensor, lammps_class: Any, lammps_natoms: tuple[int, int], first_layer: bool
+) -> Tensor:
+    """Own rows with those of ghosts, by a halo of ours, whose derivatives are not of first order alone."""
+    if isinstance(lammps_class, Halo):
+        if first_layer:  # made from the elements, which ranks know of their ghosts
+            return node_feats
+        return lammps_class.extend(node_feats[: lammps_class.n_owned].contiguous())
+    return blocks.InteractionBlock.handle_lammps(self, node_feats, lammps_class, lammps_natoms, first_layer)
+
+
 def _fast_interaction(original: type) -> type:
     """A subclass that passes ``edge_index`` to its ``conv_tp``, the block's own switch for fused products."""
     name = f"Fast{original.__name__}"
@@ -182,6 +194,7 @@ def _fast_interaction(original: type) -> type:
             "__doc__": docstring,
             "_scfmlip_original": original,
             "conv_fusion": True,
+            "handle_lammps": _with_ghosts,
         },
     )
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..electrostatics import Coulomb, Geometry
+from ..segments import Segments
 from ..types import E3NN_FROM_CARTESIAN
 
 
@@ -70,7 +71,7 @@ class Turn:
 
 
 def prepare_upright(
-    coulomb: Coulomb, positions: Tensor, cell: Tensor, pbc: Tensor, batch: Tensor
+    coulomb: Coulomb, positions: Tensor, cell: Tensor, pbc: Tensor, batch: Segments
 ) -> tuple[Geometry, Turn | None]:
     """
     `Coulomb.prepare` with every slab upright, and the rotation of its rows and features, or None.
@@ -80,7 +81,7 @@ def prepare_upright(
         positions: ``[n_atoms, 3]`` angstrom.
         cell: ``[n_systems, 3, 3]`` angstrom. If it carries a strain, the normal follows it, with gradients.
         pbc: ``[n_systems, 3]``.
-        batch: ``[n_atoms]`` system of each atom.
+        batch: The system of each atom.
     """
     host = cell.detach().cpu(), pbc.cpu()
     slabs = bool((host[1].sum(1) == 2).any())
@@ -91,7 +92,7 @@ def prepare_upright(
     cell, pbc = cell.gather(1, order[..., None].expand(-1, -1, 3)), pbc.gather(1, order)
     matrix = torch.stack([_to_z(*system) for system in zip(cell, pbc, strict=True)])
     cell = torch.einsum("sij,skj->ski", matrix, cell)
-    positions = torch.einsum("nij,nj->ni", matrix[batch], positions)
+    positions = torch.einsum("nij,nj->ni", matrix[batch.index], positions)
     geometry = coulomb.prepare(positions, cell, pbc, batch)
     order = list(E3NN_FROM_CARTESIAN)
-    return geometry, Turn(matrix[:, order][:, :, order][batch])
+    return geometry, Turn(matrix[:, order][:, :, order][batch.index])

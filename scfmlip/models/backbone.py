@@ -14,6 +14,7 @@ from e3nn import o3
 from mace import modules
 from torch import Tensor
 
+from ..distributed import Domain, all_reduce
 from ..mace_torch import accelerate
 from .basis import OPTION, adopt_basis
 from .config import BackboneConfig
@@ -96,16 +97,26 @@ class Backbone(torch.nn.Module):
         adopt_basis(self.mace, state_dict, f"{prefix}mace.")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def forward(self, batch: dict[str, Tensor]) -> BackboneOutput:
+    def forward(
+        self, batch: dict[str, Tensor], domain: Domain | None = None, vectors: Tensor | None = None
+    ) -> BackboneOutput:
         """
         Energy and features of a batch in mace-torch's layout.
 
         The output is not detached, so the caller can differentiate it.
+
+        Args:
+            batch: See `Model.forward`.
+            domain: See `Model.forward`.
+            vectors: ``[n_edges, 3]`` angstrom from senders to receivers; needed with a domain.
         """
         given = dict(batch)
         if not given["positions"].requires_grad:  # mace-torch sets it in place
             given["positions"] = given["positions"].detach()
-        out = self.mace(given, training=True, compute_force=False)
+        if domain is None:
+            out = self.mace(given, training=True, compute_force=False)
+        else:
+            out = self._of_domain(given, domain, vectors)
         sizes = [irreps.dim for irreps in self.irreps]
         features = list(out["node_feats"].split(sizes, dim=1))
         interaction = out.get("interaction_energy")
@@ -117,6 +128,28 @@ class Backbone(torch.nn.Module):
             if field is not None:
                 interaction = interaction + (field.view(-1, 3) * out["dipole"]).sum(1)
         return BackboneOutput(out["energy"], interaction, out["node_energy"], features, out)
+
+    def _of_domain(self, given: dict[str, Any], domain: Domain, vectors: Tensor | None) -> dict[str, Tensor]:
+        """Outputs of own atoms, and energies of the whole system; the halo takes the place of an engine's."""
+        if getattr(self.mace, "embedding_specs", None):
+            raise ValueError(
+                "this network embeds numbers of systems or atoms (embedding_specs), which is not known for "
+                "several ranks: run it on one"
+            )
+        assert vectors is not None
+        given.update(
+            node_attrs=domain.node_attrs,
+            vectors=vectors,
+            natoms=domain.halo.natoms,
+            lammps_class=domain.halo,
+        )
+        out = self.mace(given, training=True, compute_force=False, lammps_mliap=True)
+        if "interaction_energy" in out and "electron_energy" not in out:
+            # mace-torch counts ghosts as a second system
+            both = torch.stack((out["energy"][:1], out["interaction_energy"][:1]))
+            both = all_reduce(both, domain.communicator)
+            out = {**out, "energy": both[0], "interaction_energy": both[1]}
+        return out
 
 
 def mace_arguments(

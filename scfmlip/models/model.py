@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..distributed import Domain, all_reduce
 from ..electrostatics.external import ExternalCharges
 from ..mace_torch.graphs import stress_of
 from ..mace_torch.inputs import INPUTS
@@ -61,7 +62,7 @@ def _strain(
             moved = torch.einsum("ni,nij->nj", external.positions, symmetric[external.index])
             external = dataclasses.replace(external, positions=external.positions + moved)
             out["external_positions"] = external.positions
-        edge_system = index[batch["edge_index"][0]]
+        edge_system = index[batch["edge_index"][1]]
         out["shifts"] = torch.einsum("ei,eij->ej", batch["unit_shifts"], cell[edge_system])
     out["positions"], out["cell"] = positions, cell.reshape(-1, 3)
     return Leaves(leaf, outside, strain), out, external
@@ -232,6 +233,7 @@ class Model(torch.nn.Module):
         scf: Scf = "converged",
         initial_density: Tensor | None = None,
         initial_level: Tensor | None = None,
+        domain: Domain | None = None,
     ) -> dict[str, Tensor | None]:
         """
         Evaluate a batch; works in the same way under ``torch.no_grad`` and ``torch.inference_mode``.
@@ -261,6 +263,8 @@ class Model(torch.nn.Module):
                 for instance the last step's density; not differentiated.
             initial_level: ``[n_systems]`` eV, the ``fermi_level`` that belongs to it. At given charge fixed
                 points solve for the level too, and a density alone is a poor first guess.
+            domain: The batch is this rank's part of one system that several ranks share, who all call this
+                together. Results of systems are then those of the whole, of atoms those of own ones.
 
         Returns:
             mace-torch's names: ``energy``, ``interaction_energy``, ``electrostatic_energy``,
@@ -280,7 +284,7 @@ class Model(torch.nn.Module):
             TypeError: for a batch with another dtype or device than the weights.
             ConvergenceError: for a solve that failed; names the systems.
         """
-        self._check_kind(batch)
+        self._check_kind(batch, domain)
         with torch.enable_grad():
             leaves, strained, external = _strain(batch, compute_force, compute_stress or compute_virials)
             field = self._field(batch, compute_response)
@@ -297,11 +301,12 @@ class Model(torch.nn.Module):
                 compute_stability,
                 external,
                 initial_level,
+                domain,
             )
             out, _ = self._energies(strained, system, compute_potential)
             if compute_response:
                 self._add_response(out, leaves.positions, field, system, training)
-            self._add_derivatives(out, leaves, batch, compute_force, training)
+            self._add_derivatives(out, leaves, batch, compute_force, training, domain)
         if not training:
             out = {k: v.detach() if isinstance(v, Tensor) else v for k, v in out.items()}
         return out
@@ -313,6 +318,7 @@ class Model(torch.nn.Module):
         batch: dict[str, Tensor],
         compute_force: bool,
         training: bool,
+        domain: Domain | None,
     ) -> None:
         """Forces, forces on external charges and stress, as requested."""
         wanted = {"forces": leaves.positions, "external_forces": leaves.external} if compute_force else {}
@@ -324,7 +330,8 @@ class Model(torch.nn.Module):
         energy = out["interaction_energy"]
         assert energy is not None
         grads = torch.autograd.grad(
-            energy.sum(),
+            # ranks differentiate the same energy together, a part of it each
+            energy.sum() if domain is None else energy.sum() / domain.size,
             list(found.values()),
             create_graph=training,
             retain_graph=training,
@@ -332,16 +339,19 @@ class Model(torch.nn.Module):
         )
         out.update({name: -grad for name, grad in zip(found, grads, strict=True)})
         if leaves.strain is not None:
-            out["stress"] = stress_of(-grads[-1], batch)
+            virials = -grads[-1]
+            if domain is not None:
+                virials = out["virials"] = all_reduce(virials, domain.communicator)
+            out["stress"] = stress_of(virials, batch)
 
-    def _check_kind(self, batch: dict[str, Tensor]) -> None:
+    def _check_kind(self, batch: dict[str, Tensor], domain: Domain | None = None) -> None:
         positions, weight = batch["positions"], next(self.parameters())
         if positions.dtype != weight.dtype or positions.device != weight.device:
             raise TypeError(
                 f"the batch is {positions.dtype} on {positions.device}, the model {weight.dtype} on "
                 f"{weight.device}: make the batch with the model's dtype and device, or move one of them"
             )
-        if not len(positions):
+        if not len(positions) and domain is None:
             raise ValueError("the batch has no atoms: leave out frames without any")
         if batch["pbc"].dtype != torch.bool:
             raise TypeError(
@@ -382,7 +392,7 @@ class Model(torch.nn.Module):
         self, batch: dict[str, Tensor], system: System, potential: bool
     ) -> tuple[dict[str, Tensor | None], RuleDensity | None]:
         """All outputs that are not derivatives, and the density."""
-        network = self.backbone(batch)
+        network = self.backbone(batch, system.domain, system.edge_vectors)
         system = dataclasses.replace(system, network=network.raw, features=network.features)
         result = self.rule(system)
         energy, interaction = network.energy, network.interaction_energy

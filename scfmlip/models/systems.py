@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..distributed import Domain, shared_segments
 from ..electrostatics.external import ExternalCharges
 from ..segments import Segments
 from ..types import CARTESIAN_ROWS_FROM_E3NN
@@ -40,6 +41,7 @@ def make_system(
     stability: bool = False,
     external: ExternalCharges | None = None,
     initial_level: Tensor | None = None,
+    domain: Domain | None = None,
 ) -> System:
     """
     Make the input of rules, without the network's outputs; arguments as in `Model.forward`.
@@ -73,8 +75,15 @@ def make_system(
     rows = batch.get("density_coefficients") if direct else initial_density
     if rows is not None or direct:
         rows = _reference_rows(rows, len(index), config.density.l_max, direct).to(dtype)
+    segments = Segments(ptr, index)
+    if domain is not None:
+        segments = shared_segments(len(index), domain.communicator, index.device)
+        if external is not None:
+            raise ValueError("external charges are not known for systems that ranks share: leave them out")
     sender, receiver = batch["edge_index"]
-    vectors = batch["positions"][receiver] - batch["positions"][sender] + batch["shifts"]
+    positions = batch["positions"]
+    everywhere = positions if domain is None else domain.halo.extend(positions)
+    vectors = positions[receiver] - everywhere[sender] + batch["shifts"]
     return System(
         batch=batch,
         network={},
@@ -83,7 +92,7 @@ def make_system(
         positions=batch["positions"],
         cell=cell,
         pbc=pbc,
-        segments=Segments(ptr, index),
+        segments=segments,
         edge_index=batch["edge_index"],
         edge_vectors=vectors,
         external_field=field,
@@ -93,6 +102,7 @@ def make_system(
         reference_level=_reference_level(initial_level, n_systems, dtype),
         direct=direct,
         stability=stability,
+        domain=domain,
         **_targets(batch, config, scf, n_systems),
     )
 

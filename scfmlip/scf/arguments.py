@@ -137,7 +137,10 @@ def _choose_split(
             "interaction='split' is for charges: give hardness [n_atoms], or an operator with l_max=0"
         )
     n_atoms = len(geometry.positions)
-    if interaction == "direct" or dim > 1 or not n_atoms:
+    shared = geometry.plan.segments.shared
+    if interaction == "split" and shared:
+        raise ValueError("interaction='split' is not known for systems that several processes share")
+    if interaction == "direct" or dim > 1 or shared or not n_atoms:
         return None
     largest = int(geometry.plan.atom_ptr.diff().max())
     if interaction == "auto" and largest <= largest_direct and runs_triton(geometry.positions):
@@ -147,7 +150,7 @@ def _choose_split(
 
 def _check_charge_has_atoms(totals: Tensor, groups: ChargeGroups) -> None:
     """Refuse a charge in a system without atoms."""
-    empty = groups.segments.sum(torch.ones_like(groups.segments.index, dtype=totals.dtype)) == 0
+    empty = groups.segments.counts == 0
     bad = torch.nonzero(empty & (totals.detach() != 0)).flatten().tolist()
     if bad:
         raise ValueError(

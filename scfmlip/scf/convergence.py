@@ -104,15 +104,22 @@ class Criterion:
 
     def judge(self, x: Tensor, rest: Tensor) -> Verdict:
         """Judge the residual ``rest = F(x) - x [n]`` at ``x [n]``."""
-        norm, size = self.batch.norm(rest), self.size(x)
-        scale = torch.minimum(self.own, torch.maximum(self.size(x + rest), self.unit))
+        # one sum, because each costs time over several processes
+        if self.state is None:
+            norm, size, image = self.batch.norm(torch.stack((rest, x, x + rest)))
+            whole = missing = norm
+        else:
+            s = self.state
+            norm, size, image, whole, missing = self.batch.norm(
+                torch.stack((rest, s * x, s * (x + rest), x, (1 - s) * rest))
+            )
+        scale = torch.minimum(self.own, torch.maximum(image, self.unit))
         verdict = judged(norm, scale, size, self.tolerance, self.dtype)
         if self.state is None:
             return verdict
-        far = norm <= self.rounding * self.batch.norm(x)
+        far = norm <= self.rounding * whole
         converged = verdict.converged | (far & (verdict.residual <= EXCUSED_BY_POTENTIAL[self.dtype]))
         # totals must be right to the rounding of their sum
-        missing = self.batch.norm((1 - self.state) * rest)
         right = missing <= self.rounding * self.unit * (size + SMALLEST)
         return verdict._replace(converged=converged & right)
 

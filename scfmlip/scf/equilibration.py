@@ -19,7 +19,7 @@ from torch import Tensor
 from ..electrostatics import Geometry
 from ..electrostatics.kspace import KSpace
 from ..electrostatics.range_split import NeighbourPairs
-from .arguments import read_arguments
+from .arguments import Given, read_arguments
 from .eager import runs_eagerly
 from .implicit import Minimised, Minimum, partial_gradients
 from .options import check_guess, check_solver
@@ -71,15 +71,21 @@ def _make_solver(
     def apply(state: Tensor) -> Tensor:
         return problem.apply(interaction, hardness, state.to(dtype)).double()
 
+    shared = problem.segments.shared
+    if shared and options.method == "dense":
+        raise ValueError(
+            "several processes share this system, of which none has the whole matrix: method='cg'"
+        )
     if (
         options.method == "auto"
+        and not shared
         and options.preconditioner == "auto"
         and solves_small(problem, positions, dim)
     ):
         small = SmallSolver(problem, interaction, hardness, apply, options.tolerance, options.max_iterations)
         return small.solve
     largest = int(problem.plan.atom_ptr.diff().max()) * dim if len(positions) else 0
-    if options.method == "dense" or (options.method == "auto" and largest <= DENSE_UP_TO):
+    if options.method == "dense" or (options.method == "auto" and not shared and largest <= DENSE_UP_TO):
         matrices = _whole_matrices(problem, interaction, hardness)
         dense = DenseSolver(problem, apply, dim, dtype, matrices)
         return lambda source, totals, initial: dense.solve(source, totals, options.tolerance)
@@ -94,7 +100,8 @@ def _make_solver(
 
     def solve(source: Tensor, totals: Tensor, initial: Tensor | None) -> LinearResult:
         result = iterate(source, totals, initial, options.tolerance, options.max_iterations)
-        if not len(source) or bool((hardness > 0).all()):
+        soft = problem.segments.sum((hardness <= 0).double().sum(1))
+        if not bool(soft.any()):
             return result
         # if the hardness is not positive, a generic direction tells whether this is a minimum
         generator = torch.Generator().manual_seed(0)
@@ -224,6 +231,15 @@ def _report(problem: QuadraticProblem, options: _Options, name: str, on_failure:
     warnings.warn(message, stacklevel=3)
 
 
+def _equilibrate(given: Given, options: _Options, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """State and multiplier; numbers of systems go in and out with whole gradients."""
+    problem, atoms = given.problem, given.problem.segments
+    totals, cell = atoms.share_gradient(given.totals), geometry.cell
+    arguments = (given.source, totals, geometry.positions, cell, given.hardness, given.widths)
+    state, multiplier = _Equilibrate.apply(problem, options, *arguments)
+    return state, atoms.sum_gradient(multiplier)
+
+
 @runs_eagerly
 def charge_equilibration(
     geometry: Geometry,
@@ -329,9 +345,7 @@ def charge_equilibration(
         initial = initial[:, :size]
     guess = None if initial is None else initial.detach()
     options = _Options(method, preconditioner, tolerance, max_iterations, guess, on_failure)
-    state, multiplier = _Equilibrate.apply(
-        problem, options, given.source, given.totals, positions, geometry.cell, given.hardness, given.widths
-    )
+    state, multiplier = _equilibrate(given, options, geometry)
     _report(problem, options, "charge equilibration", on_failure)
     result = options.result
     assert result is not None

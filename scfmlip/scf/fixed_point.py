@@ -215,10 +215,10 @@ def fixed_point(
         return result.x.to(state.dtype)
 
     x = Root.apply(problem.residual, solve, problem.batch, options, *problem.given, *parameters)
-    totals, result = problem.totals, search.result
+    totals, rows, result = problem.totals, problem.rows, search.result
     return FixedPointSolution(
         x[: state.numel()].view(state.shape),
-        problem.potential if totals is None else x[state.numel() :].view(totals.shape),
+        problem.potential if totals is None else rows.sum_gradient(x[state.numel() :].view(totals.shape)),
         result.residual,
         result.iterations,
         result.status,

@@ -86,9 +86,11 @@ class FixedPointProblem:
         if self.groups is None:
             return (self.new_state(s, given, parameters, update) - s).flatten()
         assert given is not None
-        mu = x[self.n_charges :].view(given.shape)
+        # a number of the system in and one out, both with whole gradients
+        mu = self.rows.sum_gradient(x[self.n_charges :].view(given.shape))
         new = self.new_state(s, mu, parameters, update)
-        return torch.cat(((new - s).flatten(), self.groups.missing(s, given).flatten()))
+        missing = self.rows.share_gradient(self.groups.missing(s, given))
+        return torch.cat(((new - s).flatten(), missing.flatten()))
 
     def feasible(self, x: Tensor, arguments: Sequence[Tensor]) -> Tensor:
         """``[n]`` the nearest unknowns that satisfy the totals in ``arguments``."""
@@ -171,7 +173,8 @@ class FunctionalProblem:
                 "functional must be differentiable in the state: build its energies from the state by torch "
                 "operations, without detach, item, numpy or torch.no_grad"
             )
-        total = values.sum() + 0 * s.sum()  # differentiable without rows, too
+        # differentiable without rows, too, and by all processes that share them together
+        total = self.rows.share_gradient(values).sum() + 0 * s.sum()
         return torch.autograd.grad(total, s, create_graph=create)[0]
 
     def gradient(self, s: Tensor, parameters: Sequence[Tensor], create: bool) -> Tensor:

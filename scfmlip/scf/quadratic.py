@@ -114,8 +114,7 @@ class QuadraticProblem:
         if not self.constrained:
             return state
         atoms = self.groups.segments
-        counts = atoms.sum(torch.ones_like(state[:, 0]))
-        missing = (totals - atoms.sum(state[:, 0])) / counts
+        missing = (totals - atoms.sum(state[:, 0])) / atoms.counts.to(state.dtype)
         return torch.cat(((state[:, 0] + atoms.expand(missing))[:, None], state[:, 1:]), 1)
 
 

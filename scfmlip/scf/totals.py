@@ -31,9 +31,8 @@ class GivenTotals:
         if not columns or any(not 0 <= c < size for c in columns) or len(set(columns)) != len(columns):
             raise ValueError(f"charge_columns must be different numbers from 0 to {size - 1}, got {columns}")
         self.rows, self.n_systems, self.columns, self.size = rows, rows.n_segments, columns, size
-        counts = rows.sum(torch.ones(rows.n_rows, dtype=torch.float64, device=rows.index.device))
-        self.empty = counts == 0
-        self.counts = counts.clamp(min=1)[:, None]
+        self.empty = rows.counts == 0
+        self.counts = rows.counts.clamp(min=1)[:, None]
 
     def totals(self, value: Tensor | float, like: Tensor) -> Tensor:
         """

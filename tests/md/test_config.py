@@ -80,7 +80,7 @@ def test_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         load_config(path)
     path.write_text("structure: a.xyz\nmodel: m\nsteps: 3\nsteps: 4\n")
-    with pytest.raises(ValueError, match=r"config.yaml cannot be read: .*'steps' is there twice"):
+    with pytest.raises(ValueError, match=r"config.yaml cannot be read: .*'steps' is set twice"):
         load_config(path)
     path.write_text("3")
     with pytest.raises(ValueError, match="holds no options"):

@@ -175,7 +175,7 @@ def test_a_first_frame_without_forces(tmp_path, monkeypatch):
         (("qeq",), {"ensemble": "npt"}, "npt changes lattice vectors"),
         (("qeq", "slab"), {"ensemble": "npt"}, "take barostat_cell: axes with the periodic ones"),
         (("short_range",), {"external_field": 0.1}, "this model has no charges that could feel it"),
-        (("short_range",), {"fermi_level": 0.1}, "cannot obey constraint='fermi_level'"),
+        (("short_range",), {"fermi_level": 0.1}, "does not take constraint='fermi_level'"),
         (("qeq",), {"device": "abacus"}, "device must be auto, cpu or cuda"),
         (("qeq",), {"model": "nowhere"}, "there is no model file nowhere"),
         (("qeq",), {"structure": "nowhere"}, "there is no file nowhere"),

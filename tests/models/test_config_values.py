@@ -65,7 +65,7 @@ def test_backbone(option, values):
 @pytest.mark.parametrize(
     ("option", "values"),
     [
-        ("l_max", [-1, 2, True]),
+        ("l_max", [-1, 3, True]),
         ("sigma", [0.0, -1.0, NAN, INF]),
         ("tolerance", [0.0, -1.0, 1.0, NAN]),
         ("kspace_cutoff_factor", [0.0, -1.0, NAN, INF, 1e9]),

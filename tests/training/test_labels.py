@@ -102,5 +102,5 @@ def test_elements_of_isolated_atoms_are_not_drawn(tmp_path):
     values = options(
         tmp_path, frames=[*water_frames(1), *atoms], data={"train": str(tmp_path / "frames.xyz")}
     )
-    with pytest.raises(ValueError, match=r"1 frames are too few .* \(beside 2 of isolated atoms\)"):
+    with pytest.raises(ValueError, match=r"1 frames are too few .* \(besides 2 of isolated atoms\)"):
         prepare(config_from_dict(values), ALONE)

@@ -135,6 +135,17 @@ def listed_pairs(
         TypeError: for another dtype, or two different ones.
         ValueError: for shapes that do not fit together, or widths in float32 so small that it cannot hold
             the derivatives.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import listed_pairs, sort_pairs
+        >>> points = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
+        >>> pairs = sort_pairs(torch.tensor([0, 1]), torch.tensor([1, 0]), n_targets=2, n_sources=2)
+        >>> charges = torch.ones(2, 1, 1, 1, dtype=torch.float64)
+        >>> widths = torch.tensor([[0.5, 1.5]], dtype=torch.float64)  # S and T
+        >>> found = listed_pairs(points, points, charges, widths, pairs, rank=0)
+        >>> [round(v, 4) for v in found.flatten().tolist()]
+        [0.4595, 0.4595]
     """
     targets, sources, moments = outside_autocast(targets, sources, moments)
     _check(targets, sources, moments, widths, pairs, rank)

@@ -19,6 +19,13 @@ class PairList(NamedTuple):
         near: ``[n_pairs]`` int64 source of each pair, sorted by target.
         source_ptr: ``[n_sources + 1]`` int64, first pair of each source.
         seen: ``[n_pairs]`` int64 target of each pair, sorted by source.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import PairList, sort_pairs
+        >>> pairs = sort_pairs(torch.tensor([0, 0, 1]), torch.tensor([1, 2, 0]), n_targets=2, n_sources=3)
+        >>> isinstance(pairs, PairList), pairs.seen.tolist()
+        (True, [1, 0, 0])
     """
 
     target_ptr: Tensor
@@ -40,6 +47,13 @@ def sort_pairs(target: Tensor, source: Tensor, n_targets: int, n_sources: int) -
     Raises:
         ValueError: for two lengths, or numbers that no target or source has.
         TypeError: for indices that are not int64.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import sort_pairs
+        >>> pairs = sort_pairs(torch.tensor([1, 0, 0]), torch.tensor([0, 2, 1]), n_targets=2, n_sources=3)
+        >>> pairs.target_ptr.tolist(), pairs.near.tolist()  # target 0 sees sources 2 and 1
+        ([0, 2, 3], [2, 1, 0])
     """
     if target.shape != source.shape or target.ndim != 1:
         raise ValueError(

@@ -11,6 +11,7 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
+from ...distributed import Domain
 from ...electrostatics import Coulomb, CoulombPlan, Geometry
 from ...electrostatics.boundary import Boundary
 from ...electrostatics.cutoff import check_cutoff, reference_cutoff
@@ -79,6 +80,7 @@ class System:
             is given, or None.
         direct: Take one step from ``reference_density`` instead of converging.
         stability: Also measure how the rule's update responds to a perturbation, for training.
+        domain: This rank's part of the one system, if several ranks share it.
 
     Example:
         >>> import ase.build, dataclasses, torch
@@ -116,6 +118,7 @@ class System:
     reference_level: Tensor | None = None
     direct: bool = False
     stability: bool = False
+    domain: Domain | None = None
     _embeddings: dict[Coulomb, Embedding] = dataclasses.field(default_factory=dict, init=False)
 
     @property
@@ -136,6 +139,19 @@ class System:
         """``[n_systems, ...]`` -> ``[n_atoms, ...]``."""
         return self.segments.expand(values)
 
+    def everywhere(self, values: Tensor) -> Tensor:
+        """``[n_atoms, ...]`` -> the same, behind it those of neighbours that other processes own."""
+        return values if self.domain is None else self.domain.halo.extend(values)
+
+    @property
+    def n_everywhere(self) -> int:
+        """Atoms, and neighbours that other processes own."""
+        return len(self.positions) if self.domain is None else self.domain.halo.n_all
+
+    def at_owners(self, values: Tensor) -> Tensor:
+        """The adjoint of `everywhere`: what came together at atoms of other processes goes to these."""
+        return values if self.domain is None else self.domain.halo.collect(values)
+
     def operator(self, coulomb: Coulomb) -> tuple[CoulombPlan, Geometries]:
         """
         The plan, and a function ``(positions, cell, external_field) -> geometry``, as solves need them.
@@ -143,7 +159,7 @@ class System:
         All steps of a solve share a geometry, see `Geometries`.
         """
         r = self.positions
-        plan = coulomb.plan(self.cell, self.pbc, self.index, len(r), r.device, r)
+        plan = coulomb.plan(self.cell, self.pbc, self.segments, len(r), r.device, r)
 
         def prepare(positions: Tensor, cell: Tensor, field: Tensor | None) -> Geometry:
             return coulomb.prepare(
@@ -158,7 +174,7 @@ class System:
             self.positions,
             self.cell,
             self.pbc,
-            self.index,
+            self.segments,
             external_field=self.external_field,
             counter_charge=self.counter_charge,
             **options,

@@ -69,6 +69,7 @@ class BondFlow(torch.nn.Module):
         directions = o3.spherical_harmonics(1, system.edge_vectors, True, "component")
         s1, v1 = self.sender(system.features)
         s2, v2 = self.receiver(system.features)
+        s1, v1 = system.everywhere(s1), system.everywhere(v1)
         scalars = s1[sender] + s2[receiver]
         along = ((v1[sender] + v2[receiver]) * directions[:, None]).sum(-1)
         # mace's radial basis is zero at the cutoff and the perceptron has no biases
@@ -101,7 +102,8 @@ class LocalSplit(ChargeRule):
         start = self.formal(system, self.context.constraint)
         flow = self.flow(system)
         sender, receiver = system.edge_index
-        q = start.index_add(0, receiver, flow).index_add(0, sender, -flow)
+        away = flow.new_zeros(system.n_everywhere).index_add(0, sender, -flow)
+        q = start.index_add(0, receiver, flow) + system.at_owners(away)
         rows = q[:, None]
         moments = start[:, None] * system.positions
         if self.dipoles is not None:

@@ -85,8 +85,8 @@ def conjugate_gradients(
         return lambda v: function(v.view(shape)).flatten()
 
     def judge(walk: ConjugateDirections) -> Verdict:
-        size = whole + batch.norm(walk.slope)
-        return judged(batch.norm(walk.gradient), scale, size, tolerance, dtype)
+        norm, size = batch.norm(torch.stack((walk.gradient, walk.slope)))
+        return judged(norm, scale, whole + size, tolerance, dtype)
 
     step_back = preconditioned_projector(problem, precondition, source)
     state, slope, scale = _start(problem, apply, source, totals, initial, choose, ROUNDING[dtype])
@@ -177,9 +177,8 @@ def scale_of(own: Tensor, whole: Tensor, even: Tensor, rounding: float) -> Tenso
 
 def chemical_potential(problem: QuadraticProblem, gradient: Tensor) -> Tensor:
     """The multiplier: mean over each group of the energy's derivative in a charge, ``[n_groups]``."""
-    groups = problem.groups
-    counts = groups.segments.sum(torch.ones_like(gradient[:, 0]))
-    return groups.segments.sum(gradient[:, 0]) / counts
+    atoms = problem.groups.segments
+    return atoms.sum(gradient[:, 0]) / atoms.counts
 
 
 def preconditioned_projector(

@@ -98,15 +98,20 @@ class RootResult(NamedTuple):
     inverse: KrylovInverse | None = None
 
 
-def _orthogonal(w: Tensor, stack: Tensor, batch: Segments) -> tuple[Tensor, Tensor]:
-    """``w`` orthogonalised against the rows of ``stack``, and its overlaps ``[n_systems, n_rows]``."""
-    total = 0.0
-    for _ in range(2):  # twice, because a single pass loses orthogonality
-        overlap = batch.dot(stack, w.expand_as(stack))
-        w = w - (batch.expand(overlap.T).T * stack).sum(0)
-        total = total + overlap.T
-    assert isinstance(total, Tensor)
-    return w, total
+def _orthogonal(w: Tensor, basis: list[Tensor], batch: Segments) -> tuple[Tensor, Tensor, Tensor]:
+    """
+    Orthogonalise ``w`` against the vectors of a basis.
+
+    Returns:
+        The result, its ``[n_systems, n_vectors]`` overlaps with them, and ``[n_systems]`` the norm w had.
+    """
+    rows = torch.stack((*basis, w))
+    stack, overlap = rows[:-1], batch.dot(rows, w.expand_as(rows))
+    size, overlap = overlap[-1].sqrt(), overlap[:-1]
+    w = w - (batch.expand(overlap.T).T * stack).sum(0)
+    # twice, because a single pass loses orthogonality
+    more = batch.dot(stack, w.expand_as(stack))
+    return w - (batch.expand(more.T).T * stack).sum(0), (overlap + more).T, size
 
 
 def gmres(
@@ -158,9 +163,8 @@ def gmres(
         iterations = iterations + active
         known = step == 1 and image is not None
         w = image / batch.expand(safe) if known and image is not None else apply(precondition(basis[-1]))
-        stack, size = torch.stack(basis), batch.norm(w)
         column = torch.zeros((batch.n_segments, step + 1), dtype=torch.float64, device=right.device)
-        w, column[:, :step] = _orthogonal(w, stack, batch)
+        w, column[:, :step], size = _orthogonal(w, basis, batch)
         length = batch.norm(w)
         column[:, step] = length
         fresh = length > rounding * size

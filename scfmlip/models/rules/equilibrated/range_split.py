@@ -46,10 +46,12 @@ class RangeSplit:
         The smooth operator's geometry, and the neighbours that add the rest.
 
         None if one operator with all widths is cheaper, or if the split does not support the system:
-            clusters,
-        molecules in a box, slabs with a counter-charge, charges with dipoles.
+        clusters, molecules in a box, slabs with a counter-charge, charges with dipoles, systems that
+        processes share.
         """
         density = self.density
+        if system.segments.shared:  # neighbours of atoms that other processes own are not listed here
+            return None
         if density.l_max > 0 or density.kspace_cutoff_factor is not None or system.counter_charge is not None:
             return None
         counts = system.segments.ptr.diff().tolist()

@@ -25,8 +25,9 @@ def screened_energy(system: System, charges: Tensor, widths: Tensor, inner: floa
     own = COULOMB_CONSTANT / math.sqrt(math.pi) * charges**2 / (2 * widths)
     sender, receiver = system.edge_index
     r = system.edge_vectors.norm(dim=1)
-    gamma = (widths[sender] ** 2 + widths[receiver] ** 2).sqrt()
-    pair = COULOMB_CONSTANT * charges[sender] * charges[receiver] * torch.erf(r / (math.sqrt(2) * gamma)) / r
+    first, near = system.everywhere(charges), system.everywhere(widths)
+    gamma = (near[sender] ** 2 + widths[receiver] ** 2).sqrt()
+    pair = COULOMB_CONSTANT * first[sender] * charges[receiver] * torch.erf(r / (math.sqrt(2) * gamma)) / r
     switch = 0.5 * (1 + torch.cos(math.pi * (r.clamp(inner, outer) - inner) / (outer - inner)))
     # every pair occurs twice, once from each end
     return system.sum(own.index_add(0, receiver, 0.5 * pair * switch))

@@ -8,6 +8,7 @@ from e3nn import o3
 from mace import modules
 from torch import Tensor
 
+from ....distributed import Halo
 from ....mace_torch.accelerate import accelerate_blocks
 from ..base import RuleContext
 
@@ -72,8 +73,13 @@ class ManyBody(torch.nn.Module):
         edge_index: Tensor,
         edge_attrs: Tensor,
         edge_weights: Tensor,
+        halo: Halo | None = None,
     ) -> Tensor:
-        """``[n_atoms, 1 | 4]`` from ``scalars [n_atoms, n]``, ``vectors [n_atoms, n, 3]``, one-hot."""
+        """
+        ``[n_atoms, 1 | 4]`` from ``scalars [n_atoms, n]``, ``vectors [n_atoms, n, 3]``, one-hot elements.
+
+        ``halo``: of atoms that other processes own.
+        """
         interaction, product = self.layer
         scalars = scalars / (1 + scalars**2).sqrt()
         vectors = vectors / (1 + (vectors**2).sum(2, keepdim=True)).sqrt()
@@ -83,5 +89,7 @@ class ManyBody(torch.nn.Module):
             edge_attrs=edge_attrs,
             edge_feats=edge_weights,
             edge_index=edge_index,
+            lammps_class=halo,
+            lammps_natoms=(0, 0) if halo is None else halo.natoms,
         )
         return self.readout(product(node_feats=messages, sc=None, node_attrs=attrs))

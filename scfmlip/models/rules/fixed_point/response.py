@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ....distributed import Halo
 from ....electrostatics.density import quadrupole_components
 from ...config import per_element
 from ..base import RuleContext
@@ -120,12 +121,13 @@ class Response(torch.nn.Module):
         attrs: Tensor,
         scalars: Tensor,
         vectors: Tensor,
-        edges: tuple[Tensor, Tensor | None, Tensor | None],
+        edges: tuple[Tensor, Tensor | None, Tensor | None, Halo | None],
     ) -> Tensor:
         """
         ``[n_atoms, 1 | 4]`` nonlinear part of the response to ``field [n_atoms, n_field]``.
 
-        ``edges``: index, harmonics and weights of the edges (`ManyBody.edges`); None if they are not needed.
+        ``edges``: index, harmonics and weights of the edges (`ManyBody.edges`; None if they are not needed),
+        and the atoms that other processes own.
         """
         assert isinstance(self.scale, Tensor)
         widths = self.potential.shape[1]
@@ -136,9 +138,11 @@ class Response(torch.nn.Module):
             gradient = torch.einsum("nz,zwk,nwm->nkm", attrs, self.gradient, gradient)
             s, along = s + (vectors * gradient).sum(2), along + scalars[..., None] * gradient
         if self.many_body is not None:
-            index, harmonics, weights = edges
+            index, harmonics, weights, halo = edges
             assert harmonics is not None and weights is not None
-            return (attrs @ self.scale)[:, None] * self.many_body(s, along, attrs, index, harmonics, weights)
+            return (attrs @ self.scale)[:, None] * self.many_body(
+                s, along, attrs, index, harmonics, weights, halo
+            )
         assert self.mlp is not None
         s = self.mlp(s)
         out = ((attrs @ self.charge) * scalars * s).sum(1, keepdim=True)

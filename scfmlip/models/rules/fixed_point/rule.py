@@ -192,7 +192,8 @@ class Step:
         change = (given["matrix"] @ field[..., None])[..., 0]
         if response.nonlinear and not linear:
             weights = {name: given[f"response.{name}"] for name, _ in response.named_parameters()}
-            edges = (system.edge_index, given.get("edge_attrs"), given.get("edge_weights"))
+            halo = None if system.domain is None else system.domain.halo
+            edges = (system.edge_index, given.get("edge_attrs"), given.get("edge_weights"), halo)
             arguments = (field, system.node_attrs, given["scalars"], given["vectors"], edges)
             change = change + torch.func.functional_call(response, weights, arguments)
         still = given["start"].shape[1] - change.shape[1]  # quadrupoles that do not respond

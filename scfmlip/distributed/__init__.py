@@ -1,0 +1,21 @@
+"""One system spread over several processes: communication, sums over all atoms, and ghosts of neighbours."""
+
+from .collectives import all_reduce, share_gradient, sum_gradient
+from .communicator import Communicator, SingleProcess, Traffic
+from .domain import Domain
+from .halo import Halo, build_halo
+from .segments import SharedSegments, shared_segments
+
+__all__ = [
+    "Communicator",
+    "Domain",
+    "Halo",
+    "SharedSegments",
+    "SingleProcess",
+    "Traffic",
+    "all_reduce",
+    "build_halo",
+    "share_gradient",
+    "shared_segments",
+    "sum_gradient",
+]

@@ -1,0 +1,121 @@
+"""
+Communication that autograd knows.
+
+Ranks evaluate one graph together. What a rank holds is a variable of its own, and the loss is the sum of
+what the ranks differentiate: then the adjoint of a sum over ranks is a sum over ranks, and gradients of local
+rows are whole. Of a number that is the same on every rank each rank has a copy, whose gradient is a part; the
+parts add up (`sum_gradient`). Where one function of all ranks stands for itself, as a solve does, it takes
+whole gradients and gives whole ones: `share_gradient` makes parts of them again.
+
+Order: backward runs through one rank's graph from what was made last to what was made first (the engine's
+queue goes by the number a node gets when it is made, and whatever consumes a result is made after it). Ranks
+that have made the same collectives in the same order so meet in them again in backward, whatever lies
+between, and however many atoms they have.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .communicator import Communicator
+
+
+class _AllReduce(torch.autograd.Function):
+    """Sum over ranks; its own adjoint."""
+
+    @staticmethod
+    def forward(values: Tensor, communicator: Communicator) -> Tensor:
+        return communicator.all_reduce(values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.communicator = inputs[1]
+        # where nothing comes back to, on any rank, nothing is sent
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor | None):
+        (grad,) = grad_outputs
+        return None if grad is None else all_reduce(grad, ctx.communicator), None
+
+
+class _SumGradient(torch.autograd.Function):
+    """The same values, whose gradient is summed over ranks."""
+
+    @staticmethod
+    def forward(values: Tensor, communicator: Communicator) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.communicator = inputs[1]
+        # where nothing comes back to, on any rank, nothing is sent
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor | None):
+        (grad,) = grad_outputs
+        return None if grad is None else all_reduce(grad, ctx.communicator), None
+
+
+class _ShareGradient(torch.autograd.Function):
+    """The same values, whose gradient is divided by the number of ranks."""
+
+    @staticmethod
+    def forward(values: Tensor, size: int) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.size = inputs[1]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor | None):
+        (grad,) = grad_outputs
+        return None if grad is None else grad / ctx.size, None
+
+
+def all_reduce(values: Tensor, communicator: Communicator) -> Tensor:
+    """
+    The sum over ranks, on every rank.
+
+    Args:
+        values: Of one shape and floating dtype on every rank.
+        communicator: The ranks.
+
+    Returns:
+        As ``values``. Differentiable any number of times, where the losses of the ranks add up.
+    """
+    return values if communicator.size == 1 else _AllReduce.apply(values, communicator)
+
+
+def sum_gradient(values: Tensor, communicator: Communicator) -> Tensor:
+    """
+    A tensor that is the same on every rank, behind which gradients are whole.
+
+    Args:
+        values: Replicated.
+        communicator: The ranks.
+
+    Returns:
+        ``values``; in backward the parts of its gradient, one from each rank, are added up.
+    """
+    return values if communicator.size == 1 else _SumGradient.apply(values, communicator)
+
+
+def share_gradient(values: Tensor, communicator: Communicator) -> Tensor:
+    """
+    A tensor that is the same on every rank, behind which gradients are parts: `sum_gradient`'s other way.
+
+    Args:
+        values: Replicated, with a gradient that is whole on every rank.
+        communicator: The ranks.
+
+    Returns:
+        ``values``; in backward every rank passes on an equal part.
+    """
+    return values if communicator.size == 1 else _ShareGradient.apply(values, communicator.size)

@@ -1,0 +1,87 @@
+"""Rows of one system that several ranks share: sums over all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+from torch import Tensor
+
+from ..segments import Segments
+from .collectives import all_reduce, share_gradient, sum_gradient
+from .communicator import Communicator
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedSegments(Segments):
+    """
+    Rows of a system that this rank owns, whose sums are over all ranks; every rank calls together.
+
+    Attributes:
+        communicator: The ranks.
+        n_unknowns: Rows at the end that belong to no atom: every rank has the same, they count once.
+
+    Raises:
+        ValueError: for several systems.
+    """
+
+    communicator: Communicator = dataclasses.field(kw_only=True)
+    n_unknowns: int = dataclasses.field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.n_segments != 1:
+            raise ValueError(f"ranks share one system, got {self.n_segments}")
+
+    @property
+    def shared(self) -> bool:
+        """With more ranks than one."""
+        return self.communicator.size > 1
+
+    def repeated(self, size: int) -> SharedSegments:
+        """As `Segments.repeated`."""
+        plain = Segments(self.ptr, self.index).repeated(size)
+        return SharedSegments(plain.ptr, plain.index, communicator=self.communicator)
+
+    def with_unknowns(self, size: int) -> SharedSegments:
+        """As `Segments.with_unknowns`."""
+        plain = Segments(self.ptr, self.index).with_unknowns(size)
+        return SharedSegments(plain.ptr, plain.index, communicator=self.communicator, n_unknowns=size)
+
+    @property
+    def counts(self) -> Tensor:
+        """As `Segments.counts`, of all ranks; unknowns count too."""
+        return self._counts
+
+    @functools.cached_property
+    def _counts(self) -> Tensor:
+        own = self.communicator.all_reduce(torch.tensor([float(self.n_rows - self.n_unknowns)]).double())
+        return own.to(self.index.device) + self.n_unknowns
+
+    def sum(self, values: Tensor) -> Tensor:
+        """As `Segments.sum`, over all ranks."""
+        n_own = self.n_rows - self.n_unknowns
+        own = all_reduce(values[:n_own].sum(0, keepdim=True), self.communicator)
+        return own + values[n_own:].sum(0, keepdim=True) if self.n_unknowns else own
+
+    def combine(self, parts: Tensor) -> Tensor:
+        """As `Segments.combine`, over all ranks."""
+        return all_reduce(parts, self.communicator)
+
+    def highest(self, values: Tensor) -> Tensor:
+        """As `Segments.highest`, over all ranks."""
+        return self.communicator.all_reduce(super().highest(values), "max")
+
+    def sum_gradient(self, values: Tensor) -> Tensor:
+        """See `scfmlip.distributed.sum_gradient`."""
+        return sum_gradient(values, self.communicator)
+
+    def share_gradient(self, values: Tensor) -> Tensor:
+        """See `scfmlip.distributed.share_gradient`."""
+        return share_gradient(values, self.communicator)
+
+
+def shared_segments(n_rows: int, communicator: Communicator, device: torch.device) -> SharedSegments:
+    """``n_rows`` rows of the one system that the ranks share."""
+    index = torch.zeros(n_rows, dtype=torch.int64, device=device)
+    return SharedSegments(torch.tensor([0, n_rows], device=device), index, communicator=communicator)

@@ -1,0 +1,116 @@
+"""What every rank of test_equal_to_ase.py does: cases by name, one line of errors for each."""
+
+import numpy as np
+from ase.build import bulk
+from models.cases import BACKBONE, ELEMENTS, make_model, rattled
+from models.cases import slab as thin_slab
+
+from interfaces.lammps.engines import guarded, report, single_point
+
+
+def crystal(n=2):
+    """AlO in a triclinic cell."""
+    atoms = rattled(bulk("AlO", "rocksalt", a=4.2).repeat((n, n, n)), 3)
+    atoms.set_cell(atoms.cell.array + 0.1 * np.arange(9).reshape(3, 3), scale_atoms=True)
+    return atoms
+
+
+def vacuum():
+    """A crystal in a box three times as high: two in three ranks along z own nothing."""
+    atoms = rattled(bulk("AlO", "rocksalt", a=4.2, cubic=True), 4)
+    atoms.cell[2] *= 3
+    return atoms
+
+
+def slab():
+    """Al with OH on top, thick vacuum above."""
+    atoms = thin_slab().repeat((2, 1, 1))
+    atoms.cell[2] = [0, 0, 24.0]
+    atoms.info.clear()
+    return atoms
+
+
+# fast atoms, and lists so short that they change ranks
+HOT = (
+    "neighbor 0.3 bin",
+    "neigh_modify delay 0 every 1 check yes",
+    "velocity all create 3000 7 loop geom",
+    "timestep 0.001",
+    "fix nve all nve",
+)
+NPT = (*HOT[:4], "fix npt all npt temp 300 300 0.1 tri 0 0 0.1 flip no")
+
+
+def case(name, atoms, **options):
+    """One case of a model by name, with the inputs it wants."""
+    model = make_model(name)
+    info = {}
+    if "charge" in model.required_info:
+        info["charge"] = options.pop("charge", 0.0)
+    if "spin" in model.required_info:
+        info["spin"] = 1
+    if "fermi_level" in model.required_info:
+        info["fermi_level"] = 0.3
+    if options.get("mesh"):
+        from scfmlip.interfaces.lammps.attach import with_mesh
+
+        model, _ = with_mesh(model), options.pop("mesh")
+    given = dict(info)
+    if "counter_charge" in options:
+        info["counter_charge"] = options["counter_charge"]
+    return single_point(model, atoms, ELEMENTS, info=info, **given, **options)
+
+
+def foreign(name):
+    """A model of mace-torch's, as it is; ``name`` of a block of its interactions, or PolarMACE."""
+    from mace_torch.mace_models import mace_model
+    from mace_torch.polar_models import polar_model
+
+    atoms = rattled(bulk("SiO", "rocksalt", a=4.4).repeat((2, 2, 2)), 3)
+    info = {}
+    if name == "PolarMACE":
+        model, info = polar_model(elements=(1, 8, 14)), {"charge": 1.0, "spin": 2}
+    else:
+        model = mace_model(name)
+    return single_point(model, atoms, ("Si", "O"), info=info, **info)
+
+
+def les(name):
+    """MACELES's latent charges; ``name`` of a system. Those of slabs depend on a cell that is padded."""
+    from scfmlip.models import build
+
+    config = {
+        "elements": ELEMENTS,
+        "backbone": BACKBONE,
+        "density": {"l_max": 0},
+        "rule": {"name": "latent", "compat": "les", "sigma": 1.0},
+        "dtype": "float64",
+    }
+    return single_point(build(config), {"crystal": crystal, "slab": slab}[name](), ELEMENTS)
+
+
+CASES = {
+    "les": les,
+    "foreign": foreign,
+    "triclinic": lambda name: case(name, crystal()),
+    "charged": lambda name: case(name, crystal(), charge=0.7),
+    "empty": lambda name: case(name, vacuum(), processors="1 1 *"),
+    "slab": lambda name: case(name, slab()),
+    "charged_slab": lambda name: case(name, slab(), charge=0.3, counter_charge=(12.0, 13.0)),
+    "npt": lambda name: case(name, crystal(), steps=30, commands=NPT),
+    "moved_empty": lambda name: case(name, vacuum(), processors="1 1 *", steps=20, commands=HOT),
+    "mesh": lambda name: case(name, crystal(), mesh=True),
+    "mesh_slab": lambda name: case(name, slab(), mesh=True),
+    "float32": lambda name: case(name, crystal(), dtype="float32"),
+    "moved": lambda name: case(name, crystal(), steps=100, commands=HOT),
+}
+
+
+def main(arguments):
+    for argument in arguments:
+        case, _, model = argument.partition(":")
+        report({"case": argument, **CASES[case](model)})
+
+
+if __name__ == "__main__":
+    guarded(main)

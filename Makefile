@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow bench clean
+.PHONY: demo test slow bench docs clean
 
 $(VENV)/ready: pyproject.toml constraints.txt tests/oracle_requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,11 @@ slow: $(VENV)/ready
 bench: $(VENV)/ready
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m bench.run
+
+# the site, in build/site; a warning or a broken link ends it
+docs: $(VENV)/ready
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) demo_output build dist *.egg-info

@@ -12,6 +12,7 @@ if importlib.util.find_spec("scfmlip_kernels") is None:
         sys.path.append(str(_kernels))
 
 from . import moved as _moved
+from .version import __version__
 
 _moved.install()
 
@@ -38,9 +39,6 @@ __all__ = [
     "is_accelerated",
     "restore",
 ]
-
-__version__ = "0.1.0"
-
 
 _ROOMS = {
     "electrostatics": ("Coulomb", "GaussianMultipoles", "Geometry"),

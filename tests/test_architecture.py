@@ -33,6 +33,8 @@ OPTIONAL = {
 
 # a call goes down only: a layer imports itself and what stands further left
 LAYERS = [
+    "version",
+    "tables",
     "moved",
     "data",
     "files",

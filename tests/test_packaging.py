@@ -1,7 +1,10 @@
-"""The wheel holds both packages and works outside the checkout; a bare checkout works too."""
+"""Wheel and sdist: what they hold, that indexes take them, that others' type checkers see us; one version."""
 
+import json
+import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -36,7 +39,7 @@ def wheel(tmp_path_factory):
     pytest.importorskip("build", reason="needs the build package")
     out = tmp_path_factory.mktemp("wheel")
     done = subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(ROOT)],
+        [sys.executable, "-m", "build", "--outdir", str(out), str(ROOT)],
         capture_output=True,
         text=True,
         check=False,
@@ -46,13 +49,19 @@ def wheel(tmp_path_factory):
     return file
 
 
-def test_wheel_imports_from_an_empty_folder(wheel, tmp_path):
-    site = tmp_path / "site"
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory):
+    """The wheel, installed in a folder of its own."""
+    site = tmp_path_factory.mktemp("site")
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)],
         check=True,
         capture_output=True,
     )
+    return site
+
+
+def test_wheel_imports_from_an_empty_folder(site, tmp_path):
     assert {
         p.name for p in site.iterdir() if p.is_dir() and "dist-info" not in p.name and p.name != "bin"
     } == {
@@ -71,12 +80,106 @@ def test_bare_checkout_imports(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_indexes_take_wheel_and_sdist(wheel):
+    """Metadata and the long description, strictly; the sdist holds what the wheel is built from."""
+    pytest.importorskip("twine", reason="needs the twine package")
+    files = sorted(wheel.parent.iterdir())
+    assert [f.name.endswith(end) for f, end in zip(files, (".whl", ".tar.gz"), strict=True)] == [True, True]
+    done = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", *map(str, files)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("PASSED") == 2
+    with tarfile.open(files[1]) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "scfmlip/py.typed"} <= names
+    assert "kernels/scfmlip_kernels/py.typed" in names
+
+
+CONSUMER = """
+import torch
+import scfmlip
+from scfmlip.scf import FixedPointSolution
+
+coulomb = scfmlip.Coulomb(l_max=0, sigma=1.0)
+geometry = coulomb.prepare(torch.zeros(2, 3), pbc=False)
+reveal_type(geometry.energy(torch.zeros(2, 1)))
+reveal_type(scfmlip.charge_equilibration(geometry, torch.zeros(2), torch.ones(2)).charges)
+solution: FixedPointSolution = scfmlip.fixed_point(torch.cos, torch.zeros(2, 1))
+reveal_type(solution.evaluations)
+scfmlip.Coulomb(l_max="one")
+"""
+
+
+def test_type_checkers_of_others_see_us(site, tmp_path):
+    """Pyright on a script against the installed package: types come through, and a wrong one is found."""
+    script = tmp_path / "consumer.py"
+    script.write_text(CONSUMER)
+    settings = {"extraPaths": [str(site)], "pythonVersion": "3.11", "include": [str(script)]}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pyright",
+            "--outputjson",
+            "--pythonpath",
+            sys.executable,
+            "-p",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = json.loads(done.stdout)["generalDiagnostics"]
+    told = [d["message"] for d in found if d["severity"] == "information"]
+    assert [re.findall(r'is "(\w+)"', text)[0] for text in told] == ["Tensor", "Tensor", "int"]
+    wrong = [d["message"] for d in found if d["severity"] == "error"]
+    assert len(wrong) == 1, wrong
+    assert "l_max" in wrong[0]
+
+
 def test_versions_agree():
+    """One number in every file that states it, and a heading for it in the change log."""
     import scfmlip
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert scfmlip.__version__ == project["version"]
-    assert (
-        f"[{project['version']}]" in (ROOT / "CHANGELOG.md").read_text()
-        or "[Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
-    )
+    version = project["version"]
+    assert scfmlip.__version__ == version
+    assert f"\n## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f'version: "{version}"' in (ROOT / "recipe" / "recipe.yaml").read_text()
+
+
+def test_citation():
+    yaml = pytest.importorskip("yaml")
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    for key in ("cff-version", "message", "title", "authors", "license"):
+        assert cited[key]
+    assert all("name" in author or "family-names" in author for author in cited["authors"])
+
+
+def test_requirements_of_conda_are_those_of_pip():
+    """What the environment and the recipe ask for is what pyproject.toml does, no older."""
+    yaml = pytest.importorskip("yaml")
+    recipe = yaml.safe_load((ROOT / "recipe" / "recipe.yaml").read_text())["requirements"]["run"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {re.split("[>=;]", text)[0]: text for text in project["dependencies"]}
+    names = {"torch": "pytorch"}
+    for name, text in wanted.items():
+        (line,) = [r for r in recipe if r.split()[0] == names.get(name, name)]
+        least = re.search(r">=([\d.]+)", text)
+        assert least is None or f">={least[1]}" in line, line
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    pip = next(entry["pip"] for entry in environment if isinstance(entry, dict))
+    assert "-c constraints.txt" in pip
+
+
+def test_recipe_renders():
+    tool = pytest.importorskip("rattler_build", reason="needs scfmlip[release]")
+    (variant,) = tool.Stage0Recipe.from_file(str(ROOT / "recipe" / "recipe.yaml")).render()
+    assert variant.package == "scfmlip" if hasattr(variant, "package") else "scfmlip" in repr(variant)

@@ -1,4 +1,4 @@
-"""The command line: ``scfmlip evaluate | train | md | lammps | convert | plot | bench | demo | doctor``."""
+"""The command line: ``scfmlip init | train | evaluate | md | info | convert | plot | bench | doctor``, ..."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ from .errors import WRONG_INPUT, Terminated, describe
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from . import bench, convert, demo, doctor, evaluate, lammps, md, plot, train
+    from ..version import __version__
+    from . import bench, completion, convert, demo, doctor, evaluate, info, init, lammps, md, plot, train
 
     parser = argparse.ArgumentParser(
         prog="scfmlip",
         description="Self-consistent electrostatics for interatomic potentials.",
         epilog="Exit status: 0, 1 after a failure, 2 for a wrong command or input, 130 after Ctrl-C.",
     )
+    parser.add_argument("--version", action="version", version=f"scfmlip {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (evaluate, train, md, lammps, convert, plot, bench, demo, doctor):
+    for module in (init, train, evaluate, md, lammps, info, convert, plot, bench, demo, doctor, completion):
         module.add_command(commands)
+    commands.choices["completion"].set_defaults(whole=parser)
     text = "show the traceback of an error"
     parser.add_argument("--debug", action="store_true", help=text)
     for command in commands.choices.values():

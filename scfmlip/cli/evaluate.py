@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import describe
+from .parity import Parity, find_keys
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -47,7 +48,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "design space) on every frame of a file. Results go to extended XYZ under a prefix, beside whatever "
         "the input held: energy, forces, stress (crystals), and for models with charges: charges, "
         "atomic_dipoles, dipole, spins, potential (V at each atom, from all others). The output is written "
-        "at the end and may replace the input; after a failure, finished frames are in partial-*-OUTPUT.",
+        "at the end and may replace the input; after a failure, finished frames are in partial-*-OUTPUT. "
+        "If the input holds labels, errors against them are printed, and drawn with --parity.",
     )
     parser.add_argument("input", type=Path, help="structures, any format ASE reads")
     parser.add_argument(
@@ -74,8 +76,17 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         action="store_true",
         help="name frames that cannot be read or evaluated and go on; exit status 1",
     )
+    parser.add_argument("--parity", type=Path, metavar="PNG", help="draw predictions against labels")
+    parser.add_argument(
+        "--keys",
+        nargs="+",
+        default=[],
+        metavar="OPTION=KEY",
+        help="where labels stand, by a training's data options (charges_key=REF_hirshfeld); default: where "
+        "scfmlip init would find them",
+    )
     parser.add_argument("--no-accelerate", action="store_true", help="run mace-torch's own code")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar and no table of errors")
     parser.set_defaults(run=run)
 
 
@@ -168,7 +179,7 @@ def _check(arguments: argparse.Namespace) -> bool:
     """
     from ase.io.formats import extension2format
 
-    from ..files import check_new
+    from ..files import check_new, check_writable
     from ..structures import is_extxyz
 
     source, output = arguments.input, arguments.output
@@ -183,6 +194,10 @@ def _check(arguments: argparse.Namespace) -> bool:
         raise ValueError(
             f"{output} is the input, of which more than results would be lost: choose another name"
         )
+    if arguments.parity is not None:
+        check_writable(arguments.parity)
+        if arguments.parity.resolve() in (source.resolve(), output.resolve()):
+            raise ValueError("--parity must be another file than input and output")
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
     for option in ("charge", "spin"):
@@ -285,9 +300,17 @@ def run(arguments: argparse.Namespace) -> int:
             usable.append((name, atoms))
         except ValueError as error:
             bad.add(name, error)
-    count = _evaluate(calc, usable, arguments, bad, within)
+    parity = Parity(find_keys([atoms for _, atoms in usable], arguments.keys), arguments.prefix)
+    count = _evaluate(calc, usable, arguments, bad, within, parity)
     skipped = f", {len(bad.found)} skipped" if bad.found else ""
     print(f"wrote {count} frames to {arguments.output}{skipped}")
+    if parity.pairs and not arguments.quiet:
+        print(parity.table())
+    if arguments.parity is not None:
+        if not parity.pairs:
+            raise ValueError(f"{arguments.input} holds no labels to draw against: name them with --keys")
+        parity.draw(arguments.parity, arguments.input.name)
+        print(f"wrote {arguments.parity}")
     return 1 if bad.found else 0
 
 
@@ -297,6 +320,7 @@ def _evaluate(
     arguments: argparse.Namespace,
     bad: _Refusals,
     within: bool,
+    parity: Parity,
 ) -> int:
     """Write the results of frames and return their number; the output is replaced at the end."""
     from tqdm import tqdm
@@ -311,11 +335,14 @@ def _evaluate(
         ):
             output = _Output(part)
             for group in _batches(usable, arguments.batch_size):
-                for (name, _), found in zip(group, _each_or_why(calc, group, arguments.prefix), strict=True):
+                for (name, atoms), found in zip(
+                    group, _each_or_why(calc, group, arguments.prefix), strict=True
+                ):
                     try:
                         if isinstance(found, Exception):
                             raise found
                         output.add(name, found, arguments.prefix)
+                        parity.add(name, atoms, found)
                     except OSError:
                         raise
                     except Exception as error:  # models may raise anything

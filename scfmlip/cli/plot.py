@@ -23,7 +23,7 @@ _UNITS = {"potential": "V", "density": "e/Å³", "field": "V/Å"}
 _POINTS_AT_ONCE = 100_000
 _MOST_POINTS = 100_000
 _MOST_IN_PLANE = 4_000_000
-_DENSITY_KEYS = ("scfmlip_charges", "charges", "REF_hirshfeld", "initial_charges")
+_DENSITY_KEYS = ("scfmlip_charges", "charges", "REF_charges", "REF_hirshfeld", "initial_charges")
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -88,10 +88,12 @@ def values_at(atoms: Atoms, rows: np.ndarray, sigma: float, points: np.ndarray) 
     import torch
 
     from ..electrostatics import Coulomb
+    from ..mace_torch.inputs import read_input
 
     coulomb = Coulomb(l_max=0 if rows.shape[1] == 1 else 1, sigma=sigma)
+    given = read_input(atoms.info, "external_field")
     # mace's sign: energy + field . dipole
-    field = -np.asarray(atoms.info.get("external_field", np.zeros(3)), dtype=float)
+    field = -np.asarray(np.zeros(3) if given is None else given, dtype=float)
     geometry = coulomb.prepare(
         torch.as_tensor(atoms.positions, dtype=torch.float64),
         torch.as_tensor(np.asarray(atoms.cell), dtype=torch.float64) if atoms.pbc.any() else None,
@@ -139,6 +141,8 @@ def planar_averages(
     Returns:
         Height of each plane, angstrom along the plane normal, and the averages of each quantity.
     """
+    from tqdm import trange
+
     origin, edges = frame_box(atoms)
     others = [i for i in range(3) if i != axis]
     normal = np.cross(edges[others[0]], edges[others[1]])
@@ -156,7 +160,7 @@ def planar_averages(
     starts = origin + ((np.arange(n_points) + 0.5) / n_points)[:, None] * edges[axis]
     averages = [np.empty(n_points) for _ in quantities]
     at_once = max(1, _POINTS_AT_ONCE // len(plane))
-    for first in range(0, n_points, at_once):
+    for first in trange(0, n_points, at_once, desc="planes", disable=None, leave=False):
         points = starts[first : first + at_once, None] + plane
         values = values_at(atoms, rows, sigma, points.reshape(-1, 3))
         for out, quantity in zip(averages, quantities, strict=True):
@@ -175,6 +179,8 @@ def draw_slice(
     atoms: Atoms, rows: np.ndarray, sigma: float, quantity: str, axis: int, through: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cartesian coordinates of a grid in the plane normal to an axis, and the quantity on it."""
+    from tqdm import tqdm
+
     origin, edges = frame_box(atoms)
     corners = origin + np.array(
         [i * edges[0] + j * edges[1] + k * edges[2] for i, j, k in np.ndindex(2, 2, 2)]
@@ -190,7 +196,8 @@ def draw_slice(
     points = np.empty((len(y), len(x), 3))
     points[..., u], points[..., v], points[..., axis] = x, y[:, None], through[axis]
     parts = np.array_split(points.reshape(-1, 3), -(-points.size // (3 * _POINTS_AT_ONCE)))
-    picked = [_pick(values_at(atoms, rows, sigma, part), quantity, np.eye(3)[axis]) for part in parts]
+    bar = tqdm(parts, "points", disable=None, leave=False)
+    picked = [_pick(values_at(atoms, rows, sigma, part), quantity, np.eye(3)[axis]) for part in bar]
     return x, y, np.concatenate(picked).reshape(len(y), len(x))
 
 

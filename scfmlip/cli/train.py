@@ -22,7 +22,11 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("-o", "--output", help="folder to write to, instead of the file's")
     parser.add_argument("--device", help="auto, cpu or cuda, instead of the file's")
     parser.add_argument("--fresh", action="store_true", help="start over, replacing an earlier training")
-    parser.add_argument("--check", action="store_true", help="read options and data, build the model, stop")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="read options and data, build the model, print what was found as a table, stop",
+    )
     parser.add_argument("--quiet", action="store_true", help="warnings and the result only")
     parser.add_argument("--verbose", action="store_true", help="also say which batches did not converge")
     parser.set_defaults(run=run)
@@ -32,6 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     """The command."""
     from ..training import LABELS, TERMS, load_config, prepare, train
     from ..training.processes import Processes, pick_device
+    from ..training.tables import describe_training
 
     config = load_config(arguments.config)
     given = {"output": arguments.output, "device": arguments.device}
@@ -40,7 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("scfmlip").setLevel(level)
     if arguments.check:
-        prepare(config, Processes(0, 1, pick_device(config.device)))
+        if not arguments.verbose:  # the table says it
+            logging.getLogger("scfmlip").setLevel(logging.WARNING)
+        model, sets, _ = prepare(config, Processes(0, 1, pick_device(config.device)), quiet=arguments.quiet)
+        if not arguments.quiet:
+            print(describe_training(config, model, sets))
         print(f"{arguments.config} is fine")
         return 0
     try:

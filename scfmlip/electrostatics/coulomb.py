@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -139,6 +139,13 @@ class Coulomb:
             if self.compat is None:
                 check_cutoff(self._pair_sigma_squared, self.kspace_cutoff, self.l_max)
 
+    def __repr__(self) -> str:
+        """The options that are not the defaults, with ``l_max`` and ``sigma``."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        default = {f.name: f.default for f in fields(self) if f.init}
+        shown = [name for name in given if name in ("l_max", "sigma") or given[name] != default[name]]
+        return f"Coulomb({', '.join(f'{name}={given[name]!r}' for name in shown)})"
+
     def _check_smooth(self) -> None:
         if self.smooth is None:
             return
@@ -183,7 +190,7 @@ class Coulomb:
     def plan(
         self,
         cell: Tensor | None,
-        pbc: Tensor | Sequence | None,
+        pbc: Tensor | Sequence | bool | None,
         batch_idx: Tensor | Segments | None,
         n_atoms: int,
         device: torch.device | str | None = None,
@@ -297,7 +304,7 @@ class Coulomb:
         self,
         positions: Tensor,
         cell: Tensor | None = None,
-        pbc: Tensor | Sequence | None = None,
+        pbc: Tensor | Sequence | bool | None = None,
         batch_idx: Tensor | Segments | None = None,
         *,
         plan: CoulombPlan | None = None,
@@ -371,7 +378,7 @@ class Coulomb:
         self,
         positions: Tensor,
         cell: Tensor | None,
-        pbc: Tensor | Sequence | None,
+        pbc: Tensor | Sequence | bool | None,
         batch_idx: Tensor | Segments | None,
     ) -> CoulombPlan:
         """Make a plan for these positions."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -145,6 +146,23 @@ class Geometry:
             assert place is not None
             out = out.index_copy(0, place, values)
         return out
+
+    def __repr__(self) -> str:
+        """Sizes, boundaries, how sums are done, dtype and device."""
+        counts = Counter(boundary.name.lower() for boundary in self.plan.boundaries)
+        kinds = ", ".join(f"{n} {name}" for name, n in counts.items())
+        systems = f"{self.plan.n_systems} system{'s' if self.plan.n_systems != 1 else ''}"
+        parts = [f"{len(self.positions)} atoms", f"{systems}: {kinds}" if kinds else systems]
+        if self.plan.lattice is not None:
+            mesh = self.plan.lattice.mesh is not None
+            parts.append("mesh" if mesh else f"{self.plan.lattice.grid.n_points:,} wave vectors")
+        for name in ("external_field", "external_potential"):
+            if getattr(self, name) is not None:
+                parts.append(name.replace("_", " "))
+        if self.counter is not None:
+            parts.append("counter-charge")
+        dtype = str(self.positions.dtype).removeprefix("torch.")
+        return f"Geometry({'; '.join(parts)}; {dtype} on {self.positions.device})"
 
     # the operator ---------------------------------------------------------------------------------
 

@@ -121,8 +121,9 @@ def accelerate(
 
     Two results of PolarMACE differ from mace-torch 0.3.16's on purpose. The stress includes the strain of the
     wave vectors and agrees with finite differences, which the original's does not (issue 1642). And a
-    system's results do not depend on the other systems in its batch. Everything else equals the original, to
-    1e-9 in float64, with the constants that the model holds, rounded or not.
+    system's results do not depend on the other systems in its batch. Everything else equals the original in
+    float64, to 1e-9 or to what a change of the features by 1e-11 makes, with the constants that the model
+    holds, rounded or not.
 
     One warning and the model's ``repr`` name all modules that are not accelerated. mace-torch's own tools
     (conversions, preparation for compiling, selecting a head) return accelerated models for accelerated ones.

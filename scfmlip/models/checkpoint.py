@@ -18,6 +18,7 @@ from torch import Tensor
 from ..files import write_whole
 from .basis import adopt_basis
 from .build import build, config_to_dict, make_config, with_basis
+from .card import card_of
 from .config import LARGEST, BackboneConfig, ModelConfig
 from .model import Model
 from .upgrades import FORMAT, check_format, upgrade
@@ -28,7 +29,10 @@ _NETWORK = "backbone.mace."
 
 def save(model: Model, path: str | Path) -> None:
     """
-    Write a model's weights and configuration to one safetensors file.
+    Write a model's weights and configuration to one safetensors file, with a card for people.
+
+    The card (`scfmlip info`) holds elements, rule, cutoff, units and versions, and what ``model.provenance``
+    says of the data it was trained on.
 
     The write is atomic: an existing file is replaced only when the new one is complete.
 
@@ -64,7 +68,9 @@ def save(model: Model, path: str | Path) -> None:
         raise ValueError(f"save takes models of float32 or float64, this one is {dtype}")
     network: Any = model.backbone.mace
     config = with_basis(dataclasses.replace(model.config, dtype=_DTYPES[dtype]), network.use_reduced_cg)
-    header = {"format": FORMAT, "config": json.dumps(config_to_dict(config))}
+    count = sum(p.numel() for p in model.parameters())
+    card = card_of(config, count, getattr(model, "provenance", None))
+    header = {"format": FORMAT, "config": json.dumps(config_to_dict(config)), "card": json.dumps(card)}
     content = to_bytes(tensors, metadata=header)
     write_whole(Path(path), lambda file: file.write(content))
 
@@ -135,7 +141,46 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Model:
         )
     model.load_state_dict(tensors)
     model.config = with_basis(config, network.use_reduced_cg)
+    model.provenance = _provenance(header)
     return model.to(device)
+
+
+def _provenance(header: Mapping[str, str]) -> dict[str, Any]:
+    """Where a file's model comes from; nothing for what cannot be read, which no number depends on."""
+    try:
+        return dict(json.loads(header.get("card", "{}")).get("provenance") or {})
+    except (ValueError, TypeError, AttributeError):
+        return {}
+
+
+def read_card(path: str | Path) -> dict[str, Any]:
+    """
+    The card in a file of `save`, without its weights; made of the configuration where the file has none.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: for a file that `save` did not write.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no model file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except OSError:
+        raise
+    except Exception as error:  # safetensors raises its own
+        raise ValueError(f"{path} is not a safetensors file, or damaged ({error})") from error
+    check_format(header.get("format"), str(path))
+    try:
+        if "card" in header:
+            card = json.loads(header["card"])
+            assert isinstance(card, dict)
+            return card
+        config = make_config(json.loads(header["config"]))
+    except (KeyError, ValueError, TypeError, AssertionError) as error:
+        raise ValueError(f"the header of {path} cannot be read: {error}") from error
+    return card_of(config, None) | {"versions": {}}
 
 
 def _differ(built: Tensor, given: Tensor) -> bool:

@@ -402,8 +402,8 @@ def from_dict(cls: type[Config], values: Any, where: str) -> Config:
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{where} has no option {key!r}{hint} It takes {', '.join(fields)}")
+            hint = f"; did you mean {near[0]!r}? It takes" if near else "; it takes"
+            raise ValueError(f"{where} has no option {key!r}{hint} {', '.join(fields) or 'none'}")
     missing = [
         name
         for name, f in fields.items()

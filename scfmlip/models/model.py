@@ -16,6 +16,7 @@ from ..mace_torch.inputs import INPUTS
 from ..scf.eager import leaves_inference_mode
 from ..types import E3NN_ROWS_FROM_CARTESIAN
 from .backbone import Backbone
+from .card import card_of, describe_card
 from .config import Constraint, ModelConfig
 from .response import born_charges, polarizability
 from .rules import ChargeRule, RuleContext, RuleDensity, System, name_of, rule_class
@@ -95,6 +96,8 @@ class Model(torch.nn.Module):
     def __init__(self, config: ModelConfig, backbone: Backbone | None = None) -> None:
         super().__init__()
         self.config = config
+        # of the card that is saved: data, errors, source
+        self.provenance: dict[str, Any] = {}
         kind = rule_class(name_of(config.rule))
         self._check_constraint()
         self.backbone = backbone = kind.build_backbone(config) if backbone is None else backbone
@@ -115,6 +118,19 @@ class Model(torch.nn.Module):
     def pads_cell(self) -> bool:
         """Whether batches need mace-torch's long cells along open directions instead of the frames' own."""
         return self.rule.pads_cell(self.config.rule)
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What a file of it would say of itself: elements, rule, cutoff, units, data, versions."""
+        count = sum(p.numel() for p in self.parameters())
+        dtype = str(next(self.parameters()).dtype).removeprefix("torch.")
+        return card_of(self.config, count, getattr(self, "provenance", None)) | {"dtype": dtype}
+
+    def __repr__(self) -> str:
+        """What it is, in a few lines; ``torch.nn.Module.__repr__(model)`` lists its layers."""
+        rows = describe_card(self.card)
+        lines = [f"  {name}: {value}" for name, value in rows if name not in ("units", "written by")]
+        return "\n".join(["scfmlip model", *lines])
 
     @property
     def atomic_numbers(self) -> Tensor:

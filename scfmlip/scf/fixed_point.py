@@ -36,7 +36,7 @@ from .options import (
     read_batch,
 )
 from .problem import FixedPointProblem, Update
-from .solution import Status
+from .solution import Status, shown, summarize
 from .solvers.anderson import anderson
 from .solvers.gmres import KrylovInverse, RootResult, gmres
 from .solvers.newton import bracket_potential, newton
@@ -51,7 +51,7 @@ _STEP = {torch.float32: 3e-4, torch.float64: 3e-8}
 _LEAST = {torch.float32: 2e-6, torch.float64: 1e-13}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FixedPointSolution:
     """
     A self-consistent state.
@@ -82,6 +82,12 @@ class FixedPointSolution:
     status: Tensor
     evaluations: int
     affine: bool
+
+    def __repr__(self) -> str:
+        more = [f"{self.evaluations} evaluations"] + ["affine"] * self.affine
+        if self.chemical_potential is not None:
+            more.append(f"chemical potential {shown(self.chemical_potential, 'V')}")
+        return summarize("FixedPointSolution", self.status, self.iterations, self.state, *more)
 
 
 def _potentials(value: Tensor | float, n_systems: int, totals: Tensor | None, like: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from .options import (
     read_batch,
 )
 from .problem import FunctionalProblem
+from .solution import shown, summarize
 from .solvers.gmres import Map, RootResult
 from .solvers.newton_cg import conjugate_gradient_solve, newton_cg
 from .totals import GivenTotals
@@ -39,7 +40,7 @@ _SMALLEST = 0.1
 _LEAST = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FunctionalSolution:
     """
     The state at the minimum of an energy functional.
@@ -74,6 +75,10 @@ class FunctionalSolution:
     status: Tensor
     evaluations: int
     hessian_products: int
+
+    def __repr__(self) -> str:
+        more = f"energy {shown(self.energy, 'eV')}", f"{self.hessian_products} products with the Hessian"
+        return summarize("FunctionalSolution", self.status, self.iterations, self.state, *more)
 
 
 @runs_eagerly

@@ -78,7 +78,34 @@ def explain(name: str, status: Tensor, residual: Tensor, iterations: Tensor) -> 
     return f"{name}: " + "; ".join(parts) if parts else None
 
 
-@dataclass(frozen=True)
+def summarize(name: str, status: Tensor, iterations: Tensor, state: Tensor, *more: str) -> str:
+    """
+    A solution on one line: how many systems converged, in how many steps, and the state's size.
+
+    Args:
+        name: Of the class.
+        status: ``[n_systems]`` values of `Status`.
+        iterations: ``[n_systems]``.
+        state: The state.
+        more: What else there is to say.
+    """
+    kinds = [Status(s).name.lower() for s in status.tolist()]
+    counted = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)) or "no systems"
+    steps = f"up to {int(iterations.max())} iterations" if len(iterations) else "no iterations"
+    dtype = str(state.dtype).removeprefix("torch.")
+    parts = [counted, steps, f"state {list(state.shape)} {dtype}", *more]
+    return f"{name}({'; '.join(parts)})"
+
+
+def shown(tensor: Tensor, unit: str) -> str:
+    """Numbers with a unit: all where they are few, else the range."""
+    values = tensor.detach().flatten().tolist()
+    if len(values) <= 3:
+        return f"{', '.join(f'{v:.6g}' for v in values)} {unit}"
+    return f"{min(values):.6g} to {max(values):.6g} {unit}"
+
+
+@dataclass(frozen=True, repr=False)
 class ChargeSolution:
     """
     Charges (and induced dipoles) at the minimum of a quadratic functional.
@@ -109,6 +136,10 @@ class ChargeSolution:
     iterations: Tensor
     residual: Tensor
     status: Tensor
+
+    def __repr__(self) -> str:
+        more = f"energy {shown(self.energy, 'eV')}", f"charges {shown(self.charges, 'e')}"
+        return summarize("ChargeSolution", self.status, self.iterations, self.state, *more)
 
     @property
     def charges(self) -> Tensor:

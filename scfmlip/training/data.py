@@ -16,6 +16,7 @@ from ase import Atoms
 from mace.data import AtomicData
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
 
 from ..mace_torch.batches import check_structure
 from ..mace_torch.graphs import collate, make_graph
@@ -146,9 +147,12 @@ class GraphDataset(Dataset[AtomicData]):
     def __len__(self) -> int:
         return len(self.frames)
 
-    def check(self) -> dict[str, list[int]]:
+    def check(self, quiet: bool = True) -> dict[str, list[int]]:
         """
         Check every frame before the training starts.
+
+        Args:
+            quiet: No progress bar.
 
         Returns:
             For each input that the model needs, the frames without it.
@@ -158,7 +162,9 @@ class GraphDataset(Dataset[AtomicData]):
         """
         missing: dict[str, list[int]] = {}
         countered = 0
-        for i, name in enumerate(self.frames.names):
+        for i, name in enumerate(
+            tqdm(self.frames.names, "graphs", unit="frame", disable=quiet or None, leave=False)
+        ):
             atoms = self.frames.frames[i]
             check_structure(atoms, self.elements, name)
             frame = self._labelled(i)

@@ -26,13 +26,14 @@ from .config import TrainConfig, config_from_dict, config_to_dict
 from .data import (
     DTYPES,
     EpochBatches,
+    Frames,
     GraphDataset,
     make_loader,
     read_sets,
 )
 from .labels import check_labels, describe, describe_missing
 from .loop import Trainer
-from .losses import labelled_pairs
+from .losses import LABELS, TERMS, labelled_pairs
 from .optimize import frozen, wanted
 from .processes import Processes, processes
 from .report import plot_history, plot_parity, write_json
@@ -46,6 +47,7 @@ def prepare(
     workers: Processes,
     model_config: dict[str, Any] | None = None,
     weights: Mapping[str, torch.Tensor] | None = None,
+    quiet: bool = True,
 ) -> tuple[models.Model, dict[str, GraphDataset], dict[str, Any]]:
     """
     Build model and graphs of a training.
@@ -55,6 +57,7 @@ def prepare(
         workers: The processes; the model is moved to their device.
         model_config: Complete configuration of the model from an earlier run, if there is one.
         weights: Weights of the model from that run.
+        quiet: Whether to hide the progress bar while graphs are built.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: name the wrong file, frame, label or option.
@@ -104,11 +107,13 @@ def prepare(
         for name, frames in sets.items()
         if len(frames)
     }
-    taken = [line for dataset in graphs.values() for line in describe_missing(dataset, dataset.check())]
+    hide = quiet or not workers.first
+    taken = [line for g in graphs.values() for line in describe_missing(g, g.check(hide))]
     fill_statistics(full, graphs["train"])
     if weights is None and loaded is not None:
         weights = loaded.state_dict()
     model = models.build(full, weights)
+    model.provenance = _provenance(config, sets)
     check_stages(config, model, counts)
     check_predictions(config, model, graphs["train"])
     sizes = ", ".join(f"{len(g)} {name}" for name, g in graphs.items())
@@ -182,7 +187,7 @@ def train(
         random.seed(config.seed)
         state = None if fresh else _find_state(folder)
         earlier = () if state is None else (state["model_config"], state["model"])
-        model, graphs, full = prepare(config, workers, *earlier)
+        model, graphs, full = prepare(config, workers, *earlier, quiet=quiet)
         data = digests([*config.data.train, *config.data.valid, *config.data.test])
         trainer = Trainer(config, model, graphs, workers, full, quiet, data)
         ending.callback(trainer.close)
@@ -199,8 +204,6 @@ def train(
         else:
             model.load_state_dict(trainer.best)
             trainer.ema = None
-            if workers.first:
-                models.save(model, folder / "best.safetensors")
         last = config.stages[-1]
         summary: dict[str, Any] = {
             "epochs": progress.epoch,
@@ -209,6 +212,9 @@ def train(
         }
         for name in graphs:
             summary[name] = trainer.evaluate(name, last.loss)
+        if workers.first and trainer.best is not None:
+            model.provenance["errors"] = _errors(summary)
+            models.save(model, folder / "best.safetensors")
         if workers.first:
             write_json(folder / "errors.json", summary)
             plot_history(folder / "loss.png", progress.history)
@@ -217,6 +223,34 @@ def train(
             )
         workers.wait()
         return summary | {"first": workers.first}
+
+
+def _provenance(config: TrainConfig, sets: Mapping[str, Frames]) -> dict[str, Any]:
+    """What a model's card says of its training: files, frames, keys and terms of the loss."""
+    files = [Path(path).name for path in config.data.train]
+    terms = list(dict.fromkeys(name for stage in config.stages for name, w in stage.loss.items() if w))
+    keys = [getattr(config.data, TERMS[name].option) for name in terms if name in TERMS]
+    found: dict[str, Any] = {
+        "data": {
+            "files": files,
+            "frames": {name: len(frames) for name, frames in sets.items() if len(frames)},
+        },
+        "trained on": {"terms": terms, "labels": list(dict.fromkeys(keys))},
+    }
+    return found | ({"started from": Path(config.start_from).name} if config.start_from else {})
+
+
+def _errors(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Root mean square errors of each set, with units."""
+    return {
+        name: {
+            f"{term} ({TERMS[term].unit})": summary[name][f"{term}_rmse"]
+            for term in LABELS
+            if f"{term}_rmse" in summary[name]
+        }
+        for name in ("train", "valid", "test")
+        if name in summary
+    }
 
 
 @contextmanager

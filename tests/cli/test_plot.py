@@ -157,3 +157,24 @@ def test_pictures_appear_whole(tmp_path, monkeypatch):
     assert main(["plot", str(tmp_path / "in.xyz"), "-o", str(tmp_path / "p.png"), "--points", "5"]) == 1
     assert (tmp_path / "p.png").read_bytes() == b"yesterday's"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.xyz", "p.png"]
+
+
+def test_a_field_has_the_names_of_every_door(tmp_path):
+    """As calculators and trainings read it: with REF_ in front, or one number along z."""
+    atoms = read(path("al_water.xyz"), 0)
+    atoms.info = {}
+    rows = atoms.arrays["REF_hirshfeld"][:, None].astype(float)
+    points = np.array([[1.0, 1.0, 15.0], [1.0, 1.0, 16.0]])
+    found = []
+    for info in (
+        {"external_field": [0.0, 0.0, 0.1]},
+        {"REF_external_field": 0.1},
+        {"external_field": 0.1},
+        {},
+    ):
+        atoms.info = info
+        found.append(values_at(atoms, rows, 1.0, points).field.numpy())
+    assert np.allclose(found[0], found[1], atol=1e-12)
+    assert np.allclose(found[0], found[2], atol=1e-12)
+    # mace's sign: energy + field . dipole, so that a charge feels the opposite
+    assert np.allclose(found[0] - found[3], [0.0, 0.0, -0.1], atol=1e-10)

@@ -167,7 +167,15 @@ class SkinList:
         builds: How many lists were made.
 
     Raises:
-        ValueError: for a skin that is no such number.
+        ValueError: for a skin that is not such a number.
+
+    Example:
+        >>> import numpy as np
+        >>> neighbours, pbc = SkinList(skin=0.5), np.ones(3, dtype=bool)
+        >>> for step in range(5):  # atoms that move by 0.1 angstrom in all
+        ...     pairs, _ = neighbours(np.array([[0.0, 0.0, 0.02 * step]]), 3.0 * np.eye(3), pbc, 3.5)
+        >>> pairs.shape, neighbours.builds
+        ((2, 6), 1)
     """
 
     def __init__(self, skin: float = 0.5) -> None:

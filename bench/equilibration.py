@@ -16,7 +16,6 @@ import argparse
 import csv
 import json
 import math
-import resource
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from scfmlip import Coulomb, charge_equilibration
+from scfmlip.devices import peak_memory
 from scfmlip.units import COULOMB_CONSTANT
 
 from .record import RESULTS, commit, device_name
@@ -123,14 +123,14 @@ def measure(atoms: int, systems: int, program: str, device: torch.device) -> dic
         grads = torch.autograd.grad(energy.sum() + (charges**2).sum(), leaves)
         return energy.detach(), grads[0]
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     seconds: list[float] = []
     energy = forces = torch.zeros(0)
     while not seconds or (sum(seconds) < 3 and len(seconds) < 10):
         start = clock(device)
         energy, forces = run()
         seconds.append(clock(device) - start)
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    peak = peak_memory() - before
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 2**20
     probe = [float(energy.sum()), *forces[:5].flatten().tolist()]

@@ -18,7 +18,6 @@ import csv
 import importlib.metadata
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from scfmlip.devices import peak_memory
 
 from .backbone import backbone_share, peak_beside_backbone
 from .record import RESULTS, commit, device_name
@@ -120,7 +121,7 @@ def peak(device: torch.device) -> float:
     """Of this process so far, or of what it has on a GPU, MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_memory()
 
 
 def measure(case: str, atoms: int, mode: str, program: str, threads: int, device_type: str, out: str) -> None:

@@ -41,6 +41,23 @@ def find_device(name: str | torch.device) -> torch.device:
     return device
 
 
+def peak_memory() -> float:
+    """
+    MiB of memory that this process has had at most.
+
+    Linux's figure for the program that runs now: `resource.getrusage` counts what the parent had when it
+    started this process, which hides all that is smaller.
+    """
+    try:
+        with open("/proc/self/status") as file:
+            lines = dict(line.split(":", 1) for line in file if ":" in line)
+        return float(lines["VmHWM"].split()[0]) / 1024
+    except (OSError, KeyError, ValueError):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def free_memory(device: torch.device) -> float:
     """Bytes that can be allocated on a device; infinity if unknown."""
     if device.type == "cuda":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...devices import peak_memory
 from ...files import replacing, write_text
 
 if TYPE_CHECKING:
@@ -107,10 +107,6 @@ def polar_model(
     return model.requires_grad_(False)
 
 
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def evaluate(who: str, case: str) -> dict[str, Any]:
     """
     Evaluate one case in this process.
@@ -142,7 +138,7 @@ def evaluate(who: str, case: str) -> dict[str, Any]:
     batch = make_batch(model, [atoms], torch.device("cpu"), torch.float32)
     small = make_batch(model, [atoms[:3]], torch.device("cpu"), torch.float32)
     model({k: v.clone() for k, v in small.items()})  # warm-up, and the memory of the code itself
-    base = _peak()
+    base = peak_memory()
     seconds = field_seconds = np.inf
     result: dict[str, Any] = {}
     for _ in range(2):
@@ -157,7 +153,7 @@ def evaluate(who: str, case: str) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "field_seconds": field_seconds,
-        "memory": _peak() - base,
+        "memory": peak_memory() - base,
         "energy": result["energy"],
         "forces": result["forces"].tolist(),
         "charges": result["charges"].tolist(),
@@ -194,9 +190,9 @@ def field_memory(who: str, case: str) -> dict[str, Any]:
         model = accelerate(model)
     batches = [make_batch(model, [part], torch.device("cpu"), torch.float32) for part in (atoms[:3], atoms)]
     model({k: v.clone() for k, v in batches[0].items()})
-    base = _peak()
+    base = peak_memory()
     model({k: v.clone() for k, v in batches[1].items()})
-    return {"memory": _peak() - base}
+    return {"memory": peak_memory() - base}
 
 
 _JOBS = {"evaluate": evaluate, "field_memory": field_memory}

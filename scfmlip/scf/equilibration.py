@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from ..electrostatics.kspace import KSpace
 from ..electrostatics.range_split import NeighbourPairs
 from .arguments import Given, read_arguments
 from .eager import runs_eagerly
-from .implicit import Minimised, Minimum, partial_gradients
+from .implicit import Equations, Minimised, Minimum, Root
 from .options import check_guess, check_solver
 from .quadratic import Interaction, QuadraticProblem
 from .solution import ChargeSolution, ConvergenceError, Status, explain
@@ -37,23 +37,17 @@ PreconditionerName = Literal["auto", "none", "jacobi", "fsai"]
 DENSE_UP_TO = 500
 
 
-class _Options:
-    """Solver options, and the result of the forward solve."""
+Solver = Callable[[Tensor, Tensor, Tensor | None], LinearResult]
 
-    def __init__(
-        self,
-        method: str,
-        preconditioner: str,
-        tolerance: float,
-        max_iterations: int,
-        initial: Tensor | None,
-        on_failure: str,
-    ) -> None:
-        self.on_failure = on_failure
-        self.method, self.preconditioner = method, preconditioner
-        self.tolerance, self.max_iterations, self.initial = tolerance, max_iterations, initial
-        self.result: LinearResult | None = None
-        self.solver: Callable[[Tensor, Tensor, Tensor | None], LinearResult] | None = None
+
+class _Options(NamedTuple):
+    """How the linear system is solved, and what happens if that fails."""
+
+    method: str
+    preconditioner: str
+    tolerance: float
+    max_iterations: int
+    on_failure: str
 
 
 def _make_solver(
@@ -63,7 +57,7 @@ def _make_solver(
     cell: Tensor | None,
     hardness: Tensor,
     widths: Tensor | None,
-) -> Callable[[Tensor, Tensor, Tensor | None], LinearResult]:
+) -> Solver:
     """Make the solver at one geometry, ``(source, totals, initial) -> result``."""
     interaction = problem.prepare(positions, cell, widths)
     dtype, dim = positions.dtype, hardness.shape[1]
@@ -131,67 +125,69 @@ def _whole_matrices(
     return [m + torch.diag(j) for m, j in zip(matrices, stiff, strict=True)]
 
 
-class _Equilibrate(torch.autograd.Function):
+class _Equilibration(Equations):
     """
-    State and multiplier of ``A s + b = E mu, E^T s = Q`` as functions of b, Q and what A depends on.
+    ``A s + b = E mu``, ``E^T s = Q``, with ``x = (s, mu)``; at constant potential ``A s + b = 0``, ``x = s``.
 
-    The matrix is symmetric, so the backward pass is the same function of other sources: w solves
-    ``A w - g_s = E nu', E^T w = -g_mu``. Then db = -w, dQ = -nu', and dA enters through ``-w.A s``.
+    The parameters are b, Q and what A depends on. The matrix is symmetric if the second equation is written
+    ``Q - E^T s = 0``, so the adjoint is the same system with other sources: ``A w - g_s = E nu``,
+    ``E^T w = -g_mu``. It has the same solver, and its own adjoint as well.
     """
 
-    @staticmethod
-    def forward(
+    def __init__(
+        self,
         problem: QuadraticProblem,
         options: _Options,
-        source: Tensor,
-        totals: Tensor,
-        positions: Tensor,
-        cell: Tensor | None,
-        hardness: Tensor,
-        widths: Tensor | None,
-    ):
-        if options.solver is None:
-            options.solver = _make_solver(problem, options, positions, cell, hardness, widths)
-        options.result = options.solver(source.double(), totals.double(), options.initial)
-        return options.result.state.to(source.dtype), options.result.multiplier.to(totals.dtype)
+        initial: Tensor | None = None,
+        name: str = "charge equilibration",
+        solver: Solver | None = None,
+    ) -> None:
+        self.problem, self.options, self.initial, self.name = problem, options, initial, name
+        self.solver = solver
+        self.result: LinearResult | None = None
+
+    def solve(self, parameters: Sequence[Tensor]) -> Tensor:
+        source, totals, *matrix = parameters
+        if self.solver is None:
+            self.solver = _make_solver(self.problem, self.options, *matrix)
+        self.result = self.solver(source.double(), totals.double(), self.initial)
+        self._report(self.result)
+        x = self.result.state.flatten()
+        if self.problem.constrained:
+            x = torch.cat((x, self.result.multiplier.to(x.dtype)))
+        return x.to(source.dtype)
+
+    def adjoint(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        source, totals, *matrix = parameters
+        d_state, d_multiplier = self.split(grad, source)
+        name = self.name.removesuffix(", adjoint") + ", adjoint"
+        equations = _Equilibration(self.problem, self.options, None, name, self.solver)
+        right = torch.zeros_like(totals) if d_multiplier is None else -d_multiplier
+        return Root.apply(equations, -d_state, right, *matrix)
+
+    def weighted(self, w: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        source, totals, positions, cell, hardness, widths = parameters
+        (w_state, w_multiplier), (state, _) = self.split(w, source), self.split(x, source)
+        image = self.problem.apply(self.problem.prepare(positions, cell, widths), hardness, state)
+        value = (w_state * (image + source)).sum()
+        return value if w_multiplier is None else value + (w_multiplier * totals).sum()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.problem, ctx.options, _, _, positions, cell, hardness, widths = inputs
-        ctx.save_for_backward(positions, cell, hardness, widths, output[0])
-        ctx.set_materialize_grads(False)
+    def split(x: Tensor, source: Tensor) -> tuple[Tensor, Tensor | None]:
+        """States ``[n_atoms, dim]`` and the multipliers ``[n_groups]``, or None at constant potential."""
+        size = source.numel()
+        return x[:size].view(source.shape), None if len(x) == size else x[size:]
 
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor):
-        grad_state, grad_multiplier = grad_outputs
-        if grad_state is None and grad_multiplier is None:
-            return (None,) * 8
-        positions, cell, hardness, widths, state = ctx.saved_tensors
-        problem, forward = ctx.problem, ctx.options
-        if grad_state is None:
-            grad_state = torch.zeros_like(state)
-        if grad_multiplier is None:
-            grad_multiplier = state.new_zeros(problem.groups.segments.n_segments)
-        options = _Options(
-            forward.method,
-            forward.preconditioner,
-            forward.tolerance,
-            forward.max_iterations,
-            None,
-            forward.on_failure,
-        )
-        options.solver = forward.solver  # the same matrix
-        adjoint, multiplier = _Equilibrate.apply(
-            problem, options, -grad_state, -grad_multiplier, positions, cell, hardness, widths
-        )
-        _report(problem, options, "charge equilibration, adjoint", forward.on_failure)
-
-        def form(positions: Tensor, cell: Tensor | None, hardness: Tensor, widths: Tensor | None) -> Tensor:
-            image = problem.apply(problem.prepare(positions, cell, widths), hardness, state)
-            return -(adjoint * image).sum()
-
-        grads = partial_gradients(form, (positions, cell, hardness, widths), ctx.needs_input_grad[4:])
-        return None, None, -adjoint, -multiplier, *grads
+    def _report(self, result: LinearResult) -> None:
+        """Raise or warn about systems that did not converge."""
+        if self.options.on_failure == "ignore":
+            return
+        message = explain(self.name, result.status, result.residual, result.iterations)
+        if message is None:
+            return
+        if self.options.on_failure == "raise":
+            raise ConvergenceError(message, result.status)
+        warnings.warn(message, stacklevel=5)
 
 
 def _functional(
@@ -217,27 +213,13 @@ def _functional(
     return energy.to(state.dtype)
 
 
-def _report(problem: QuadraticProblem, options: _Options, name: str, on_failure: str) -> None:
-    """Raise or warn about systems that did not converge."""
-    result = options.result
-    assert result is not None
-    if on_failure == "ignore":
-        return
-    message = explain(name, result.status, result.residual, result.iterations)
-    if message is None:
-        return
-    if on_failure == "raise":
-        raise ConvergenceError(message, result.status)
-    warnings.warn(message, stacklevel=3)
-
-
-def _equilibrate(given: Given, options: _Options, geometry: Geometry) -> tuple[Tensor, Tensor]:
+def _equilibrate(given: Given, equations: _Equilibration, geometry: Geometry) -> tuple[Tensor, Tensor | None]:
     """State and multiplier; numbers of systems go in and out with whole gradients."""
-    problem, atoms = given.problem, given.problem.segments
+    atoms = given.problem.segments
     totals, cell = atoms.share_gradient(given.totals), geometry.cell
-    arguments = (given.source, totals, geometry.positions, cell, given.hardness, given.widths)
-    state, multiplier = _Equilibrate.apply(problem, options, *arguments)
-    return state, atoms.sum_gradient(multiplier)
+    x = Root.apply(equations, given.source, totals, geometry.positions, cell, given.hardness, given.widths)
+    state, multiplier = equations.split(x, given.source)
+    return state, None if multiplier is None else atoms.sum_gradient(multiplier)
 
 
 @runs_eagerly
@@ -339,21 +321,21 @@ def charge_equilibration(
         MAX_ATOMS if method == "auto" and preconditioner == "auto" else 0,
     )
     problem, positions, size = given.problem, geometry.positions, given.source.shape[1]
-    groups, constrained = problem.groups, problem.constrained
+    groups = problem.groups
     if initial is not None:
         check_guess("initial", initial, (len(positions), size + given.padding))
         initial = initial[:, :size]
     guess = None if initial is None else initial.detach()
-    options = _Options(method, preconditioner, tolerance, max_iterations, guess, on_failure)
-    state, multiplier = _equilibrate(given, options, geometry)
-    _report(problem, options, "charge equilibration", on_failure)
-    result = options.result
+    options = _Options(method, preconditioner, tolerance, max_iterations, on_failure)
+    equations = _Equilibration(problem, options, guess)
+    state, multiplier = _equilibrate(given, equations, geometry)
+    result = equations.result
     assert result is not None
     charge = groups.segments.sum(state[:, 0].double()).to(positions.dtype)
     # dE/dQ = mu, d(E - mu Q)/dmu = -Q
     energy = Minimum.apply(
         Minimised(functools.partial(_functional, problem), 2, groups.system),
-        multiplier if constrained else -charge,
+        -charge if multiplier is None else multiplier,
         given.target,
         state,
         given.target,
@@ -369,7 +351,7 @@ def charge_equilibration(
         state = torch.cat((state, state.new_zeros(len(state), given.padding)), 1)
     return ChargeSolution(
         state,
-        multiplier if constrained else given.target,
+        given.target if multiplier is None else multiplier,
         energy,
         result.iterations,
         result.residual,

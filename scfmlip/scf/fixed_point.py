@@ -25,7 +25,7 @@ from ..electrostatics.checks import to_tensor
 from ..segments import Segments
 from .convergence import ROUNDING, make_criterion
 from .eager import runs_eagerly
-from .implicit import Root, RootOptions
+from .implicit import GeneralEquations, Root, RootOptions
 from .options import (
     check_callable,
     check_columns,
@@ -214,7 +214,8 @@ def fixed_point(
         options.report("fixed point", result)
         return result.x.to(state.dtype)
 
-    x = Root.apply(problem.residual, solve, problem.batch, options, *problem.given, *parameters)
+    equations = GeneralEquations(problem.residual, solve, problem.batch, options)
+    x = Root.apply(equations, *problem.given, *parameters)
     totals, rows, result = problem.totals, problem.rows, search.result
     return FixedPointSolution(
         x[: state.numel()].view(state.shape),

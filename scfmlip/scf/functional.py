@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..segments import Segments
 from .eager import runs_eagerly
-from .implicit import Minimised, Minimum, Root, RootOptions
+from .implicit import GeneralEquations, Minimised, Minimum, Root, RootOptions
 from .options import (
     check_callable,
     check_columns,
@@ -171,7 +171,8 @@ def minimize_functional(
         options.report("energy functional", result)
         return result.x.to(state.dtype)
 
-    x = Root.apply(problem.residual, solve, problem.batch, options, totals, *parameters)
+    equations = GeneralEquations(problem.residual, solve, problem.batch, options)
+    x = Root.apply(equations, totals, *parameters)
     solved = problem.place(x, totals)
     multipliers = totals
     if groups is not None:

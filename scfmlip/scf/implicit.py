@@ -9,6 +9,7 @@ on how the root was found.
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -63,16 +64,37 @@ class RootOptions:
         warnings.warn(message, stacklevel=4)
 
 
+class Equations(ABC):
+    """
+    Equations whose root is differentiated by `Root`.
+
+    With r the residual and theta the parameters, a gradient g of the root x enters the parameters as
+    ``-d(w.r)/dtheta`` at the w with ``(dr/dx)^T w = g``.
+    """
+
+    @abstractmethod
+    def solve(self, parameters: Sequence[Tensor]) -> Tensor:
+        """The root at these parameters, outside any graph."""
+
+    @abstractmethod
+    def adjoint(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """The w with ``(dr/dx)^T w = grad`` at the root x; differentiable."""
+
+    @abstractmethod
+    def weighted(self, w: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """``w.r(x, *parameters)``, a number; terms without parameters may be left out."""
+
+
 class Root(torch.autograd.Function):
-    """The x with ``residual(x, *parameters) = 0``; ``solve`` finds it for given parameters."""
+    """The root of `Equations` as a function of their parameters: ``Root.apply(equations, *parameters)``."""
 
     @staticmethod
-    def forward(residual, solve, batch, options, *parameters):
-        return solve(parameters)
+    def forward(equations, *parameters):
+        return equations.solve(parameters)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.residual, _, ctx.batch, ctx.options, *parameters = inputs
+        ctx.equations, *parameters = inputs
         ctx.save_for_backward(output, *parameters)
         ctx.set_materialize_grads(False)
 
@@ -81,41 +103,79 @@ class Root(torch.autograd.Function):
         (grad,) = grad_outputs
         x, *parameters = ctx.saved_tensors
         if grad is None:
-            return (None,) * (4 + len(parameters))
-        residual, batch, options = ctx.residual, ctx.batch, ctx.options.adjoint()
-
-        def adjoint_residual(w: Tensor, grad: Tensor, x: Tensor, *parameters: Tensor) -> Tensor:
-            with torch.enable_grad():
-                at = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-                value = residual(at, *parameters)
-                create = torch.is_grad_enabled() and any(
-                    t.requires_grad for t in (w, grad, x, *parameters) if torch.is_tensor(t)
-                )
-                (product,) = torch.autograd.grad(value, at, w, create_graph=create, materialize_grads=True)
-            return product - grad
-
-        def solve(arguments: Sequence[Tensor]) -> Tensor:
-            right, x, *rest = (t.detach() for t in arguments)
-            with torch.enable_grad():  # one graph of the equations serves all products with the transpose
-                at = x.requires_grad_()
-                value = residual(at, *rest)
-
-            def apply(w: Tensor) -> Tensor:
-                (product,) = torch.autograd.grad(
-                    value, at, w.to(right.dtype), retain_graph=True, materialize_grads=True
-                )
-                return product.double()
-
-            result = _solve_and_check(apply, right, batch, options)
-            options.report(f"{options.name}, adjoint", result)
-            return result.x.to(right.dtype)
-
-        w = Root.apply(adjoint_residual, solve, batch, options, grad, x, *parameters)
+            return (None,) * (1 + len(parameters))
+        equations: Equations = ctx.equations
+        w = equations.adjoint(grad, x, parameters)
 
         def form(*parameters: Tensor) -> Tensor:
-            return -(w * residual(x, *parameters)).sum()
+            return -equations.weighted(w, x, parameters)
 
-        return None, None, None, None, *partial_gradients(form, parameters, ctx.needs_input_grad[4:])
+        return None, *partial_gradients(form, parameters, ctx.needs_input_grad[1:])
+
+
+class GeneralEquations(Equations):
+    """
+    Equations ``residual(x, *parameters) = 0`` of any kind.
+
+    Their adjoint is the root of linear equations. Krylov methods solve these with products of the transposed
+    derivative.
+
+    Args:
+        residual: ``(x [n], *parameters) -> [n]``.
+        find: Finds the root for given parameters.
+        batch: The system of each equation.
+        options: How linear systems at the root are solved.
+    """
+
+    def __init__(
+        self,
+        residual: Callable[..., Tensor],
+        find: Callable[[Sequence[Tensor]], Tensor],
+        batch: Segments,
+        options: RootOptions,
+    ) -> None:
+        self.residual, self.find, self.batch, self.options = residual, find, batch, options
+
+    def solve(self, parameters: Sequence[Tensor]) -> Tensor:
+        """See `Equations`."""
+        return self.find(parameters)
+
+    def weighted(self, w: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """See `Equations`."""
+        return (w * self.residual(x, *parameters)).sum()
+
+    def adjoint(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """See `Equations`."""
+        options = self.options.adjoint()
+        equations = GeneralEquations(self._adjoint_residual, self._find_adjoint, self.batch, options)
+        return Root.apply(equations, grad, x, *parameters)
+
+    def _adjoint_residual(self, w: Tensor, grad: Tensor, x: Tensor, *parameters: Tensor) -> Tensor:
+        with torch.enable_grad():
+            at = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+            value = self.residual(at, *parameters)
+            create = torch.is_grad_enabled() and any(
+                t.requires_grad for t in (w, grad, x, *parameters) if torch.is_tensor(t)
+            )
+            (product,) = torch.autograd.grad(value, at, w, create_graph=create, materialize_grads=True)
+        return product - grad
+
+    def _find_adjoint(self, arguments: Sequence[Tensor]) -> Tensor:
+        right, x, *rest = (t.detach() for t in arguments)
+        with torch.enable_grad():  # one graph of the equations serves all products with the transpose
+            at = x.requires_grad_()
+            value = self.residual(at, *rest)
+
+        def apply(w: Tensor) -> Tensor:
+            (product,) = torch.autograd.grad(
+                value, at, w.to(right.dtype), retain_graph=True, materialize_grads=True
+            )
+            return product.double()
+
+        options = self.options.adjoint()
+        result = _solve_and_check(apply, right, self.batch, options)
+        options.report(f"{options.name}, adjoint", result)
+        return result.x.to(right.dtype)
 
 
 def _solve_and_check(apply: Map, right: Tensor, batch: Segments, options: RootOptions) -> RootResult:

@@ -1,5 +1,5 @@
 """
-What sums over waves, meshes and neighbours cost on this machine: the table that `Coulomb` chooses by.
+What sums over waves, meshes, neighbours and pairs cost on this machine: the table that `Coulomb` chooses by.
 
     python -m profiling.coulomb_costs [--write kernels/scfmlip_kernels/tuned/cpu.json]
 
@@ -27,6 +27,7 @@ FIELDS = {
     "direct": ("direct", "wave", "table"),
     "mesh": ("mesh", "point"),
     "near": ("near", "pair"),
+    "open": ("open",),
 }
 
 
@@ -51,7 +52,9 @@ def best(function: Callable[[], object], repeats: int) -> float:
     return 1e9 * min(times)
 
 
-def energy_and_forces(operator: Coulomb, positions: torch.Tensor, cell: torch.Tensor, plan) -> Callable:
+def energy_and_forces(
+    operator: Coulomb, positions: torch.Tensor, cell: torch.Tensor | None, plan
+) -> Callable:
     """What is timed: at new positions, but for the plan."""
     rows = torch.randn(len(positions), operator.source.dim).to(positions.dtype)
 
@@ -105,6 +108,18 @@ def near_rows(l_max: int, dtype: torch.dtype, repeats: int) -> list[tuple[list[f
     return rows
 
 
+def open_rows(l_max: int, dtype: torch.dtype, repeats: int) -> list[tuple[list[float], float]]:
+    """Isolated systems, summed over all pairs: the number of pairs."""
+    rows = []
+    for n in SIZES[2:]:
+        positions, _ = jittered(n, dtype)
+        operator = Coulomb(l_max=l_max, sigma=1.5, method="direct")
+        plan = operator.plan(None, False, None, len(positions))
+        run = energy_and_forces(operator, positions, None, plan)
+        rows.append(([float(len(positions) ** 2)], best(run, repeats)))
+    return rows
+
+
 def fit(rows: list[tuple[list[float], float]], names: tuple[str, ...]) -> tuple[dict[str, float], float]:
     """Costs in ns, none below 0, and the largest relative error."""
     work = np.array([row for row, _ in rows])
@@ -120,11 +135,10 @@ def measure(dtype: torch.dtype, repeats: int) -> dict:
     for name, l_max in (("charges", 0), ("dipoles", 1)):
         entry[name] = {}
         for kind, names in FIELDS.items():
-            rows = (
-                near_rows(l_max, dtype, repeats)
-                if kind == "near"
-                else waves_rows(kind, l_max, dtype, repeats)
-            )
+            if kind in ("near", "open"):
+                rows = (near_rows if kind == "near" else open_rows)(l_max, dtype, repeats)
+            else:
+                rows = waves_rows(kind, l_max, dtype, repeats)
             costs, error = fit(rows, names)
             print(f"{dtype} {name} {kind}: {costs}, off by {error:.0%} at most, {len(rows)} runs", flush=True)
             entry[name] |= costs

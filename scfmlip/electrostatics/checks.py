@@ -13,11 +13,11 @@ from scfmlip_kernels.transforms import unwrapped
 
 from ..devices import free_memory
 from .boundary import Boundary
-from .slab import slab_extents
+from .slab import extents_of, slab_extents
 
 if TYPE_CHECKING:
     from .mesh_error import MeshResolution
-    from .plan import CoulombPlan
+    from .plan import Boxes, CoulombPlan
 
 
 def check_tensor(name: str, value: object, what: str) -> None:
@@ -232,8 +232,12 @@ def check_thickness(plan: CoulombPlan, positions: Tensor, cell: Tensor | None) -
     Raises:
         ValueError: names the system and what to do.
     """
-    sub = plan.lattice
-    if sub is None or sub.slabs is None or cell is None or len(positions) != plan.segments.n_rows:
+    sub, boxes = plan.lattice, plan.boxes
+    if len(positions) != plan.segments.n_rows:
+        return
+    if boxes is not None:
+        _check_extents(boxes, positions)
+    if sub is None or sub.slabs is None or cell is None:
         return
     slabs, cells = sub.slabs, cell.expand(plan.n_systems, 3, 3)
     cells = cells if sub.atoms is None else cells.index_select(0, sub.systems)
@@ -244,6 +248,19 @@ def check_thickness(plan: CoulombPlan, positions: Tensor, cell: Tensor | None) -
         raise ValueError(
             f"slab {int(sub.systems[i])} of the batch is {float(high[i] - low[i]):.2f} angstrom thick, its "
             f"plan is for up to {float(slabs.thickness[i]):.2f}: make a new one with positions=positions"
+        )
+
+
+def _check_extents(boxes: Boxes, positions: Tensor) -> None:
+    sub = boxes.lattice
+    lengths = extents_of(sub.take(positions), sub.segments)
+    over = (lengths > boxes.extents + 1e-3).any(1)
+    if bool(over.any()):
+        i = int(torch.nonzero(over)[0])
+        now, most = (" x ".join(f"{v:.2f}" for v in row[i].tolist()) for row in (lengths, boxes.extents))
+        raise ValueError(
+            f"isolated system {int(sub.systems[i])} of the batch is {now} angstrom large, its plan is for "
+            f"up to {most}: make a new one with positions=positions"
         )
 
 

@@ -34,7 +34,7 @@ _STEP = 2**0.25
 # the widest, angstrom, if no Gaussian is wider
 _WIDEST = 3.0
 # how much cheaper something else than the plain sum has to be, and what that may cost in any case, ns
-_WORTH, _CHEAP = 1.3, 5e6
+WORTH, CHEAP = 1.3, 5e6
 # bytes of a pair of neighbours while it is summed, and the most they may take
 _PAIR_BYTES, _MOST_BYTES = 200.0, 4 * 2.0**30
 
@@ -178,10 +178,10 @@ def choose(
         # all atoms with the waves of all systems: more than there is to do
         volume, n_atoms = float(batch.volumes.sum()), int(batch.counts.sum())
         most = plain**3 * volume * (costs["wave"] * n_atoms + costs["table"]) / (12 * math.pi**2)
-        if most < _CHEAP or not table["measured"]:
+        if most < CHEAP or not table["measured"]:
             return Choice(plain, nothing, 0.0, most)
     direct = Choice(plain, nothing, 0.0, _direct_cost(plain, batch, costs))
-    if method == "auto" and smooth is None and direct.cost < _CHEAP:
+    if method == "auto" and smooth is None and direct.cost < CHEAP:
         return direct
     widths = smooth_widths(smooth, need)
     found = [direct] if method != "mesh" and 0.0 in widths else []
@@ -197,7 +197,7 @@ def choose(
     # a mesh that float32 is not accurate enough for would be refused
     good = [way for way in found if dtype == torch.float64 or not _refused(way.resolution)]
     best = min(good or found, key=lambda choice: choice.cost)
-    if method == "auto" and direct in found and best.cost * _WORTH > direct.cost:
+    if method == "auto" and direct in found and best.cost * WORTH > direct.cost:
         return direct
     return best
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scfmlip_kernels.transforms import is_batched, on_values
+from scfmlip_kernels.tuned import tuned
 
 from ..segments import Segments
 from ..types import BoundaryName, Compat, MultipoleOrder
@@ -21,7 +22,8 @@ from .cutoff import check_cutoff, cutoff_for_tolerance, reference_cutoff, trunca
 from .density import GaussianMultipoles, to_widths
 from .geometry import Geometry
 from .near_field import Smoothing
-from .plan import CoulombPlan, make_plan
+from .open_mesh import choose_boxes
+from .plan import Boxes, CoulombPlan, SubBatch, make_plan
 from .slab import SlabPlan, plan_slabs, slab_extents, slab_normals
 
 Background = Literal["uniform", "none"]
@@ -51,7 +53,8 @@ class Coulomb:
         method: Method for crystals, slabs and boxes: "direct" sums over atoms x wave vectors; "mesh" uses a
             mesh and Fourier transforms, O(N log N), and splits narrow Gaussians, see ``smooth``. "auto" takes
             the cheapest by a table of measured costs: "direct" for small systems, and on a GPU without a
-            table; `CoulombPlan.method` says which. Isolated systems are always summed over pairs.
+            table; `CoulombPlan.method` says which. Isolated systems are summed over "pairs" of atoms, or
+            through a mesh in a box that holds them if "mesh" or costs say so.
         tolerance: Energy, eV, of the omitted wave vectors for a pair of charges of 1 e, dipoles of 1 e times
             the width, or quadrupoles of 1 e times its square; sets the cutoff or the mesh. The images of a
             slab contribute a hundredth of it. The estimate assumes a large cell. Measured errors in cubes
@@ -171,6 +174,12 @@ class Coulomb:
         return max(self.source.widths), max((*self.source.widths, *(self.feature_widths or ())))
 
     @property
+    def receivers(self) -> tuple[float, float]:
+        """Widths of the narrowest and of the widest Gaussian that feels the density, angstrom."""
+        widths = (*self.source.widths, *(self.feature_widths or ()))
+        return min(widths), max(widths)
+
+    @property
     def cutoff(self) -> float:
         """The wave-vector cutoff in use, 1/angstrom."""
         if self.kspace_cutoff is not None:
@@ -208,8 +217,9 @@ class Coulomb:
                 processes may share: they call together.
             n_atoms: Number of atoms.
             device: Device of the tables; that of the cell, else of ``batch_idx``, else the CPU.
-            positions: ``[n_atoms, 3]`` angstrom. The plan then allows slabs up to half an angstrom thicker
-                than with these positions. Without them it allows slabs as thick as their cell is high.
+            positions: ``[n_atoms, 3]`` angstrom. The plan then allows slabs and boxes of isolated systems up
+                to half an angstrom larger than with these positions. Without them it allows slabs as thick
+                as their cell is high, and sums isolated systems over pairs.
 
         Raises:
             ValueError: for an invalid cell, periodicity or batch; says why.
@@ -264,7 +274,24 @@ class Coulomb:
         if choice.reach:
             assert plan.lattice is not None and cells is not None
             plan.near = plan_neighbours(plan.lattice, self._need, choice, positions, cells)
+        if plan.open is not None and positions is not None:
+            plan.boxes = self._boxes(plan.open, plan.open.take(positions))
         return plan
+
+    def _boxes(self, sub: SubBatch, positions: Tensor) -> Boxes | None:
+        """Boxes for isolated systems, if a mesh is asked for or costs less than sums over pairs."""
+        if self.method == "direct" or self.kspace_cutoff is not None or self.compat is not None:
+            return None
+        costs = None
+        if self.method == "auto":
+            table = tuned("coulomb", positions.device, positions.dtype)
+            if not table["measured"]:
+                return None
+            costs = table["dipoles" if self.l_max else "charges"]
+        tolerances = self.tolerance, self.image_tolerance
+        return choose_boxes(
+            sub, positions, self.widest, self._pair_sigma_squared, tolerances, self.l_max, costs
+        )
 
     @property
     def _need(self) -> Need:

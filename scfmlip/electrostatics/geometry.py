@@ -20,8 +20,9 @@ from .kspace import KSpace
 from .mesh import Mesh
 from .mesh_error import MeshResolution, mesh_error
 from .near_field import NearField
+from .open_mesh import OpenMesh
 from .openspace import OpenSpace
-from .plan import CoulombPlan
+from .plan import CoulombPlan, SubBatch
 from .points import PointValues, evaluate_points
 from .self_interaction import self_field
 
@@ -82,14 +83,7 @@ class Geometry:
             if plan.near is not None:
                 self.near = NearField(sub, plan.smoothing, plan.near, mine, cells, self.kspace.volume)
         if plan.open is not None:
-            sub = plan.open
-            self.openspace = OpenSpace(
-                sub.take(positions),
-                sub.host_ptr,
-                sub.segments,
-                coulomb.source.widths,
-                coulomb.quirks,
-            )
+            self.openspace = self._open_space(plan.open, plan.open.take(positions))
 
     @property
     def method(self) -> list[str]:
@@ -100,6 +94,12 @@ class Geometry:
     def smooth_width(self) -> float | None:
         """Width, angstrom, that waves are smoothed to, the rest over neighbours; None where none are."""
         return self.plan.smooth_width
+
+    def _open_space(self, sub: SubBatch, positions: Tensor) -> OpenSpace:
+        coulomb, boxes = self.coulomb, self.plan.boxes
+        if boxes is not None:
+            return OpenMesh(positions, sub, coulomb.source, coulomb.quirks, boxes, coulomb.receivers)
+        return OpenSpace(positions, sub.host_ptr, sub.segments, coulomb.source.widths, coulomb.quirks)
 
     # shapes ---------------------------------------------------------------------------------------
 

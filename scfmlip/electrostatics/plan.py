@@ -117,23 +117,57 @@ def _waves(
     return {"slabs": slabs, "grid": grid, "mesh": mesh, "point_ptr": grid.point_ptr.to(device)}
 
 
+def boxed(sub: SubBatch, cells: Tensor, mesh: MeshResolution) -> LatticePlan:
+    """
+    Isolated systems on meshes of their own.
+
+    Args:
+        sub: The isolated systems.
+        cells: ``[n_systems, 3, 3]`` float64 on the CPU, boxes that hold them.
+        mesh: Resolution of the meshes.
+    """
+    nothing = torch.zeros(len(cells), dtype=torch.float64, device=sub.systems.device)
+    parts = {**vars(sub), **_waves(cells, None, mesh, sub)}
+    return LatticePlan(**parts, slab_axis=nothing.long(), slab=nothing, box=nothing, corrected=False)
+
+
+@dataclass
+class Boxes:
+    """
+    The boxes that isolated systems are summed in, with an interaction that ends at a radius.
+
+    Attributes:
+        lattice: The systems and their meshes.
+        cells: ``[n_systems, 3, 3]`` float64, angstrom.
+        radius: ``[n_systems]`` float64, angstrom.
+        extents: ``[n_systems, 3]`` float64 lengths along x, y and z of the largest that fit, angstrom.
+    """
+
+    lattice: LatticePlan
+    cells: Tensor
+    radius: Tensor
+    extents: Tensor
+
+
 @dataclass
 class CoulombPlan:
     """
     The part of a Coulomb operator that is independent of charges; reuse it while cells and sizes do not
     change.
 
-    A plan for slabs is valid while they are not thicker than `SlabPlan.thickness`.
+    A plan for slabs is valid while they are not thicker than `SlabPlan.thickness`, and one with boxes for
+    isolated systems while these are not longer than `Boxes.extents`.
 
     Attributes:
         boundaries: Boundary of each system.
         atom_ptr: ``[n_systems + 1]`` int64 on the CPU.
         segments: The system of each atom, on the device.
         lattice: Systems summed over wave vectors, or None.
-        open: Systems summed over pairs, or None.
+        open: Isolated systems, summed over pairs or in boxes; or None.
         resolution: Cutoff of the wave vectors, 1/angstrom, or resolution of the meshes.
         smoothing: The widths that waves are summed with.
         near: What neighbours add to waves of other widths, or None.
+        boxes: Boxes and meshes of the isolated systems; None for sums over pairs.
 
     Example:
         >>> import torch, scfmlip
@@ -156,6 +190,7 @@ class CoulombPlan:
     resolution: float | MeshResolution
     smoothing: Smoothing
     near: NearPlan | None
+    boxes: Boxes | None = None
 
     @property
     def n_systems(self) -> int:
@@ -166,7 +201,8 @@ class CoulombPlan:
     def method(self) -> list[str]:
         """How each system is summed: "direct", "mesh" or "pairs"."""
         waves = "mesh" if isinstance(self.resolution, MeshResolution) else "direct"
-        return ["pairs" if kind == Boundary.OPEN else waves for kind in self.boundaries]
+        opened = "pairs" if self.boxes is None else "mesh"
+        return [opened if kind == Boundary.OPEN else waves for kind in self.boundaries]
 
     @property
     def smooth_width(self) -> float | None:

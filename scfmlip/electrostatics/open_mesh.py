@@ -1,0 +1,128 @@
+"""
+The Coulomb operator of large isolated systems through a mesh: O(N log N) instead of all pairs.
+
+An interaction that is 1/r up to R and 0 beyond has the Fourier transform ``4 pi (1 - cos k R) / k^2``. Its
+sum over a periodic box is that of an isolated system if all pairs of atoms are nearer than R, and all images
+farther: Jarvis, White, Godby and Payne, Phys. Rev. B 56, 14972 (1997). Gaussians are smooth, so few waves
+are enough: Vico, Greengard and Ferrando, J. Comput. Phys. 323, 191 (2016). The box is chosen here from the
+extents of the atoms and the tails of the Gaussians, as the cells of slabs are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..units import FIELD_CONSTANT
+from .boundary import EXACT, Quirks
+from .choice import CHEAP, WORTH
+from .density import GaussianMultipoles
+from .mesh import Mesh
+from .mesh_error import choose_mesh, mesh_cost
+from .openspace import OpenSpace
+from .plan import Boxes, LatticePlan, SubBatch, boxed
+from .self_interaction import self_field
+from .slab import extents_of, gaussian_reach
+
+# a plan allows systems to become this much longer along each axis, angstrom, so that dynamics can reuse it
+_ROOM = 0.5
+# of the tolerance: what the mesh may miss; 1 - cos k R is up to 2 where the estimate has 1
+_MESH_SHARE = 0.4
+
+
+def choose_boxes(
+    sub: SubBatch,
+    positions: Tensor,
+    widths: tuple[float, float],
+    sigma_squared: float,
+    tolerances: tuple[float, float],
+    l_max: int,
+    costs: dict | None,
+) -> Boxes | None:
+    """
+    Boxes and meshes for isolated systems; None where sums over pairs cost less.
+
+    Args:
+        sub: The isolated systems.
+        positions: ``[n, 3]`` angstrom of their atoms.
+        widths: Widths of the widest source and receiver, angstrom.
+        sigma_squared: Half the sum of the squared widths of the narrowest pair, angstrom^2.
+        tolerances: eV, of the mesh and of the Gaussians' tails, for a pair of unit multipoles.
+        l_max: Highest multipole.
+        costs: What parts of the sums cost, ns; None to take boxes in any case.
+    """
+    counts = sub.host_ptr.diff().double()
+    if not len(positions) or bool((counts == 0).any()):
+        return None
+    pairs = 0.0 if costs is None else costs["open"] * float((counts**2).sum())
+    if costs is not None and pairs < max(CHEAP, WORTH * costs["mesh"]):
+        return None
+    extents = (extents_of(positions, sub.segments).cpu() + _ROOM).ceil()
+    reach = gaussian_reach(widths[0] ** 2 + widths[1] ** 2, tolerances[1], l_max)
+    radius = extents.norm(dim=1) + reach
+    edges = extents + radius[:, None] + reach
+    volume, height = float(edges.prod(1).sum()), float(edges.min())
+    mesh = choose_mesh(sigma_squared, _MESH_SHARE * tolerances[0], l_max, len(positions), volume, height)
+    if costs is not None:
+        if WORTH * (costs["mesh"] + costs["point"] * mesh_cost(mesh, len(positions), volume)) > pairs:
+            return None
+        if positions.dtype == torch.float32 and mesh.least:  # not accurate enough, see `check_single`
+            return None
+    device = positions.device
+    cells = torch.diag_embed(edges)
+    return Boxes(boxed(sub, cells, mesh), cells.to(device), radius.to(device), extents.to(device))
+
+
+class _BoxedMesh(Mesh):
+    """A mesh whose interaction ends at the radius of each box."""
+
+    def __init__(self, lattice: LatticePlan, positions: Tensor, boxes: Boxes, widths: tuple[float, ...]):
+        super().__init__(lattice, positions, boxes.cells, widths, EXACT)
+        radius = self.points.expand(boxes.radius)
+        origin = (self.grid.miller == 0).all(-1)
+        # (1 - cos k R) / k^2 is R^2 / 2 at the origin, which counts half, as its own mirror image
+        limit = 0.25 * FIELD_CONSTANT * radius**2 / self.points.expand(self.volume)
+        self.coulomb = torch.where(
+            origin, limit, self.coulomb * 2 * torch.sin(0.5 * radius * self.k_squared.sqrt()) ** 2
+        )
+
+
+class OpenMesh(OpenSpace):
+    """
+    Isolated systems in boxes; see `OpenSpace`. Receivers that the mesh is not made for are summed over pairs.
+
+    Args:
+        boxes: From `choose_boxes`.
+        receivers: Widths of the narrowest and widest Gaussian that the mesh was made for, angstrom.
+    """
+
+    def __init__(
+        self,
+        positions: Tensor,
+        sub: SubBatch,
+        source: GaussianMultipoles,
+        quirks: Quirks,
+        boxes: Boxes,
+        receivers: tuple[float, float],
+    ) -> None:
+        super().__init__(positions, sub.host_ptr, sub.segments, source.widths, quirks)
+        self.source, self.made_for = source, receivers
+        self.mesh = _BoxedMesh(boxes.lattice, positions, boxes, source.widths)
+
+    def field(self, moments: Tensor, widths: tuple[float, ...], rank: int) -> Tensor:
+        """See `OpenSpace`."""
+        least, most = self.made_for
+        if min(widths) < least or max(widths) > most or rank > self.source.l_max:
+            return super().field(moments, widths, rank)
+        own = self_field(moments, self.source, widths, rank, self.quirks)
+        return self.mesh.field(moments, widths, rank) - own
+
+    def conjugate(self, moments: Tensor, rank: int) -> Tensor:
+        """See `OpenSpace`."""
+        return self.field(moments, self.widths, rank)
+
+    def energy(self, moments: Tensor) -> Tensor:
+        """See `OpenSpace`."""
+        rows = moments.double()
+        own = self_field(rows, self.source, self.widths, self.source.l_max, self.quirks)
+        return self.mesh.energy(moments) - self.segments.sum(0.5 * (own * rows).sum((2, 3)))

@@ -54,7 +54,7 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds pictures of the study, reports, the change log, and what examples draw."""
     for source, target in _PAGES.items():
         files.append(File.generated(config, target, abs_src_path=str(ROOT / source)))
-    for path in sorted((ROOT / "profiling" / "reports").glob("*.[ms][dv]*")):
+    for path in sorted(p for kind in ("*.md", "*.svg") for p in (ROOT / "profiling" / "reports").glob(kind)):
         files.append(File.generated(config, f"reports/{path.name}", abs_src_path=str(path)))
     for path in sorted((ROOT / "bench" / "study" / "results").glob("*.png")):
         files.append(File.generated(config, f"pictures/{path.name}", abs_src_path=str(path)))

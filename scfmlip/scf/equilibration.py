@@ -9,7 +9,6 @@ needs one more solve. First derivatives of the energy need none, because the sta
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -19,12 +18,13 @@ from torch import Tensor
 from ..electrostatics import Geometry
 from ..electrostatics.kspace import KSpace
 from ..electrostatics.range_split import NeighbourPairs
+from ..waiting import current, joins, together
 from .arguments import Given, read_arguments
 from .eager import runs_eagerly
 from .implicit import Minimised, Minimum, partial_gradients
 from .options import check_guess, check_solver
 from .quadratic import Interaction, QuadraticProblem
-from .solution import ChargeSolution, ConvergenceError, Status, explain
+from .solution import ChargeSolution, Status, report
 from .solvers.conjugate_gradients import LinearResult, conjugate_gradients
 from .solvers.dense import DenseSolver
 from .solvers.one_launch import MAX_ATOMS, SmallSolver, solves_small
@@ -157,11 +157,13 @@ class _Equilibrate(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        ctx.pending = current()
         ctx.problem, ctx.options, _, _, positions, cell, hardness, widths = inputs
         ctx.save_for_backward(positions, cell, hardness, widths, output[0])
         ctx.set_materialize_grads(False)
 
     @staticmethod
+    @joins
     def backward(ctx: Any, *grad_outputs: Tensor):
         grad_state, grad_multiplier = grad_outputs
         if grad_state is None and grad_multiplier is None:
@@ -184,7 +186,7 @@ class _Equilibrate(torch.autograd.Function):
         adjoint, multiplier = _Equilibrate.apply(
             problem, options, -grad_state, -grad_multiplier, positions, cell, hardness, widths
         )
-        _report(problem, options, "charge equilibration, adjoint", forward.on_failure)
+        _report(options, "charge equilibration, adjoint")
 
         def form(positions: Tensor, cell: Tensor | None, hardness: Tensor, widths: Tensor | None) -> Tensor:
             image = problem.apply(problem.prepare(positions, cell, widths), hardness, state)
@@ -217,18 +219,11 @@ def _functional(
     return energy.to(state.dtype)
 
 
-def _report(problem: QuadraticProblem, options: _Options, name: str, on_failure: str) -> None:
+def _report(options: _Options, name: str) -> None:
     """Raise or warn about systems that did not converge."""
     result = options.result
     assert result is not None
-    if on_failure == "ignore":
-        return
-    message = explain(name, result.status, result.residual, result.iterations)
-    if message is None:
-        return
-    if on_failure == "raise":
-        raise ConvergenceError(message, result.status)
-    warnings.warn(message, stacklevel=3)
+    report(name, result.status, result.residual, result.iterations, options.on_failure)
 
 
 def _equilibrate(given: Given, options: _Options, geometry: Geometry) -> tuple[Tensor, Tensor]:
@@ -241,6 +236,7 @@ def _equilibrate(given: Given, options: _Options, geometry: Geometry) -> tuple[T
 
 
 @runs_eagerly
+@together()
 def charge_equilibration(
     geometry: Geometry,
     electronegativity: Tensor,
@@ -346,7 +342,7 @@ def charge_equilibration(
     guess = None if initial is None else initial.detach()
     options = _Options(method, preconditioner, tolerance, max_iterations, guess, on_failure)
     state, multiplier = _equilibrate(given, options, geometry)
-    _report(problem, options, "charge equilibration", on_failure)
+    _report(options, "charge equilibration")
     result = options.result
     assert result is not None
     charge = groups.segments.sum(state[:, 0].double()).to(positions.dtype)

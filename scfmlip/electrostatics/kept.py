@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -74,6 +74,7 @@ class Plans:
         cell, pbc: ``[n_systems, 3, 3]`` angstrom, ``[n_systems, 3]``.
         segments: The system of each atom.
         known: Plans of earlier calls that hold in this one; those that are made join them. None keeps none.
+        facts: What is known of cells, periodicity and systems.
     """
 
     def __init__(
@@ -83,9 +84,10 @@ class Plans:
         pbc: Tensor,
         segments: Segments,
         known: list[tuple[Coulomb, CoulombPlan]] | None,
+        facts: dict[str, Any],
     ) -> None:
         self._given = (cell, pbc, segments, len(positions), positions.device, positions)
-        self._known = known
+        self._known, self._facts = known, facts
         self._mine: list[tuple[Coulomb, CoulombPlan]] = []
 
     @_eagerly
@@ -102,6 +104,18 @@ class Plans:
             plan = plan.with_neighbours(self._given[-1], self._given[0])
         self._mine.append((coulomb, plan))
         return plan
+
+    def fact(self, name: str, ask: Callable[[], R]) -> R:
+        """
+        What follows from cells, periodicity and systems alone; asked once.
+
+        Args:
+            name: Of the fact.
+            ask: Finds it.
+        """
+        if name not in self._facts:
+            self._facts[name] = ask()
+        return self._facts[name]
 
     def _keep(self, coulomb: Coulomb, plan: CoulombPlan) -> None:
         if self._known is not None:
@@ -128,7 +142,7 @@ class KeptPlans:
     """
 
     def __init__(self) -> None:
-        self._last: tuple[_Batch, list[tuple[Coulomb, CoulombPlan]]] | None = None
+        self._last: tuple[_Batch, list[tuple[Coulomb, CoulombPlan]], dict[str, Any]] | None = None
 
     @_eagerly
     def look(
@@ -156,8 +170,8 @@ class KeptPlans:
         # processes that share a system plan together, and would have to agree on what they keep
         alone = segments.shared or segments.order is not None
         if alone or torch._C._are_functorch_transforms_active():
-            return Plans(positions, cell, pbc, segments, None), read(*questions)
-        last, plans, batch = self._last, [], None
+            return Plans(positions, cell, pbc, segments, None, {}), read(*questions)
+        last, plans, facts, batch = self._last, [], {}, None
         if last is None or last[0].kind != _kind(positions, cell, pbc, segments):
             answers = read(*questions)
         else:
@@ -169,11 +183,11 @@ class KeptPlans:
             holds = [flag is None or next(flags) for flag in asked]
             answers = list(flags)
             if unchanged:
-                batch = last[0]
+                batch, facts = last[0], last[2]
                 plans = [both for both, good in zip(last[1], holds, strict=True) if good]
         batch = _Batch.of(positions, cell, pbc, segments) if batch is None else batch
-        self._last = batch, plans
-        return Plans(positions, batch.cell, batch.pbc, batch.segments, plans), answers
+        self._last = batch, plans, facts
+        return Plans(positions, batch.cell, batch.pbc, batch.segments, plans, facts), answers
 
 
 def _holds(plan: CoulombPlan, positions: Tensor, cell: Tensor) -> Tensor | None:

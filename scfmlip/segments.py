@@ -77,12 +77,15 @@ class Segments:
         order = self.order
         if order is not None:
             order = (size * order[:, None] + torch.arange(size, device=order.device)).flatten()
-        return Segments(self.ptr * size, self.index.repeat_interleave(size), order)
+        index = self.index[:, None].expand(-1, size).flatten()
+        return Segments(self.ptr * size, index, order)
 
     def with_unknowns(self, size: int) -> Segments:
         """These rows, followed by ``size`` additional rows per segment that belong to no atom."""
-        numbers = torch.arange(self.n_segments, device=self.index.device).repeat_interleave(size)
-        return Segments.of(torch.cat((self.index, numbers)), self.n_segments)
+        steps = torch.arange(self.n_segments + 1, device=self.index.device)
+        index = torch.cat((self.index, steps[:-1, None].expand(-1, size).flatten()))
+        order = None if self.n_segments == 1 else torch.argsort(index, stable=True)
+        return Segments(self.ptr + size * steps, index, order)
 
     @property
     def n_segments(self) -> int:

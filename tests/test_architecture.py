@@ -39,6 +39,7 @@ LAYERS = [
     "data",
     "files",
     "devices",
+    "waiting",
     "units",
     "types",
     "segments",

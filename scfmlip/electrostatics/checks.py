@@ -12,6 +12,7 @@ from torch import Tensor
 from scfmlip_kernels.transforms import unwrapped
 
 from ..devices import free_memory
+from ..waiting import any_bad, when
 from .boundary import Boundary
 from .slab import extents_of, slab_extents
 
@@ -29,6 +30,10 @@ def check_tensor(name: str, value: object, what: str) -> None:
 def to_tensor(name: str, value: object, what: str, **options: Any) -> Tensor:
     """``torch.as_tensor`` with a message about what was expected."""
     try:
+        if isinstance(value, Tensor):
+            return value.to(**options) if options else value
+        if isinstance(value, int | float) and options.get("device") is not None:
+            return torch.full((), value, **options)  # a GPU fills it itself
         return torch.as_tensor(value, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         if isinstance(value, Tensor):
@@ -63,13 +68,16 @@ def check_same(name: str, tensor: Tensor, positions: Tensor) -> None:
 
 def check_finite(name: str, values: Tensor, unit: str) -> None:
     """Refuse NaN and infinity; names the first bad row."""
-    values = unwrapped(values)
-    if not bool(torch.isfinite(values).all()):
+    values = unwrapped(values).detach()
+
+    def refuse() -> None:
         bad = torch.nonzero(~torch.isfinite(values.flatten(1)).all(1)).flatten()
         raise ValueError(
             f"{name} holds NaN or infinity in {len(bad)} row(s), the first is row {int(bad[0])}: "
             f"{values[int(bad[0])].tolist()} {unit}. Check what produced it; nothing was computed"
         )
+
+    when(any_bad(values), refuse)
 
 
 def check_batch(batch_idx: Tensor, n_atoms: int, n_systems: int) -> Tensor:
@@ -243,25 +251,31 @@ def check_thickness(plan: CoulombPlan, positions: Tensor, cell: Tensor | None) -
     cells = cells if sub.atoms is None else cells.index_select(0, sub.systems)
     low, high = slab_extents(sub.take(positions), slabs.normals(cells.detach().double())[0], sub.segments)
     over = slabs.slab & (high - low > slabs.thickness + 1e-3)
-    if bool(over.any()):
+
+    def refuse() -> None:
         i = int(torch.nonzero(over)[0])
         raise ValueError(
             f"slab {int(sub.systems[i])} of the batch is {float(high[i] - low[i]):.2f} angstrom thick, its "
             f"plan is for up to {float(slabs.thickness[i]):.2f}: make a new one with positions=positions"
         )
 
+    when(over.any(), refuse)
+
 
 def _check_extents(boxes: Boxes, positions: Tensor) -> None:
     sub = boxes.lattice
     lengths = extents_of(sub.take(positions), sub.segments)
     over = (lengths > boxes.extents + 1e-3).any(1)
-    if bool(over.any()):
+
+    def refuse() -> None:
         i = int(torch.nonzero(over)[0])
         now, most = (" x ".join(f"{v:.2f}" for v in row[i].tolist()) for row in (lengths, boxes.extents))
         raise ValueError(
             f"isolated system {int(sub.systems[i])} of the batch is {now} angstrom large, its plan is for "
             f"up to {most}: make a new one with positions=positions"
         )
+
+    when(over.any(), refuse)
 
 
 def check_cubic(matrix: Tensor, system: int) -> None:

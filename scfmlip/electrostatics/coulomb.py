@@ -22,9 +22,9 @@ from .cutoff import check_cutoff, cutoff_for_tolerance, reference_cutoff, trunca
 from .density import GaussianMultipoles, to_widths
 from .geometry import Geometry
 from .near_field import Smoothing
-from .open_mesh import choose_boxes
-from .plan import Boxes, CoulombPlan, SubBatch, make_plan
-from .slab import SlabPlan, plan_slabs, slab_extents, slab_normals
+from .open_mesh import choose_boxes, worth_a_look
+from .plan import CoulombPlan, SubBatch, make_plan
+from .slab import SlabPlan, extents_of, plan_slabs, slab_extents, slab_normals, slab_steps
 
 Background = Literal["uniform", "none"]
 
@@ -275,23 +275,25 @@ class Coulomb:
             assert plan.lattice is not None and cells is not None
             plan.near = plan_neighbours(plan.lattice, self._need, choice, positions, cells)
         if plan.open is not None and positions is not None:
-            plan.boxes = self._boxes(plan.open, plan.open.take(positions))
+            self._plan_boxes(plan, plan.open, plan.open.take(positions))
         return plan
 
-    def _boxes(self, sub: SubBatch, positions: Tensor) -> Boxes | None:
+    def _plan_boxes(self, plan: CoulombPlan, sub: SubBatch, positions: Tensor) -> None:
         """Boxes for isolated systems, if a mesh is asked for or costs less than sums over pairs."""
         if self.method == "direct" or self.kspace_cutoff is not None or self.compat is not None:
-            return None
+            return
         costs = None
         if self.method == "auto":
             table = tuned("coulomb", positions.device, positions.dtype)
             if not table["measured"]:
-                return None
+                return
             costs = table["dipoles" if self.l_max else "charges"]
-        tolerances = self.tolerance, self.image_tolerance
-        return choose_boxes(
-            sub, positions, self.widest, self._pair_sigma_squared, tolerances, self.l_max, costs
-        )
+        if not worth_a_look(sub, costs):
+            return
+        extents = slab_steps(extents_of(positions, sub.segments))
+        ways = (self.widest, self._pair_sigma_squared, (self.tolerance, self.image_tolerance))
+        plan.boxes = choose_boxes(sub, extents.cpu(), *ways, self.l_max, positions.dtype, costs)
+        plan.open_extents = extents
 
     @property
     def _need(self) -> Need:

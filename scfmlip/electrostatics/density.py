@@ -128,11 +128,12 @@ class GaussianMultipoles:
         """Length of a row."""
         return self.n_widths * (self.l_max + 1) ** 2
 
-    def columns(self) -> Tensor:
+    def columns(self, device: torch.device | None = None) -> Tensor:
         """``[n_widths, (l_max + 1)^2]`` int64, where a row holds the multipoles of each width."""
-        width = torch.arange(self.n_widths)[:, None]
-        blocks = [l**2 * self.n_widths + (2 * l + 1) * width + torch.arange(2 * l + 1) for l in range(3)]
-        return torch.cat(blocks[: self.l_max + 1], 1)
+        width = torch.arange(self.n_widths, device=device)[:, None]
+        parts = [torch.arange(2 * l + 1, device=device) for l in range(self.l_max + 1)]
+        blocks = [l**2 * self.n_widths + len(part) * width + part for l, part in enumerate(parts)]
+        return torch.cat(blocks, 1)
 
     @property
     def n_moments(self) -> int:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scfmlip_kernels.constants import constant
+
+from ..waiting import when
 from .coulomb import Coulomb
 from .geometry import Geometry
 
@@ -64,12 +67,19 @@ class ExternalCharges:
         like = batch["positions"]
         charges, positions = charges.to(like), positions.to(like)
         for name, values in (("external_charges", charges), ("external_positions", positions)):
-            finite = torch.isfinite(values.detach()).view(total, -1).all(1)
-            if not bool(finite.all()):
-                bad = int(torch.nonzero(~finite)[0])
-                raise ValueError(f"{name} are NaN or infinite, first at charge {bad}. Nothing was computed")
+            _check_finite(name, values)
         owners = torch.arange(n_systems, device=counts.device)
-        return cls(charges, positions, owners.repeat_interleave(counts))
+        return cls(charges, positions, owners.repeat_interleave(counts, output_size=total))
+
+
+def _check_finite(name: str, values: Tensor) -> None:
+    finite = torch.isfinite(values.detach()).view(len(values), -1).all(1)
+
+    def refuse() -> None:
+        bad = int(torch.nonzero(~finite)[0])
+        raise ValueError(f"{name} are NaN or infinite, first at charge {bad}. Nothing was computed")
+
+    when((~finite).any(), refuse)
 
 
 class Embedding:
@@ -99,10 +109,10 @@ class Embedding:
         places, owners = torch.cat((positions, external.positions))[order], both[order]
         source = coulomb.source
         self._geometry: Geometry = coulomb.prepare(places, cell, pbc, owners, counter_charge=counter_charge)
-        column = int(source.columns()[source.widths.index(max(source.widths)), 0])
+        column = source.widths.index(max(source.widths))  # charges come first
         rows = positions.new_zeros(len(both), source.dim)
         charges = torch.cat((positions.new_zeros(len(positions)), external.charges))[order]
-        self._rows = rows.index_copy(1, torch.tensor([column], device=rows.device), charges[:, None])
+        self._rows = rows.index_copy(1, constant((column,), torch.int64, rows.device), charges[:, None])
 
     def potential(self) -> Tensor:
         """``[n_atoms, dim]`` conjugate to the operator's rows: times the density's rows it is the energy."""

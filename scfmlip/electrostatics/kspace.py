@@ -14,6 +14,20 @@ from scfmlip_kernels.lattice import grid_at_points
 
 from .waves import Places, WaveSum, turn_derivatives
 
+# products of waves and atoms up to which zeros among the waves cost less than a look
+_FEW = 1 << 22
+
+
+def _phases(n: Tensor, frac: Tensor) -> Tensor:
+    """``[n_waves, n_atoms]`` ``exp(2 pi i n.frac)``, from powers along each axis."""
+    top = n.abs().amax(0).tolist() if len(n) else [0, 0, 0]
+    parts = []
+    for axis in range(3):
+        index = torch.arange(-top[axis], top[axis] + 1, device=frac.device, dtype=torch.float64)
+        phase = 2 * math.pi * index[:, None] * frac[:, axis]
+        parts.append(torch.polar(torch.ones_like(phase), phase)[n[:, axis] + top[axis]])
+    return parts[0] * parts[1] * parts[2]
+
 
 class KSpace(WaveSum):
     """The direct sum; see `WaveSum`."""
@@ -48,22 +62,21 @@ class KSpace(WaveSum):
             One ``[dim n, dim n]`` float64 per system, self-interaction included; not differentiable.
         """
         assert self.correction is None
-        ptr, first = self.segments.ptr.tolist(), self.points.ptr.tolist()
+        ptr, first = self.host_ptr.tolist(), self.grid.point_ptr.tolist()
         frac, k_squared, coulomb = self.frac.detach(), self.k_squared.detach(), self.coulomb.detach()
         found = []
         for i in range(len(ptr) - 1):
             atoms, points = slice(ptr[i], ptr[i + 1]), slice(first[i], first[i + 1])
-            used = torch.nonzero(coulomb[points]).flatten() + first[i]
-            n = self.grid.miller[used].long()
-            top = n.abs().amax(0).tolist() if len(n) else [0, 0, 0]
-            wave = None
-            for axis in range(3):
-                index = torch.arange(-top[axis], top[axis] + 1, device=frac.device, dtype=torch.float64)
-                phase = 2 * math.pi * index[:, None] * frac[atoms, axis]
-                part = torch.polar(torch.ones_like(phase), phase)[n[:, axis] + top[axis]]
-                wave = part if wave is None else wave * part
-            assert wave is not None
-            decay = torch.exp(-0.5 * k_squared[used, None] * widths[None, atoms] ** 2)
+            few = (points.stop - points.start) * (atoms.stop - atoms.start) < _FEW
+            if frac.device.type == "cuda" and few:  # a GPU is not asked which waves are 0
+                used, n = points, self.grid.miller[points].long()
+                phase = 2 * math.pi * (n.double() @ frac[atoms].mT)
+                wave = torch.polar(torch.ones_like(phase), phase)
+            else:
+                used = torch.nonzero(coulomb[points]).flatten() + first[i]
+                n = self.grid.miller[used].long()
+                wave = _phases(n, frac[atoms])
+            decay = torch.exp(-0.5 * k_squared[used][:, None] * widths[None, atoms] ** 2)
             weighted = (wave * ((2 * coulomb[used]).sqrt()[:, None] * decay))[..., None]
             if dim > 1:
                 k = 2 * math.pi * n.double() @ self.inverse[i].detach().T

@@ -22,21 +22,31 @@ from .mesh_error import choose_mesh, mesh_cost
 from .openspace import OpenSpace
 from .plan import Boxes, LatticePlan, SubBatch, boxed
 from .self_interaction import self_field
-from .slab import extents_of, gaussian_reach
+from .slab import gaussian_reach
 
-# a plan allows systems to become this much longer along each axis, angstrom, so that dynamics can reuse it
-_ROOM = 0.5
 # of the tolerance: what the mesh may miss; 1 - cos k R is up to 2 where the estimate has 1
 _MESH_SHARE = 0.4
 
 
+def worth_a_look(sub: SubBatch, costs: dict | None) -> bool:
+    """Whether boxes may be better than sums over pairs, for these sizes; arguments as in `choose_boxes`."""
+    if not len(sub.systems) or bool((sub.host_ptr.diff() == 0).any()):
+        return False
+    return costs is None or costs["open"] * _pairs(sub) >= max(CHEAP, WORTH * costs["mesh"])
+
+
+def _pairs(sub: SubBatch) -> float:
+    return float((sub.host_ptr.diff().double() ** 2).sum())
+
+
 def choose_boxes(
     sub: SubBatch,
-    positions: Tensor,
+    extents: Tensor,
     widths: tuple[float, float],
     sigma_squared: float,
     tolerances: tuple[float, float],
     l_max: int,
+    dtype: torch.dtype,
     costs: dict | None,
 ) -> Boxes | None:
     """
@@ -44,31 +54,26 @@ def choose_boxes(
 
     Args:
         sub: The isolated systems.
-        positions: ``[n, 3]`` angstrom of their atoms.
+        extents: ``[n_systems, 3]`` lengths along x, y and z that they have to hold, angstrom, on the CPU.
         widths: Widths of the widest source and receiver, angstrom.
         sigma_squared: Half the sum of the squared widths of the narrowest pair, angstrom^2.
         tolerances: eV, of the mesh and of the Gaussians' tails, for a pair of unit multipoles.
         l_max: Highest multipole.
+        dtype: Of the positions.
         costs: What parts of the sums cost, ns; None to take boxes in any case.
     """
-    counts = sub.host_ptr.diff().double()
-    if not len(positions) or bool((counts == 0).any()):
-        return None
-    pairs = 0.0 if costs is None else costs["open"] * float((counts**2).sum())
-    if costs is not None and pairs < max(CHEAP, WORTH * costs["mesh"]):
-        return None
-    extents = (extents_of(positions, sub.segments).cpu() + _ROOM).ceil()
+    pairs = 0.0 if costs is None else costs["open"] * _pairs(sub)
     reach = gaussian_reach(widths[0] ** 2 + widths[1] ** 2, tolerances[1], l_max)
     radius = extents.norm(dim=1) + reach
     edges = extents + radius[:, None] + reach
+    n_atoms, device = int(sub.host_ptr[-1]), sub.systems.device
     volume, height = float(edges.prod(1).sum()), float(edges.min())
-    mesh = choose_mesh(sigma_squared, _MESH_SHARE * tolerances[0], l_max, len(positions), volume, height)
+    mesh = choose_mesh(sigma_squared, _MESH_SHARE * tolerances[0], l_max, n_atoms, volume, height)
     if costs is not None:
-        if WORTH * (costs["mesh"] + costs["point"] * mesh_cost(mesh, len(positions), volume)) > pairs:
+        if WORTH * (costs["mesh"] + costs["point"] * mesh_cost(mesh, n_atoms, volume)) > pairs:
             return None
-        if positions.dtype == torch.float32 and mesh.least:  # not accurate enough, see `check_single`
+        if dtype == torch.float32 and mesh.least:  # not accurate enough, see `check_single`
             return None
-    device = positions.device
     cells = torch.diag_embed(edges)
     return Boxes(boxed(sub, cells, mesh), cells.to(device), radius.to(device), extents.to(device))
 

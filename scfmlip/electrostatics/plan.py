@@ -15,7 +15,7 @@ from ..segments import Segments
 from .boundary import Boundary
 from .checks import check_mesh, check_wave_vectors
 from .mesh_error import MeshResolution
-from .near_field import NearPlan, Smoothing
+from .near_field import NearPlan, Smoothing, near_list
 from .slab import SlabPlan, plan_slabs
 
 
@@ -168,6 +168,8 @@ class CoulombPlan:
         smoothing: The widths that waves are summed with.
         near: What neighbours add to waves of other widths, or None.
         boxes: Boxes and meshes of the isolated systems; None for sums over pairs.
+        open_extents: ``[n_open, 3]`` extents of the isolated systems, in whole steps, that this was chosen
+            by; None if they do not matter.
 
     Example:
         >>> import torch, scfmlip
@@ -191,6 +193,7 @@ class CoulombPlan:
     smoothing: Smoothing
     near: NearPlan | None
     boxes: Boxes | None = None
+    open_extents: Tensor | None = None
 
     @property
     def n_systems(self) -> int:
@@ -217,6 +220,21 @@ class CoulombPlan:
             return self.lattice.cells(cell)
         systems = self.lattice.systems
         return cell.index_copy(0, systems, self.lattice.cells(cell.index_select(0, systems)))
+
+    def with_neighbours(self, positions: Tensor, cell: Tensor) -> CoulombPlan:
+        """
+        The same plan with the neighbours of narrow Gaussians at other positions.
+
+        Args:
+            positions: ``[n_atoms, 3]`` angstrom.
+            cell: ``[n_systems, 3, 3]`` angstrom, the user's cells, as the plan was made for.
+        """
+        sub, near = self.lattice, self.near
+        if sub is None or near is None:
+            return self
+        cells = cell if sub.atoms is None else cell.index_select(0, sub.systems)
+        found = near_list(sub, sub.take(positions), cells.double(), near.reach)
+        return dataclasses.replace(self, near=dataclasses.replace(near, found=found))
 
     @property
     def corrected(self) -> bool:

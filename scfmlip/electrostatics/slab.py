@@ -196,6 +196,11 @@ def plan_slabs(
     return SlabPlan(*(part.to(device) for part in parts))
 
 
+def slab_steps(extents: Tensor) -> Tensor:
+    """The thickness, angstrom, that plans are made for at these extents, float64."""
+    return torch.ceil(extents.clamp(min=0.0) + _ROOM)
+
+
 def slab_extents(positions: Tensor, normal: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
     """Lowest and highest ``position . normal`` of each system, ``[n_systems]``; (inf, -inf) without atoms."""
     z = (positions.detach().double() * segments.expand(normal.detach())).sum(-1)

@@ -31,10 +31,12 @@ from scfmlip_kernels.constants import constant
 from ..distributed import Halo, shared_segments
 from ..electrostatics import Coulomb, Geometry
 from ..electrostatics.external import Embedding, ExternalCharges
+from ..electrostatics.kept import kept_plans
 from ..segments import Segments
 from ..types import CARTESIAN_FROM_E3NN, E3NN_FROM_CARTESIAN, BoundaryName
+from ..waiting import together
 from .graphs import stress_of
-from .kept import kept_of_buffers, kept_plan
+from .kept import kept_of_buffers
 from .polar_blocks import find_block_swaps
 from .polar_slabs import warn_of_slabs
 from .polar_tables import PolarSums
@@ -104,10 +106,10 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         )
         positions, cell = data["positions"], _strained_cell(data, displacement)
         pbc = data["pbc"].view(-1, 3)
+        plans, _ = kept_plans(self).look(positions, cell, pbc, segments)
         if "slab_axis" in data:
-            return prepare_upright(coulomb, positions, cell, pbc, segments)
-        plan = kept_plan(self, coulomb, positions, cell, pbc, segments)
-        return coulomb.prepare(positions, cell, plan=plan), None
+            return prepare_upright(coulomb, positions, cell, pbc, segments, plans)
+        return coulomb.prepare(positions, cell, plan=plans.plan(coulomb)), None
 
     def _embedding(self, data: dict[str, Tensor], displacement: Tensor | None) -> Embedding | None:
         """The action of charges outside the model, exact for every boundary; None without such charges."""
@@ -145,6 +147,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         return torch.cat((monopoles[..., None], charges[..., 1:]), -1)
 
     @not_compiled("PolarMACE")
+    @together()
     def forward(
         self,
         data: dict[str, Tensor],

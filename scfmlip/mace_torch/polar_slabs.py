@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..waiting import when
+
 _PADDING = (
     "the height of mace-torch's padded cell, five cutoffs times the atoms' largest coordinate. mace-torch "
     "does the same; other rules of scfmlip.models do not have this problem"
@@ -36,10 +38,13 @@ def warn_of_slabs(model: Any, data: Mapping[str, Tensor]) -> None:
     """
     pbc = data["pbc"].view(-1, 3)
     partly = pbc.any(1) & ~pbc.all(1)
-    if not bool(partly.any()):
-        return
+    when(partly.any(), lambda: _tell(model, pbc, partly, data["total_charge"]))
+
+
+def _tell(model: Any, pbc: Tensor, partly: Tensor, total_charge: Tensor) -> None:
+    """Warn, where that was not done yet."""
     along_z = pbc[:, 0] & pbc[:, 1]
-    charged = data["total_charge"].abs() > 1e-6
+    charged = total_charge.abs() > 1e-6
     told = getattr(model, "_scfmlip_told_of", ())
     kinds = (
         (partly & ~along_z, _OTHER),
@@ -52,4 +57,4 @@ def warn_of_slabs(model: Any, data: Mapping[str, Tensor]) -> None:
             model._scfmlip_told_of = told
             system = int(which.nonzero()[0])
             flags = pbc[system].tolist()
-            warnings.warn(f"PolarMACE, system {system} with pbc={flags}: {cause}", stacklevel=4)
+            warnings.warn(f"PolarMACE, system {system} with pbc={flags}: {cause}", stacklevel=8)

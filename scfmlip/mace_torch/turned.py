@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..electrostatics import Coulomb, Geometry
+from ..electrostatics.kept import Plans
 from ..segments import Segments
 from ..types import E3NN_FROM_CARTESIAN
 
@@ -71,7 +72,7 @@ class Turn:
 
 
 def prepare_upright(
-    coulomb: Coulomb, positions: Tensor, cell: Tensor, pbc: Tensor, batch: Segments
+    coulomb: Coulomb, positions: Tensor, cell: Tensor, pbc: Tensor, batch: Segments, plans: Plans
 ) -> tuple[Geometry, Turn | None]:
     """
     `Coulomb.prepare` with every slab upright, and the rotation of its rows and features, or None.
@@ -82,11 +83,16 @@ def prepare_upright(
         cell: ``[n_systems, 3, 3]`` angstrom. If it carries a strain, the normal follows it, with gradients.
         pbc: ``[n_systems, 3]``.
         batch: The system of each atom.
+        plans: Plans of this call.
     """
-    host = cell.detach().cpu(), pbc.cpu()
-    slabs = bool((host[1].sum(1) == 2).any())
-    if not (slabs and cell.requires_grad) and all(map(is_upright, *host)):
-        return coulomb.prepare(positions, cell, pbc, batch), None
+
+    def ask() -> tuple[bool, bool]:
+        host = cell.detach().cpu(), pbc.cpu()
+        return bool((host[1].sum(1) == 2).any()), all(map(is_upright, *host))
+
+    slabs, upright = plans.fact("slabs and whether all are upright", ask)
+    if not (slabs and cell.requires_grad) and upright:
+        return coulomb.prepare(positions, cell, plan=plans.plan(coulomb)), None
     # open vector last
     order = torch.argsort((~pbc & (pbc.sum(1, keepdim=True) == 2)).long(), dim=1, stable=True)
     cell, pbc = cell.gather(1, order[..., None].expand(-1, -1, 3)), pbc.gather(1, order)

@@ -9,18 +9,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scfmlip_kernels.constants import constant
+
 from ..distributed import Domain, all_reduce
 from ..electrostatics.external import ExternalCharges
 from ..mace_torch.graphs import stress_of
 from ..mace_torch.inputs import INPUTS
 from ..scf.eager import leaves_inference_mode
 from ..types import E3NN_ROWS_FROM_CARTESIAN
+from ..waiting import together
 from .backbone import Backbone
 from .card import card_of, describe_card
 from .config import Constraint, ModelConfig
 from .response import born_charges, polarizability
 from .rules import ChargeRule, RuleContext, RuleDensity, System, name_of, rule_class
-from .systems import Scf, make_system, required_inputs
+from .systems import Scf, look_at, make_system, required_inputs
 
 
 class Leaves(NamedTuple):
@@ -192,6 +195,7 @@ class Model(torch.nn.Module):
             )
 
     @leaves_inference_mode
+    @together()
     def evaluate_density(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor | None], RuleDensity]:
         """
         Outputs without derivatives, and the density, for potentials and densities at points.
@@ -209,17 +213,18 @@ class Model(torch.nn.Module):
         self._check_kind(batch)
         with torch.no_grad():
             cell = batch["cell"].view(-1, 3, 3)
-            field = self._field(batch, False)
+            seen = look_at(batch, self.rule)
+            field = self._field(batch, seen.field)
             external = ExternalCharges.from_batch(batch)
-            system = make_system(
-                dict(batch), cell, field, self.config, self.rule, "converged", None, external=external
-            )
+            known = {"external": external, "seen": seen}
+            system = make_system(dict(batch), cell, field, self.config, self.rule, "converged", None, **known)
             out, density = self._energies(batch, system, False)
         if density is None or density.geometry is None:
             raise ValueError(f"the rule {name_of(self.config.rule)!r} has no density at points")
         return out, density
 
     @leaves_inference_mode
+    @together()
     def forward(
         self,
         batch: dict[str, Tensor],
@@ -287,7 +292,8 @@ class Model(torch.nn.Module):
         self._check_kind(batch, domain)
         with torch.enable_grad():
             leaves, strained, external = _strain(batch, compute_force, compute_stress or compute_virials)
-            field = self._field(batch, compute_response)
+            seen = look_at(batch, self.rule, domain)
+            field = self._field(batch, seen.field or compute_response, compute_response)
             if field is not None:
                 strained["external_field"] = -field
             system = make_system(
@@ -302,6 +308,7 @@ class Model(torch.nn.Module):
                 external,
                 initial_level,
                 domain,
+                seen,
             )
             out, _ = self._energies(strained, system, compute_potential)
             if compute_response:
@@ -363,15 +370,16 @@ class Model(torch.nn.Module):
                 "build or load the model outside it; calling it inside is fine"
             )
 
-    def _field(self, batch: dict[str, Tensor], needed: bool) -> Tensor | None:
-        """The physical external field (a charge q feels the force q E), if there is one."""
+    @staticmethod
+    def _field(batch: dict[str, Tensor], needed: bool, leaf: bool = False) -> Tensor | None:
+        """The physical external field (a charge q feels the force q E), if it is needed."""
+        if not needed:
+            return None
         field = batch.get("external_field")
         if field is None:
             field = batch["positions"].new_zeros(len(batch["ptr"]) - 1, 3)
-        if not needed and not bool(field.any()):
-            return None
         field = -field.to(batch["positions"].dtype).view(-1, 3)
-        return field.detach().requires_grad_() if needed else field
+        return field.detach().requires_grad_() if leaf else field
 
     def _add_response(
         self,
@@ -408,8 +416,9 @@ class Model(torch.nn.Module):
         density = result.density
         if density is not None:
             rows = density.multipoles
+            order = tuple(E3NN_ROWS_FROM_CARTESIAN[: rows.shape[1]])
             out["charges"] = rows[:, 0]
-            out["density_coefficients"] = rows[:, E3NN_ROWS_FROM_CARTESIAN[: rows.shape[1]]]
+            out["density_coefficients"] = rows.index_select(1, constant(order, torch.int64, rows.device))
             out["total_charge"] = system.sum(rows[:, 0])
             out["dipole"] = density.dipole
             if density.dipole is None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from scfmlip_kernels.constants import constant
+
 from ..distributed import Domain, shared_segments
+from ..electrostatics.checks import check_finite
 from ..electrostatics.external import ExternalCharges
+from ..electrostatics.kept import Plans, kept_plans
 from ..segments import Segments
 from ..types import CARTESIAN_ROWS_FROM_E3NN
+from ..waiting import any_bad
 from .config import ModelConfig
 from .rules import ChargeRule, System, name_of
 
@@ -30,6 +35,62 @@ def required_inputs(config: ModelConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*REQUIRED[config.constraint], *embedded)))
 
 
+def _meaningful(cell: Tensor, periodic: Tensor) -> Tensor:
+    """``[n_systems, 3, 3]``: a frame's cell has no meaning for a molecule."""
+    eye = constant(((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)), cell.dtype, cell.device)
+    return torch.where(periodic[:, None, None], cell, eye)
+
+
+def _segments(batch: dict[str, Tensor], domain: Domain | None) -> Segments:
+    """The system of each atom."""
+    if domain is None:
+        return Segments(batch["ptr"], batch["batch"])
+    index = batch["batch"]
+    return shared_segments(len(index), domain.communicator, index.device)
+
+
+class Seen(NamedTuple):
+    """
+    What the host knows of a batch.
+
+    Attributes:
+        plans: Plans of Coulomb operators, kept from the model's last call where they hold.
+        periodic: ``[n_systems]`` bool, along any direction; None if all are.
+        field: Whether there is an external field.
+    """
+
+    plans: Plans
+    periodic: Tensor | None
+    field: bool
+
+
+def look_at(batch: dict[str, Tensor], rule: ChargeRule, domain: Domain | None = None) -> Seen:
+    """
+    Look at all that the host has to know of a batch, in one wait.
+
+    Raises:
+        ValueError: for a periodic direction without a cell vector; names the system and says what to do.
+    """
+    cell, pbc = batch["cell"].detach().view(-1, 3, 3), batch["pbc"].view(-1, 3)
+    positions, field = batch["positions"].detach(), batch.get("external_field")
+    # open directions may have no cell vector
+    empty = (cell.norm(dim=2) == 0) & pbc
+    periodic = pbc.any(1)
+    questions = [empty.any(), any_bad(positions), periodic.all()]
+    questions += [] if field is None else [field.detach().any()]
+    given = positions, _meaningful(cell, periodic), pbc, _segments(batch, domain)
+    plans, (bad, unknown, everywhere, *fields) = kept_plans(rule).look(*given, questions)
+    if bad:
+        system = int(torch.nonzero(empty.any(1))[0])
+        raise ValueError(
+            f"system {system} of the batch is periodic along a cell vector of length 0: set atoms.cell, or "
+            "atoms.pbc = False"
+        )
+    if unknown and rule.has_geometry:
+        check_finite("positions", positions, "angstrom")
+    return Seen(plans, None if everywhere else periodic, any(fields))
+
+
 def make_system(
     batch: dict[str, Tensor],
     cell: Tensor,
@@ -42,44 +103,33 @@ def make_system(
     external: ExternalCharges | None = None,
     initial_level: Tensor | None = None,
     domain: Domain | None = None,
+    seen: Seen | None = None,
 ) -> System:
     """
-    Make the input of rules, without the network's outputs; arguments as in `Model.forward`.
+    Make the input of rules, without the network's outputs; arguments as in `Model.forward`, and what
+    `look_at` saw of the batch.
 
     Raises:
         ValueError: for missing or invalid input; names the system and says what to do.
     """
     if scf not in ("converged", "direct"):
         raise ValueError(f"scf must be 'converged' or 'direct', got {scf!r}")
-    ptr, index, dtype = batch["ptr"], batch["batch"], batch["positions"].dtype
-    n_systems = len(ptr) - 1
-    pbc = batch["pbc"].view(-1, 3)
-    # open directions may have no cell vector
-    empty = cell.detach().norm(dim=2) == 0
-    if bool((empty & pbc).any()):
-        bad = int(torch.nonzero((empty & pbc).any(1))[0])
-        raise ValueError(
-            f"system {bad} of the batch is periodic along a cell vector of length 0: set atoms.cell, or "
-            "atoms.pbc = False"
-        )
+    index, dtype = batch["batch"], batch["positions"].dtype
+    n_systems, pbc = len(batch["ptr"]) - 1, batch["pbc"].view(-1, 3)
     if external is not None and not rule.feels_external_charges:
         raise ValueError(
             f"the rule {name_of(config.rule)!r} does not support external charges: leave external_charges "
             "out, or use another rule"
         )
-    isolated = ~pbc.any(1)
-    if bool(isolated.any()):  # the frame's cell has no meaning for a molecule
-        eye = torch.eye(3, dtype=cell.dtype, device=cell.device)
-        cell = torch.where(isolated[:, None, None], eye, cell)
     direct = scf == "direct" and rule.supports_direct
     rows = batch.get("density_coefficients") if direct else initial_density
     if rows is not None or direct:
         rows = _reference_rows(rows, len(index), config.density.l_max, direct).to(dtype)
-    segments = Segments(ptr, index)
-    if domain is not None:
-        segments = shared_segments(len(index), domain.communicator, index.device)
-        if external is not None:
-            raise ValueError("external charges are not known for systems that ranks share: leave them out")
+    seen = look_at(batch, rule, domain) if seen is None else seen
+    if seen.periodic is not None:
+        cell = _meaningful(cell, seen.periodic)
+    if domain is not None and external is not None:
+        raise ValueError("external charges are not known for systems that ranks share: leave them out")
     sender, receiver = batch["edge_index"]
     positions = batch["positions"]
     everywhere = positions if domain is None else domain.halo.extend(positions)
@@ -92,7 +142,7 @@ def make_system(
         positions=batch["positions"],
         cell=cell,
         pbc=pbc,
-        segments=segments,
+        segments=_segments(batch, domain),
         edge_index=batch["edge_index"],
         edge_vectors=vectors,
         external_field=field,
@@ -103,6 +153,7 @@ def make_system(
         direct=direct,
         stability=stability,
         domain=domain,
+        plans=seen.plans,
         **_targets(batch, config, scf, n_systems),
     )
 
@@ -146,4 +197,5 @@ def _reference_rows(rows: Tensor | None, n_atoms: int, l_max: int, direct: bool)
             f"{name} must have shape {[n_atoms, dim]}, rows [q, d_y, d_z, d_x], got "
             f"{None if rows is None else list(rows.shape)}"
         )
-    return rows.detach()[:, CARTESIAN_ROWS_FROM_E3NN[:dim]]
+    order = constant(tuple(CARTESIAN_ROWS_FROM_E3NN[:dim]), torch.int64, rows.device)
+    return rows.detach().index_select(1, order)

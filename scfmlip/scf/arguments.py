@@ -12,6 +12,7 @@ from scfmlip_kernels.dispatch import runs_triton
 from ..electrostatics import Geometry
 from ..electrostatics.checks import to_tensor
 from ..electrostatics.range_split import NeighbourPairs
+from ..waiting import any_bad, when
 from .constraints import ChargeGroups, make_groups
 from .options import check_numbers
 from .quadratic import QuadraticProblem
@@ -78,14 +79,13 @@ def read_arguments(
                 f"{list(electronegativity.shape)} acts on dipoles too: give hardness {[n_atoms, dim]}, or "
                 f"electronegativity {[n_atoms]}"
             )
-        own = geometry.coulomb.source.columns()[:1].to(positions.device).expand(n_atoms, dim)
+        own = geometry.coulomb.source.columns(positions.device)[:1].expand(n_atoms, dim)
         slots, padding, dim = (own if slots is None else slots)[:, :1], dim - 1, 1
     chi = _per_atom("electronegativity", electronegativity, n_atoms, dim, positions, fill=0.0)
     stiff = _per_atom("hardness", hardness, n_atoms, dim, positions, fill=None)
     if geometry.validate:
         for name, values in (("electronegativity", chi), ("hardness", stiff)):
-            if not bool(torch.isfinite(values).all()):
-                raise ValueError(f"{name} holds NaN or infinity: check what produced it")
+            _check_finite(name, values)
     if (total_charge is None) == (chemical_potential is None):
         raise ValueError("pass either total_charge or chemical_potential, and None for the other")
     groups = make_groups(fragments, plan.segments)
@@ -96,7 +96,9 @@ def read_arguments(
         groups.segments.n_segments,
         positions,
     )
-    if constrained and geometry.validate:
+    known = groups.whole and not plan.segments.shared  # the host knows who has atoms
+    full = known and bool((plan.atom_ptr.diff() > 0).all())
+    if constrained and geometry.validate and not full:
         _check_charge_has_atoms(given, groups)
     split = _choose_split(geometry, slots, dim, widths, pairs, tolerance, interaction, largest_direct)
     if split is not None:
@@ -148,15 +150,24 @@ def _choose_split(
     return split_operator(geometry, None if slots is None else slots[:, 0], tolerance, interaction)
 
 
+def _check_finite(name: str, values: Tensor) -> None:
+    def refuse() -> None:
+        raise ValueError(f"{name} holds NaN or infinity: check what produced it")
+
+    when(any_bad(values), refuse)
+
+
 def _check_charge_has_atoms(totals: Tensor, groups: ChargeGroups) -> None:
     """Refuse a charge in a system without atoms."""
-    empty = groups.segments.counts == 0
-    bad = torch.nonzero(empty & (totals.detach() != 0)).flatten().tolist()
-    if bad:
+    bad = (groups.segments.counts == 0) & (totals.detach() != 0)
+
+    def refuse() -> None:
+        i = int(torch.nonzero(bad)[0])
         raise ValueError(
-            f"system {bad[0]} has no atoms and cannot hold total_charge {float(totals[bad[0]].detach()):g} "
-            "e: give it 0"
+            f"system {i} has no atoms and cannot hold total_charge {float(totals[i].detach()):g} e: give it 0"
         )
+
+    when(bad.any(), refuse)
 
 
 def _slots(geometry: Geometry, width_index: Tensor | None) -> Tensor | None:
@@ -177,10 +188,15 @@ def _slots(geometry: Geometry, width_index: Tensor | None) -> Tensor | None:
             f"width_index must be int64 of shape [{n_atoms}], got {width_index.dtype} "
             f"{list(width_index.shape)}"
         )
-    if n_atoms and (int(width_index.min()) < 0 or int(width_index.max()) >= source.n_widths):
+
+    def refuse() -> None:
         raise ValueError(f"width_index must lie between 0 and {source.n_widths - 1}")
-    index = width_index.to(geometry.positions.device, torch.int64)
-    return source.columns().to(index.device)[index]
+
+    # a GPU is asked later: no index may lead beyond the table
+    inside = width_index.clamp(0, source.n_widths - 1)
+    when((inside != width_index).any(), refuse)
+    index = inside.to(geometry.positions.device, torch.int64)
+    return source.columns(index.device)[index]
 
 
 def _per_atom(

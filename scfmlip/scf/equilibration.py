@@ -9,7 +9,6 @@ needs one more solve. First derivatives of the energy need none, because the sta
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -19,12 +18,13 @@ from torch import Tensor
 from ..electrostatics import Geometry
 from ..electrostatics.kspace import KSpace
 from ..electrostatics.range_split import NeighbourPairs
+from ..waiting import together
 from .arguments import Given, read_arguments
 from .eager import runs_eagerly
 from .implicit import Equations, Minimised, Minimum, Root
 from .options import check_guess, check_solver
 from .quadratic import Interaction, QuadraticProblem
-from .solution import ChargeSolution, ConvergenceError, Status, explain
+from .solution import ChargeSolution, Status, report
 from .solvers.conjugate_gradients import LinearResult, conjugate_gradients
 from .solvers.dense import DenseSolver
 from .solvers.one_launch import MAX_ATOMS, SmallSolver, solves_small
@@ -180,14 +180,7 @@ class _Equilibration(Equations):
 
     def _report(self, result: LinearResult) -> None:
         """Raise or warn about systems that did not converge."""
-        if self.options.on_failure == "ignore":
-            return
-        message = explain(self.name, result.status, result.residual, result.iterations)
-        if message is None:
-            return
-        if self.options.on_failure == "raise":
-            raise ConvergenceError(message, result.status)
-        warnings.warn(message, stacklevel=5)
+        report(self.name, result.status, result.residual, result.iterations, self.options.on_failure)
 
 
 def _functional(
@@ -223,6 +216,7 @@ def _equilibrate(given: Given, equations: _Equilibration, geometry: Geometry) ->
 
 
 @runs_eagerly
+@together()
 def charge_equilibration(
     geometry: Geometry,
     electronegativity: Tensor,

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..electrostatics.checks import to_tensor
 from ..segments import Segments
+from ..waiting import together
 from .convergence import ROUNDING, make_criterion
 from .eager import runs_eagerly
 from .implicit import GeneralEquations, Root, RootOptions
@@ -112,6 +113,7 @@ def _potentials(value: Tensor | float, n_systems: int, totals: Tensor | None, li
 
 
 @runs_eagerly
+@together()
 def fixed_point(
     update: Update,
     state: Tensor,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..segments import Segments
+from ..waiting import together
 from .eager import runs_eagerly
 from .implicit import GeneralEquations, Minimised, Minimum, Root, RootOptions
 from .options import (
@@ -30,7 +31,7 @@ from .options import (
 from .problem import FunctionalProblem
 from .solution import shown, summarize
 from .solvers.gmres import Map, RootResult
-from .solvers.newton_cg import conjugate_gradient_solve, newton_cg
+from .solvers.newton_cg import conjugate_gradient_solve, generic_direction, newton_cg
 from .totals import GivenTotals
 
 Functional = Callable[..., Tensor]
@@ -82,6 +83,7 @@ class FunctionalSolution:
 
 
 @runs_eagerly
+@together()
 def minimize_functional(
     functional: Functional,
     state: Tensor,
@@ -210,8 +212,6 @@ def _minimize(
     unit = batch.norm(torch.ones_like(start)).clamp(min=1.0)
     # relative to the gradient at evenly spread charges
     scale = torch.nan_to_num(batch.norm(model(torch.zeros_like(start))[1]), posinf=0.0)
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(len(start), generator=generator, dtype=torch.float64).to(first.device)
     return newton_cg(
         model,
         lambda x: problem.value(x, totals, parameters),
@@ -222,6 +222,6 @@ def _minimize(
         max_iterations,
         options.krylov,
         problem.preconditioned,
-        problem.project(probe),
+        problem.project(generic_direction(len(start), first.device)),
         first.dtype,
     )

@@ -8,7 +8,6 @@ on how the root was found.
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +17,9 @@ import torch
 from torch import Tensor
 
 from ..segments import Segments
+from ..waiting import current, joins
 from .convergence import EXCUSED, ROUNDING
-from .solution import ConvergenceError, Status, explain
+from .solution import Status, report
 from .solvers.gmres import KrylovInverse, Map, RootResult, gmres
 
 LinearSolver = Callable[..., RootResult]
@@ -54,14 +54,7 @@ class RootOptions:
 
     def report(self, name: str, result: RootResult) -> None:
         """Raise an error or warn about systems that did not converge."""
-        if self.on_failure == "ignore":
-            return
-        message = explain(name, result.status, result.residual, result.iterations)
-        if message is None:
-            return
-        if self.on_failure == "raise":
-            raise ConvergenceError(message, result.status)
-        warnings.warn(message, stacklevel=4)
+        report(name, result.status, result.residual, result.iterations, self.on_failure)
 
 
 class Equations(ABC):
@@ -94,11 +87,13 @@ class Root(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.pending = current()
         ctx.equations, *parameters = inputs
         ctx.save_for_backward(output, *parameters)
         ctx.set_materialize_grads(False)
 
     @staticmethod
+    @joins
     def backward(ctx: Any, *grad_outputs: Tensor):
         (grad,) = grad_outputs
         x, *parameters = ctx.saved_tensors

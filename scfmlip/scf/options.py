@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..segments import Segments
+from ..waiting import any_bad, when
 
 ON_FAILURE = ("raise", "warn", "ignore")
 
@@ -46,11 +47,14 @@ def check_state(state: Tensor, parameters: Sequence[Tensor]) -> None:
         raise TypeError(f"state must be a float32 or float64 tensor, got {got}")
     if state.ndim == 0:
         raise ValueError("state must have shape [n_rows, ...], got one number: pass state[None]")
-    if not bool(torch.isfinite(state).all()):
+
+    def refuse() -> None:
         bad = int(torch.nonzero(~torch.isfinite(state.detach()).flatten(1 if state.ndim > 1 else 0))[0, 0])
         raise ValueError(
             f"state holds NaN or infinity, first in row {bad}: start from numbers, or from zeros"
         )
+
+    when(any_bad(state), refuse)
     if isinstance(parameters, Tensor):
         raise TypeError("parameters must be a sequence of tensors, got one tensor: pass (tensor,)")
     if not isinstance(parameters, Sequence):
@@ -122,8 +126,11 @@ def check_numbers(name: str, values: Tensor) -> None:
     Raises:
         ValueError: names the values.
     """
-    if not bool(torch.isfinite(values).all()):
+
+    def refuse() -> None:
         raise ValueError(f"{name} holds NaN or infinity: {values.tolist()}")
+
+    when(any_bad(values), refuse)
 
 
 def check_callable(name: str, value: object, takes: str, count: int) -> None:
@@ -173,8 +180,11 @@ def check_guess(name: str, value: object, shape: Sequence[int]) -> None:
         raise TypeError(f"{name} must be a float32 or float64 tensor, got {got}")
     if value.shape != tuple(shape):
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
-    if not bool(torch.isfinite(value).all()):
+
+    def refuse() -> None:
         raise ValueError(f"{name} holds NaN or infinity: start from numbers, or leave it out")
+
+    when(any_bad(value), refuse)
 
 
 def check_returned(name: str, value: object, shape: Sequence[int], like: Tensor) -> None:

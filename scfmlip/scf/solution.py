@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import enum
+import warnings
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from ..waiting import when
 
 
 class Status(enum.IntEnum):
@@ -76,6 +79,33 @@ def explain(name: str, status: Tensor, residual: Tensor, iterations: Tensor) -> 
                 f"iterations) {advice}"
             )
     return f"{name}: " + "; ".join(parts) if parts else None
+
+
+def report(name: str, status: Tensor, residual: Tensor, iterations: Tensor, on_failure: str) -> None:
+    """
+    Raise an error or warn about systems that did not converge; arguments as in `explain`.
+
+    Args:
+        name: Name of the solve, for messages.
+        status: ``[n_systems]`` values of `Status`.
+        residual: ``[n_systems]``.
+        iterations: ``[n_systems]``.
+        on_failure: "raise", "warn" or "ignore".
+
+    Raises:
+        ConvergenceError: with "raise".
+    """
+    if on_failure == "ignore":
+        return
+
+    def act() -> None:
+        message = explain(name, status, residual, iterations)
+        assert message is not None
+        if on_failure == "raise":
+            raise ConvergenceError(message, status)
+        warnings.warn(message, stacklevel=5)
+
+    when((status != Status.CONVERGED).any(), act)
 
 
 def summarize(name: str, status: Tensor, iterations: Tensor, state: Tensor, *more: str) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scfmlip_kernels.constants import constant
+
 from ..electrostatics.checks import to_tensor
 from ..segments import Segments
+from ..waiting import when
 from .options import check_numbers
 
 
@@ -56,17 +59,22 @@ class GivenTotals:
             )
         check_numbers("total_charge", totals)
         wanted = (totals.detach().reshape(wide) != 0).any(1)
-        bad = torch.nonzero(self.empty & wanted).flatten().tolist()
-        if bad:
+        bad = self.empty & wanted
+
+        def refuse() -> None:
+            i = int(torch.nonzero(bad)[0])
             raise ValueError(
-                f"system {bad[0]} has no rows and cannot hold total_charge {totals[bad[0]].tolist()} e: give "
-                "it 0, and check batch_idx and n_systems"
+                f"system {i} has no rows and cannot hold total_charge {totals[i].tolist()} e: give it 0, and "
+                "check batch_idx and n_systems"
             )
+
+        when(bad.any(), refuse)
         return totals
 
     def sum(self, state: Tensor) -> Tensor:
         """``[n_rows, ...]`` -> ``[n_systems, n_columns]`` float64."""
-        return self.rows.sum(state.reshape(-1, self.size)[:, self.columns].double())
+        columns = constant(tuple(self.columns), torch.int64, state.device)
+        return self.rows.sum(state.reshape(-1, self.size).index_select(1, columns).double())
 
     def missing(self, state: Tensor, totals: Tensor) -> Tensor:
         """The totals minus the sums of ``state [n_rows, ...]``, in the shape and dtype of the totals."""
@@ -78,8 +86,9 @@ class GivenTotals:
 
     def _spread(self, values: Tensor) -> Tensor:
         """``[n_systems, n_columns]`` -> ``[n_rows * size]``; 0 in other columns."""
+        columns = constant(tuple(self.columns), torch.int64, values.device)
         place = torch.zeros((len(self.columns), self.size), dtype=values.dtype, device=values.device)
-        place[torch.arange(len(self.columns)), self.columns] = 1
+        place = place.scatter(1, columns[:, None], 1.0)
         return (self.rows.expand(values) @ place).flatten()
 
     def project(self, x: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ import torch
 
 from scfmlip import Coulomb, charge_equilibration
 from scfmlip.electrostatics import plan as plans
+from scfmlip.electrostatics.kept import KeptPlans
+from scfmlip.segments import Segments
 
 
 def cloud(n, density=0.1, seed=0, dtype=torch.float64, stretch=(1.0, 1.0, 1.0)):
@@ -171,3 +173,21 @@ def test_compiled_with_a_plan():
 
     want = operator.prepare(positions, None, False, plan=plan).energy(rows)
     torch.testing.assert_close(energy(positions, rows), want)
+
+
+def test_kept_plans_follow_the_extents():
+    n = 20
+    kept, operator = KeptPlans(), Coulomb(l_max=0, sigma=1.2, method="mesh", tolerance=1e-6)
+    positions, cell = cloud(n), torch.eye(3, dtype=torch.float64)[None]
+    pbc, one = torch.zeros(1, 3, dtype=torch.bool), Segments.of(torch.zeros(n, dtype=torch.int64), 1)
+    top = positions[:, 0].argmax()
+    plans_of = []
+    for step in (0.0, 0.01, 3.0, 3.0, -3.0):
+        positions = positions.clone()
+        positions[top, 0] += step
+        plan = kept.look(positions, cell, pbc, one)[0].plan(operator)
+        fresh = operator.plan(cell, pbc, None, n, positions=positions)
+        assert torch.equal(plan.boxes.cells, fresh.boxes.cells)
+        plans_of.append(plan)
+    assert plans_of[0] is plans_of[1]
+    assert plans_of[1] is not plans_of[2]

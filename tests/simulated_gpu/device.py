@@ -97,6 +97,8 @@ def _place() -> str:
     elsewhere = None
     for frame in reversed(traceback.extract_stack()):
         path = Path(frame.filename)
+        if path.name in ("waiting.py", "kept.py", "looks.py"):  # who asks through them
+            continue
         if path.is_relative_to(ROOT) and "simulated_gpu" not in path.parts and ".venv" not in path.parts:
             return f"{path.relative_to(ROOT)}:{frame.lineno}"
         if elsewhere is None and any(part in ("mace", "e3nn") for part in path.parts):

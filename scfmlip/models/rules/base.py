@@ -16,6 +16,7 @@ from ...electrostatics import Coulomb, CoulombPlan, Geometry
 from ...electrostatics.boundary import Boundary
 from ...electrostatics.cutoff import check_cutoff, reference_cutoff
 from ...electrostatics.external import Embedding, ExternalCharges
+from ...electrostatics.kept import Plans
 from ...segments import Segments
 from ..backbone import Backbone
 from ..config import BackboneConfig, Constraint, DensityConfig, ModelConfig
@@ -81,6 +82,7 @@ class System:
         direct: Take one step from ``reference_density`` instead of converging.
         stability: Also measure how the rule's update responds to a perturbation, for training.
         domain: This rank's part of the one system, if several ranks share it.
+        plans: Plans of operators that are kept between calls; None makes them anew.
 
     Example:
         >>> import ase.build, dataclasses, torch
@@ -119,6 +121,7 @@ class System:
     direct: bool = False
     stability: bool = False
     domain: Domain | None = None
+    plans: Plans | None = None
     _embeddings: dict[Coulomb, Embedding] = dataclasses.field(default_factory=dict, init=False)
 
     @property
@@ -158,8 +161,9 @@ class System:
 
         All steps of a solve share a geometry, see `Geometries`.
         """
-        r = self.positions
-        plan = coulomb.plan(self.cell, self.pbc, self.segments, len(r), r.device, r)
+        r, plan = self.positions, self._kept_plan(coulomb)
+        if plan is None:
+            plan = coulomb.plan(self.cell, self.pbc, self.segments, len(r), r.device, r)
 
         def prepare(positions: Tensor, cell: Tensor, field: Tensor | None) -> Geometry:
             return coulomb.prepare(
@@ -175,10 +179,17 @@ class System:
             self.cell,
             self.pbc,
             self.segments,
+            plan=self._kept_plan(coulomb),
             external_field=self.external_field,
             counter_charge=self.counter_charge,
             **options,
         )
+
+    def _kept_plan(self, coulomb: Coulomb) -> CoulombPlan | None:
+        """The plan, from an earlier call where it holds; None where none is kept."""
+        if self.plans is None or torch._C._are_functorch_transforms_active():
+            return None
+        return self.plans.plan(coulomb)
 
     def embedding(self, coulomb: Coulomb) -> Embedding | None:
         """The action of charges outside the model on a density in ``coulomb``; None without such charges."""

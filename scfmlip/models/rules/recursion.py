@@ -14,6 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
+from scfmlip_kernels.constants import constant
+
 from ...electrostatics import Geometry
 from ...mace_torch.whole import PolarMACE
 from ...types import CARTESIAN_ROWS_FROM_E3NN
@@ -110,7 +114,8 @@ class Recursion(ChargeRule):
     def forward(self, system: System) -> RuleOutput:
         """PolarMACE's outputs."""
         out, rows = system.network, system.network["density_coefficients"]
-        rows = rows[:, CARTESIAN_ROWS_FROM_E3NN[: rows.shape[1]]]
+        order = tuple(CARTESIAN_ROWS_FROM_E3NN[: rows.shape[1]])
+        rows = rows.index_select(1, constant(order, torch.int64, rows.device))
         return RuleOutput(
             RuleEnergies(out["electrostatic_energy"], out["electron_energy"], included=True),
             RuleDensity(rows, lambda: self._geometry(system), dipole=out["dipole"]),

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..convergence import Criterion, Verdict, ended, given_up
 from ..solution import Status
 from .gmres import Map, RootResult
+from .looks import Looks
 
 
 def anderson(
@@ -44,7 +45,7 @@ def anderson(
     status = torch.full_like(best, int(Status.ITERATIONS), dtype=torch.int64)
     iterations = torch.zeros_like(status)
     share = torch.full_like(best, mixing)
-    evaluations = 0
+    evaluations, looks, on_gpu = 0, Looks(), start.device.type == "cuda"
     if known is not None:
         states, changes = [known[0]], [known[1]]
     for step_number in range(max_iterations):
@@ -64,14 +65,14 @@ def anderson(
         ends = Verdict(*(torch.where(better, new, old) for new, old in zip(verdict, ends, strict=True)))
         status = ended(status, ends)
         active = status == Status.ITERATIONS
-        if not bool(active.any()):
+        if looks.ended(step_number, active, ends.residual, criterion.tolerance):
             break
         moving = batch.expand(active)
         if old_x is not None and old_f is not None:
             states.append(torch.nan_to_num(x - old_x))
             changes.append(torch.nan_to_num(f - old_f))
             states, changes = states[-history:], changes[-history:]
-        if bool(worse.any()):
+        if on_gpu or bool(worse.any()):  # a GPU is not asked: without any, nothing changes
             forget = batch.expand(worse)
             states = [torch.where(forget, 0.0, s) for s in states]
             changes = [torch.where(forget, 0.0, c) for c in changes]
@@ -86,7 +87,7 @@ def anderson(
             ridge = 1e-14 * size + torch.where(size > 0, 0.0, 1.0)
             eye = torch.eye(len(changes), dtype=torch.float64, device=x.device)
             right = batch.dot(df, torch.nan_to_num(f).expand_as(df)).T
-            gamma = torch.linalg.solve(gram + ridge[:, None, None] * eye, right[..., None])[..., 0]
+            gamma = torch.linalg.solve_ex(gram + ridge[:, None, None] * eye, right[..., None])[0][..., 0]
             spread = batch.expand(gamma).T
             step = step - (spread * (dx + part * df)).sum(0)
         old_x, old_f = x, f

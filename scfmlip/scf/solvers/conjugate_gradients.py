@@ -19,6 +19,7 @@ from ..convergence import ROUNDING, Verdict, ended, given_up, judged
 from ..quadratic import QuadraticProblem
 from ..solution import Status
 from .gmres import Map
+from .looks import Looks
 from .recursion import ConjugateDirections
 
 # smaller relative residuals are rounding
@@ -98,10 +99,10 @@ def conjugate_gradients(
     status = ended(torch.full_like(scale, int(Status.ITERATIONS), dtype=torch.int64), verdict)
     iterations = torch.zeros_like(status)
     best, since = verdict.residual, iterations
-    check = 1 if source.device.type == "cpu" else 8  # reading the masks synchronises the GPU
+    looks = Looks()
     for step in range(max_iterations):
         active = status == Status.ITERATIONS
-        if step % check == 0 and not bool(active.any()):
+        if looks.ended(step, active, verdict.residual, tolerance):
             break
         walk.look()
         status = torch.where(active & (walk.curvature <= 0), Status.INDEFINITE, status)

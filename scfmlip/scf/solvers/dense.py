@@ -68,7 +68,7 @@ class DenseSolver:
         self.indicator = self._indicator(padding)
         # the matrix of a charged slab is very negative along the total charge
         total = (self.indicator.sum(2)[:, None] @ self.matrix @ self.indicator.sum(2)[..., None]).flatten()
-        size = counts.to(device).clamp(min=1)
+        size = ptr.diff().clamp(min=1)
         shift = (self.matrix.diagonal(dim1=1, dim2=2).sum(1) / size).abs() + 10 * total.abs() / size**2
         shifted = self.matrix + torch.diag_embed(padding)
         shifted = shifted + shift[:, None, None] * self.indicator @ self.indicator.mT
@@ -89,6 +89,11 @@ class DenseSolver:
         problem, groups = self.problem, self.problem.groups
         if not problem.constrained:
             return like.new_zeros((*like.shape, 1))
+        if groups.whole:  # one group for each system
+            self.number = torch.zeros_like(groups.system)
+            indicator = like.new_zeros((*like.shape, 1))
+            indicator[self.index[:, 0], self.rows[:, 0]] = 1.0
+            return indicator
         order = torch.argsort(groups.system, stable=True)
         sorted_system = groups.system[order]
         number = torch.empty_like(order)
@@ -111,7 +116,7 @@ class DenseSolver:
             wanted = totals.new_zeros((problem.n_systems, self.indicator.shape[2]))
             wanted[groups.system, self.number] = totals
             missing = wanted[..., None] - self.indicator.mT @ state
-            shifted = torch.linalg.solve(self.capacity, missing)
+            shifted = torch.linalg.solve_ex(self.capacity, missing)[0]
             state = state + self.response @ shifted
             multiplier = shifted[groups.system, self.number, 0] - self.shift[groups.system] * totals
         slope = gradient = self.matrix @ state - right[..., None]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...segments import Segments
 from ..solution import Status
+from .looks import Looks
 
 Map = Callable[[Tensor], Tensor]
 # largest relative amplification of a direction that a matrix nearly annihilates
@@ -154,11 +155,12 @@ def gmres(
     residual = (scale > 0).double()
     iterations = torch.zeros_like(scale, dtype=torch.int64)
     open_ = torch.ones_like(scale, dtype=torch.bool)
+    looks = Looks()
     # last row of Q^T in H = Q R, built up by Givens rotations: all that the residual norms need
     last = torch.ones((batch.n_segments, 1), dtype=torch.float64, device=right.device)
     for step in range(1, max_iterations + 1):
         active = (residual > tolerance) & open_
-        if not bool(active.any()):
+        if looks.ended(step - 1, active, residual, tolerance):
             break
         iterations = iterations + active
         known = step == 1 and image is not None

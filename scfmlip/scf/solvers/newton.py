@@ -5,9 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...segments import Segments
+from ...waiting import read
 from ..convergence import Criterion, ended, given_up
 from ..solution import Status
 from .gmres import KrylovInverse, Map, RootResult, gmres
+
+
+def _differences(function: Map, batch: Segments, x: Tensor, value: Tensor, affine: bool, step: float) -> Map:
+    """Products of the function's derivative at x, where it is ``value``, with vectors."""
+
+    def derivative(v: Tensor) -> Tensor:
+        length = batch.norm(v)
+        if affine:
+            # difference steps as large as the state, so that rounding is small relative to them
+            size = batch.norm(x) + batch.norm(value)
+            size = batch.expand(torch.where((length > 0) & (size > 0), size / length, 1.0))
+            return (function(x + size * v) - value) / size
+        size = batch.expand(step * (1 + batch.norm(x)) / torch.where(length > 0, length, 1.0))
+        return (function(x + size * v) - value) / size
+
+    return derivative
 
 
 def newton(
@@ -52,23 +70,15 @@ def newton(
     iterations = torch.zeros_like(verdict.norm, dtype=torch.int64)
     status = torch.full_like(iterations, int(Status.ITERATIONS))
     last, newest = None, inverse
+    status = ended(status, verdict)
+    going = bool((status == Status.ITERATIONS).any())
     for _ in range(max_iterations):
-        status = ended(status, verdict)
-        active = status == Status.ITERATIONS
-        if not bool(active.any()):
+        if not going:
             break
+        active = status == Status.ITERATIONS
         moving = batch.expand(active)
 
-        def derivative(v: Tensor, x: Tensor = x, value: Tensor = value) -> Tensor:
-            length = batch.norm(v)
-            if affine:
-                # difference steps as large as the state, so that rounding is small relative to them
-                size = batch.norm(x) + batch.norm(value)
-                size = batch.expand(torch.where((length > 0) & (size > 0), size / length, 1.0))
-                return (function(x + size * v) - value) / size
-            size = batch.expand(step * (1 + batch.norm(x)) / torch.where(length > 0, length, 1.0))
-            return (function(x + size * v) - value) / size
-
+        derivative = _differences(function, batch, x, value, affine, step)
         right = torch.where(moving, -value, 0.0)
         seen, image = None if image is None else torch.where(moving, -image, 0.0), None
         norm = verdict.norm
@@ -84,7 +94,7 @@ def newton(
         evaluations += inner.evaluations
         iterations = iterations + torch.where(active, inner.iterations, 0)
         length = torch.ones_like(norm)
-        trial, fresh, open_ = x, value, active
+        trial, fresh, after, stuck = x, value, status, False
         for _ in range(6):
             trial = x + batch.expand(length) * inner.x
             trial = torch.where(moving, trial if feasible is None else feasible(trial), x)
@@ -93,13 +103,17 @@ def newton(
             verdict = criterion.judge(trial, fresh)
             open_ = active & ~verdict.converged
             short = open_ & ~(verdict.norm <= (1 - 1e-4 * length) * norm)
-            if affine or not bool(short.any()):
+            after = ended(status, verdict)
+            slow = open_ & ~(verdict.norm < 0.5 * norm)
+            # all that the host has to know of this step, at once
+            longer, going, stuck = read(short.any(), (after == Status.ITERATIONS).any(), slow.any())
+            if affine or not longer:
                 break
             length = torch.where(short, 0.5 * length, length)
-        x, value = trial, fresh
-        if bool((open_ & ~(verdict.norm < 0.5 * norm)).any()):
+        x, value, status = trial, fresh, after
+        if stuck:
             inverse = None
-    status = given_up(ended(status, verdict), verdict)
+    status = given_up(status, verdict)
     return RootResult(x, verdict.residual, iterations, status, evaluations, newest)
 
 

@@ -9,6 +9,7 @@ line search follows. Every system of the batch has its own steps, step lengths a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -17,7 +18,17 @@ from ...segments import Segments
 from ..convergence import Verdict, ended, judged
 from ..solution import Status
 from .gmres import Map, RootResult
+from .looks import Looks
 from .recursion import ConjugateDirections
+
+
+@lru_cache(maxsize=16)
+def generic_direction(size: int, device: torch.device) -> Tensor:
+    """``[size]`` float64, the same every time; do not write into it."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode(False):
+        return torch.randn(size, generator=generator, dtype=torch.float64, device="cpu").to(device)
+
 
 # value [n_systems], projected gradient [n], norm of the full gradient [n_systems], and a function for
 # products of the Hessian with [n]
@@ -32,6 +43,7 @@ def _quadratic(
     max_iterations: int,
     precondition: Map,
     active: Tensor,
+    looks: Looks,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
     """
     Conjugate gradients on ``A x = right`` until residuals are below ``target [n_systems]``.
@@ -47,7 +59,7 @@ def _quadratic(
     going = active & (norm > target)
     products = 0
     for step in range(max_iterations):
-        if not bool(going.any()):
+        if looks.ended(step, going, norm, target):
             break
         walk.look()
         products += 1
@@ -72,7 +84,7 @@ def conjugate_gradient_solve(
     scale = batch.norm(right)
     active = torch.ones_like(scale, dtype=torch.bool)
     x, norm, iterations, negative, products = _quadratic(
-        apply, right, batch, tolerance * scale, max_iterations, lambda v: v, active
+        apply, right, batch, tolerance * scale, max_iterations, lambda v: v, active, Looks(0)
     )
     residual = norm / torch.where(scale > 0, scale, 1.0)
     status = torch.where(norm <= tolerance * scale, int(Status.CONVERGED), int(Status.ITERATIONS))
@@ -159,13 +171,15 @@ def newton_cg(
         lost = (status == Status.ITERATIONS) & ~torch.isfinite(energy)
         status = ended(torch.where(lost, int(Status.NOT_FINITE), status), verdict)
         active = status == Status.ITERATIONS
-        if not bool(active.any()) or bool((iterations >= max_iterations)[active].all()):
+        if not bool((active & (iterations < max_iterations)).any()):
             break
         right = torch.where(batch.expand(active), -gradient, 0.0)
         norm = batch.norm(right)
         # rough steps first, quadratic convergence at the end
         target = torch.maximum(norm * verdict.residual.sqrt().clamp(max=0.1), 0.3 * tolerance * scale)
-        step, _, _, negative, count = _quadratic(apply, right, batch, target, krylov, precondition, active)
+        step, _, _, negative, count = _quadratic(
+            apply, right, batch, target, krylov, precondition, active, Looks()
+        )
         products += count
         curved = torch.where(active, negative, curved)
         iterations = iterations + active
@@ -184,7 +198,7 @@ def newton_cg(
         right = torch.where(batch.expand(converged), probe, 0.0)
         target = 1e-3 * batch.norm(right)
         *_, negative, count = _quadratic(
-            apply, right, batch, target, min(krylov, 30), precondition, everything
+            apply, right, batch, target, min(krylov, 30), precondition, everything, Looks()
         )
         products += count
         status = torch.where(converged & negative, int(Status.INDEFINITE), status)

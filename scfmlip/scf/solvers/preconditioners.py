@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from scfmlip_kernels import segment_sum
+from scfmlip_kernels.constants import constant
 
 from ...electrostatics import Boundary
 from ...units import COULOMB_CONSTANT
@@ -56,7 +57,7 @@ def diagonal(width: Tensor, hardness: Tensor) -> Tensor:
 
 def atom_widths(problem: QuadraticProblem, like: Tensor) -> Tensor:
     """``[n_atoms]`` float64 Gaussian width of each atom, angstrom."""
-    widths = torch.tensor(problem.coulomb.source.widths, dtype=torch.float64, device=like.device)
+    widths = constant(problem.coulomb.source.widths, torch.float64, like.device)
     index = problem.slots[:, 0] if problem.slots is not None else like.new_zeros(len(like)).long()
     return widths[index]
 
@@ -135,7 +136,7 @@ class SparseFactor:
             block = block + torch.diag_embed(torch.where(used[part], own[index[part]], 1.0))
             unit = block.new_zeros(m + 1, 1)
             unit[-1] = 1.0
-            column = torch.linalg.solve(block, unit.expand(len(block), -1, -1))[..., 0]
+            column = torch.linalg.solve_ex(block, unit.expand(len(block), -1, -1))[0][..., 0]
             # a neighbourhood that is not positive definite (negative hardness) falls back to its diagonal
             good = (column[:, -1] > 0) & torch.isfinite(column).all(1)
             alone = unit[:, 0] / own[part, None].abs().clamp(min=1e-6)

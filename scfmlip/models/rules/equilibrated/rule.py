@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scfmlip_kernels.constants import constant
+
 from ....scf import charge_equilibration
 from ...config import per_element
 from ...readouts import MultipoleReadout, ScalarReadout, hardness_parameter
@@ -113,7 +115,8 @@ class Equilibrated(ChargeRule):
         """The state at the minimum, its energy and chemical potential."""
         assert isinstance(self.width_index, Tensor)
         config, species = self.config, system.node_attrs.argmax(1)
-        index, widths = self.width_index[species], system.positions.new_tensor(self.element_widths)[species]
+        each = constant(tuple(self.element_widths), system.positions.dtype, species.device)
+        index, widths = self.width_index[species], each[species]
         split = self.narrow.split(system)
         geometry, pairs = (system.prepare(self.coulomb), None) if split is None else split
         at_charge = self.context.constraint == "charge"
@@ -124,7 +127,7 @@ class Equilibrated(ChargeRule):
         if config.source == "charge":
             # constant that completes the square
             chi, alone = -hardness * chi, system.sum(0.5 * (hardness * chi**2).sum(1))
-        slots = self.coulomb.source.columns().to(index.device)[index]
+        slots = self.coulomb.source.columns(index.device)[index]
         embedding, outside = system.embedding(self.coulomb), None
         if embedding is not None:
             outside = embedding.potential().gather(1, slots)

@@ -15,6 +15,8 @@ between, and however many atoms they have.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,60 +25,29 @@ from torch import Tensor
 from .communicator import Communicator
 
 
-class _AllReduce(torch.autograd.Function):
-    """Sum over ranks; its own adjoint."""
+class Linear(torch.autograd.Function):
+    """A linear map in which ranks meet, and its adjoint, which is to be differentiable in the same way."""
 
     @staticmethod
-    def forward(values: Tensor, communicator: Communicator) -> Tensor:
-        return communicator.all_reduce(values)
+    def forward(
+        values: Tensor, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        return forward(values)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.communicator = inputs[1]
+        ctx.adjoint = inputs[2]
         # where nothing comes back to, on any rank, nothing is sent
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None):
         (grad,) = grad_outputs
-        return None if grad is None else all_reduce(grad, ctx.communicator), None
+        return None if grad is None else ctx.adjoint(grad), None, None
 
 
-class _SumGradient(torch.autograd.Function):
-    """The same values, whose gradient is summed over ranks."""
-
-    @staticmethod
-    def forward(values: Tensor, communicator: Communicator) -> Tensor:
-        return values.view_as(values)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.communicator = inputs[1]
-        # where nothing comes back to, on any rank, nothing is sent
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor | None):
-        (grad,) = grad_outputs
-        return None if grad is None else all_reduce(grad, ctx.communicator), None
-
-
-class _ShareGradient(torch.autograd.Function):
-    """The same values, whose gradient is divided by the number of ranks."""
-
-    @staticmethod
-    def forward(values: Tensor, size: int) -> Tensor:
-        return values.view_as(values)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.size = inputs[1]
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor | None):
-        (grad,) = grad_outputs
-        return None if grad is None else grad / ctx.size, None
+def _same(values: Tensor) -> Tensor:
+    return values.view_as(values)
 
 
 def all_reduce(values: Tensor, communicator: Communicator) -> Tensor:
@@ -90,7 +61,9 @@ def all_reduce(values: Tensor, communicator: Communicator) -> Tensor:
     Returns:
         As ``values``. Differentiable any number of times, where the losses of the ranks add up.
     """
-    return values if communicator.size == 1 else _AllReduce.apply(values, communicator)
+    if communicator.size == 1:
+        return values
+    return Linear.apply(values, communicator.all_reduce, partial(all_reduce, communicator=communicator))
 
 
 def sum_gradient(values: Tensor, communicator: Communicator) -> Tensor:
@@ -104,7 +77,9 @@ def sum_gradient(values: Tensor, communicator: Communicator) -> Tensor:
     Returns:
         ``values``; in backward the parts of its gradient, one from each rank, are added up.
     """
-    return values if communicator.size == 1 else _SumGradient.apply(values, communicator)
+    if communicator.size == 1:
+        return values
+    return Linear.apply(values, _same, partial(all_reduce, communicator=communicator))
 
 
 def share_gradient(values: Tensor, communicator: Communicator) -> Tensor:
@@ -118,4 +93,6 @@ def share_gradient(values: Tensor, communicator: Communicator) -> Tensor:
     Returns:
         ``values``; in backward every rank passes on an equal part.
     """
-    return values if communicator.size == 1 else _ShareGradient.apply(values, communicator.size)
+    if communicator.size == 1:
+        return values
+    return Linear.apply(values, _same, lambda grad: grad / communicator.size)

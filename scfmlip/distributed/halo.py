@@ -8,48 +8,11 @@ rank's images needs no ghost at all.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from .collectives import Linear
 from .communicator import Communicator
-
-
-class _Extend(torch.autograd.Function):
-    """Own rows with the ghosts' behind them."""
-
-    @staticmethod
-    def forward(rows: Tensor, halo: Halo) -> Tensor:
-        return halo.copy_out(rows)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.halo = inputs[1]
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor | None):
-        (grad,) = grad_outputs
-        return None if grad is None else ctx.halo.collect(grad), None
-
-
-class _Collect(torch.autograd.Function):
-    """Own rows, to which those of the ghosts are added."""
-
-    @staticmethod
-    def forward(rows: Tensor, halo: Halo) -> Tensor:
-        return halo.add_back(rows)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.halo = inputs[1]
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor | None):
-        (grad,) = grad_outputs
-        return None if grad is None else ctx.halo.extend(grad), None
 
 
 class Halo:
@@ -92,11 +55,15 @@ class Halo:
 
         Differentiable any number of times, where the losses of the ranks add up.
         """
-        return rows if self.communicator.size == 1 else _Extend.apply(rows, self)
+        if self.communicator.size == 1:
+            return rows
+        return Linear.apply(rows, self.copy_out, self.collect)
 
     def collect(self, rows: Tensor) -> Tensor:
         """``[n_all, ...]`` -> ``[n_owned, ...]``: ghosts added to their owners; the adjoint of `extend`."""
-        return rows if self.communicator.size == 1 else _Collect.apply(rows, self)
+        if self.communicator.size == 1:
+            return rows
+        return Linear.apply(rows, self.add_back, self.extend)
 
     def copy_out(self, rows: Tensor) -> Tensor:
         """As `extend`, without a graph."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..models.config import check_numbers, from_dict
-from ..training.plain import read_yaml
+from ..training.plain import read_options
 
 Ensemble = Literal["nve", "langevin", "baoab", "bussi", "nose_hoover", "npt"]
 WarmStart = Literal["polynomial", "extended_lagrangian", "none"]
@@ -227,16 +227,7 @@ def load_config(path: str | Path) -> MdConfig:
         FileNotFoundError: if there is none.
         ValueError, TypeError: as `config_from_dict`, or if the file is no YAML, or names an option twice.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        values = read_yaml(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{path} holds no options: it must be a mapping with structure, model and steps")
-    return config_from_dict(values)
+    return config_from_dict(read_options(path, "structure, model and steps"))
 
 
 def config_to_dict(config: MdConfig) -> dict[str, Any]:

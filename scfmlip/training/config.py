@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..models.config import check_numbers, from_dict
 from .losses import PENALTIES, TERMS, LossKind
-from .plain import read_yaml
+from .plain import read_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,16 +326,7 @@ def load_config(path: str | Path) -> TrainConfig:
         >>> config.stages[0].epochs
         100
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        values = read_yaml(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{path} holds no options: it must be a mapping with data, model and stages")
-    return config_from_dict(values)
+    return config_from_dict(read_options(path, "data, model and stages"))
 
 
 def config_to_dict(config: TrainConfig) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -53,4 +55,28 @@ def read_yaml(text: str) -> Any:
         raise ValueError("not valid YAML: lists or mappings are nested too deeply") from None
     except TypeError as error:
         raise ValueError(f"it holds more than numbers, strings, lists and mappings: {error}") from None
+    return values
+
+
+def read_options(path: str | Path, needed: str) -> Mapping[str, Any]:
+    """
+    The options in a YAML file.
+
+    Args:
+        path: The file.
+        needed: Names of options that it must have, for the message.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is not YAML, names an option twice, or holds no options.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        values = read_yaml(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{path} holds no options: it must be a mapping with {needed}")
     return values

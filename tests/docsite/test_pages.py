@@ -3,6 +3,7 @@
 import ast
 import csv
 import dataclasses
+import importlib
 import re
 from pathlib import Path
 
@@ -155,6 +156,22 @@ def test_messages_are_those_of_the_code():
     messages = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
     assert len(messages) > 40
     assert not [message for message in messages if message not in text]
+
+
+PACKAGES = (
+    *("scfmlip", "scfmlip.electrostatics", "scfmlip.scf", "scfmlip.models", "scfmlip.training", "scfmlip.md"),
+    *("scfmlip.mace_torch", "scfmlip.nn", "scfmlip.nn.cueq", "scfmlip.distributed", "scfmlip.ase"),
+    *("scfmlip.interfaces.lammps", "scfmlip_kernels"),
+)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_is_in_the_reference(package):
+    """By its docstring, or as the table of its options."""
+    text = "\n".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    shown = set(re.findall(r"^(?:::: |<!-- options: )[\w.]*?(\w+)(?: -->)?$", text, re.MULTILINE))
+    names = {name for name in importlib.import_module(package).__all__ if not name.startswith("__")}
+    assert names <= shown, sorted(names - shown)
 
 
 def test_cells():

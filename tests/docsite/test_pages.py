@@ -14,7 +14,7 @@ pytest.importorskip("latex2mathml", reason="needs scfmlip[docs]")
 
 import yaml
 
-from docsite import benchmarks, commands, configuration, examples, formulas
+from docsite import benchmarks, commands, configuration, examples, formulas, messages
 from docsite.cells import split_cells
 from scfmlip.cli import build_parser
 from scfmlip.models import BackboneConfig, rule_names
@@ -119,7 +119,7 @@ def test_what_pages_show_exists(page):
         elif kind == "benchmark":
             assert text in benchmarks.TABLES
         else:
-            assert kind in ("options", "rules", "losses", "inputs", "commands")
+            assert kind in ("options", "rules", "losses", "inputs", "commands", "messages")
     made = ("changelog.md", "contributing.md", "reports/")
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
         if "://" in target or any(part in target for part in made):
@@ -156,6 +156,25 @@ def test_messages_are_those_of_the_code():
     messages = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
     assert len(messages) > 40
     assert not [message for message in messages if message not in text]
+
+
+def test_every_message_is_listed(tmp_path):
+    """A message of each form is found, and the page holds those of every part."""
+    file = tmp_path / "code.py"
+    file.write_text(
+        "def f(x):\n"
+        "    if x: raise ValueError(f'x must be positive, got {x}: change it')\n"
+        "    raise TypeError('no such ' + 'thing here' if x else f'nothing at {x!r}')\n"
+        "    raise KeyError(x)\n"
+    )
+    found = sorted(messages.raised(file))
+    assert ("ValueError", "x must be positive, got …: change it") in found
+    assert ("TypeError", "no such thing here / nothing at …") in found
+    assert len(found) == 2
+    listed = messages.find_messages()
+    assert sum(map(len, listed.values())) > 500
+    assert all(listed[part] for part in messages.PARTS if part != "Elsewhere")
+    assert "which the model does not support" in messages.reference()
 
 
 PACKAGES = (

@@ -5,12 +5,9 @@ import json
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
 WIDTHS = (1280, 390)
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -55,13 +52,8 @@ async function measure(page, width) {
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def measured(site, tmp_path_factory):
     """What the browser found, by page and width."""
-    pytest.importorskip("mkdocs", reason="needs scfmlip[docs]")
-    site = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
     return measure(site, tmp_path_factory.mktemp("browser"))
 
 

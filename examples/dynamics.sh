@@ -56,5 +56,7 @@ PYTHON
 python analyse.py
 
 # %% plot
-scfmlip plot md/trajectory.xyz --index -1 --charges charges --sigma 1.5 -o potential.png --data potential.csv
+# charges and dipoles as Gaussians of the model's width: scfmlip info says which
+scfmlip plot md/trajectory.xyz --index -1 --charges charges --dipoles scfmlip_atomic_dipoles \
+  --sigma 1.5 -o potential.png --data potential.csv
 head -n 3 potential.csv

@@ -29,7 +29,8 @@ def code(text):
 
 def commands(file):
     """Complete commands of scfmlip: those with arguments, without comments and redirections."""
-    lines = code(file.read_text()) if file.suffix == ".md" else file.read_text().splitlines()
+    text = file.read_text().replace("\\\n", " ")
+    lines = code(text) if file.suffix == ".md" else text.splitlines()
     for line in lines:
         found = re.search(r"(?:^|-m |<\(|\d )scfmlip ([a-z]+ ?[^|>)]*)", line)
         if found and "..." not in line:

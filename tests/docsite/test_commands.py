@@ -100,9 +100,8 @@ def test_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
     run = {"structure": "start.xyz", "model": "training/best.safetensors", "steps": 2, "velocities": "zero"}
     Path("md.yaml").write_text(yaml.safe_dump(run))
     text = (ROOT / "README.md").read_text()
-    block = next(
-        b for b in re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE) if "scfmlip init" in b
-    )
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    (block,) = [block for language, block in blocks if not language and "scfmlip init" in block]
     lines = [shlex.split(line, comments=True) for line in block.splitlines()]
     assert [words[1] for words in lines] == ["init", "train", "evaluate", "md"]
     for words in lines:

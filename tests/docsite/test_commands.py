@@ -110,6 +110,7 @@ def test_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
             options = yaml.safe_load(Path("train.yaml").read_text())
             small = {"hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "num_interactions": 1}
             options["model"]["backbone"] |= small | {"r_max": 3.0}
+            options["model"]["density"]["l_max"] = 0
             options["stages"] = [{**options["stages"][-1], "epochs": 1}]
             Path("train.yaml").write_text(yaml.safe_dump(options))
     for file in ("training/best.safetensors", "out.xyz", "parity.png", "md/trajectory.xyz"):

@@ -28,6 +28,7 @@ from scfmlip import Coulomb, charge_equilibration
 from scfmlip.devices import peak_memory
 from scfmlip.units import COULOMB_CONSTANT
 
+from .progress import Bar, say
 from .record import RESULTS, commit, device_name
 from .timing import clock
 
@@ -161,7 +162,7 @@ def main() -> None:
         "commit": commit(),
     }
     common["date"] = time.strftime("%Y-%m-%d")
-    for atoms, systems in sizes:
+    for atoms, systems in Bar(sizes):
         rows = {}
         for program in ("tensor", "matrix", "scfmlip"):
             if atoms > LARGEST.get(program, atoms):
@@ -190,10 +191,9 @@ def main() -> None:
                 )
             ratio = row["seconds"] / ours["seconds"]
             memory = row["peak_mib"] / max(ours["peak_mib"], 0.1)
-            print(
+            say(
                 f"{systems:3d} x {atoms:5d}  {program:8s} {1e3 * row['seconds']:9.1f} ms  x{ratio:6.1f}  "
-                f"{row['peak_mib']:8.1f} MiB  x{memory:6.1f}  error {row['error']:.0e}",
-                flush=True,
+                f"{row['peak_mib']:8.1f} MiB  x{memory:6.1f}  error {row['error']:.0e}"
             )
         fresh = not file.exists()
         with file.open("a", newline="") as stream:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from scfmlip import Coulomb, fixed_point
 
 from .allocations import peak_allocated
 from .equilibration import F64, SIGMA, crystal
+from .progress import Bar, say
 from .record import RESULTS, commit, device_name
 
 COLUMNS = (
@@ -176,41 +178,29 @@ def main() -> None:
     common |= {"commit": commit(), "date": time.strftime("%Y-%m-%d")}
     rows = [{**row, **common} for row in measure_model()]
     for row in rows:
-        print(
+        say(
             f"{row['atoms']:5d} {row['map']:14s} {row['program']:13s} {row['evaluations']:4d} evaluations "
-            f"{'' if row['program'] == 'scfmlip' else 'of ' + format(row['mixing'], 'g')}",
-            flush=True,
+            f"{'' if row['program'] == 'scfmlip' else 'of ' + format(row['mixing'], 'g')}"
         )
-    for atoms in options.atoms:
-        for kind in ("affine", "saturating"):
-            pair = {}
-            for program in ("linear mixing", "scfmlip"):
-                command = [sys.executable, "-m", "bench.fixed_point", "--worker", str(atoms), kind, program]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                pair[program] = json.loads(done.stdout.splitlines()[-1])
-            ours, other = pair["scfmlip"], pair["linear mixing"]
-            error = max(abs(a - b) for a, b in zip(ours["probe"], other["probe"], strict=True))
-            error /= max(abs(b) for b in ours["probe"])
-            if error > 1e-4:
-                raise SystemExit(f"{atoms} {kind}: answers differ by {error:.1e}; no row written")
-            for program, row in pair.items():
-                print(
-                    f"{atoms:5d} {kind:10s} {program:13s} {row['evaluations']:4d} evaluations "
-                    f"{row['seconds']:7.2f} s {row['peak_mib']:8.1f} MiB  residual {row['residual']:.1e}",
-                    flush=True,
-                )
-                share = {"mixing": MIXING} if program == "linear mixing" else {}
-                rows.append(
-                    {
-                        "atoms": atoms,
-                        "map": kind,
-                        "program": program,
-                        "error": error,
-                        **share,
-                        **row,
-                        **common,
-                    }
-                )
+    for atoms, kind in Bar(list(itertools.product(options.atoms, ("affine", "saturating")))):
+        pair = {}
+        for program in ("linear mixing", "scfmlip"):
+            command = [sys.executable, "-m", "bench.fixed_point", "--worker", str(atoms), kind, program]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            pair[program] = json.loads(done.stdout.splitlines()[-1])
+        ours, other = pair["scfmlip"], pair["linear mixing"]
+        error = max(abs(a - b) for a, b in zip(ours["probe"], other["probe"], strict=True))
+        error /= max(abs(b) for b in ours["probe"])
+        if error > 1e-4:
+            raise SystemExit(f"{atoms} {kind}: answers differ by {error:.1e}; no row written")
+        for program, row in pair.items():
+            say(
+                f"{atoms:5d} {kind:10s} {program:13s} {row['evaluations']:4d} evaluations "
+                f"{row['seconds']:7.2f} s {row['peak_mib']:8.1f} MiB  residual {row['residual']:.1e}"
+            )
+            share = {"mixing": MIXING} if program == "linear mixing" else {}
+            line = {"atoms": atoms, "map": kind, "program": program, "error": error}
+            rows.append({**line, **share, **row, **common})
     fresh = not file.exists()
     with file.open("a", newline="") as stream:
         writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n")

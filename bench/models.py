@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.metadata
+import itertools
 import json
 import math
 import statistics
@@ -32,6 +33,7 @@ import torch
 from scfmlip.devices import peak_memory
 
 from .backbone import backbone_share, peak_beside_backbone
+from .progress import Bar, say
 from .record import RESULTS, commit, device_name
 from .timing import clock
 
@@ -210,11 +212,10 @@ def main() -> None:
     }
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(arguments.beside)]
     try:
-        for case in arguments.case:
-            for size in arguments.size:
-                for mode in arguments.mode:
-                    rows = compare(case, 3 * round(size / 3), mode, arguments.threads, arguments.device)
-                    write(file, [{**row, **common} for row in rows])
+        work = list(itertools.product(arguments.case, arguments.size, arguments.mode))
+        for case, size, mode in Bar(work):
+            rows = compare(case, 3 * round(size / 3), mode, arguments.threads, arguments.device)
+            write(file, [{**row, **common} for row in rows])
     finally:
         for process in busy:
             process.kill()
@@ -232,7 +233,7 @@ def compare(case: str, atoms: int, mode: str, threads: int, device: str) -> list
                 [*command, str(threads), device, out], capture_output=True, text=True, check=False
             )
             if done.returncode != 0:
-                print(f"{case} {atoms} {mode} {program}: failed ({done.returncode})", done.stderr[-300:])
+                say(f"{case} {atoms} {mode} {program}: failed ({done.returncode})", done.stderr[-300:])
                 continue
             found[program] = json.loads(Path(f"{out}.json").read_text())
             forces[program] = np.load(f"{out}.npy")
@@ -261,7 +262,7 @@ def compare(case: str, atoms: int, mode: str, threads: int, device: str) -> list
             rest = [f["seconds"] - f["backbone_seconds"] for f in (a, b)]
             line += f"   without backbone {rest[0]:.2f} -> {rest[1]:.2f} s"
             line += f", {a['rest_peak_mib']:.0f} -> {b['rest_peak_mib']:.0f} MiB"
-        print(line, f"  errors {rows[-1]['energy_error']:.0e} {rows[-1]['force_error']:.0e}", flush=True)
+        say(line, f"  errors {rows[-1]['energy_error']:.0e} {rows[-1]['force_error']:.0e}")
     return rows
 
 

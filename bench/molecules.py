@@ -19,6 +19,7 @@ from ase.build import molecule
 
 from scfmlip.mace_torch.batches import make_batch
 
+from .progress import Bar, say
 from .record import RESULTS, slug, surroundings
 from .rules import RULES, step
 
@@ -56,7 +57,7 @@ def main() -> None:
     kept, rows, common = cpu._KEPT_BYTES, [], surroundings(torch.device("cpu"))
     generator = np.random.default_rng(0)
     models = {rule: build(rule) for rule in CASES}
-    for name, count in MOLECULES.items():
+    for name, count in Bar(list(MOLECULES.items()), "molecule"):
         frames = [molecule(name) for _ in range(count)]
         for frame in frames:
             frame.positions += generator.normal(scale=0.05, size=frame.positions.shape)
@@ -79,7 +80,7 @@ def main() -> None:
                     "ratio": f"{before / now:.3g}",
                 }
                 rows.append(row | common)
-                print(*row.values(), flush=True)
+                say(*row.values())
     with (RESULTS / f"molecules-{slug(str(common['device']))}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()

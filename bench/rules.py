@@ -20,6 +20,7 @@ import scfmlip.models
 from scfmlip.data import path as data_path
 from scfmlip.mace_torch.batches import make_batch
 
+from .progress import Bar, say
 from .record import RESULTS, slug, surroundings
 from .timing import clock
 
@@ -111,7 +112,7 @@ def main() -> None:
     for mode in arguments.modes:
         outs = {name: step(model, batch, mode) for name, model in models.items()}  # warm up
         seconds: dict[str, list[float]] = {name: [] for name in names}
-        for _ in range(arguments.rounds):
+        for _ in Bar(range(arguments.rounds), f"{mode} round"):
             for name, model in models.items():
                 start = clock(device)
                 step(model, batch, mode)
@@ -133,7 +134,7 @@ def main() -> None:
                     **{k: v for k, v in common.items() if k in COLUMNS},
                 }
             )
-            print(f"{mode:7s} {name:24s} {rows[-1]['seconds']:>8s} s  x{rows[-1]['ratio']}", flush=True)
+            say(f"{mode:7s} {name:24s} {rows[-1]['seconds']:>8s} s  x{rows[-1]['ratio']}")
     new = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from .problems import make_problem
+from .progress import Bar, say
 from .providers import Unavailable, package_version, providers
 from .record import RESULTS, Row, append, device_name, slug, surroundings
 from .registry import CASES, LARGEST, Case, Mode, Size
@@ -70,9 +71,9 @@ class Run:
             try:
                 found[name] = verified_call(problem, name, mode, truth)
             except Unavailable as reason:
-                print(f"    {name}: skipped, {reason}", flush=True)
+                say(f"    {name}: skipped, {reason}")
             except Disagreement as reason:
-                print(f"    {name}: DISAGREES, {reason}: not timed", flush=True)
+                say(f"    {name}: DISAGREES, {reason}: not timed")
                 if name.startswith("scfmlip"):
                     self.failed.append(f"{problem.case.name} {problem.size} {mode} {problem.dtype}")
         return found
@@ -81,7 +82,7 @@ class Run:
         """All providers on one problem; writes their rows."""
         problem = make_problem(case, size, getattr(torch, dtype), self.device)
         points = 0 if case.open_boundary else int((problem.grid.weight == 1).sum())
-        print(f"{case.name} {size} {mode} {dtype}", flush=True)
+        say(f"{case.name} {size} {mode} {dtype}")
         calls = self.calls(problem, mode)
         timed: dict[str, Callable[[], object]] = {name: call for name, (call, _) in calls.items()}
         if self.options.graphs and self.device.type == "cuda":
@@ -89,7 +90,7 @@ class Run:
                 try:
                     timed[f"{name} captured"] = captured(timed[name])
                 except RuntimeError as error:
-                    print(f"    {name}: not captured, {str(error).splitlines()[0][:160]}", flush=True)
+                    say(f"    {name}: not captured, {str(error).splitlines()[0][:160]}")
         times = interleaved(timed, self.device, self.options.seconds, self.options.repeats)
         rows = []
         for label, t in times.items():
@@ -118,10 +119,9 @@ class Run:
                 )
             )
             memory = "" if peak is None else f"{peak:9.1f} MiB"
-            print(
+            say(
                 f"    {label:26} {t.median:10.3f} ms [{t.p20:.3f}, {t.p80:.3f}] x{t.repeats:<3}{memory} "
-                f" error {calls[name][1]:.0e}",
-                flush=True,
+                f" error {calls[name][1]:.0e}"
             )
         append(self.out, rows)
 
@@ -135,27 +135,38 @@ class Run:
             return cuda_memory(call)
         return cpu_memory(case, size, name, mode, dtype, self.options.threads)
 
-    def case(self, case: Case) -> None:
-        """Every size, mode and dtype of a case, smallest first."""
+    def wanted(self, case: Case) -> tuple[list[Mode], list[str]]:
+        """Modes and dtypes of a case that were asked for."""
         modes: list[Mode] = [m for m in case.modes if m in (self.options.mode or case.modes)]
-        dtypes = [d for d in case.dtypes if d in (self.options.dtype or case.dtypes)]
+        return modes, [d for d in case.dtypes if d in (self.options.dtype or case.dtypes)]
+
+    def count(self, case: Case) -> int:
+        """How many problems a case has."""
+        modes, dtypes = self.wanted(case)
+        return len(modes) * len(dtypes) * len(self.sizes(case))
+
+    def case(self, case: Case, advance: Callable[[int], object] = lambda n: None) -> None:
+        """Every size, mode and dtype of a case, smallest first."""
+        modes, dtypes = self.wanted(case)
         for mode in modes:
             problem = make_problem(case, Size(24), torch.float64, self.device)
             try:
                 check_judge(problem, mode)
             except Disagreement as reason:
-                print(f"{case.name} {mode}: DISAGREES, {reason}: not timed", flush=True)
+                say(f"{case.name} {mode}: DISAGREES, {reason}: not timed")
                 self.failed.append(f"{case.name} {mode}")
+                advance(len(dtypes) * len(self.sizes(case)))
                 continue
             for dtype in dtypes:
                 for size in self.sizes(case):
+                    advance(1)
                     if time.monotonic() - self.began > self.options.budget:
-                        print(f"{case.name} {size} {mode} {dtype}: no time left", flush=True)
+                        say(f"{case.name} {size} {mode} {dtype}: no time left")
                         continue
                     try:
                         self.measure(case, size, mode, dtype)
                     except torch.OutOfMemoryError:
-                        print(f"{case.name} {size} {mode} {dtype}: out of memory", flush=True)
+                        say(f"{case.name} {size} {mode} {dtype}: out of memory")
                     if self.device.type == "cuda":
                         torch.cuda.empty_cache()
 
@@ -164,10 +175,12 @@ def main() -> None:
     """Run the cases asked for; exits 1 if ours disagreed anywhere."""
     warnings.simplefilter("ignore")  # peers' deprecations
     run = Run(_arguments())
-    print(", ".join(f"{key} {value}" for key, value in run.common.items() if value != ""), flush=True)
-    for name in run.options.case or CASES:
-        run.case(CASES[name])
-    print(f"rows in {run.out.name}", flush=True)
+    say(", ".join(f"{key} {value}" for key, value in run.common.items() if value != ""))
+    cases = [CASES[name] for name in run.options.case or CASES]
+    with Bar(total=sum(map(run.count, cases)), unit="problem") as bar:
+        for case in cases:
+            run.case(case, bar.update)
+    say(f"rows in {run.out.name}")
     if run.failed:
         raise SystemExit(f"scfmlip disagreed: {run.failed}")
 

@@ -30,6 +30,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from .progress import Bar
 from .static_variants import Variant, variants
 
 RESULTS = Path(__file__).parent / "results" / "static_cost.csv"
@@ -194,7 +195,7 @@ def measure_all(targets: list[str], kernels: list[str], labels: list[str], anew:
         for target in targets
     ]
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        return list(pool.map(_measure, work))
+        return list(Bar(pool.map(_measure, work), "kernel", len(work)))
 
 
 def read(path: Path) -> list[Cost]:

@@ -30,6 +30,7 @@ from scfmlip_kernels import tuned as table_module
 
 from . import convolution
 from .problems import Problem, make_problem
+from .progress import Bar, say
 from .providers import providers
 from .record import device_name
 from .registry import CASES, Size
@@ -277,16 +278,16 @@ def main() -> None:
     defaults = list({(c.family, c.dtype): c for c in reversed(list(candidates(options.quick)))}.values())
     work = [*defaults, *(c for c in work if c not in defaults)]
     scores: dict[Candidate, float] = {}
-    for candidate in work:
+    for candidate in Bar(work, "candidate"):
         if time.monotonic() - began > options.budget:
-            print("no time left", flush=True)
+            say("no time left")
             break
         try:
             scores[candidate] = tuner.score(candidate, 0.05)
             said = f"{scores[candidate]:.4f} ms"
         except Exception as error:  # out of registers or shared memory, or not accurate
             said = str(error)[:120]
-        print(f"{candidate.family} {candidate.dtype} {dict(candidate.parameters)}: {said}", flush=True)
+        say(f"{candidate.family} {candidate.dtype} {dict(candidate.parameters)}: {said}")
     options.out.mkdir(parents=True, exist_ok=True)
     with (options.out / "tune.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -298,7 +299,7 @@ def main() -> None:
     chosen = best(scores)
     tuner.decide_fusion(chosen, 0.05)
     (options.out / f"{name}.json").write_text(json.dumps(chosen, indent=2) + "\n")
-    print(f"proposed: {name}.json", flush=True)
+    say(f"proposed: {name}.json")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from torch import Tensor
 from scfmlip import ChargeSolution, Coulomb, charge_equilibration
 from scfmlip.scf import ExtendedLagrangian, StateExtrapolator, shadow_equilibration
 
+from .progress import Bar, say
 from .record import RESULTS, commit, device_name
 
 F64 = torch.float64
@@ -218,7 +219,7 @@ def main() -> None:
     start = lattice(options.molecules)
     modes = [("cold", 0, 1e-6), ("extrapolated", 0, 1e-6), ("shadow", 0, 0.0), ("shadow", 1, 0.0)]
     rows = []
-    for mode, shadow_iterations, tolerance in modes:
+    for mode, shadow_iterations, tolerance in Bar(modes, "run"):
         trace = run(start, options.steps, mode, shadow_iterations=shadow_iterations, tolerance=tolerance)
         slope, spread = drift(trace, 0.5, options.steps // 5)
         late = trace.iterations[10:]
@@ -237,7 +238,7 @@ def main() -> None:
             "date": time.strftime("%Y-%m-%d"),
         }
         rows.append({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
-        print(rows[-1], flush=True)
+        say(rows[-1])
     fresh = not file.exists()
     with file.open("a", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")

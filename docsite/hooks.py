@@ -5,8 +5,8 @@ A comment on a line of its own is replaced: ``<!-- code: EXAMPLE CELL -->`` by a
 ``<!-- script: EXAMPLE -->`` by the whole file, ``<!-- picture: EXAMPLE FILE "what it shows" -->`` by a
 picture that it drew, ``<!-- written: EXAMPLE FILE -->`` by a text that it wrote,
 ``<!-- options: module.Class -->`` by a table of options, ``<!-- benchmark: NAME -->`` by rows, and
-``<!-- rules -->``, ``<!-- losses -->``, ``<!-- inputs -->``, ``<!-- commands -->`` by the reference of these.
-What cannot be replaced ends the build.
+``<!-- rules -->``, ``<!-- losses -->``, ``<!-- inputs -->``, ``<!-- commands -->``, ``<!-- messages -->``
+by the reference of these. What cannot be replaced ends the build.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:
     sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-from docsite import benchmarks, commands, configuration, examples, formulas  # noqa: E402
+from docsite import benchmarks, commands, configuration, examples, formulas, messages  # noqa: E402
 
 log = logging.getLogger("mkdocs.hooks.docsite")
 _MARK = re.compile(r"^<!-- (\w+)(?:: (.*?))? -->$", re.MULTILINE)
@@ -114,6 +114,7 @@ def _fill(match: re.Match[str], page: str) -> str:
         "losses": configuration.loss_table,
         "inputs": configuration.input_table,
         "commands": commands.reference,
+        "messages": messages.reference,
     }
     if kind in makers:
         return makers[kind]()

@@ -38,10 +38,10 @@ sed -i 's/r_max: 5.0/r_max: 4.0/; s/warmup_steps: 20/warmup_steps: 2/' train.yam
 sed -n '/^data:/,$p' train.yaml
 
 # %% check
-scfmlip train train.yaml --check 2> /dev/null
+scfmlip train train.yaml --check
 
 # %% train
-scfmlip train train.yaml --device cpu 2> /dev/null
+scfmlip train train.yaml --device cpu
 ls training
 cut -d, -f1-5 training/log.csv
 
@@ -49,14 +49,15 @@ cut -d, -f1-5 training/log.csv
 # one more stage, with a smaller learning rate: the same command goes on after the last epoch
 sed -i '/lr: 0.001,/{p;s/lr: 0.001/lr: 0.0003/}' train.yaml
 grep -A5 stages: train.yaml
-scfmlip train train.yaml --device cpu 2> /dev/null
+scfmlip train train.yaml --device cpu
 cut -d, -f1-5 training/log.csv | tail -n 2
 
 # %% info
 scfmlip info training/best.safetensors
+scfmlip info training/checkpoint.pt | head -n 2
 
 # %% evaluate
-scfmlip evaluate unseen.xyz --model training/best.safetensors -o out.xyz --parity parity.png 2> /dev/null
+scfmlip evaluate unseen.xyz --model training/best.safetensors -o out.xyz --parity parity.png
 
 # %% plot
 scfmlip plot out.xyz --charges scfmlip_charges --dipoles scfmlip_atomic_dipoles --sigma 1.5 -o potential.png

@@ -179,7 +179,53 @@ def test_requirements_of_conda_are_those_of_pip():
     assert "-c constraints.txt" in pip
 
 
-def test_recipe_renders():
+def environment():
+    """Packages that the environment asks conda for."""
+    yaml = pytest.importorskip("yaml")
+    values = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert values["name"]
+    assert values["channels"] == ["conda-forge"]
+    return [entry for entry in values["dependencies"] if isinstance(entry, str)]
+
+
+def recipe_as_rendered():
+    """The recipe, after rattler-build's own rendering."""
     tool = pytest.importorskip("rattler_build", reason="needs scfmlip[release]")
     (variant,) = tool.Stage0Recipe.from_file(str(ROOT / "recipe" / "recipe.yaml")).render()
-    assert variant.package == "scfmlip" if hasattr(variant, "package") else "scfmlip" in repr(variant)
+    return variant.recipe.to_dict()
+
+
+def test_recipe_renders():
+    recipe = recipe_as_rendered()
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert recipe["package"] == {"name": "scfmlip", "version": version}
+    assert recipe["build"]["noarch"] == "python"
+    assert recipe["build"]["python"]["entry_points"] == ["scfmlip = scfmlip.cli:main"]
+    # the folder of sources, and the licence in it
+    (source,) = recipe["source"]
+    folder = (ROOT / "recipe" / source["path"]).resolve()
+    assert folder == ROOT
+    assert all((folder / name).is_file() for name in recipe["about"]["license_file"])
+
+
+@pytest.mark.parametrize("asks", ["environment", "recipe"])
+def test_conda_understands_every_requirement(asks):
+    """Each one is a specification of a package with a version, in conda's strict reading."""
+    rattler = pytest.importorskip("rattler", reason="needs scfmlip[release]")
+    wanted = environment()
+    if asks == "recipe":
+        requirements = recipe_as_rendered()["requirements"]
+        wanted = [text for kind in ("host", "run", "run_constraints") for text in requirements[kind]]
+    for text in wanted:
+        spec = rattler.MatchSpec(text, strict=True)
+        assert text.split()[0] in str(spec.name)
+        assert (spec.version is None) == (len(text.split()) == 1)
+
+
+def test_nothing_claims_an_address():
+    """No public address of this project is known: metadata, citation and recipe give none."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "urls" not in project
+    for file in ("CITATION.cff", "recipe/recipe.yaml", "environment.yml"):
+        assert "://" not in (ROOT / file).read_text()
+    assert not re.search(r"^(site_url|repo_url|edit_uri):", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)

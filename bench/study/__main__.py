@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import time
 import warnings
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.progress import Bar, say
 from bench.record import commit, device_name
 
 from .report import write_report
@@ -123,7 +125,7 @@ def measure_cost(which: Set, rules: list[Rule], foreign: Path, work: Path, repea
         calls[rule.name, "energy and forces"] = partial(model, batch)
         calls[rule.name, "training step"] = step
     least: dict[tuple[str, str], float] = {}
-    for _ in range(repeats):
+    for _ in Bar(range(repeats), "round"):
         for key, call in calls.items():
             start = time.perf_counter()
             call()
@@ -156,24 +158,19 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="The TorchScript type system")
     rules = [RULES[name] for name in arguments.rules]
     if arguments.only in (None, "train"):
-        for seed in arguments.seeds:
-            for name in arguments.sets:
-                for rule in rules:
-                    start = time.perf_counter()
-                    try:
-                        train_and_test(
-                            SETS[name], rule, seed, arguments.work, arguments.data, arguments.epochs
-                        )
-                        said = "done"
-                    except (ValueError, FileNotFoundError, RuntimeError) as error:
-                        # one rule that fails is a result, and no reason to leave the others out
-                        said = f"{type(error).__name__}: {error}"
-                        row = stamp(name, rule.name, seed, quantity=f"failed: {said[:300]}")
-                        put_rows(RESULTS / "rows.csv", [row])
-                    print(
-                        f"{name}, {rule.name}, seed {seed}: {said} ({time.perf_counter() - start:.0f} s)",
-                        flush=True,
-                    )
+        for seed, name, rule in Bar(
+            list(itertools.product(arguments.seeds, arguments.sets, rules)), "training"
+        ):
+            start = time.perf_counter()
+            try:
+                train_and_test(SETS[name], rule, seed, arguments.work, arguments.data, arguments.epochs)
+                said = "done"
+            except (ValueError, FileNotFoundError, RuntimeError) as error:
+                # one rule that fails is a result, and no reason to leave the others out
+                said = f"{type(error).__name__}: {error}"
+                row = stamp(name, rule.name, seed, quantity=f"failed: {said[:300]}")
+                put_rows(RESULTS / "rows.csv", [row])
+            say(f"{name}, {rule.name}, seed {seed}: {said} ({time.perf_counter() - start:.0f} s)")
     if arguments.only in (None, "cost"):
         measure_cost(SETS["au2_mgo"], rules, arguments.data, arguments.work, arguments.repeats)
     if arguments.only in (None, "report"):

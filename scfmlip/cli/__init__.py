@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from .errors import WRONG_INPUT, Terminated, describe
+from .quiet import silence_imports
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (a failure), 2 (a wrong command or input), 130 (Ctrl-C) or 143 (SIGTERM).
     """
     command, debug = "scfmlip", False
+    silence_imports()
     try:
         with _stops_on_signals(), warnings.catch_warnings():
             # warnings about e3nn's and mace-torch's constants and scripted modules do not concern the user

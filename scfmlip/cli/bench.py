@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -127,6 +127,15 @@ def _timed(call: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
+def _rounds(count: int, what: str) -> Iterable[int]:
+    """Numbers of the rounds, with a progress bar on a terminal where tqdm is installed."""
+    try:
+        from tqdm import trange
+    except ModuleNotFoundError:
+        return range(count)
+    return trange(count, desc=what, unit="round", disable=None, leave=False)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """The command."""
     import importlib.util
@@ -162,7 +171,7 @@ def run(arguments: argparse.Namespace) -> int:
                     f"{float(e2)}, forces to {agreement:.1e}: times are not printed"
                 )
         times: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(arguments.repeats):
+        for _ in _rounds(arguments.repeats, f"{n_atoms} atoms"):
             for name, call in calls.items():
                 times[name].append(_timed(call, arguments.device))
         mine = statistics.median(times["ours"]) * 1e3

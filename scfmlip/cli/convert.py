@@ -38,7 +38,10 @@ def run(arguments: argparse.Namespace) -> int:
     check_new(arguments.output, arguments.overwrite)
     model = load_model(arguments.input, torch.device("cpu"), arguments.trust_pickle)
     if arguments.output.suffix == ".safetensors":
-        save(model if isinstance(model, Model) else from_mace(model), arguments.output)
+        if not isinstance(model, Model):
+            model = from_mace(model)
+            model.provenance["converted from"] = arguments.input.name
+        save(model, arguments.output)
     else:
         # write to memory first, because torch hides disk errors
         buffer = io.BytesIO()

@@ -31,9 +31,13 @@ PACKAGES = (
 )
 OPERATORS = (
     "channelwise_conv",
+    "charge_solve",
     "gaussian_pairs",
     "indexed_linear",
     "lattice_field",
+    "listed_pairs",
+    "mesh_gather",
+    "mesh_spread",
     "structure_factor",
     "symmetric_contraction",
 )
@@ -167,7 +171,7 @@ def run(arguments: argparse.Namespace, show: Callable[[str], None] = print) -> i
     cpu = "Triton's interpreter (TRITON_INTERPRET=1: slow)" if interpreting() else "CPU path"
     gpu = "Triton" if torch.cuda.is_available() else "Triton, if there were one"
     for op in ops:
-        show(f"{op:20s} CPU tensors: {cpu:12s} GPU tensors: {gpu}")
+        show(f"{op:22s} CPU tensors: {cpu:12s} GPU tensors: {gpu}")
     problems = find_problems(versions) + _triton_matches_torch(show)
     if interpreting() and torch.cuda.is_available():
         problems.append(

@@ -331,7 +331,7 @@ def _evaluate(
     try:
         with (
             replacing(arguments.output, keep=True) as part,
-            tqdm(total=len(usable), unit="frame", disable=arguments.quiet) as bar,
+            tqdm(total=len(usable), unit="frame", disable=arguments.quiet or None) as bar,
         ):
             output = _Output(part)
             for group in _batches(usable, arguments.batch_size):

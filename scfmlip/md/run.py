@@ -398,7 +398,12 @@ class Run:
             self._record(self.moment())
             self.save()
         with tqdm(
-            total=config.steps, initial=began, unit="step", disable=quiet, dynamic_ncols=True, mininterval=0.5
+            total=config.steps,
+            initial=began,
+            unit="step",
+            disable=quiet or None,
+            dynamic_ncols=True,
+            mininterval=0.5,
         ) as bar:
             while self.step < config.steps:
                 self.good = frame_of(self.atoms, self.calc.results, self.step, self.time)

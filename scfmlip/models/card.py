@@ -20,6 +20,8 @@ UNITS = {
     "potential": "V",
     "external_field": "V/angstrom, energy + field . dipole",
 }
+# attribute of a mace-torch model that holds the card it was converted with, as JSON
+CARD = "scfmlip_card"
 _PACKAGES = ("torch", "mace-torch", "e3nn")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..mace_torch.latent import LesOptions, les_options
 from ..mace_torch.whole import MACELES, PolarMACE
 from .backbone import Backbone, mace_arguments
 from .basis import OPTION, adopt_basis
+from .card import CARD
 from .config import BackboneConfig, DensityConfig, ModelConfig, energies_per_head
 from .model import Model
 from .rules.latent import Latent, LatentConfig, LesReadout
@@ -125,7 +127,17 @@ def from_mace(model: torch.nn.Module) -> Model:
     )
     network.use_reduced_cg = rebuilt.config.backbone.options[OPTION]
     rebuilt.backbone = Backbone(network)
+    rebuilt.provenance = _origin(original)
     return rebuilt.to(parameter.device)
+
+
+def _origin(original: torch.nn.Module) -> dict[str, Any]:
+    """What the card says of a converted model: where it comes from, and what its own card said."""
+    origin: dict[str, Any] = {"source": f"mace-torch's {type(original).__name__}"}
+    try:
+        return dict(json.loads(vars(original)[CARD])["provenance"]) or origin
+    except (KeyError, ValueError, TypeError):
+        return origin
 
 
 def _backbone_options(found: dict[str, Any], network: Any) -> BackboneConfig:
@@ -248,6 +260,8 @@ def to_mace(model: Model) -> torch.nn.Module:
     """
     Convert to a model of mace-torch's own classes with the same results; a copy.
 
+    Its attribute ``scfmlip_card`` holds the model's card, which `scfmlip info` prints and `from_mace` reads.
+
     Args:
         model: Model with the rule "short_range", "recursion", or "latent" with compat="les".
 
@@ -265,12 +279,14 @@ def to_mace(model: Model) -> torch.nn.Module:
     rule = model.rule
     network: Any = copy.deepcopy(restore(model.backbone.mace))  # type: ignore[arg-type]
     if isinstance(rule, Latent) and isinstance(rule.readout, LesReadout):
-        return _with_les(network, model.config, rule.les_options(), rule.readout)
-    if not isinstance(rule, Recursion | ShortRange):
+        network = _with_les(network, model.config, rule.les_options(), rule.readout)
+    elif not isinstance(rule, Recursion | ShortRange):
         hint = "; only compat='les' is MACELES" if isinstance(rule, Latent) else ""
         raise TypeError(
             f"mace-torch has no model of the rule {type(rule).__name__}: save it with scfmlip.save{hint}"
         )
+    # text, which mace-torch's tools carry along
+    setattr(network, CARD, json.dumps(model.card))
     return network
 
 

@@ -241,7 +241,7 @@ class Trainer:
             self.train_loader,
             desc=f"epoch {progress.epoch}",
             leave=False,
-            disable=self.quiet or not self.workers.first,
+            disable=self._hides,
         )
         for number, host in enumerate(bar):
             batch = self._move(host)
@@ -307,7 +307,7 @@ class Trainer:
         total = torch.zeros(2, dtype=torch.float64)  # loss, batches that did not converge
         self.model.eval()
         with self._average(), frozen(self.model):
-            for host in loader:
+            for host in tqdm(loader, desc=name, unit="batch", leave=False, disable=self._hides):
                 batch = self._move(host)
                 try:
                     out = self.model(batch, training=False, scf=scf, **wanted(batch, weights))
@@ -340,6 +340,7 @@ class Trainer:
             "generators": generators(),
             "progress": dataclasses.asdict(self.progress),
             "world": self.workers.world,
+            "card": self.model.card,
         }
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -381,6 +382,11 @@ class Trainer:
         for name in ("logger", "reducer"):
             if hasattr(self.objective, name):
                 setattr(self.objective, name, None)
+
+    @property
+    def _hides(self) -> bool | None:
+        """Whether to show no bar; None, tqdm's way to say that only a terminal gets one."""
+        return self.quiet or not self.workers.first or None
 
     def say(self, text: str) -> None:
         """Write a line to the log, from the first process only."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import yaml
 from mace.tools import set_seeds
+from tqdm import tqdm
 
 from .. import models
 from ..files import locked, write_text
@@ -219,7 +220,8 @@ def train(
             write_json(folder / "errors.json", summary)
             plot_history(folder / "loss.png", progress.history)
             plot_parity(
-                folder / "parity.png", {n: parity(model, g, config.batch_size) for n, g in graphs.items()}
+                folder / "parity.png",
+                {n: parity(model, g, config.batch_size, quiet) for n, g in graphs.items()},
             )
         workers.wait()
         return summary | {"first": workers.first}
@@ -301,7 +303,7 @@ def _write_options(folder: Path, config: TrainConfig, workers: Processes) -> Non
 
 
 def parity(
-    model: models.Model, dataset: GraphDataset, batch_size: int = 8
+    model: models.Model, dataset: GraphDataset, batch_size: int = 8, quiet: bool = True
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """
     Predictions and references of every label of a set.
@@ -310,6 +312,7 @@ def parity(
         model: The model.
         dataset: Graphs with labels.
         batch_size: Frames evaluated at once.
+        quiet: Whether to hide the progress bar, which only a terminal gets.
 
     Returns:
         Flat arrays of the labelled components by term; energies are interaction energies per atom.
@@ -330,7 +333,8 @@ def parity(
     device = next(model.parameters()).device
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     with frozen(model):
-        for host in make_loader(dataset, EpochBatches(len(dataset), batch_size, None)):
+        loader = make_loader(dataset, EpochBatches(len(dataset), batch_size, None))
+        for host in tqdm(loader, desc="parity", unit="batch", leave=False, disable=quiet or None):
             batch = {k: v.to(device) for k, v in host.items()}
             out = model(batch, **wanted(batch))
             for name, pair in labelled_pairs(out, batch).items():

@@ -3,6 +3,7 @@
 import ast
 import csv
 import dataclasses
+import importlib
 import re
 from pathlib import Path
 
@@ -13,7 +14,7 @@ pytest.importorskip("latex2mathml", reason="needs scfmlip[docs]")
 
 import yaml
 
-from docsite import benchmarks, commands, configuration, examples, formulas
+from docsite import benchmarks, commands, configuration, examples, formulas, messages
 from docsite.cells import split_cells
 from scfmlip.cli import build_parser
 from scfmlip.models import BackboneConfig, rule_names
@@ -118,7 +119,7 @@ def test_what_pages_show_exists(page):
         elif kind == "benchmark":
             assert text in benchmarks.TABLES
         else:
-            assert kind in ("options", "rules", "losses", "inputs", "commands")
+            assert kind in ("options", "rules", "losses", "inputs", "commands", "messages")
     made = ("changelog.md", "contributing.md", "reports/")
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
         if "://" in target or any(part in target for part in made):
@@ -155,6 +156,41 @@ def test_messages_are_those_of_the_code():
     messages = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
     assert len(messages) > 40
     assert not [message for message in messages if message not in text]
+
+
+def test_every_message_is_listed(tmp_path):
+    """A message of each form is found, and the page holds those of every part."""
+    file = tmp_path / "code.py"
+    file.write_text(
+        "def f(x):\n"
+        "    if x: raise ValueError(f'x must be positive, got {x}: change it')\n"
+        "    raise TypeError('no such ' + 'thing here' if x else f'nothing at {x!r}')\n"
+        "    raise KeyError(x)\n"
+    )
+    found = sorted(messages.raised(file))
+    assert ("ValueError", "x must be positive, got …: change it") in found
+    assert ("TypeError", "no such thing here / nothing at …") in found
+    assert len(found) == 2
+    listed = messages.find_messages()
+    assert sum(map(len, listed.values())) > 500
+    assert all(listed[part] for part in messages.PARTS if part != "Elsewhere")
+    assert "which the model does not support" in messages.reference()
+
+
+PACKAGES = (
+    *("scfmlip", "scfmlip.electrostatics", "scfmlip.scf", "scfmlip.models", "scfmlip.training", "scfmlip.md"),
+    *("scfmlip.mace_torch", "scfmlip.nn", "scfmlip.nn.cueq", "scfmlip.distributed", "scfmlip.ase"),
+    *("scfmlip.interfaces.lammps", "scfmlip_kernels"),
+)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_is_in_the_reference(package):
+    """By its docstring, or as the table of its options."""
+    text = "\n".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    shown = set(re.findall(r"^(?:::: |<!-- options: )[\w.]*?(\w+)(?: -->)?$", text, re.MULTILINE))
+    names = {name for name in importlib.import_module(package).__all__ if not name.startswith("__")}
+    assert names <= shown, sorted(names - shown)
 
 
 def test_cells():

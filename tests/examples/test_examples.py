@@ -8,15 +8,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("charge_equilibration.py", "fixed_point.py", "raw_operators.py")
+QUICK = ("charge_equilibration.py", "fixed_point.py", "quickstart.py", "raw_operators.py")
 LONG = (
     "accelerate_mace.py",
     "add_a_rule.py",
     "choose_a_rule.py",
+    "dynamics.sh",
+    "install.sh",
     "slab_potentials.py",
     "train_on_my_data.sh",
 )
-PICTURES = {"train_on_my_data.sh": ("parity.png", "potential.png")}
+PICTURES = {
+    "train_on_my_data.sh": ("parity.png", "potential.png"),
+    "dynamics.sh": ("md/md.png", "potential.png"),
+    "install.sh": (),
+    "quickstart.py": (),
+}
 
 
 def run(script, folder):
@@ -54,6 +61,9 @@ def test_quick(script, tmp_path):
     elif script == "fixed_point.py":
         pair = numbers(printed, "with the stiffness "), numbers(printed, "by differences ")
         assert pair[0] == pytest.approx(pair[1], rel=1e-5)
+    elif script == "quickstart.py":
+        assert abs(numbers(printed, ", charge ")) < 1e-5
+        assert "ChargeSolution(1 converged" in printed
     else:
         assert numbers(printed, "plain PyTorch ") < 1e-12
         assert numbers(printed, "energy ") == pytest.approx(numbers(printed, "scfmlip.Coulomb "), abs=1e-4)
@@ -74,6 +84,13 @@ def test_long(script, tmp_path):
     elif script == "train_on_my_data.sh":
         assert "proposed rule: equilibrated" in printed
         assert "7 epochs" in printed
+        assert "of a training, after 7 epochs" in printed
+    elif script == "dynamics.sh":
+        assert "60 steps, 30 fs" in printed
+        assert "80 steps, 40 fs" in printed
+        assert "step 80: " in printed
+    elif script == "install.sh":
+        assert "no known bad combination" in printed
 
 
 def test_every_example_is_run():

@@ -277,21 +277,26 @@ def run(arguments: argparse.Namespace) -> int:
         job, who, case = arguments.worker
         print(json.dumps(_JOBS[job](who, case)))
         return 0
+    from tqdm import tqdm
+
     arguments.output.mkdir(parents=True, exist_ok=True)
     print(
         "MACE-POLAR-1-S shaped model, random weights, float32, CPU: mace-torch + graph-longrange -> scfmlip"
     )
     print("Field part: all but the MACE backbone (electrostatics, field updates, readout); seconds forward.")
     table = {}
-    for case, _, _, _, label in CASES:
+    for case, _, _, _, label in tqdm(CASES, "structures", disable=None, leave=False):
         row = table[label] = compare(case)
-        print(f"\n{label}, {row['atoms']} atoms. Agreement: energy {row['energy_relative']:.1e} (relative),")
-        print(f"forces {row['forces_relative']:.1e} of the largest, charges {row['charges']:.1e} e")
+        tqdm.write(
+            f"\n{label}, {row['atoms']} atoms. Agreement: energy {row['energy_relative']:.1e} (relative),\n"
+            f"forces {row['forces_relative']:.1e} of the largest, charges {row['charges']:.1e} e"
+        )
         for key, value in row.items():
             if isinstance(value, tuple):
                 theirs, ours = value
                 ratio = theirs / max(ours, 1e-3)
-                print(f"  {key:22s} {theirs:10.3f} -> {ours:10.3f}   {ratio:6.1f}x", flush=True)
+                tqdm.write(f"  {key:22s} {theirs:10.3f} -> {ours:10.3f}   {ratio:6.1f}x")
+        sys.stdout.flush()
     write_text(arguments.output / "table.json", json.dumps(table, indent=1) + "\n")
     print()
     from .physics import physics

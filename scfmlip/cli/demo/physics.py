@@ -141,6 +141,7 @@ def run_dynamics() -> dict[str, Any]:
     """Run a few steps at constant energy with the fixed-point model, from 300 K."""
     import ase.units
     from ase.md.verlet import VelocityVerlet
+    from tqdm import trange
 
     from ...data import path
     from ...interfaces.ase import Calculator
@@ -154,7 +155,7 @@ def run_dynamics() -> dict[str, Any]:
     energies, iterations = [], []
     dynamics = VelocityVerlet(atoms, timestep=0.5 * ase.units.fs)
     start = time.perf_counter()
-    for _ in range(STEPS):
+    for _ in trange(STEPS, desc="dynamics", unit="step", disable=None, leave=False):
         dynamics.run(1)
         energies.append(atoms.get_total_energy())
         iterations.append(int(atoms.calc.results["scf_iterations"]))

@@ -36,6 +36,7 @@ from .allocations import peak_allocated
 from .equilibration import F64, SIGMA, crystal
 from .progress import Bar, say
 from .record import RESULTS, commit, device_name
+from .timing import clock, cuda_memory
 
 COLUMNS = (
     "atoms",
@@ -54,11 +55,12 @@ TOLERANCE = 1e-6
 MIXING = 0.25
 
 
-def measure(atoms: int, kind: str, program: str) -> dict:
+def measure(atoms: int, kind: str, program: str, device: torch.device) -> dict:
     """In this process."""
     generator = torch.Generator().manual_seed(0)
     positions, cell, first, _ = crystal(atoms, generator)
     strength = 0.05 * torch.rand(atoms, generator=generator, dtype=F64)
+    positions, cell, first, strength = (t.to(device) for t in (positions, cell, first, strength))
     operator = Coulomb(l_max=0, sigma=SIGMA)
     plan = operator.plan(cell, None, None, atoms)
     count = 0
@@ -90,10 +92,12 @@ def measure(atoms: int, kind: str, program: str) -> dict:
         energy = operator.prepare(leaves[0], cell, plan=plan).energy(state).sum() + (state**2).sum()
         return state, energy, torch.autograd.grad(energy, leaves), evaluations
 
-    start = time.perf_counter()
+    if device.type == "cuda":
+        step()  # compiles the kernels
+    start = clock(device)
     state, energy, grads, evaluations = step()
-    seconds = time.perf_counter() - start
-    peak = peak_allocated(step)
+    seconds = clock(device) - start
+    peak = cuda_memory(step) if device.type == "cuda" else peak_allocated(step)
     with torch.no_grad():
         moved, origin, response = leaves
         residual = float((update(state, moved, origin, response) - state).norm() / leaves[1].norm())
@@ -161,23 +165,34 @@ def measure_model() -> list[dict]:
     return rows
 
 
+def append(file: Path, row: dict) -> None:
+    """Append a row."""
+    fresh = not file.exists()
+    with file.open("a", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
 def main() -> None:
     """Measure, append rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--atoms", type=int, nargs="+", default=[216, 1000])
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.worker:
-        atoms, kind, program = options.worker
-        print(json.dumps(measure(int(atoms), kind, program)))
+        atoms, kind, program, device = options.worker
+        print(json.dumps(measure(int(atoms), kind, program, torch.device(device))))
         return
-    name = device_name(torch.device("cpu"))
+    name = device_name(torch.device(options.device))
     file = options.out or RESULTS / f"equilibration-fixed-point-{name.lower().replace(' ', '-')}.csv"
     common = {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
     common |= {"commit": commit(), "date": time.strftime("%Y-%m-%d")}
-    rows = [{**row, **common} for row in measure_model()]
-    for row in rows:
+    for row in measure_model() if options.device == "cpu" else ():
+        append(file, {**row, **common})
         say(
             f"{row['atoms']:5d} {row['map']:14s} {row['program']:13s} {row['evaluations']:4d} evaluations "
             f"{'' if row['program'] == 'scfmlip' else 'of ' + format(row['mixing'], 'g')}"
@@ -186,7 +201,7 @@ def main() -> None:
         pair = {}
         for program in ("linear mixing", "scfmlip"):
             command = [sys.executable, "-m", "bench.fixed_point", "--worker", str(atoms), kind, program]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run([*command, options.device], capture_output=True, text=True, check=True)
             pair[program] = json.loads(done.stdout.splitlines()[-1])
         ours, other = pair["scfmlip"], pair["linear mixing"]
         error = max(abs(a - b) for a, b in zip(ours["probe"], other["probe"], strict=True))
@@ -200,14 +215,7 @@ def main() -> None:
             )
             share = {"mixing": MIXING} if program == "linear mixing" else {}
             line = {"atoms": atoms, "map": kind, "program": program, "error": error}
-            rows.append({**line, **share, **row, **common})
-    fresh = not file.exists()
-    with file.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
+            append(file, {**line, **share, **row, **common})
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.metadata
+import importlib.util
 import itertools
 import json
 import math
@@ -43,7 +44,11 @@ CASES = {
     "mace-small": {"hidden": "128x0e", "layers": 2},
     "polar-s": {"hidden": "512x0e", "layers": 1},
     "polar-m": {"hidden": "512x0e + 512x1o", "layers": 2, "edge": "128x0e + 128x1o"},
+    # to try this script, not to time anything
+    "mace-tiny": {"hidden": "4x0e + 4x1o", "layers": 2},
+    "polar-tiny": {"hidden": "4x0e", "layers": 1, "edge": "4x0e"},
 }
+TIMED = tuple(sorted(case for case in CASES if not case.endswith("-tiny")))
 COLUMNS = (
     *("case", "atoms", "edges", "mode", "program"),
     *("seconds", "worst_seconds", "backbone_seconds", "peak_mib", "rest_peak_mib"),
@@ -137,6 +142,10 @@ def measure(case: str, atoms: int, mode: str, program: str, threads: int, device
     model.requires_grad_(mode == "train")
     if program == "scfmlip":
         model = accelerate(model)
+    elif program == "cuequivariance":
+        from mace.cli.convert_e3nn_cueq import run
+
+        model = run(model, device=device_type).to(device)
     box = (solid if CASES[case].get("system") == "solid" else water)(atoms)
 
     def batch(n: int) -> dict[str, torch.Tensor]:
@@ -186,7 +195,7 @@ def measure(case: str, atoms: int, mode: str, program: str, threads: int, device
 def main() -> None:
     """Run the cases and append rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--case", nargs="+", choices=sorted(CASES), default=sorted(CASES))
+    parser.add_argument("--case", nargs="+", choices=sorted(CASES), default=TIMED)
     parser.add_argument("--size", nargs="+", type=int, default=[200, 375, 1000])
     parser.add_argument("--mode", nargs="+", choices=("forces", "train"), default=["forces", "train"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -221,12 +230,18 @@ def main() -> None:
             process.kill()
 
 
+def programs(case: str, device: str) -> list[str]:
+    """Who takes part: cuequivariance where its own CUDA kernels are installed, for plain MACE."""
+    kernels = device == "cuda" and importlib.util.find_spec("cuequivariance_ops_torch") is not None
+    return ["mace-torch", "scfmlip", *(["cuequivariance"] if kernels and case.startswith("mace") else [])]
+
+
 def compare(case: str, atoms: int, mode: str, threads: int, device: str) -> list[dict[str, Any]]:
     """Both programs on one case; prints a line and returns the rows."""
     found: dict[str, dict[str, Any]] = {}
     forces: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for program in ("mace-torch", "scfmlip"):
+        for program in programs(case, device):
             out = f"{folder}/{program}"
             command = [sys.executable, "-m", "bench.models", "--worker", case, str(atoms), mode, program]
             done = subprocess.run(
@@ -240,16 +255,18 @@ def compare(case: str, atoms: int, mode: str, threads: int, device: str) -> list
     rows = []
     for program, row in found.items():
         errors = {"energy_error": 0.0, "force_error": 0.0}
-        if len(found) == 2 and program == "scfmlip":
+        if "mace-torch" in found and program != "mace-torch":
             want = found["mace-torch"]["energy"]
             errors["energy_error"] = abs(row["energy"] - want) / max(abs(want), 1e-12)
             scale = np.abs(forces["mace-torch"]).max()
-            errors["force_error"] = float(np.abs(forces["scfmlip"] - forces["mace-torch"]).max() / scale)
+            errors["force_error"] = float(np.abs(forces[program] - forces["mace-torch"]).max() / scale)
             if max(errors.values()) > TOLERANCE:
-                raise SystemExit(f"{case} {atoms} {mode}: results differ, {errors}: no row written")
+                raise SystemExit(f"{case} {atoms} {mode}: {program} differs, {errors}: no row written")
         keep = {k: v for k, v in row.items() if k != "energy"}
         rows.append({"case": case, "mode": mode, "program": program, **keep, **errors})
-    if len(found) == 2:
+    if "cuequivariance" in found:
+        say(f"{case:17s} cuequivariance {found['cuequivariance']['seconds']:.3f} s")
+    if {"mace-torch", "scfmlip"} <= set(found):
         a, b = found["mace-torch"], found["scfmlip"]
         line = (
             f"{case:17s} {a['atoms']:5d} atoms {a['edges']:7d} edges {mode:7s} {a['seconds']:8.2f} s -> "
@@ -262,7 +279,8 @@ def compare(case: str, atoms: int, mode: str, threads: int, device: str) -> list
             rest = [f["seconds"] - f["backbone_seconds"] for f in (a, b)]
             line += f"   without backbone {rest[0]:.2f} -> {rest[1]:.2f} s"
             line += f", {a['rest_peak_mib']:.0f} -> {b['rest_peak_mib']:.0f} MiB"
-        say(line, f"  errors {rows[-1]['energy_error']:.0e} {rows[-1]['force_error']:.0e}")
+        ours = next(row for row in rows if row["program"] == "scfmlip")
+        say(line, f"  errors {ours['energy_error']:.0e} {ours['force_error']:.0e}")
     return rows
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import os
 import platform
 import re
 import subprocess
@@ -61,7 +62,12 @@ COLUMNS = [field.name for field in fields(Row)]
 
 
 def commit() -> str:
-    """Commit of the checkout, with -dirty if files other than results differ; "unknown" outside git."""
+    """
+    Commit of the checkout, with -dirty if files other than results differ; "unknown" outside git, unless the
+    environment's COMMIT names it.
+    """
+    if os.environ.get("COMMIT"):
+        return os.environ["COMMIT"]
 
     def git(*arguments: str) -> str:
         return subprocess.run(

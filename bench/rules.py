@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import statistics
+from pathlib import Path
 from typing import Any
 
 import ase.io
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--modes", nargs="+", default=["forces", "train"])
     parser.add_argument("--rules", nargs="+", default=list(RULES))
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     atoms = ase.io.read(data_path("sio2_vacancy.xyz"), 0)
     assert isinstance(atoms, ase.Atoms)
@@ -107,7 +109,7 @@ def main() -> None:
     dtype = getattr(torch, arguments.dtype)
     batch = make_batch(models["short_range"], [atoms], device, dtype)
     common = surroundings(device)
-    path = RESULTS / f"rules-{slug(str(common['device']))}.csv"
+    path = arguments.out or RESULTS / f"rules-{slug(str(common['device']))}.csv"
     rows = []
     for mode in arguments.modes:
         outs = {name: step(model, batch, mode) for name, model in models.items()}  # warm up

@@ -89,6 +89,16 @@ class Plans:
         self._given = (cell, pbc, segments, len(positions), positions.device, positions)
         self._known, self._facts = known, facts
         self._mine: list[tuple[Coulomb, CoulombPlan]] = []
+        self._bound: tuple = ()
+
+    def bind(self, positions: Tensor, cell: Tensor, pbc: Tensor, segments: Segments) -> None:
+        """Say which objects hold the values that these plans are made from, see `are_of`."""
+        self._bound = positions, cell, pbc, segments
+
+    def are_of(self, positions: Tensor, cell: Tensor, pbc: Tensor, segments: Segments) -> bool:
+        """Whether these are the very objects of `bind`."""
+        given = positions, cell, pbc, segments
+        return bool(self._bound) and all(a is b for a, b in zip(self._bound, given, strict=True))
 
     @_eagerly
     def plan(self, coulomb: Coulomb) -> CoulombPlan:

@@ -6,6 +6,7 @@ changed here, one after another, on one model.
 """
 
 import copy
+import dataclasses
 import gc
 
 import numpy as np
@@ -216,6 +217,37 @@ def test_the_method_that_would_be_chosen():
         if want.near is not None:
             assert torch.equal(plan.near.found.positions, positions)
     assert len(set(ways)) > 1
+
+
+def test_a_rule_that_changes_its_system():
+    """Other cells, periodicity or systems than those that were compared: a plan of their own."""
+    model = copy.deepcopy(make_model("local"))
+    given = batch(model, [crystal(), slab()])
+    systems = []
+
+    class Spy(torch.nn.Module):
+        def __init__(self, rule):
+            super().__init__()
+            self.rule, self.has_geometry = rule, True
+            self.feels_external_charges = self.supports_direct = True
+
+        def forward(self, system):
+            systems.append(system)
+            return self.rule(system)
+
+    model.rule = Spy(model.rule)
+    model(dict(given))
+    (system,) = systems
+    coulomb = model.rule.rule.coulomb
+    assert system.prepare(coulomb).plan is system.prepare(coulomb).plan
+    open_ = torch.zeros_like(system.pbc)
+    for change in ({"pbc": open_}, {"cell": 1.5 * system.cell}, {"positions": 3.0 * system.positions}):
+        other = dataclasses.replace(system, **change)
+        plan, want = other.prepare(coulomb).plan, dataclasses.replace(other, plans=None).prepare(coulomb).plan
+        assert plan is not system.prepare(coulomb).plan
+        assert plan.boundaries == want.boundaries
+        if plan.lattice is not None:
+            assert plan.lattice.grid.n_points == want.lattice.grid.n_points
 
 
 def test_errors_are_those_of_a_first_call():

@@ -35,8 +35,8 @@ _PLAIN = ("training", "compute_hessian", "compute_edge_forces", "compute_atomic_
 
 _ROUGH = (
     "an edge beyond the cutoff changes the energy of this {}, which is not smooth there: its edges cannot be "
-    "padded, and cuda_graph=True captures a graph for every number of edges. In dynamics this costs more than "
-    "it saves: leave it out"
+    "padded, and cuda_graph=True captures a graph for every number of edges. In dynamics this costs more "
+    "than it saves: leave it out"
 )
 Step = Callable[..., dict[str, Any]]
 

@@ -11,8 +11,10 @@ would be made.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -29,6 +31,7 @@ from .slab import extents_of, slab_extents, slab_steps
 
 # operators of one model whose plans are kept
 _MOST = 8
+_FROZEN: contextvars.ContextVar[bool] = contextvars.ContextVar("scfmlip.electrostatics.kept", default=False)
 # by model: not in the models, which are copied, pickled and restored
 _KEPT: WeakKeyDictionary[object, KeptPlans] = WeakKeyDictionary()
 P = ParamSpec("P")
@@ -90,6 +93,16 @@ class Plans:
         self._given = (cell, pbc, segments, len(positions), positions.device, positions)
         self._known, self._facts = known, facts
         self._mine: list[tuple[Coulomb, CoulombPlan]] = []
+        self._bound: tuple = ()
+
+    def bind(self, positions: Tensor, cell: Tensor, pbc: Tensor, segments: Segments) -> None:
+        """Say which objects hold the values that these plans are made from, see `are_of`."""
+        self._bound = positions, cell, pbc, segments
+
+    def are_of(self, positions: Tensor, cell: Tensor, pbc: Tensor, segments: Segments) -> bool:
+        """Whether these are the very objects of `bind`."""
+        given = positions, cell, pbc, segments
+        return bool(self._bound) and all(a is b for a, b in zip(self._bound, given, strict=True))
 
     @_eagerly
     def plan(self, coulomb: Coulomb) -> CoulombPlan:
@@ -126,6 +139,16 @@ class Plans:
             del self._known[:-_MOST]
 
 
+@contextlib.contextmanager
+def frozen() -> Iterator[None]:
+    """Inside, plans hold and answers are those of the last `KeptPlans.look`: the caller has looked."""
+    token = _FROZEN.set(True)
+    try:
+        yield
+    finally:
+        _FROZEN.reset(token)
+
+
 class KeptPlans:
     """
     The plans of the last batch of a model; see `kept_plans`.
@@ -143,6 +166,7 @@ class KeptPlans:
     """
 
     def __init__(self) -> None:
+        self._answers: list[bool] = []
         self._last: tuple[_Batch, list[tuple[Coulomb, CoulombPlan]], dict[str, Any]] | None = None
 
     @_eagerly
@@ -173,6 +197,10 @@ class KeptPlans:
         if alone or torch._C._are_functorch_transforms_active():
             return Plans(positions, cell, pbc, segments, None, {}), read(*questions)
         last, plans, facts, batch = self._last, [], {}, None
+        if _FROZEN.get() and last is not None:
+            return Plans(
+                positions, last[0].cell, last[0].pbc, last[0].segments, last[1], last[2]
+            ), self._answers
         if last is None or last[0].kind != _kind(positions, cell, pbc, segments):
             answers = read(*questions)
         else:
@@ -187,7 +215,7 @@ class KeptPlans:
                 batch, facts = last[0], last[2]
                 plans = [both for both, good in zip(last[1], holds, strict=True) if good]
         batch = _Batch.of(positions, cell, pbc, segments) if batch is None else batch
-        self._last = batch, plans, facts
+        self._last, self._answers = (batch, plans, facts), answers
         return Plans(positions, batch.cell, batch.pbc, batch.segments, plans, facts), answers
 
 

@@ -70,6 +70,7 @@ class Calculator(AseCalculator):
             None uses no previous densities.
         skin: angstrom by which the neighbour list reaches beyond the cutoff, see
             `scfmlip.neighbours.SkinList`; results are those of a new list.
+        cuda_graph: Capture steps on a GPU as CUDA graphs, see `scfmlip.accelerate`; for mace-torch models.
         trust_pickle: Allow reading a file that mace wrote. It is a pickle, and reading it runs whatever code
             its author put there; `scfmlip convert` makes a file that runs none.
 
@@ -110,6 +111,7 @@ class Calculator(AseCalculator):
         extrapolation: int | StateExtrapolator | ExtendedLagrangian | None = 2,
         trust_pickle: bool = False,
         skin: float = 0.5,
+        cuda_graph: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -144,6 +146,11 @@ class Calculator(AseCalculator):
         # who has asked for it once is given it with the forces, not by another evaluation
         self._always_stress = False
         self.model: Any
+        if cuda_graph and (self.ours or not accelerate):
+            raise ValueError(
+                "cuda_graph=True is for mace-torch models that are accelerated: leave it out for models of "
+                "scfmlip.models, and with accelerate=False"
+            )
         if self.ours:
             self._adopt(loaded, fermi_level, extrapolator)
             return
@@ -152,7 +159,7 @@ class Calculator(AseCalculator):
                 f"a {type(loaded).__name__} has no constant-potential mode: fermi_level is for models of "
                 "scfmlip.models with a self-consistent charge rule"
             )
-        self.model = accelerate_model(loaded) if accelerate else loaded
+        self.model = accelerate_model(loaded, cuda_graph=cuda_graph) if accelerate else loaded
         if required_info(self.model):
             self.implemented_properties += [
                 "charges",

@@ -9,10 +9,11 @@ shallowly, so the original model is not changed.
 from __future__ import annotations
 
 import warnings
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
+from .step_graphs import StepGraphs, check_cuda
 from .swapped import Swapped, SwappedModel, Swaps
 
 Module = TypeVar("Module", bound=torch.nn.Module)
@@ -110,6 +111,7 @@ def accelerate(
     electrostatics: bool = True,
     tensor_products: bool = True,
     compat: Compat | None = None,
+    cuda_graph: bool = False,
 ) -> Module:
     """
     Make a faster model with less memory from a mace-torch model: same call, outputs and state dict.
@@ -137,6 +139,9 @@ def accelerate(
             that use OpenEquivariance's kernels are not replaced.
         compat: "mace": if a PolarMACE evaluates molecules and periodic systems in one batch, correct the
             molecules as molecules in boxes, as mace-torch does in such batches only.
+        cuda_graph: Capture steps on a GPU as CUDA graphs, see the page on GPUs: for dynamics, whose atoms,
+            cell and weights stay. Results have no graph of autograd; calls with ``training=True`` and for
+            Hessians or edge forces run as usual. Not for MACELES.
 
     Returns:
         The accelerated model, an instance of the same mace-torch class. `restore` returns the original class,
@@ -145,7 +150,8 @@ def accelerate(
 
     Raises:
         TypeError: for something that is not a mace-torch model, or one that is scripted or compiled.
-        ValueError: for an unknown ``compat``.
+        ValueError: for an unknown ``compat``, or ``cuda_graph`` without CUDA or for a model whose steps
+            cannot be captured.
         RuntimeError: for a mace-torch version whose PolarMACE differs from the supported one.
 
     Example:
@@ -177,6 +183,10 @@ def accelerate(
             "accelerate takes a mace-torch model (MACE, ScaleShiftMACE, PolarMACE, MACELES), got "
             f"{type(model).__module__}.{type(model).__name__}"
         )
+    if cuda_graph:
+        check_cuda()
+        fast = accelerate(model, electrostatics, tensor_products, compat)
+        return _with_graphs(fast)
     if compat is not None and isinstance(model, SwappedModel):
         model = restore(model)
     swaps, left = _find_swaps(model, electrostatics, tensor_products, compat)
@@ -196,6 +206,18 @@ def accelerate(
             stacklevel=2,
         )
     return model
+
+
+def _with_graphs(model: Any) -> Any:
+    """The same accelerated model, whose steps are captured."""
+    if not isinstance(model, SwappedModel) or hasattr(model, "les"):
+        raise ValueError(
+            f"cuda_graph=True: a step of this {type(model).__name__} cannot be captured, its sums are "
+            "planned on the host in every step: leave cuda_graph out"
+        )
+    graphed = object.__new__(type(model))
+    graphed.__dict__ = {**model.__dict__, "_scfmlip_graphs": StepGraphs()}
+    return graphed
 
 
 def accelerate_blocks(module: Module) -> Module:

@@ -41,7 +41,7 @@ from .polar_blocks import find_block_swaps
 from .polar_slabs import warn_of_slabs
 from .polar_tables import PolarSums
 from .swapped import SwappedModel, Swaps, not_compiled
-from .turned import Turn, prepare_upright
+from .turned import Turn, orientation, prepare_upright
 from .whole import WHOLE_MODELS
 
 # Versions whose PolarMACE.forward was compared with this one.
@@ -86,6 +86,30 @@ class FastPolarMACE(SwappedModel, PolarMACE):
     # boundary of each system by itself, independent of the batch
     _scfmlip_boundary: BoundaryName = "separate"
 
+    def _coulomb(self, use_pbc_evaluator: bool) -> Coulomb:
+        """The operator."""
+        cutoff = self.kspace_cutoff
+        assert isinstance(cutoff, Tensor)
+        return Coulomb(
+            l_max=self.atomic_multipoles_max_l,
+            sigma=self.atomic_multipoles_smearing_width,
+            boundary="mixed_periodic" if use_pbc_evaluator else self._scfmlip_boundary,
+            kspace_cutoff=kept_of_buffers(self, "cutoff", [cutoff], lambda: float(cutoff)),
+            compat="graph_longrange",
+            order="e3nn",
+        )
+
+    def capture_token(self, data: dict[str, Any]) -> tuple | None:
+        """The plan; None for charges outside the model, and for slabs that may have to be turned."""
+        if ExternalCharges.from_batch(data) is not None or "lammps_class" in data:
+            return None
+        cell, pbc = _strained_cell(data, None), data["pbc"].view(-1, 3)
+        given = data["positions"], cell, pbc, _segments(data, False)
+        plans, _ = kept_plans(self).look(*given)
+        if "slab_axis" in data and orientation(cell, pbc, plans)[0]:
+            return None
+        return (plans.plan(self._coulomb(False)),)
+
     def _geometry(
         self,
         data: dict[str, Tensor],
@@ -94,16 +118,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         use_pbc_evaluator: bool,
     ) -> tuple[Geometry, Turn | None]:
         """The Coulomb operator at the (strained) positions and cell, and the rotation of its slabs."""
-        cutoff = self.kspace_cutoff
-        assert isinstance(cutoff, Tensor)
-        coulomb = Coulomb(
-            l_max=self.atomic_multipoles_max_l,
-            sigma=self.atomic_multipoles_smearing_width,
-            boundary="mixed_periodic" if use_pbc_evaluator else self._scfmlip_boundary,
-            kspace_cutoff=kept_of_buffers(self, "cutoff", [cutoff], lambda: float(cutoff)),
-            compat="graph_longrange",
-            order="e3nn",
-        )
+        coulomb = self._coulomb(use_pbc_evaluator)
         positions, cell = data["positions"], _strained_cell(data, displacement)
         pbc = data["pbc"].view(-1, 3)
         plans, _ = kept_plans(self).look(positions, cell, pbc, segments)

@@ -54,6 +54,19 @@ class SwappedModel(Swapped):
     _scfmlip_accelerate: ClassVar[Any]
     # name and class of modules that were not replaced, and the reason
     _scfmlip_left: tuple[str, ...] = ()
+    # captured steps, see `accelerate`
+    _scfmlip_graphs: Any = None
+
+    def __call__(self, data: Any, *args: Any, **kwargs: Any) -> Any:
+        """The forward pass, as a CUDA graph if the model was accelerated with ``cuda_graph=True``."""
+        run: Any = super().__call__  # type: ignore[misc]
+        if self._scfmlip_graphs is None or args or torch.compiler.is_compiling():
+            return run(data, *args, **kwargs)
+        return self._scfmlip_graphs.step(self, run, data, kwargs)
+
+    def capture_token(self, data: dict[str, Any]) -> tuple | None:
+        """What a captured step depends on besides shapes and weights; None where it cannot be captured."""
+        return ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         if not args and not kwargs:

@@ -71,6 +71,16 @@ class Turn:
         return torch.cat((rows[..., :n_scalars], turned.reshape(rows[..., n_scalars:].shape)), -1)
 
 
+def orientation(cell: Tensor, pbc: Tensor, plans: Plans) -> tuple[bool, bool]:
+    """Whether there are slabs, and whether none has to be turned; arguments as in `prepare_upright`."""
+
+    def ask() -> tuple[bool, bool]:
+        host = cell.detach().cpu(), pbc.cpu()
+        return bool((host[1].sum(1) == 2).any()), all(map(is_upright, *host))
+
+    return plans.fact("slabs, and whether all are upright", ask)
+
+
 def prepare_upright(
     coulomb: Coulomb, positions: Tensor, cell: Tensor, pbc: Tensor, batch: Segments, plans: Plans
 ) -> tuple[Geometry, Turn | None]:
@@ -85,12 +95,7 @@ def prepare_upright(
         batch: The system of each atom.
         plans: Plans of this call.
     """
-
-    def ask() -> tuple[bool, bool]:
-        host = cell.detach().cpu(), pbc.cpu()
-        return bool((host[1].sum(1) == 2).any()), all(map(is_upright, *host))
-
-    slabs, upright = plans.fact("slabs and whether all are upright", ask)
+    slabs, upright = orientation(cell, pbc, plans)
     if not (slabs and cell.requires_grad) and upright:
         return coulomb.prepare(positions, cell, plan=plans.plan(coulomb)), None
     # open vector last

@@ -134,15 +134,17 @@ def make_system(
     positions = batch["positions"]
     everywhere = positions if domain is None else domain.halo.extend(positions)
     vectors = positions[receiver] - everywhere[sender] + batch["shifts"]
+    segments = _segments(batch, domain)
+    seen.plans.bind(positions, cell, pbc, segments)
     return System(
         batch=batch,
         network={},
         features=[],
         node_attrs=batch["node_attrs"],
-        positions=batch["positions"],
+        positions=positions,
         cell=cell,
         pbc=pbc,
-        segments=_segments(batch, domain),
+        segments=segments,
         edge_index=batch["edge_index"],
         edge_vectors=vectors,
         external_field=field,

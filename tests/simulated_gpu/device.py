@@ -5,7 +5,8 @@ CUDA branch with real numbers on any machine.
 Triton kernels run in the interpreter. It raises where a GPU would: tensors of two devices in one operation, a
 pointer of the CPU in a launch, a grid beyond CUDA's limits, ``numpy`` of a tensor on the GPU. It counts
 launches, and what makes the host wait: values read back, copies between host and device, masks, lists as
-indices and tensors made of numbers of the host. Times mean nothing, and races are not seen.
+indices and tensors made of numbers of the host. While a CUDA graph is captured all of these raise, and its
+replay repeats every operation on the memory that it had. Times mean nothing, and races are not seen.
 
     with simulated_gpu() as log:
         out = model(to_gpu(batch))
@@ -19,7 +20,7 @@ import contextlib
 import copy
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -81,7 +82,9 @@ class Log:
         return sum(self.waits.values())
 
     def wait(self, kind: str) -> None:
-        """The host waits."""
+        """The host waits; while a graph is captured, a GPU refuses."""
+        if _tapes:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {kind}, at {_place()}")
         self.waits[kind, _place()] += 1
 
     def report(self) -> str:
@@ -156,6 +159,52 @@ class OnGpu(torch.Tensor):
 
 
 _logs: list[Log] = []
+# what the graph that is captured repeats
+_tapes: list[list[Callable[[], Any]]] = []
+
+
+def _record(memory: Any, again: Callable[[], Any]) -> None:
+    """While a graph is captured: an operation that makes new memory, to be done again on the same memory."""
+    if not _tapes:
+        return
+    targets = [held(t) for t in tree_iter(memory) if isinstance(t, Tensor)]
+
+    def repeat() -> None:
+        values = [t for t in tree_iter(again()) if isinstance(t, Tensor)]
+        for target, value in zip(targets, values, strict=True):
+            target.copy_(value)
+
+    _tapes[-1].append(repeat)
+
+
+class Graph:
+    """`torch.cuda.CUDAGraph`: all operations once more, on the memory that they had when it was captured."""
+
+    def __init__(self) -> None:
+        self.tape: list[Callable[[], Any]] = []
+
+    def replay(self) -> None:
+        _log().operators["replay of a graph"] += 1
+        with torch._C.DisableTorchFunction(), _disable_current_modes(), torch.no_grad():
+            for operation in self.tape:
+                operation()
+
+
+@contextlib.contextmanager
+def _capture(graph: Graph, *_: Any, **__: Any) -> Iterator[None]:
+    """`torch.cuda.graph`."""
+    _tapes.append(graph.tape)
+    try:
+        yield
+    finally:
+        _tapes.pop()
+
+
+class _Stream:
+    """`torch.cuda.Stream`: there is one after another here."""
+
+    def wait_stream(self, other: Any) -> None:
+        pass
 
 
 def _log() -> Log:
@@ -204,6 +253,12 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return _run(func, name, args, kwargs)
 
 
+def _shares_memory(out: Any, inputs: Any) -> bool:
+    """Whether a result is memory of an input: what ``contiguous`` returns may be, and may be a copy."""
+    known = {t.untyped_storage().data_ptr() for t in tree_iter(inputs) if isinstance(t, Tensor)}
+    return any(t.untyped_storage().data_ptr() in known for t in tree_iter(out) if isinstance(t, Tensor))
+
+
 def _run(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
     """The operator on the memory behind its tensors."""
     kwargs = dict(kwargs)
@@ -211,7 +266,13 @@ def _run(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
     to_host = device is not None and torch.device(device).type == "cpu"
     if device is not None:
         kwargs["device"] = CPU
-    out = func(*held(args), **held(kwargs))
+    inputs, options = held(args), held(kwargs)
+    out = func(*inputs, **options)
+    in_place = name.endswith("_") and not name.endswith("__") and isinstance(args[0], OnGpu)
+    if _tapes and (in_place or isinstance(kwargs.get("out"), OnGpu)):
+        _tapes[-1].append(lambda: func(*inputs, **options))
+    elif not name.startswith(("empty", "new_empty")) and not _shares_memory(out, (inputs, options)):
+        _record(out, lambda: func(*inputs, **options))
     if name.endswith("_") and not name.endswith("__") and isinstance(args[0], OnGpu):
         return args[0]  # in place: the very tensor
     if isinstance(kwargs.get("out"), OnGpu):
@@ -282,6 +343,8 @@ def _make(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         log.operators[name] += 1
         log.places[_place()] += 1
     out = func(*args, **{**kwargs, "device": CPU})
+    if not name.startswith("empty"):
+        _record(out, lambda: func(*held(args), **{**held(kwargs), "device": CPU}))
     return out if isinstance(out, OnGpu) else OnGpu(out)
 
 
@@ -342,7 +405,10 @@ def _launch(run: Any) -> Any:
             raise RuntimeError(f"{name}: a grid of {sizes} is beyond CUDA's limits")
         _log().kernels[name] += 1
         with torch._C.DisableTorchFunction(), _disable_current_modes():
-            return run(self, *held(args), grid=grid, warmup=warmup, **held(kwargs))
+            given, options = held(args), held(kwargs)
+            if _tapes:
+                _tapes[-1].append(lambda: run(self, *given, grid=grid, warmup=warmup, **options))
+            return run(self, *given, grid=grid, warmup=warmup, **options)
 
     return launch
 
@@ -374,6 +440,12 @@ def simulated_gpu() -> Iterator[Log]:
         "mem_get_info": lambda *_: (MEMORY, MEMORY),
         "is_available": lambda: True,
         "synchronize": lambda *_: _log().wait("synchronize"),
+        "CUDAGraph": Graph,
+        "graph": _capture,
+        "Stream": _Stream,
+        "current_stream": lambda *_: _Stream(),
+        "stream": contextlib.nullcontext,
+        "device": contextlib.nullcontext,
     }
     _logs.append(Log())
     with contextlib.ExitStack() as stack:

@@ -92,6 +92,78 @@ def rule(name, where):
     return make
 
 
+def training(make_case):
+    """A training step: derivatives of a loss of energies and forces in all parameters."""
+
+    def make(place):
+        model, given = make_case(place)
+
+        def call():
+            out = model(dict(given), training=True, compute_stress=True)
+            loss = sum(out[name].square().sum() for name in ("energy", "forces", "stress"))
+            weights = [p for p in model.parameters() if p.requires_grad]
+            slopes = torch.autograd.grad(loss, weights, allow_unused=True)
+            return [slope for slope in slopes if slope is not None]
+
+        return call
+
+    return make
+
+
+def rule_case(name, where):
+    """The model of a rule, and a batch."""
+
+    def make(place):
+        pytest.importorskip("mace")
+        from models.cases import SYSTEMS, batch, make_model
+
+        model = make_model(name)
+        given = batch(model, [SYSTEMS[where]()])
+        return place(model), place(given)
+
+    return make
+
+
+def mace_case(place):
+    """An accelerated MACE, and a batch."""
+    pytest.importorskip("mace")
+    from mace_torch.mace_models import frames, mace_batch, mace_model
+
+    torch.set_default_dtype(F64)
+    model = mace_model("RealAgnosticResidualInteractionBlock", correlation=2)
+    given = mace_batch(frames(2)[:1], model)
+    return place(scfmlip.accelerate(model)), place(given)
+
+
+def polar_case(place):
+    """An accelerated PolarMACE, and a batch."""
+    pytest.importorskip("mace")
+    from mace_torch.polar_models import batch_of, polar_model, random_frames
+
+    torch.set_default_dtype(F64)
+    model = polar_model(hidden_irreps="4x0e + 4x1o", correlation=2, max_ell=1)
+    given = batch_of(random_frames([(True,) * 3], n_atoms=4, box=6.0), model)
+    return place(scfmlip.accelerate(model)), place(given)
+
+
+def charges(place):
+    """Equilibration of charges in one launch, and derivatives of its energy."""
+    generator = torch.Generator().manual_seed(0)
+    cell = place(7.0 * torch.eye(3, dtype=F64))
+    positions = place(7.0 * torch.rand(6, 3, generator=generator, dtype=F64)).requires_grad_()
+    chi, hardness = (place(offset + torch.rand(6, generator=generator, dtype=F64)) for offset in (4.0, 8.0))
+    operator = scfmlip.Coulomb(l_max=0, sigma=1.0, validate=False)
+    plan = operator.plan(cell, True, None, 6, positions.device, positions)
+
+    def call():
+        geometry = operator.prepare(positions, cell, plan=plan)
+        solution = scfmlip.charge_equilibration(geometry, chi, hardness, 0.5, tolerance=1e-12)
+        (slope,) = torch.autograd.grad(solution.energy.sum(), positions)
+        return [solution.energy, solution.charges, slope]
+
+    return call
+
+
 def outputs(out):
     names = ("energy", "forces", "stress", "charges")
     return [out[name] for name in names if out.get(name) is not None]
@@ -103,6 +175,7 @@ QUICK = {
     "coulomb molecule": coulomb("molecule"),
     "coulomb mesh": coulomb("crystal", method="mesh", tolerance=1e-3),
     "rule local": rule("local", "periodic"),
+    "charges": charges,
 }
 SLOW = {
     "mace": mace,
@@ -114,6 +187,9 @@ SLOW = {
     "rule many_body": rule("many_body", "periodic"),
     "rule passive": rule("passive", "slab"),
     "rule convex": rule("convex", "periodic"),
+    "training local": training(rule_case("local", "periodic")),
+    "training mace": training(mace_case),
+    "training polar": training(polar_case),
 }
 ALL = {**QUICK, **SLOW}
 # waits that are left: what is zero has to stay zero

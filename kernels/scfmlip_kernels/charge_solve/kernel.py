@@ -7,10 +7,12 @@ diagonal; the projector enforces the given sums (Gould, Hribar and Nocedal, SIAM
 (2001)). Vectors, products and dot products are float64, whatever the dtype of the matrix. No atomics.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..constants import constant
 from ..tuned import compiler_options, tuned
 
 # values of `status`, the same as in scfmlip.scf.Status
@@ -174,8 +176,8 @@ def launch_charge_solve(
             source_ptr=source,
             initial_ptr=initial,
             totals_ptr=totals,
-            atom_ptr_ptr=atom_ptr.to(device),
-            matrix_ptr_ptr=matrix_ptr.to(device),
+            atom_ptr_ptr=constant(tuple(atom_ptr.tolist()), torch.int64, device),
+            matrix_ptr_ptr=constant(tuple(matrix_ptr.tolist()), torch.int64, device),
             tolerance_ptr=source.new_full((1,), tolerance),
             scratch_ptr=scratch,
             state_ptr=state,

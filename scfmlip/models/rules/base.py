@@ -189,7 +189,9 @@ class System:
         """The plan, from an earlier call where it holds; None where none is kept."""
         if self.plans is None or torch._C._are_functorch_transforms_active():
             return None
-        return self.plans.plan(coulomb)
+        mine = self.positions, self.cell, self.pbc, self.segments
+        # a rule may have put something else into its system
+        return self.plans.plan(coulomb) if self.plans.are_of(*mine) else None
 
     def embedding(self, coulomb: Coulomb) -> Embedding | None:
         """The action of charges outside the model on a density in ``coulomb``; None without such charges."""

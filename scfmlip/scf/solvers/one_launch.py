@@ -77,13 +77,14 @@ class SmallSolver:
             padded[plan.segments.index, number] = apply(units)[..., 0].double()
             padded = 0.5 * (padded + padded.mT)
         # the used parts of the padded matrices, concatenated
-        squares = (self.counts**2).to(device)
+        sizes = plan.segments.ptr.diff()
+        squares = sizes**2
         total = int((self.counts**2).sum())
         ends = squares.cumsum(0)
         element = torch.arange(total, device=device)
         system = torch.searchsorted(ends, element, right=True)
         local = element - (ends - squares)[system]
-        size = self.counts.to(device)[system]
+        size = sizes[system]
         self.matrices = padded[system, local // size, local % size].to(dtype)
 
     def solve(self, source: Tensor, totals: Tensor, initial: Tensor | None) -> LinearResult:

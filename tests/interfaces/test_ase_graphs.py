@@ -1,0 +1,26 @@
+"""CUDA graphs where there is no CUDA, and for models that are not captured: clear errors."""
+
+import pytest
+import torch
+from mace_torch.mace_models import mace_model
+from models.cases import make_model
+
+import scfmlip
+
+NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+@NO_CUDA
+def test_without_cuda():
+    model = mace_model()
+    with pytest.raises(ValueError, match="cuda_graph=True needs a CUDA device"):
+        scfmlip.accelerate(model, cuda_graph=True)
+    with pytest.raises(ValueError, match="cuda_graph=True needs a CUDA device"):
+        scfmlip.ase.Calculator(model, cuda_graph=True)
+
+
+def test_models_that_are_not_captured():
+    with pytest.raises(ValueError, match="is for mace-torch models that are accelerated"):
+        scfmlip.ase.Calculator(make_model("local"), cuda_graph=True)
+    with pytest.raises(ValueError, match="is for mace-torch models that are accelerated"):
+        scfmlip.ase.Calculator(mace_model(), accelerate=False, cuda_graph=True)

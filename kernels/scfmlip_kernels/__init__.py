@@ -1,5 +1,7 @@
 """Tensor-level operators: Triton on a GPU, fast PyTorch elsewhere. No atoms, units or models in here."""
 
+from .block_linear import block_linear
+from .block_linear.maps import Block, BlockMap, BlockPath
 from .channelwise_conv import channelwise_conv
 from .channelwise_conv.edges import EdgeOrder, sort_edges
 from .channelwise_conv.product import ChannelwiseProduct, ProductPath
@@ -8,6 +10,7 @@ from .charge_solve.op import ChargeSolve
 from .dispatch import backend
 from .gaussian_pairs import gaussian_pairs
 from .indexed_linear import indexed_linear
+from .indexed_linear.groups import SpeciesOrder, sort_species
 from .lattice import LatticeGrid, build_lattice_grid
 from .lattice_field import lattice_field
 from .listed_pairs import listed_pairs
@@ -21,6 +24,9 @@ from .symmetric_contraction import symmetric_contraction
 from .symmetric_contraction.polynomial import SymmetricPolynomial
 
 __all__ = [
+    "Block",
+    "BlockMap",
+    "BlockPath",
     "ChannelwiseProduct",
     "ChargeSolve",
     "EdgeOrder",
@@ -29,8 +35,10 @@ __all__ = [
     "MeshPlaces",
     "PairList",
     "ProductPath",
+    "SpeciesOrder",
     "SymmetricPolynomial",
     "backend",
+    "block_linear",
     "build_lattice_grid",
     "build_mesh_grid",
     "channelwise_conv",
@@ -48,6 +56,7 @@ __all__ = [
     "segment_sum",
     "sort_edges",
     "sort_pairs",
+    "sort_species",
     "structure_factor",
     "symmetric_contraction",
 ]

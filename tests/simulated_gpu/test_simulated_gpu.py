@@ -3,10 +3,13 @@ Whole models down their CUDA branch on a simulated GPU: the CPU path's numbers, 
 
 ``counts.json`` holds launches and waits of a second call, energies, forces and stress, on the smallest
 systems; they may only fall. ``python -m simulated_gpu.test_simulated_gpu``, from ``tests/``, writes it anew.
+``python -m simulated_gpu.test_simulated_gpu --by-line mace "coulomb slab"`` shows which lines launch how
+often, those of backward passes at the line of their forward operation. Set ``TRITON_INTERPRET=1`` for both.
 """
 
 import contextlib
 import json
+import sys
 import warnings
 from pathlib import Path
 
@@ -191,7 +194,20 @@ def test_kernels_run_where_their_tensors_are(monkeypatch):
         assert visited == [CUDA]
 
 
-if __name__ == "__main__":
+def by_line(case):
+    """Launches of a case by line, as text."""
+    with torch.autograd.set_detect_anomaly(True, check_nan=False):
+        _, log = run(ALL[case])
+    return f"{case}: {log.launches} launches, {sum(log.kernels.values())} of Triton\n{log.by_line()}"
+
+
+def test_launches_of_backward_passes_are_told_by_their_forward_line():
+    text = by_line("coulomb molecule")
+    assert "scfmlip/electrostatics/openspace.py" in text
+    assert ".py backward" in text
+
+
+def write_counts():
     found = {}
     for name, make in ALL.items():
         difference, log = run(make)
@@ -199,3 +215,11 @@ if __name__ == "__main__":
         print(f"{name}: {difference:.1e}, {log.launches} launches, {log.n_waits} waits", flush=True)
         lines = [f" {json.dumps(name)}: {json.dumps(count)}" for name, count in found.items()]
         COUNTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    if "--by-line" in sys.argv:
+        for case in sys.argv[sys.argv.index("--by-line") + 1 :]:
+            print(by_line(case), flush=True)
+    else:
+        write_counts()

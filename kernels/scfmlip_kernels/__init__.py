@@ -7,6 +7,7 @@ from .channelwise_conv.edges import EdgeOrder, sort_edges
 from .channelwise_conv.product import ChannelwiseProduct, ProductPath
 from .charge_solve import charge_solve
 from .charge_solve.op import ChargeSolve
+from .columns import take_columns
 from .dispatch import backend
 from .gaussian_pairs import gaussian_pairs
 from .indexed_linear import indexed_linear
@@ -18,7 +19,9 @@ from .listed_pairs.pairs import PairList, sort_pairs
 from .mesh import MeshGrid, MeshPlaces, build_mesh_grid, mesh_values, mesh_waves, place_atoms
 from .mesh_gather import mesh_gather
 from .mesh_spread import mesh_spread
+from .radial_basis import radial_basis
 from .segments import segment_expand, segment_sum
+from .spherical_harmonics import spherical_harmonics
 from .structure_factor import structure_factor
 from .symmetric_contraction import symmetric_contraction
 from .symmetric_contraction.polynomial import SymmetricPolynomial
@@ -52,11 +55,14 @@ __all__ = [
     "mesh_values",
     "mesh_waves",
     "place_atoms",
+    "radial_basis",
     "segment_expand",
     "segment_sum",
     "sort_edges",
     "sort_pairs",
     "sort_species",
+    "spherical_harmonics",
     "structure_factor",
     "symmetric_contraction",
+    "take_columns",
 ]

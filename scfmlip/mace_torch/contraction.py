@@ -14,6 +14,7 @@ from mace.modules.symmetric_contraction import SymmetricContraction
 from torch import Tensor
 
 from scfmlip_kernels import SymmetricPolynomial, symmetric_contraction
+from scfmlip_kernels.identity import ByIdentity
 
 from .swapped import Swapped, warn_fallback
 
@@ -29,6 +30,14 @@ def one_hot_index(attributes: Tensor, module: torch.nn.Module) -> Tensor | None:
     if attributes.requires_grad:
         warn_fallback(module, "node_attrs require a gradient, which the species of an atom do not have")
         return None
+    checked = attributes.device.type == "cpu" or hasattr(module, "_scfmlip_seen")
+    return _species.get((attributes,), checked, lambda: _one_hot_index(attributes, module))
+
+
+_species: ByIdentity[Tensor | None] = ByIdentity(4)
+
+
+def _one_hot_index(attributes: Tensor, module: torch.nn.Module) -> Tensor | None:
     top, index = attributes.detach().max(-1)
     on_cpu = attributes.device.type == "cpu"
     if not torch.compiler.is_compiling() and (on_cpu or not hasattr(module, "_scfmlip_seen")):

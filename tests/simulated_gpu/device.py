@@ -399,6 +399,7 @@ def simulated_gpu() -> Iterator[Log]:
         "current_device": lambda: 0,
         "mem_get_info": lambda *_: (MEMORY, MEMORY),
         "is_available": lambda: True,
+        "is_current_stream_capturing": lambda: False,
         "synchronize": lambda *_: _log().wait("synchronize"),
     }
     _logs.append(Log())

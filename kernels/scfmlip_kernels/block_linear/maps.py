@@ -45,6 +45,11 @@ class BlockPath(NamedTuple):
         first: Index of the first weight.
         strides: Distances between weights of neighbouring species, channels of x, channels of the output.
         scale: Factor of the path.
+
+    Example:
+        >>> from scfmlip_kernels import BlockPath
+        >>> BlockPath(x=0, out=1, first=12, strides=(0, 4, 1)).scale  # weights [n_in, 4] of one species, from 12
+        1.0
     """
 
     x: int

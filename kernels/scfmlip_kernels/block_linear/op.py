@@ -14,9 +14,7 @@ from .plain import block_linear_plain, block_linear_weights_plain
 
 
 @operator("scfmlip::block_linear")
-def _block_linear(
-    x: Tensor, weights: Tensor, order: Tensor | None, ptr: Tensor | None, text: str
-) -> Tensor:
+def _block_linear(x: Tensor, weights: Tensor, order: Tensor | None, ptr: Tensor | None, text: str) -> Tensor:
     x, weights = x.contiguous(), weights.contiguous()
     run = launch_block_linear if runs_triton(x) else block_linear_plain
     return run(x, weights, order, ptr, text)
@@ -70,9 +68,7 @@ vmap_by_loop(_block_linear, "block_linear")
 vmap_by_loop(_block_linear_weights, "block_linear_weights")
 
 
-def block_linear(
-    x: Tensor, weights: Tensor, linear: BlockMap, species: SpeciesOrder | None = None
-) -> Tensor:
+def block_linear(x: Tensor, weights: Tensor, linear: BlockMap, species: SpeciesOrder | None = None) -> Tensor:
     r"""
     Linear maps between the channels of blocks of columns, all blocks at once.
 

@@ -6,7 +6,9 @@ from torch import Tensor
 from .maps import BlockMap
 
 
-def block_linear_reference(x: Tensor, weights: Tensor, linear: BlockMap, index: Tensor | None = None) -> Tensor:
+def block_linear_reference(
+    x: Tensor, weights: Tensor, linear: BlockMap, index: Tensor | None = None
+) -> Tensor:
     """
     One number after another.
 

@@ -25,6 +25,7 @@ from .spherical_harmonics import spherical_harmonics
 from .structure_factor import structure_factor
 from .symmetric_contraction import symmetric_contraction
 from .symmetric_contraction.polynomial import SymmetricPolynomial
+from .wave_sums import wave_coefficients, wave_energies, wave_weights
 
 __all__ = [
     "Block",
@@ -65,4 +66,7 @@ __all__ = [
     "structure_factor",
     "symmetric_contraction",
     "take_columns",
+    "wave_coefficients",
+    "wave_energies",
+    "wave_weights",
 ]

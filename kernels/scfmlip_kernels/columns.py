@@ -57,7 +57,7 @@ def take_columns(x: Tensor, columns: tuple[int, ...]) -> Tensor:
     check_tensors("take_columns", x=x)
     if x.ndim != 2 or sorted(columns) != list(range(x.shape[1])):
         raise ValueError(
-            f"take_columns: columns must be a permutation of those of x {list(x.shape)}, got {len(columns)} of "
-            f"{len(set(columns))} values"
+            f"take_columns: columns must be a permutation of those of x {list(x.shape)}, got {len(columns)} "
+            f"of {len(set(columns))} values"
         )
     return torch.ops.scfmlip.take_columns(x, list(columns))

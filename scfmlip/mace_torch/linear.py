@@ -100,7 +100,7 @@ def skip_map(product: Any) -> BlockMap | None:
         return None
     n_species, paths, first = product.irreps_in2.dim, [], 0
     for ins in product.instructions:
-        mul_in, _, mul_out = ins.path_shape
+        mul_out = ins.path_shape[2]
         scale = ins.path_weight / math.sqrt(product.irreps_in1[ins.i_in1].ir.dim)
         strides = (mul_out, n_species * mul_out, 1)
         paths.append(BlockPath(ins.i_in1, ins.i_out, first, strides, scale))

@@ -82,7 +82,7 @@ def _factor(layer: Any) -> float:
 
 
 def _silu_layer(layer: Any, x: Tensor, factor: float) -> tuple[Tensor, float]:
-    """A layer of ``factor * x`` but for what its result is multiplied by, which is left to the next product."""
+    """A layer of ``factor * x``, and the factor of its result, which is left to the next product."""
     scale = factor / (layer.h_in * layer.var_in) ** 0.5
     return torch.nn.functional.silu(torch.mm(x, layer.weight * scale)), _factor(layer)
 

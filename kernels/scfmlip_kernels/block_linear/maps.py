@@ -48,7 +48,7 @@ class BlockPath(NamedTuple):
 
     Example:
         >>> from scfmlip_kernels import BlockPath
-        >>> BlockPath(x=0, out=1, first=12, strides=(0, 4, 1)).scale  # weights [n_in, 4] of one species, from 12
+        >>> BlockPath(x=0, out=1, first=12, strides=(0, 4, 1)).scale  # [n_in, 4] weights from 12 on
         1.0
     """
 
@@ -112,8 +112,8 @@ class BlockMap(NamedTuple):
                     )
                 if block.first != end or min(block.channels, block.dim) < 1:
                     raise ValueError(
-                        f"BlockMap: blocks of {name} must cover its columns, one starts at {block.first} with "
-                        f"{block.channels} channels of {block.dim} components where {end} is the next column"
+                        f"BlockMap: blocks of {name} must cover its columns, one has {block.channels} x "
+                        f"{block.dim} columns from {block.first}, the next one is {end}"
                     )
                 end += block.channels * block.dim
         if self.n_species < 1:

@@ -17,7 +17,7 @@ _ELEMENTS = 1024
 
 @triton.jit
 def _power(u, n):
-    """u to a small integer."""
+    """The power of u to a small integer."""
     found = tl.full(u.shape, 1, u.dtype)
     for _ in range(n):
         found = found * u

@@ -115,7 +115,7 @@ def gradient_kernel(l_max: int) -> Any:
                     out.add(1, f"dx += weight * {imaginary}")
                 out.add(1, f"dy += {_product('weight', real)}")
     out.add(1, "along = dx * x + dy * y + dz * z")
-    out.add(1, f"out = out_ptr + row * 3")
+    out.add(1, "out = out_ptr + row * 3")
     for place, axis in enumerate("yzx"):
         out.add(1, f"value = tl.where(there, (d{axis} - along * {axis}) * inverse, x)")
         out.add(1, f"tl.store(out + {place}, value, mask=inside)")

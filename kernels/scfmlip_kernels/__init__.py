@@ -10,6 +10,7 @@ from .charge_solve.op import ChargeSolve
 from .columns import take_columns
 from .dispatch import backend
 from .gaussian_pairs import gaussian_pairs
+from .grouped_products import grouped_dot, grouped_scale
 from .indexed_linear import indexed_linear
 from .indexed_linear.groups import SpeciesOrder, sort_species
 from .lattice import LatticeGrid, build_lattice_grid
@@ -48,6 +49,8 @@ __all__ = [
     "channelwise_conv",
     "charge_solve",
     "gaussian_pairs",
+    "grouped_dot",
+    "grouped_scale",
     "indexed_linear",
     "lattice_field",
     "listed_pairs",

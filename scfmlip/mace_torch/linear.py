@@ -16,6 +16,7 @@ from mace.modules.irreps_tools import reshape_irreps
 from torch import Tensor
 
 from scfmlip_kernels import Block, BlockMap, BlockPath, block_linear, take_columns
+from scfmlip_kernels.constants import constant
 
 from .swapped import Swapped, Swaps
 
@@ -29,17 +30,31 @@ def irreps_blocks(irreps: Any) -> tuple[Block, ...] | None:
 
 
 def linear_map(linear: Any) -> BlockMap | None:
-    """An ``o3.Linear`` without biases as a map between blocks; None if it is not one."""
+    """An ``o3.Linear`` as a map between blocks, without its biases; None if it is not one."""
     x, out = irreps_blocks(linear.irreps_in), irreps_blocks(linear.irreps_out)
-    biased = any(ins.i_in < 0 for ins in linear.instructions)
-    if x is None or out is None or biased or getattr(linear, "weight_numel", 0) != linear.weight.numel():
+    if x is None or out is None or linear.weight_numel != linear.weight.numel():
         return None
     paths, first = [], 0
     for ins in linear.instructions:
+        if ins.i_in < 0:
+            continue
         mul_in, mul_out = ins.path_shape
         paths.append(BlockPath(ins.i_in, ins.i_out, first, (0, mul_out, 1), ins.path_weight))
         first += mul_in * mul_out
     return BlockMap(x, out, tuple(paths), first)
+
+
+def bias_places(linear: Any) -> tuple[int, ...]:
+    """For each column of the output its place among the biases, or their number where it has none."""
+    slices, count = linear.irreps_out.slices(), linear.bias.numel()
+    places, first = [count] * linear.irreps_out.dim, 0
+    for ins in linear.instructions:
+        if ins.i_in < 0:
+            columns = slices[ins.i_out]
+            size = columns.stop - columns.start
+            places[columns] = range(first, first + size)
+            first += size
+    return tuple(places)
 
 
 class FastLinear(Swapped, o3.Linear):
@@ -51,7 +66,14 @@ class FastLinear(Swapped, o3.Linear):
         """``[n, irreps_in.dim]`` -> ``[n, irreps_out.dim]``."""
         if not features.is_cuda or weight is not None or features.ndim != 2:
             return super().forward(features, weight, bias)
-        return block_linear(features, self.weight, self._scfmlip_map)
+        out = block_linear(features, self.weight, self._scfmlip_map)
+        bias = self.bias if bias is None else bias
+        if not bias.numel():
+            return out
+        if bias.numel() == out.shape[1]:
+            return out + bias
+        places = constant(self._scfmlip_biases, torch.int64, bias.device)
+        return out + torch.nn.functional.pad(bias, (0, 1)).index_select(0, places)
 
 
 class FastReshape(Swapped, reshape_irreps):
@@ -85,7 +107,8 @@ def find_linear_swaps(model: torch.nn.Module) -> Swaps:
         if type(module) is o3.Linear and module.shared_weights and module.internal_weights:
             found = linear_map(module)
             if found is not None:
-                swaps[id(module)] = (FastLinear, {"_scfmlip_map": found})
+                extra = {"_scfmlip_map": found, "_scfmlip_biases": bias_places(module)}
+                swaps[id(module)] = (FastLinear, extra)
         elif type(module) is reshape_irreps:
             columns = _reshaped_columns(module)
             if columns is not None:

@@ -2,6 +2,7 @@
 
 from .block_linear import block_linear
 from .block_linear.maps import Block, BlockMap, BlockPath
+from .cell_inverse import cell_inverse
 from .channelwise_conv import channelwise_conv
 from .channelwise_conv.edges import EdgeOrder, sort_edges
 from .channelwise_conv.product import ChannelwiseProduct, ProductPath
@@ -20,6 +21,7 @@ from .listed_pairs.pairs import PairList, sort_pairs
 from .mesh import MeshGrid, MeshPlaces, build_mesh_grid, mesh_values, mesh_waves, place_atoms
 from .mesh_gather import mesh_gather
 from .mesh_spread import mesh_spread
+from .polynomial_field import polynomial_field, polynomial_moments
 from .radial_basis import radial_basis
 from .segments import segment_expand, segment_sum
 from .spherical_harmonics import spherical_harmonics
@@ -46,6 +48,7 @@ __all__ = [
     "block_linear",
     "build_lattice_grid",
     "build_mesh_grid",
+    "cell_inverse",
     "channelwise_conv",
     "charge_solve",
     "gaussian_pairs",
@@ -59,6 +62,8 @@ __all__ = [
     "mesh_values",
     "mesh_waves",
     "place_atoms",
+    "polynomial_field",
+    "polynomial_moments",
     "radial_basis",
     "segment_expand",
     "segment_sum",

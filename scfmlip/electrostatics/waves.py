@@ -146,7 +146,7 @@ class WaveSum(ABC):
             origin=origin,
             volume=self.volume,
             slab=plan.slab,
-            box=plan.box,
+            box=plan.box if plan.boxed else None,
             normal=normal,
             height=height,
             segments=segments,

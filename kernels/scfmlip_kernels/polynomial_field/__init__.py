@@ -1,0 +1,3 @@
+from .op import polynomial_field, polynomial_moments
+
+__all__ = ["polynomial_field", "polynomial_moments"]

@@ -30,6 +30,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from .static_small import small_variants
 from .static_variants import Variant, variants
 
 RESULTS = Path(__file__).parent / "results" / "static_cost.csv"
@@ -164,7 +165,7 @@ def measure(variant: Variant, target: str) -> Cost:
 
 @cache
 def _variants() -> tuple[Variant, ...]:
-    return tuple(variants())
+    return (*variants(), *small_variants())
 
 
 def _measure(work: tuple[int, str, bool]) -> Cost:

@@ -9,7 +9,7 @@ import torch
 
 from scfmlip_kernels.block_linear.kernel import _block_linear_kernel
 from scfmlip_kernels.cell_inverse.kernel import _cell_inverse_backward_kernel, _cell_inverse_kernel
-from scfmlip_kernels.grouped_products.kernel import _grouped_dot_kernel, _grouped_scale_kernel
+from scfmlip_kernels.grouped_dot.kernel import _grouped_dot_kernel, _grouped_scale_kernel
 from scfmlip_kernels.lattice import monomial_count
 from scfmlip_kernels.lattice.device import _forces_kernel
 from scfmlip_kernels.mesh.device import splines_kernel
@@ -17,7 +17,7 @@ from scfmlip_kernels.polynomial_field.kernel import _polynomial_field_kernel, _p
 from scfmlip_kernels.radial_basis.kernel import _radial_basis_kernel
 from scfmlip_kernels.spherical_harmonics.kernel import gradient_kernel, values_kernel
 from scfmlip_kernels.tuned import tuned
-from scfmlip_kernels.wave_sums.kernel import _wave_sums_kernel, _wave_weights_kernel
+from scfmlip_kernels.wave_weights.kernel import _wave_sums_kernel, _wave_weights_kernel
 
 from .static_variants import Variant
 
@@ -36,7 +36,8 @@ def _linear_maps(dtype: str, real: str) -> Iterator[Variant]:
     parameters = tuned("indexed_linear", torch.device("cpu"), getattr(torch, dtype))
     signature = {
         **_pointers(real, "x weights"),
-        **_pointers("i64", "order ptr tiles paths"),
+        **_pointers("i64", "order ptr"),
+        **_pointers("i32", "tiles paths"),
         **_pointers(real, "scales out"),
         **_sizes("n_rows n_species x_dim out_dim"),
     }
@@ -46,7 +47,7 @@ def _linear_maps(dtype: str, real: str) -> Iterator[Variant]:
             "BLOCK_ROWS": parameters["rows"],
             "BLOCK_SPECIES": 16 if species else 1,
             "BLOCK_IN": parameters["in"],
-            "BLOCK_OUT": parameters["out"],
+            "BLOCK_OUT": max(16, parameters["out"] // 2),
             "PRECISION": parameters["precision"],
         }
         label = "values, species" if species else "values"
@@ -96,14 +97,14 @@ def _features(dtype: str, real: str) -> Iterator[Variant]:
         **_sizes("n_results n_columns n_groups n_most"),
     }
     block = {"BLOCK": 256}
-    yield Variant("grouped_products", "dot", dtype, _grouped_dot_kernel, signature, block, _FOUR)
+    yield Variant("grouped_dot", "dot", dtype, _grouped_dot_kernel, signature, block, _FOUR)
     signature = {
         **_pointers(real, "scales x"),
         **_pointers("i64", "groups"),
         **_pointers(real, "out"),
         **_sizes("n_results n_columns n_groups"),
     }
-    yield Variant("grouped_products", "scale", dtype, _grouped_scale_kernel, signature, block, _FOUR)
+    yield Variant("grouped_dot", "scale", dtype, _grouped_scale_kernel, signature, block, _FOUR)
     signature = {
         **_pointers(real, "own field"),
         **_pointers("i64", "shifts"),

@@ -11,7 +11,8 @@ from .charge_solve.op import ChargeSolve
 from .columns import take_columns
 from .dispatch import backend
 from .gaussian_pairs import gaussian_pairs
-from .grouped_products import grouped_dot, grouped_scale
+from .grouped_dot import grouped_dot
+from .grouped_dot.op import grouped_scale
 from .indexed_linear import indexed_linear
 from .indexed_linear.groups import SpeciesOrder, sort_species
 from .lattice import LatticeGrid, build_lattice_grid
@@ -21,14 +22,16 @@ from .listed_pairs.pairs import PairList, sort_pairs
 from .mesh import MeshGrid, MeshPlaces, build_mesh_grid, mesh_values, mesh_waves, place_atoms
 from .mesh_gather import mesh_gather
 from .mesh_spread import mesh_spread
-from .polynomial_field import polynomial_field, polynomial_moments
+from .polynomial_field import polynomial_field
+from .polynomial_field.op import polynomial_moments
 from .radial_basis import radial_basis
 from .segments import segment_expand, segment_sum
 from .spherical_harmonics import spherical_harmonics
 from .structure_factor import structure_factor
 from .symmetric_contraction import symmetric_contraction
 from .symmetric_contraction.polynomial import SymmetricPolynomial
-from .wave_sums import wave_coefficients, wave_energies, wave_weights
+from .wave_weights import wave_weights
+from .wave_weights.op import wave_coefficients, wave_energies
 
 __all__ = [
     "Block",

@@ -67,13 +67,13 @@ class FastLinear(Swapped, o3.Linear):
         if not features.is_cuda or weight is not None or features.ndim != 2:
             return super().forward(features, weight, bias)
         out = block_linear(features, self.weight, self._scfmlip_map)
-        bias = self.bias if bias is None else bias
-        if not bias.numel():
+        mine: Any = self.bias if bias is None else bias
+        if not mine.numel():
             return out
-        if bias.numel() == out.shape[1]:
-            return out + bias
-        places = constant(self._scfmlip_biases, torch.int64, bias.device)
-        return out + torch.nn.functional.pad(bias, (0, 1)).index_select(0, places)
+        if mine.numel() == out.shape[1]:
+            return out + mine
+        places = constant(self._scfmlip_biases, torch.int64, mine.device)
+        return out + torch.nn.functional.pad(mine, (0, 1)).index_select(0, places)
 
 
 class FastReshape(Swapped, reshape_irreps):
@@ -85,7 +85,8 @@ class FastReshape(Swapped, reshape_irreps):
         """``[n, irreps.dim]`` -> ``[n, mul, components]``."""
         if not tensor.is_cuda:
             return super().forward(tensor)
-        return take_columns(tensor, self._scfmlip_columns).unflatten(1, (self.muls[0], sum(self.dims)))
+        muls: Any = self.muls
+        return take_columns(tensor, self._scfmlip_columns).unflatten(1, (muls[0], sum(self.dims)))
 
 
 def _reshaped_columns(module: Any) -> tuple[int, ...] | None:

@@ -7,6 +7,7 @@ multiplied by W first, all of them in one launch, so that one map leads from the
 
 # mace-torch's and e3nn's modules are untyped: for torch.nn.Module every attribute is Tensor | Module
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false
 
 from __future__ import annotations
 

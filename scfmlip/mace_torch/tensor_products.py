@@ -27,7 +27,6 @@ from mace.modules.wrapper_ops import CUET_AVAILABLE
 from torch import Tensor
 
 from scfmlip_kernels import (
-    BlockMap,
     ChannelwiseProduct,
     EdgeOrder,
     block_linear,
@@ -113,7 +112,7 @@ class FastSkipProduct(Swapped, o3.FullyConnectedTensorProduct):
         index = one_hot_index(y, self) if weight is None else None
         if index is None:
             return o3.FullyConnectedTensorProduct.forward(self, x, y, weight)
-        linear: BlockMap | None = self._scfmlip_map
+        linear: Any = self._scfmlip_map
         if x.is_cuda and linear is not None and x.shape[1] == linear.x_dim:
             return block_linear(x, self.weight, linear, sort_species(index, linear.n_species))
         paths, sizes = self._scfmlip_skip

@@ -26,8 +26,8 @@ def _block_linear_kernel(
     weights_ptr,  # [n_weights]
     order_ptr,  # [n_rows] int64, rows sorted by species
     ptr_ptr,  # [n_species + 1] int64
-    tiles_ptr,  # [n_tiles, 8] int64, see `column_tiles`
-    paths_ptr,  # [n_paths, 8] int64, see `path_rows`
+    tiles_ptr,  # [n_tiles, 8] int32, see `column_tiles`
+    paths_ptr,  # [n_paths, 8] int32, see `path_rows`
     scales_ptr,  # [n_paths] factors of the paths
     out_ptr,  # [n_rows, out_dim]
     n_rows,
@@ -55,15 +55,16 @@ def _block_linear_kernel(
         species, first, last = species_tile(
             tl.program_id(0).to(tl.int64), ptr_ptr, n_species, dim, BLOCK_ROWS, BLOCK_SPECIES
         )
+        species = species.to(tl.int32)
     else:
-        species = tl.program_id(0).to(tl.int64) * 0
+        species = 0
         first = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
-        last = n_rows * dim
+        last = n_rows.to(tl.int64) * dim
     if first < last:
         row = first + tl.arange(0, BLOCK_ROWS)
         there = row < last
         atom = row // dim
-        component = row % dim
+        component = (row - atom * dim).to(tl.int32)
         if HAS_SPECIES:
             atom = tl.load(order_ptr + atom, mask=there, other=0)
         column = first_channel + tl.arange(0, BLOCK_OUT)
@@ -136,7 +137,8 @@ def launch_block_linear(
     if not linear.paths:
         return out.zero_()
     options = tuned("indexed_linear", x.device, x.dtype)
-    tiles = column_tiles(linear, options["out"])
+    block_out = max(16, options["out"] // 2)  # blocks are read with strides, which takes registers
+    tiles = column_tiles(linear, block_out)
     rows = n_rows * max(block.dim for block in linear.out)
     n_tiles = triton.cdiv(rows, options["rows"])
     if order is not None:
@@ -146,8 +148,8 @@ def launch_block_linear(
         weights_ptr=weights,
         order_ptr=order,
         ptr_ptr=ptr,
-        tiles_ptr=constant(tiles, torch.int64, x.device),
-        paths_ptr=constant(path_rows(linear), torch.int64, x.device),
+        tiles_ptr=constant(tiles, torch.int32, x.device),
+        paths_ptr=constant(path_rows(linear), torch.int32, x.device),
         scales_ptr=constant(path_scales(linear), x.dtype, x.device),
         out_ptr=out,
         n_rows=n_rows,
@@ -158,7 +160,7 @@ def launch_block_linear(
         BLOCK_ROWS=options["rows"],
         BLOCK_SPECIES=triton.next_power_of_2(linear.n_species),
         BLOCK_IN=options["in"],
-        BLOCK_OUT=options["out"],
+        BLOCK_OUT=block_out,
         PRECISION=options["precision"],
         **compiler_options(options["num_warps"], options["num_stages"], x),
     )

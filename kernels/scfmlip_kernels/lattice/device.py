@@ -1,5 +1,8 @@
 """Triton helpers that the two lattice kernels share, and the format of their phases."""
 
+# launches do not type-check
+# pyright: reportArgumentType=false
+
 import torch
 import triton
 import triton.language as tl

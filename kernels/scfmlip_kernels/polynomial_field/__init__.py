@@ -1,3 +1,3 @@
-from .op import polynomial_field, polynomial_moments
+from .op import polynomial_field
 
-__all__ = ["polynomial_field", "polynomial_moments"]
+__all__ = ["polynomial_field"]

@@ -115,7 +115,7 @@ def _polynomial_moments_kernel(
     tl.store(out + 9, zz, mask=inside)
 
 
-def launch_field(r: Tensor, c: Tensor, rank: int) -> Tensor:
+def launch_polynomial_field(r: Tensor, c: Tensor, rank: int) -> Tensor:
     """``[n_atoms, n_channels, n_monomials]``; contiguous arguments."""
     out = c.new_empty((*c.shape[:2], monomial_count(rank)))
     n_results = c.shape[0] * c.shape[1]
@@ -133,7 +133,7 @@ def launch_field(r: Tensor, c: Tensor, rank: int) -> Tensor:
     return out
 
 
-def launch_moments(r: Tensor, p: Tensor) -> Tensor:
+def launch_polynomial_moments(r: Tensor, p: Tensor) -> Tensor:
     """``[n_atoms, n_channels, 10]``; contiguous arguments."""
     out = torch.empty((*p.shape[:2], 10), dtype=p.dtype, device=p.device)
     n_results = p.shape[0] * p.shape[1]

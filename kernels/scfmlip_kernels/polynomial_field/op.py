@@ -8,13 +8,13 @@ from ..dispatch import runs_triton, vmap_by_loop
 from ..lattice.directions import raised, scaled_forces, shifted_along
 from ..lattice.monomials import monomial_count, rank_of_count
 from ..operators import operator
-from .kernel import launch_field, launch_moments
+from .kernel import launch_polynomial_field, launch_polynomial_moments
 from .plain import field_plain, moments_plain
 
 
 @operator("scfmlip::polynomial_field")
 def _polynomial_field(r: Tensor, c: Tensor, rank: int) -> Tensor:
-    run = launch_field if runs_triton(c) else field_plain
+    run = launch_polynomial_field if runs_triton(c) else field_plain
     return run(r.contiguous(), c.contiguous(), rank)
 
 
@@ -25,7 +25,7 @@ def _(r, c, rank):
 
 @operator("scfmlip::polynomial_moments")
 def _polynomial_moments(r: Tensor, p: Tensor) -> Tensor:
-    run = launch_moments if runs_triton(p) else moments_plain
+    run = launch_polynomial_moments if runs_triton(p) else moments_plain
     return run(r.contiguous(), p.contiguous())
 
 

@@ -107,7 +107,7 @@ def _launch(out: Tensor, tensors: tuple[Tensor, ...], grad: Tensor | None, separ
     return out
 
 
-def launch_basis(tensors: tuple[Tensor, ...], separate: bool) -> Tensor:
+def launch_radial_basis(tensors: tuple[Tensor, ...], separate: bool) -> Tensor:
     """``[n, n_basis (+ 1)]``; contiguous tensors, in the order of the operator."""
     x, _, frequencies, *_ = tensors
     return _launch(x.new_empty((len(x), len(frequencies) + int(separate))), tensors, None, separate)

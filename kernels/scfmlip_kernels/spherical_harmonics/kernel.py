@@ -122,7 +122,7 @@ def gradient_kernel(l_max: int) -> Any:
     return kernel_of(out.source(), "spherical_harmonics_gradient", ("n_vectors",))
 
 
-def launch_harmonics(vectors: Tensor, l_max: int) -> Tensor:
+def launch_spherical_harmonics(vectors: Tensor, l_max: int) -> Tensor:
     """``[n, (l_max + 1)^2]`` of contiguous vectors."""
     out = vectors.new_empty((len(vectors), (l_max + 1) ** 2))
     if len(vectors):

@@ -6,13 +6,13 @@ from torch import Tensor
 from ..checks import check_floats, check_rank, check_shape, check_tensors, outside_autocast
 from ..dispatch import runs_triton, vmap_by_loop
 from ..operators import operator
-from .kernel import launch_gradient, launch_harmonics
+from .kernel import launch_gradient, launch_spherical_harmonics
 from .polynomials import gradient_plain, harmonics_plain, tangent_plain
 
 
 @operator("scfmlip::spherical_harmonics")
 def _spherical_harmonics(vectors: Tensor, l_max: int) -> Tensor:
-    run = launch_harmonics if runs_triton(vectors) else harmonics_plain
+    run = launch_spherical_harmonics if runs_triton(vectors) else harmonics_plain
     return run(vectors.contiguous(), l_max)
 
 

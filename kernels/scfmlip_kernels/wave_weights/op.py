@@ -1,5 +1,8 @@
 """Operator registration: dispatch, fake tensors, derivatives, public functions."""
 
+# saved tensors are handed on as one tuple
+# pyright: reportCallIssue=false
+
 from collections.abc import Sequence
 
 import torch

@@ -6,7 +6,7 @@ from tolerances import assert_close
 
 from kernels.problems import PATHS, derivatives, random_cells
 from scfmlip_kernels import wave_coefficients, wave_energies, wave_weights
-from scfmlip_kernels.wave_sums.reference import (
+from scfmlip_kernels.wave_weights.reference import (
     wave_coefficients_reference,
     wave_energies_reference,
     wave_weights_reference,

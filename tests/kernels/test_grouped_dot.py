@@ -6,7 +6,7 @@ from tolerances import assert_close
 
 from kernels.problems import DTYPES, PATHS, derivatives
 from scfmlip_kernels import grouped_dot, grouped_scale
-from scfmlip_kernels.grouped_products.reference import grouped_dot_reference, grouped_scale_reference
+from scfmlip_kernels.grouped_dot.reference import grouped_dot_reference, grouped_scale_reference
 
 pytestmark = pytest.mark.usefixtures("empty_is_nan")
 

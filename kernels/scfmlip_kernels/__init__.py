@@ -10,6 +10,7 @@ from .charge_solve import charge_solve
 from .charge_solve.op import ChargeSolve
 from .columns import take_columns
 from .dispatch import backend
+from .edge_vectors import edge_vectors
 from .gaussian_pairs import gaussian_pairs
 from .grouped_dot import grouped_dot
 from .grouped_dot.op import grouped_scale
@@ -54,6 +55,7 @@ __all__ = [
     "cell_inverse",
     "channelwise_conv",
     "charge_solve",
+    "edge_vectors",
     "gaussian_pairs",
     "grouped_dot",
     "grouped_scale",

@@ -194,6 +194,35 @@ def test_kernels_run_where_their_tensors_are(monkeypatch):
         assert visited == [CUDA]
 
 
+@pytest.mark.parametrize(
+    "flags", [{}, {"compute_stress": True}, {"compute_edge_forces": True, "compute_virials": True}], ids=str
+)
+def test_all_outputs_of_mace_and_gradients_of_its_parameters(flags):
+    """Several systems in a batch, one of them a molecule; second derivatives, as training takes them."""
+    pytest.importorskip("mace")
+    from mace_torch.mace_models import frames, mace_batch, mace_model
+
+    torch.set_default_dtype(F64)
+    model = mace_model("RealAgnosticResidualInteractionBlock", correlation=2)
+
+    def call(place):
+        batch = place(mace_batch(frames(3, 5), model))
+        fast = place(scfmlip.accelerate(model))
+        out = fast(dict(batch), training=True, **flags)
+        names = ("energy", "node_energy", "forces", "virials", "stress", "edge_forces", "node_feats")
+        found = [out[name] for name in names if out[name] is not None]
+        loss = sum(((t - 0.1) ** 2).sum() for t in found)
+        parameters = [p for p in fast.parameters() if p.requires_grad]
+        return [*found, *torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True)]
+
+    with scfmlip_kernels.backend("cpu"):
+        want = [t.detach() for t in call(lambda x: x)]
+    with scfmlip_kernels.backend("auto"), simulated_gpu():
+        got = [held(t.detach()) for t in call(to_gpu)]
+    for a, b in zip(got, want, strict=True):
+        assert float((a - b).norm()) <= 1e-11 * max(float(b.norm()), 1e-6)
+
+
 def by_line(case):
     """Launches of a case by line, as text."""
     with torch.autograd.set_detect_anomaly(True, check_nan=False):

@@ -9,6 +9,7 @@ import torch
 
 from scfmlip_kernels.block_linear.kernel import _block_linear_kernel
 from scfmlip_kernels.cell_inverse.kernel import _cell_inverse_backward_kernel, _cell_inverse_kernel
+from scfmlip_kernels.edge_vectors.kernel import _edge_sums_kernel, _edge_vectors_kernel
 from scfmlip_kernels.grouped_dot.kernel import _grouped_dot_kernel, _grouped_scale_kernel
 from scfmlip_kernels.lattice import monomial_count
 from scfmlip_kernels.lattice.device import _forces_kernel
@@ -87,6 +88,26 @@ def _edges(dtype: str, real: str) -> Iterator[Variant]:
         constants = {"SEPARATE": False, "DERIVATIVE": derivative, "BLOCK": 128, "BASIS": 8}
         label = "derivatives" if derivative else "values"
         yield Variant("radial_basis", label, dtype, _radial_basis_kernel, signature, constants, _FOUR)
+
+
+def _graphs(dtype: str, real: str) -> Iterator[Variant]:
+    signature = {
+        **_pointers(real, "positions strain shifts"),
+        **_pointers("i64", "system sender receiver"),
+        **_pointers(real, "grad out outer"),
+        **_sizes("n_edges"),
+    }
+    for derivative in (False, True):
+        constants = {"STRAINED": True, "DERIVATIVE": derivative, "BLOCK": 128}
+        label = "derivatives" if derivative else "values"
+        yield Variant("edge_vectors", label, dtype, _edge_vectors_kernel, signature, constants, _FOUR)
+    signature = {
+        **_pointers(real, "edges outer"),
+        **_pointers("i64", "by_receiver receiver_ptr by_sender sender_ptr"),
+        **_pointers(real, "out strain"),
+    }
+    constants = {"STRAINED": True, "BLOCK": 32}
+    yield Variant("edge_vectors", "sums", dtype, _edge_sums_kernel, signature, constants, _ONE)
 
 
 def _features(dtype: str, real: str) -> Iterator[Variant]:
@@ -172,5 +193,6 @@ def small_variants() -> Iterator[Variant]:
     for dtype, real in (("float32", "fp32"), ("float64", "fp64")):
         yield from _linear_maps(dtype, real)
         yield from _edges(dtype, real)
+        yield from _graphs(dtype, real)
         yield from _features(dtype, real)
     yield from _cells()

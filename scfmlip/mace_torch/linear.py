@@ -1,4 +1,4 @@
-"""e3nn's linear maps, and mace-torch's reshaping of irreps, in one launch each on a GPU."""
+"""e3nn's linear maps, and mace-torch's gates and reshaping of irreps, in few launches on a GPU."""
 
 # mace-torch's and e3nn's modules are untyped: for torch.nn.Module every attribute is Tensor | Module
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
@@ -12,10 +12,11 @@ from typing import Any
 import mace  # noqa: F401  (import it before e3nn, which fails to load its constants otherwise)
 import torch
 from e3nn import o3
+from mace.modules.gate import GatedEquivariantBlock
 from mace.modules.irreps_tools import reshape_irreps
 from torch import Tensor
 
-from scfmlip_kernels import Block, BlockMap, BlockPath, block_linear, take_columns
+from scfmlip_kernels import Block, BlockMap, BlockPath, block_linear, grouped_scale, take_columns
 from scfmlip_kernels.constants import constant
 
 from .swapped import Swapped, Swaps
@@ -89,6 +90,41 @@ class FastReshape(Swapped, reshape_irreps):
         return take_columns(tensor, self._scfmlip_columns).unflatten(1, (muls[0], sum(self.dims)))
 
 
+class FastGate(Swapped, GatedEquivariantBlock):
+    """mace-torch's gate, the gated features in one launch on a GPU."""
+
+    _scfmlip_original = GatedEquivariantBlock
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``[n, irreps_in.dim]`` -> ``[n, irreps_out.dim]``."""
+        if not features.is_cuda or features.ndim != 2:
+            return super().forward(features)
+        sizes = (self._s_len, self._g_len, features.shape[1] - self._s_len - self._g_len)
+        if self._act_scalar is self._act_gate and self._scalar_cst == self._gate_cst:
+            head, gated = features.split((sizes[0] + sizes[1], sizes[2]), 1)
+            scalars, gates = (self._act_gate(head) * self._gate_cst).split(sizes[:2], 1)
+        else:
+            scalars, gates, gated = features.split(sizes, 1)
+            scalars = self._act_scalar(scalars) * self._scalar_cst
+            gates = self._act_gate(gates) * self._gate_cst
+        return torch.cat((scalars, grouped_scale(gates, gated, self._scfmlip_groups)), 1)
+
+
+def _gate_groups(module: Any) -> tuple[int, ...] | None:
+    """The gate of each gated column; None unless scalars, gates and gated features follow one another."""
+    if module._layout_is_ir_mul or not module._gated_info or None in (module._act_scalar, module._act_gate):
+        return None
+    if module._s_start != 0 or module._g_start != module._s_len:
+        return None
+    groups, column = [], module._s_len + module._g_len
+    for start, length, dim, mul, first in module._gated_info:
+        if start != column or length != mul * dim:
+            return None
+        groups += [first + u for u in range(mul) for _ in range(dim)]
+        column += length
+    return tuple(groups)
+
+
 def _reshaped_columns(module: Any) -> tuple[int, ...] | None:
     """The column that each column of the flattened result is; None for cuEquivariance's layout."""
     config = getattr(module, "cueq_config", None)
@@ -110,6 +146,10 @@ def find_linear_swaps(model: torch.nn.Module) -> Swaps:
             if found is not None:
                 extra = {"_scfmlip_map": found, "_scfmlip_biases": bias_places(module)}
                 swaps[id(module)] = (FastLinear, extra)
+        elif type(module) is GatedEquivariantBlock:
+            groups = _gate_groups(module)
+            if groups is not None:
+                swaps[id(module)] = (FastGate, {"_scfmlip_groups": groups})
         elif type(module) is reshape_irreps:
             columns = _reshaped_columns(module)
             if columns is not None:

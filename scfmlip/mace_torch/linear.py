@@ -2,7 +2,7 @@
 
 # mace-torch's and e3nn's modules are untyped: for torch.nn.Module every attribute is Tensor | Module
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
-# pyright: reportGeneralTypeIssues=false
+# pyright: reportGeneralTypeIssues=false, reportOptionalCall=false
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def _block_linear_kernel(
     else:
         species = 0
         first = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
-        last = n_rows.to(tl.int64) * dim
+        last = dim.to(tl.int64) * n_rows
     if first < last:
         row = first + tl.arange(0, BLOCK_ROWS)
         there = row < last

@@ -31,6 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .progress import Bar
+from .static_small import small_variants
 from .static_variants import Variant, variants
 
 RESULTS = Path(__file__).parent / "results" / "static_cost.csv"
@@ -165,7 +166,7 @@ def measure(variant: Variant, target: str) -> Cost:
 
 @cache
 def _variants() -> tuple[Variant, ...]:
-    return tuple(variants())
+    return (*variants(), *small_variants())
 
 
 def _measure(work: tuple[int, str, bool]) -> Cost:

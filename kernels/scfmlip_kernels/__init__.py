@@ -1,13 +1,21 @@
 """Tensor-level operators: Triton on a GPU, fast PyTorch elsewhere. No atoms, units or models in here."""
 
+from .block_linear import block_linear
+from .block_linear.maps import Block, BlockMap, BlockPath
+from .cell_inverse import cell_inverse
 from .channelwise_conv import channelwise_conv
 from .channelwise_conv.edges import EdgeOrder, sort_edges
 from .channelwise_conv.product import ChannelwiseProduct, ProductPath
 from .charge_solve import charge_solve
 from .charge_solve.op import ChargeSolve
+from .columns import take_columns
 from .dispatch import backend
+from .edge_vectors import edge_vectors
 from .gaussian_pairs import gaussian_pairs
+from .grouped_dot import grouped_dot
+from .grouped_dot.op import grouped_scale
 from .indexed_linear import indexed_linear
+from .indexed_linear.groups import SpeciesOrder, sort_species
 from .lattice import LatticeGrid, build_lattice_grid
 from .lattice_field import lattice_field
 from .listed_pairs import listed_pairs
@@ -15,12 +23,21 @@ from .listed_pairs.pairs import PairList, sort_pairs
 from .mesh import MeshGrid, MeshPlaces, build_mesh_grid, mesh_values, mesh_waves, place_atoms
 from .mesh_gather import mesh_gather
 from .mesh_spread import mesh_spread
+from .polynomial_field import polynomial_field
+from .polynomial_field.op import polynomial_moments
+from .radial_basis import radial_basis
 from .segments import segment_expand, segment_sum
+from .spherical_harmonics import spherical_harmonics
 from .structure_factor import structure_factor
 from .symmetric_contraction import symmetric_contraction
 from .symmetric_contraction.polynomial import SymmetricPolynomial
+from .wave_weights import wave_weights
+from .wave_weights.op import wave_coefficients, wave_energies
 
 __all__ = [
+    "Block",
+    "BlockMap",
+    "BlockPath",
     "ChannelwiseProduct",
     "ChargeSolve",
     "EdgeOrder",
@@ -29,13 +46,19 @@ __all__ = [
     "MeshPlaces",
     "PairList",
     "ProductPath",
+    "SpeciesOrder",
     "SymmetricPolynomial",
     "backend",
+    "block_linear",
     "build_lattice_grid",
     "build_mesh_grid",
+    "cell_inverse",
     "channelwise_conv",
     "charge_solve",
+    "edge_vectors",
     "gaussian_pairs",
+    "grouped_dot",
+    "grouped_scale",
     "indexed_linear",
     "lattice_field",
     "listed_pairs",
@@ -44,10 +67,19 @@ __all__ = [
     "mesh_values",
     "mesh_waves",
     "place_atoms",
+    "polynomial_field",
+    "polynomial_moments",
+    "radial_basis",
     "segment_expand",
     "segment_sum",
     "sort_edges",
     "sort_pairs",
+    "sort_species",
+    "spherical_harmonics",
     "structure_factor",
     "symmetric_contraction",
+    "take_columns",
+    "wave_coefficients",
+    "wave_energies",
+    "wave_weights",
 ]

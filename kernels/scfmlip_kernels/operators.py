@@ -10,6 +10,7 @@ Under `torch.autocast`, operators behave as those on PyTorch's float32 list: inp
 converted to float32, and the result is float32.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -118,6 +119,7 @@ class Operator:
         else:
             result = self._below(keyset, args)
         self._setup_context(ctx, args, result)
+        ctx.tensors = [isinstance(a, Tensor) for a in args]
         if duals is not None:  # `_node_jvp` runs next
             ctx.duals, ctx.result = duals, result
         return result
@@ -125,7 +127,7 @@ class Operator:
     def _node_backward(self, ctx, *grads):
         # the last argument of the node is not an argument of the operator
         needed = ctx.needs_input_grad
-        ctx.needs_input_grad = needed[:-1]
+        ctx.needs_input_grad = _wanted(ctx, needed[:-1])
         try:
             found = self._backward(ctx, *grads)  # type: ignore[misc]
         finally:
@@ -171,6 +173,25 @@ def _unpacked(args: Sequence[Any]) -> Sequence[tuple[Any, Any]] | None:
     """Each argument with its tangent or None; None if no argument has a tangent."""
     found = [forward_ad.unpack_dual(a) if isinstance(a, Tensor) else (a, None) for a in args]
     return found if any(tangent is not None for _, tangent in found) else None
+
+
+def _wanted(ctx: Any, needed: Sequence[bool]) -> tuple[bool, ...]:
+    """
+    Which derivatives the running backward pass uses.
+
+    ``needs_input_grad`` lists those that could be asked for, which for forces includes the parameters'. The
+    engine knows which earlier nodes it is going to run, but does not say so for leaves.
+    """
+    if _functorch_is_active() or not any(needed):
+        return tuple(needed)
+    found, nodes = list(needed), iter(ctx.next_functions)
+    for n, is_tensor in enumerate(ctx.tensors):
+        node = next(nodes)[0] if is_tensor else None
+        if found[n] and node is not None:
+            # a private function of torch; without it, derivatives are computed needlessly
+            with contextlib.suppress(RuntimeError, AttributeError):
+                found[n] = torch._C._will_engine_execute_node(node)
+    return tuple(found)
 
 
 _functorch_is_active = torch._C._are_functorch_transforms_active

@@ -13,6 +13,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from scfmlip_kernels import polynomial_field, polynomial_moments
 from scfmlip_kernels.constants import constant
 
 from ..segments import Segments
@@ -180,7 +181,7 @@ class Correction:
         origin: ``[n_systems, 3]`` float64 origin of the moments; near the atoms, to avoid cancellation.
         volume: ``[n_systems]`` float64.
         slab: ``[n_systems]`` float64, 1 for a slab.
-        box: ``[n_systems]`` float64, 1 for a molecule in a box.
+        box: ``[n_systems]`` float64, 1 for a molecule in a box; None if there is none.
         normal: ``[n_systems, 3]`` float64 unit normals of the slabs.
         height: ``[n_systems]`` float64, volume over area, angstrom.
         segments: The system of each atom.
@@ -192,7 +193,7 @@ class Correction:
     origin: Tensor
     volume: Tensor
     slab: Tensor
-    box: Tensor
+    box: Tensor | None
     normal: Tensor
     height: Tensor
     segments: Segments
@@ -206,6 +207,8 @@ class Correction:
         ``moments [n_atoms, n_channels, n_widths, M]`` -> each ``[n_systems, n_channels(, 3)]``.
         """
         m = moments.double()
+        if m.is_cuda:
+            return self._fused_moments(m)
         q = m[..., 0]
         variance = constant(self.widths, q.dtype, q.device) ** 2
         normal = self.segments.expand(self.normal)[:, None]
@@ -232,6 +235,34 @@ class Correction:
             trace = trace + 3 * spread
         return tuple(self.segments.sum(x) for x in (charge, height_moment, second_z, dipole, trace))  # type: ignore[return-value]
 
+    def __post_init__(self) -> None:
+        """Compute what every call of the fused forms uses, with the graph of the first one."""
+        if self.positions.is_cuda:
+            self._own = self.positions - self.segments.expand(self.origin)
+            self._squares = products(self.normal)
+
+    def _relative(self, at: tuple[Tensor, Segments] | None) -> Tensor:
+        """Positions of the atoms, or of points, about the origins of their systems."""
+        if at is None:
+            return self._own
+        return at[0] - at[1].expand(self.origin)
+
+    def _fused_moments(self, m: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The same from the moments of each atom about the origin, in few launches."""
+        r = self._relative(None)
+        variance = constant(tuple(w**2 for w in self.widths), m.dtype, m.device)
+        whole = m[:, :, 0] if m.shape[2] == 1 else m.sum(2)
+        rows = torch.cat((polynomial_moments(r, whole), (m[..., 0] @ variance)[..., None]), -1)
+        sums = self.segments.sum(rows)
+        charge, dipole, second, spread = sums.split((1, 3, 6, 1), -1)
+        along = (dipole @ self.normal[..., None])[..., 0]
+        height = 2 * (second @ self._squares[..., None]) + spread[..., None]
+        trace = spread[..., 0]  # of no use without boxes
+        if self.box is not None:
+            trace = 2 * (second[..., 0] + second[..., 3] + second[..., 5])
+            trace = trace + 3 * spread[..., 0] if self.quirks.box_second_moment else trace
+        return charge[..., 0], along, height[..., 0, 0], dipole, trace
+
     def second_moment(self, moments: Tensor) -> Tensor:
         """``[n_systems, n_channels]`` along the normals, e angstrom^2."""
         return self._moments(moments)[2]
@@ -243,10 +274,13 @@ class Correction:
         slab = m_z**2
         if self.quirks.slab_charge:
             slab = slab - charge * t_zz - charge**2 * height**2 / 12
+        slab = self.slab[:, None] * FIELD_CONSTANT / (2 * volume) * slab
+        if self.box is None:
+            return slab
         edge = volume ** self.quirks.box_exponents[0]
         box = 0.5 * self.quirks.madelung * COULOMB_CONSTANT * charge**2 / edge
         box = box + FIELD_CONSTANT / (6 * volume) * ((dipole**2).sum(-1) - charge * trace)
-        return self.slab[:, None] * FIELD_CONSTANT / (2 * volume) * slab + self.box[:, None] * box
+        return slab + self.box[:, None] * box
 
     def field(
         self,
@@ -267,17 +301,20 @@ class Correction:
         Returns:
             ``[n_atoms, n_channels, n_widths, 1 | 4 | 10]`` float64, V, V/angstrom and V/angstrom^2.
         """
+        if moments.is_cuda:
+            return self._fused_field(moments, widths, rank, at)
         charge, m_z, t_zz, dipole, trace = self._moments(moments)
         volume, height = self.volume[:, None], self.height[:, None]
+        boxes = torch.zeros_like(self.slab) if self.box is None else self.box
         positions, segments = at or (self.positions, self.segments)
         spread = segments.expand
         r = (positions - spread(self.origin))[:, None]
         normal = spread(self.normal)[:, None]
         z = (r * normal).sum(-1)
         slab = (self.slab[:, None] * FIELD_CONSTANT / volume).expand_as(m_z)
-        box = (self.box[:, None] * FIELD_CONSTANT / (6 * volume)).expand_as(m_z)
+        box = (boxes[:, None] * FIELD_CONSTANT / (6 * volume)).expand_as(m_z)
         edge = volume ** self.quirks.box_exponents[1]
-        offset = self.box[:, None] * self.quirks.madelung * COULOMB_CONSTANT * charge / edge
+        offset = boxes[:, None] * self.quirks.madelung * COULOMB_CONSTANT * charge / edge
         offset = offset - box * trace
         charged = self.quirks.slab_charge
         if charged:
@@ -307,6 +344,50 @@ class Correction:
                 second = second - slab_q[..., None] * products(normal)
             parts.append(second[:, :, None])
         return torch.cat([part.expand(-1, -1, len(widths), -1) for part in parts], -1)
+
+    def _polynomials(self, moments: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        The potential as a polynomial about each origin, see `polynomial_field`, and what Gaussians add to it.
+
+        Returns:
+            ``[n_systems, n_channels, 10]``, and ``[n_systems, n_channels]`` the potential for each square of
+            a receiver's width.
+        """
+        charge, m_z, t_zz, dipole, trace = self._moments(moments)
+        volume = self.volume[:, None]
+        strength = self.slab[:, None] * FIELD_CONSTANT / volume
+        linear = (strength * m_z)[..., None] * self.normal[:, None]
+        offset, wide = torch.zeros_like(charge), torch.zeros_like(charge)
+        second = linear.new_zeros((*charge.shape, 6))
+        if self.quirks.slab_charge:
+            curve = strength * charge
+            offset = -0.5 * strength * t_zz - curve * (self.height**2 / 12)[:, None]
+            second, wide = -curve[..., None] * self._squares[:, None], -0.5 * curve
+        if self.box is not None:
+            box = self.box[:, None] * FIELD_CONSTANT / (6 * volume)
+            edge = volume ** self.quirks.box_exponents[1]
+            offset = offset + self.box[:, None] * self.quirks.madelung * COULOMB_CONSTANT * charge / edge
+            offset = offset - box * trace
+            linear = linear + 2 * box[..., None] * dipole
+            curve = box * charge
+            diagonal = constant((1.0, 0.0, 0.0, 1.0, 0.0, 1.0), charge.dtype, charge.device)
+            second = second - 2 * curve[..., None] * diagonal
+            if self.quirks.box_second_moment:
+                wide = wide - 3 * curve
+        return torch.cat((offset[..., None], linear, second), -1), wide
+
+    def _fused_field(
+        self, moments: Tensor, widths: tuple[float, ...], rank: int, at: tuple[Tensor, Segments] | None
+    ) -> Tensor:
+        """See `field`; in few launches."""
+        segments = self.segments if at is None else at[1]
+        polynomials, wide = self._polynomials(moments)
+        rows = segments.expand(torch.cat((polynomials, wide[..., None]), -1))
+        own, wide = rows.split((10, 1), -1)
+        field = polynomial_field(self._relative(at), own, rank)
+        variance = constant(tuple(w**2 for w in widths), field.dtype, field.device)
+        wider = torch.nn.functional.pad((wide * variance)[..., None], (0, field.shape[-1] - 1))
+        return field[:, :, None] + wider
 
     def far_levels(self, moments: Tensor) -> Tensor:
         """``[n_systems, n_channels, 2]`` V far below and above slabs, without ``-(2 pi k_e / A) Q |z|``."""

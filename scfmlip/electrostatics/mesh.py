@@ -61,6 +61,11 @@ class Mesh(WaveSum):
             )
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    @property
+    def window(self) -> Tensor:
+        """See `WaveSum.window`."""
+        return self.grid.window
+
     def make_factors(self, widths: tuple[float, ...]) -> Tensor:
         """With the window of the splines, which spreading and gathering bring in."""
         return super().make_factors(widths) * self.grid.window[:, None]

@@ -90,6 +90,8 @@ class _BoxedMesh(Mesh):
         self.coulomb = torch.where(
             origin, limit, self.coulomb * 2 * torch.sin(0.5 * radius * self.k_squared.sqrt()) ** 2
         )
+        if self.waves is not None:
+            self.waves = torch.stack((self.k_squared, self.coulomb), 1)
 
 
 class OpenMesh(OpenSpace):

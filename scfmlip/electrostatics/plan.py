@@ -50,6 +50,7 @@ class LatticePlan(SubBatch):
         slab_axis: ``[n_systems]`` int64 open lattice direction of a slab.
         slab, box: ``[n_systems]`` float64, 1 for a slab, or for a molecule in a box.
         corrected: Whether any of them is a slab or a molecule in a box.
+        boxed: Whether any of them is a molecule in a box.
         slabs: The cells in which slabs are summed; None without slabs, or with ``compat``, which uses the
             user's cells.
         grid: Miller boxes, or meshes.
@@ -61,6 +62,7 @@ class LatticePlan(SubBatch):
     slab: Tensor
     box: Tensor
     corrected: bool
+    boxed: bool
     slabs: SlabPlan | None
     grid: LatticeGrid | MeshGrid
     mesh: MeshResolution | None
@@ -128,7 +130,9 @@ def boxed(sub: SubBatch, cells: Tensor, mesh: MeshResolution) -> LatticePlan:
     """
     nothing = torch.zeros(len(cells), dtype=torch.float64, device=sub.systems.device)
     parts = {**vars(sub), **_waves(cells, None, mesh, sub)}
-    return LatticePlan(**parts, slab_axis=nothing.long(), slab=nothing, box=nothing, corrected=False)
+    return LatticePlan(
+        **parts, slab_axis=nothing.long(), slab=nothing, box=nothing, corrected=False, boxed=False
+    )
 
 
 @dataclass
@@ -292,6 +296,7 @@ def make_plan(
             slab=(kinds == Boundary.SLAB).double().to(device),
             box=(kinds == Boundary.MOLECULE_IN_BOX).double().to(device),
             corrected=bool((kinds != Boundary.PERIODIC).any()),
+            boxed=bool((kinds == Boundary.MOLECULE_IN_BOX).any()),
             **_waves(host_cell[numbers], slabs, resolution, sub),
         )
     return CoulombPlan(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scfmlip_kernels import cell_inverse
 from scfmlip_kernels.constants import constant
 
 _ROWS, _COLUMNS = (0, 0, 0, 1, 1, 2), (0, 1, 2, 1, 2, 2)
@@ -17,6 +18,8 @@ def inverse_and_volume(cell: Tensor) -> tuple[Tensor, Tensor]:
 
     `torch.linalg.inv` has the host wait for a check; cells are checked where they are made.
     """
+    if cell.is_cuda:
+        return cell_inverse(cell)
     a, b, c = cell.unbind(-2)
     faces = torch.stack([torch.linalg.cross(*pair) for pair in ((b, c), (c, a), (a, b))], -1)
     volume = (a * faces[..., 0]).sum(-1)

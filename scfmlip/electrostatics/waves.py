@@ -18,7 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scfmlip_kernels import LatticeGrid, MeshGrid, wave_coefficients, wave_energies, wave_weights
 from scfmlip_kernels.constants import constant
+from scfmlip_kernels.identity import ByIdentity
 
 from ..segments import Segments
 from ..units import FIELD_CONSTANT
@@ -85,6 +87,20 @@ def turn_derivatives(field: Tensor, matrices: Tensor, segments: Segments) -> Ten
     return torch.cat(parts, -1)
 
 
+_kept: ByIdentity[Tensor] = ByIdentity(8)
+
+
+def _strengths(grid: LatticeGrid | MeshGrid) -> Tensor:
+    """``[n_points]`` weights of waves times the field constant; 0 where k = 0."""
+    origin = (grid.miller == 0).all(-1)
+    return FIELD_CONSTANT * torch.where(origin, torch.zeros_like(grid.weight), grid.weight)
+
+
+def _cut_heights(slabs: SlabPlan) -> Tensor:
+    """``[n_systems]`` height of the cells of slabs whose interaction is cut off, else 0."""
+    return torch.where(slabs.slab & slabs.truncated, slabs.height, torch.zeros_like(slabs.height))
+
+
 class WaveSum(ABC):
     """
     One batch of cells and positions, ready for any multipoles.
@@ -109,14 +125,12 @@ class WaveSum(ABC):
         inverse, self.volume = self.inverse, volume.abs()
         self.frac = turn(positions.double(), inverse, segments)
         self._factors: dict[tuple[float, ...], Tensor] = {}
-        self.k_squared = self._squares()
-        origin = (grid.miller == 0).all(-1)
-        point_volume = self.points.expand(self.volume)
-        safe = torch.where(origin, torch.ones_like(self.k_squared), self.k_squared)
-        weight = torch.where(origin, torch.zeros_like(grid.weight), grid.weight)
-        self.coulomb = FIELD_CONSTANT * weight / (point_volume * safe)
-        if plan.slabs is not None:
-            self.coulomb = self.coulomb * self._truncation(plan.slabs)
+        self.waves = None
+        if positions.is_cuda:
+            self.waves = self._fused_weights(plan.slabs)
+            self.k_squared, self.coulomb = self.waves.unbind(1)
+        else:
+            self._set_weights(plan.slabs)
         self.correction = None
         if not plan.corrected:
             return
@@ -132,13 +146,34 @@ class WaveSum(ABC):
             origin=origin,
             volume=self.volume,
             slab=plan.slab,
-            box=plan.box,
+            box=plan.box if plan.boxed else None,
             normal=normal,
             height=height,
             segments=segments,
             widths=widths,
             quirks=quirks,
         )
+
+    def _fused_weights(self, slabs: SlabPlan | None) -> Tensor:
+        """``[n_points, 2]`` k^2 and the weights of the waves in energies, in one launch."""
+        grid = self.grid
+        weight = _kept.get((grid.weight, grid.miller), None, lambda: _strengths(grid))
+        height = axis = None
+        if slabs is not None:
+            parts = (slabs.slab, slabs.truncated, slabs.height)
+            height, axis = _kept.get(parts, None, lambda: _cut_heights(slabs)), slabs.axis
+        return wave_weights(self.inverse, self.volume, grid.miller, grid.system, weight, height, axis)
+
+    def _set_weights(self, slabs: SlabPlan | None) -> None:
+        """The same as two tensors, in PyTorch."""
+        self.k_squared = self._squares()
+        origin = (self.grid.miller == 0).all(-1)
+        point_volume = self.points.expand(self.volume)
+        safe = torch.where(origin, torch.ones_like(self.k_squared), self.k_squared)
+        weight = torch.where(origin, torch.zeros_like(self.grid.weight), self.grid.weight)
+        self.coulomb = FIELD_CONSTANT * weight / (point_volume * safe)
+        if slabs is not None:
+            self.coulomb = self.coulomb * self._truncation(slabs)
 
     def _squares(self) -> Tensor:
         """``[n_points]`` squared wave vectors, 1/angstrom^2."""
@@ -151,8 +186,7 @@ class WaveSum(ABC):
 
     def _truncation(self, slabs: SlabPlan) -> Tensor:
         """``1 - (-1)^m exp(-G H / 2)`` if a slab's interaction is truncated at half the height H, else 1."""
-        height = torch.where(slabs.slab & slabs.truncated, slabs.height, torch.zeros_like(slabs.height))
-        each = torch.stack((height, slabs.axis.double()), 1)
+        each = torch.stack((_cut_heights(slabs), slabs.axis.double()), 1)
         height, axis = self.points.expand(each).unbind(1)
         along = torch.nn.functional.one_hot(axis.long(), 3).bool()
         m = torch.where(along, self.grid.miller, 0).sum(1).double()
@@ -181,6 +215,11 @@ class WaveSum(ABC):
         """Compute the factors that `form_factors` caches."""
         exponents = constant(tuple(-0.5 * w**2 for w in widths), torch.float64, self.k_squared.device)
         return torch.exp(exponents * self.k_squared[:, None])
+
+    @property
+    def window(self) -> Tensor | None:
+        """``[n_points]`` window that form factors are multiplied by; None for 1."""
+        return None
 
     @abstractmethod
     def structure_factors(self, moments: Tensor) -> Tensor:
@@ -220,6 +259,10 @@ class WaveSum(ABC):
         Returns:
             ``[n_points, n_channels, 2]`` float64, real and imaginary part.
         """
+        return (self._sums(moments) * self.form_factors(self.widths)[:, None, :, None]).sum(2)
+
+    def _sums(self, moments: Tensor) -> Tensor:
+        """``[n_points, n_channels, n_widths, 2]`` structure factors of each width."""
         n_atoms, n_channels, n_widths, size = moments.shape
         if size > 1:
             axes, parts = 2 * math.pi * self.inverse, [moments[..., :1]]
@@ -231,14 +274,14 @@ class WaveSum(ABC):
                 parts.append(symmetric_coefficients(second).to(self.dtype))
             moments = torch.cat(parts, -1)
         sums = self.structure_factors(moments.reshape(n_atoms, n_channels * n_widths, size))
-        sums = self.segments.combine(sums)
-        sums = sums.unflatten(1, (n_channels, n_widths))
-        return (sums * self.form_factors(self.widths)[:, None, :, None]).sum(2)
+        return self.segments.combine(sums).unflatten(1, (n_channels, n_widths))
 
     def energy(self, moments: Tensor) -> Tensor:
         """``[n_systems, n_channels]`` float64, eV, including self-interaction."""
-        rho = self.density(moments)
-        per_point = self.coulomb[:, None] * (rho**2).sum(-1)
+        if self.waves is not None:
+            per_point = wave_energies(self._sums(moments), self.waves, self.window, self.widths)
+        else:
+            per_point = self.coulomb[:, None] * (self.density(moments) ** 2).sum(-1)
         energy = self.points.sum(per_point)
         if self.correction is not None:
             energy = energy + self.correction.energy(moments)
@@ -257,11 +300,14 @@ class WaveSum(ABC):
             ``[n_atoms, n_channels, len(widths), 1 | 4 | 10]`` in the positions' dtype, V, V/angstrom and
             V/angstrom^2.
         """
-        rho = self.density(moments)
-        n_channels = rho.shape[1]
-        factors = 2 * self.coulomb[:, None] * self.form_factors(widths)
-        coefficients = (rho[:, :, None, :] * factors[:, None, :, None]).flatten(1, 2)
-        out = self.series(coefficients, rank).unflatten(1, (n_channels, len(widths)))
+        if self.waves is not None:
+            coefficients = wave_coefficients(
+                self._sums(moments), self.waves, self.window, self.widths, widths
+            )
+        else:
+            factors = 2 * self.coulomb[:, None] * self.form_factors(widths)
+            coefficients = self.density(moments)[:, :, None, :] * factors[:, None, :, None]
+        out = self.series(coefficients.flatten(1, 2), rank).unflatten(1, (moments.shape[1], len(widths)))
         if self.correction is not None:
             out = out + self.correction.field(moments, widths, rank).to(self.dtype)
         return out

@@ -14,6 +14,7 @@ from mace.modules.symmetric_contraction import SymmetricContraction
 from torch import Tensor
 
 from scfmlip_kernels import SymmetricPolynomial, symmetric_contraction
+from scfmlip_kernels.identity import ByIdentity
 
 from .swapped import Swapped, warn_fallback
 
@@ -29,14 +30,24 @@ def one_hot_index(attributes: Tensor, module: torch.nn.Module) -> Tensor | None:
     if attributes.requires_grad:
         warn_fallback(module, "node_attrs require a gradient, which the species of an atom do not have")
         return None
-    top, index = attributes.detach().max(-1)
     on_cpu = attributes.device.type == "cpu"
-    if not torch.compiler.is_compiling() and (on_cpu or not hasattr(module, "_scfmlip_seen")):
-        if not on_cpu:
-            module._scfmlip_seen = True
+    check = not torch.compiler.is_compiling() and (on_cpu or not hasattr(module, "_scfmlip_seen"))
+    if check and not on_cpu:
+        module._scfmlip_seen = True
+    index = _species.get((attributes,), check, lambda: _species_of(attributes, check))
+    if index is None:
+        warn_fallback(module, "node_attrs are not one-hot")
+    return index
+
+
+_species: ByIdentity[Tensor | None] = ByIdentity(4)
+
+
+def _species_of(attributes: Tensor, check: bool) -> Tensor | None:
+    top, index = attributes.detach().max(-1)
+    if check:
         total = attributes.detach().abs().sum(-1)
         if not bool(((top == 1) & (total == 1)).all()):
-            warn_fallback(module, "node_attrs are not one-hot")
             return None
     return index
 

@@ -35,6 +35,7 @@ from ..electrostatics.kept import kept_plans
 from ..segments import Segments
 from ..types import CARTESIAN_FROM_E3NN, E3NN_FROM_CARTESIAN, BoundaryName
 from ..waiting import together
+from .edge_graph import prepare_edges
 from .graphs import stress_of
 from .kept import kept_of_buffers
 from .polar_blocks import find_block_swaps
@@ -184,7 +185,11 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         strained = compute_virials or compute_stress or compute_displacement
         data = dict(data)  # prepare_graph writes strained positions into it
         leaf = data["positions"]
-        ctx = prepare_graph(data, compute_virials, compute_stress, compute_displacement, lammps_mliap)
+        of_edges = compute_edge_forces or compute_atomic_stresses
+        wanted = (compute_virials, compute_stress, compute_displacement, lammps_mliap)
+        ctx = (
+            prepare_graph(data, *wanted) if of_edges else prepare_edges(data, *wanted, strain_positions=True)
+        )
         warn_of_slabs(self, data)
         fermi_level = data["fermi_level"] if fermi_level is None else fermi_level
         field = data["external_field"] if external_field is None else external_field

@@ -29,6 +29,7 @@ from mace.modules.field_blocks import (
 from torch import Tensor
 
 from .irreps import add, apply_linear, chain, from_blocks, linear_biases, linear_paths, to_blocks
+from .polar_flat import flat_dot, flat_scale
 from .swapped import Swapped, Swaps, warn_fallback
 
 
@@ -72,6 +73,24 @@ def _scaled(product: Any, x: list[Tensor], scalars: Tensor) -> list[Tensor]:
     return [add(t, scalars, (n, ir.dim, mul)) for t, (mul, ir) in zip(terms, product.irreps_out, strict=True)]
 
 
+def _product(product: Any, node_feats: Tensor, sources: list[tuple[Any, Tensor]]) -> Tensor:
+    """The invariants of features and a sum of linear maps, each given with its input, ``[n, mul]``."""
+    found = flat_dot(product, node_feats, sources) if node_feats.is_cuda else None
+    if found is not None:
+        return found
+    x = to_blocks(node_feats, product.irreps_in1)
+    blocks = [x if v is node_feats else to_blocks(v, linear.irreps_in) for linear, v in sources]
+    return _invariants(product, x, [(linear, b) for (linear, _), b in zip(sources, blocks, strict=True)])
+
+
+def _modulated(product: Any, node_feats: Tensor, scalars: Tensor) -> Tensor:
+    """The ``l x 0 -> l`` product of features with scalars ``[n, mul]``."""
+    found = flat_scale(product, node_feats, scalars) if node_feats.is_cuda else None
+    if found is not None:
+        return found
+    return from_blocks(_scaled(product, to_blocks(node_feats, product.irreps_in1), scalars))
+
+
 def _linear_reason(block: Any, linears: dict[str, Any]) -> str | None:
     """Why a block is not in e3nn's layout or has linears other than e3nn's (such as LoRA's); or None."""
     if block.cueq_config is not None and block.cueq_config.enabled:
@@ -97,7 +116,7 @@ def _readout_reason(block: Any) -> str | None:
 
 def _mixer_reason(block: Any) -> str | None:
     for linear in block.linears:
-        if not type(linear).__module__.startswith("e3nn."):
+        if not isinstance(linear, o3.Linear):
             return f"its linears are {type(linear).__module__.split('.')[0]}'s {type(linear).__name__}"
     return None
 
@@ -146,28 +165,14 @@ class FastFieldUpdate(Swapped, AgnosticEmbeddedOneBodyVariableUpdate):
                 potential_features,
                 local_charges,
             )
-        x = to_blocks(node_feats, self.node_feats_irreps)
-        invariants = _invariants(
-            self.dot_products,
-            x,
-            [
-                (
-                    embedding.potential_linear,
-                    to_blocks(potential_features, embedding.potential_linear.irreps_in),
-                ),
-                (embedding.node_feats_linear, x),
-                (
-                    embedding.charge_embedding,
-                    to_blocks(local_charges, embedding.charge_embedding.irreps_in),
-                ),
-            ],
-        )
+        sources = [
+            (embedding.potential_linear, potential_features),
+            (embedding.node_feats_linear, node_feats),
+            (embedding.charge_embedding, local_charges),
+        ]
+        invariants = _product(self.dot_products, node_feats, sources)
         scalars = torch.cat([invariants, self.source_embedding(node_attrs)], -1)
-        new = _scaled(self.tp_out, x, self.nonlinearity(scalars))
-        readout = self.readout
-        hidden = from_blocks(apply_linear(readout.linear_1, new))
-        hidden = readout.linear_mid(readout.equivariant_nonlin(hidden))
-        return readout.linear_2(readout.equivariant_nonlin(hidden))
+        return self.readout(_modulated(self.tp_out, node_feats, self.nonlinearity(scalars)))
 
 
 class FastFieldReadout(Swapped, OneBodyMLPFieldReadout):
@@ -200,17 +205,12 @@ class FastFieldReadout(Swapped, OneBodyMLPFieldReadout):
                 charges_0,
                 charges_induced,
             )
-        x = to_blocks(node_feats, self.node_feats_irreps)
-        q = to_blocks(charges_induced + charges_0, self.linear_up_q.irreps_in)
-        v = to_blocks(field_feats, self.linear_up_v.irreps_in)
-        invariants = torch.cat(
-            [
-                _invariants(self.dot_products_q, x, [(self.linear_up_q, q)]),
-                _invariants(self.dot_products_v, x, [(self.linear_up_v, v)]),
-            ],
-            -1,
-        )
-        return self.mlp(invariants).squeeze(-1)
+        charges = [(self.linear_up_q, charges_induced + charges_0)]
+        invariants = [
+            _product(self.dot_products_q, node_feats, charges),
+            _product(self.dot_products_v, node_feats, [(self.linear_up_v, field_feats)]),
+        ]
+        return self.mlp(torch.cat(invariants, -1)).squeeze(-1)
 
 
 class FastFeatureMixer(Swapped, MultiLayerFeatureMixer):
@@ -224,6 +224,10 @@ class FastFeatureMixer(Swapped, MultiLayerFeatureMixer):
         if reason is not None:
             warn_fallback(self, reason)
             return super().forward(all_node_feats)
+        if all_node_feats.is_cuda:
+            return add(
+                [f(x) for f, x in zip(self.linears, all_node_feats, strict=True)], all_node_feats[0], ()
+            )
         total: list[Tensor] = []
         for linear, feats in zip(self.linears, all_node_feats, strict=True):
             values = apply_linear(linear, to_blocks(feats, linear.irreps_in))

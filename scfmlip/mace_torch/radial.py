@@ -51,17 +51,40 @@ class FastFullyConnectedNet(Swapped, FullyConnectedNet):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[n_edges, n_in]`` -> ``[n_edges, n_hidden]``."""
+        factor = 1.0
         for layer in list(self)[:-1]:
-            x = layer(x)
+            if _is_plain(layer):
+                x, factor = _silu_layer(layer, x, factor)
+            else:
+                x, factor = layer(x if factor == 1.0 else factor * x), 1.0
         return x
 
     def last_layer(self) -> Tensor:
-        """``[n_hidden, n_weights]``."""
-        last = list(self)[-1]
+        """``[n_hidden, n_weights]``, with what the hidden features still have to be multiplied by."""
+        *hidden, last = list(self)
         base = _base(last)
+        factor = _factor(hidden[-1]) if _is_plain(hidden[-1]) else 1.0
         if base is not last:
-            return last(_unit_vectors(base.weight, base.weight.shape[0]))
-        return last.weight * (last.var_out / (last.h_in * last.var_in)) ** 0.5
+            return last(factor * _unit_vectors(base.weight, base.weight.shape[0]))
+        return last.weight * (factor * (last.var_out / (last.h_in * last.var_in)) ** 0.5)
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether a hidden layer is e3nn's own with a normalised silu."""
+    act = getattr(layer, "act", None)
+    return not isinstance(layer, LORA_LAYERS) and getattr(act, "f", None) is torch.nn.functional.silu
+
+
+def _factor(layer: Any) -> float:
+    """What a layer's activation is multiplied by."""
+    constant = 1.0 if layer.act._is_id else float(layer.act.cst)
+    return constant * layer.var_out**0.5
+
+
+def _silu_layer(layer: Any, x: Tensor, factor: float) -> tuple[Tensor, float]:
+    """A layer of ``factor * x``, and the factor of its result, which is left to the next product."""
+    scale = factor / (layer.h_in * layer.var_in) ** 0.5
+    return torch.nn.functional.silu(torch.mm(x, layer.weight * scale)), _factor(layer)
 
 
 class FastRadialMLP(Swapped, RadialMLP):

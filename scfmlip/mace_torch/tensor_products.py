@@ -26,11 +26,22 @@ from mace.modules.symmetric_contraction import SymmetricContraction
 from mace.modules.wrapper_ops import CUET_AVAILABLE
 from torch import Tensor
 
-from scfmlip_kernels import ChannelwiseProduct, channelwise_conv, indexed_linear, sort_edges
+from scfmlip_kernels import (
+    ChannelwiseProduct,
+    EdgeOrder,
+    block_linear,
+    channelwise_conv,
+    indexed_linear,
+    sort_edges,
+    sort_species,
+)
+from scfmlip_kernels.identity import ByIdentity
 
 from ..distributed import Halo
 from ..nn.descriptors import channelwise_product
 from .contraction import FastSymmetricContraction, one_hot_index, symmetric_polynomial
+from .edges import find_edge_swaps
+from .linear import find_linear_swaps, skip_map
 from .radial import FastFullyConnectedNet, FastRadialMLP, has_linear_end, last_radial_layer
 from .swapped import Swapped, Swaps
 
@@ -56,8 +67,16 @@ class FastConvolution(Swapped, o3.TensorProduct):
 
     def forward(self, x: Tensor, y: Tensor, weight: Tensor, edge_index: Tensor) -> Tensor:
         """Node features, edge attributes, hidden radial features, edges -> ``[n_nodes, .]``."""
-        edges = sort_edges(edge_index[0], edge_index[1], x.shape[0])
+        edges = sorted_edges(edge_index, x.shape[0])
         return channelwise_conv(x, y, weight, edges, self._scfmlip_product, last_radial_layer(self))
+
+
+_edges: ByIdentity[EdgeOrder] = ByIdentity(4)
+
+
+def sorted_edges(edge_index: Tensor, n_nodes: int) -> EdgeOrder:
+    """Edges ``[2, n_edges]`` sorted for convolutions, once for all layers of a model."""
+    return _edges.get((edge_index,), n_nodes, lambda: sort_edges(edge_index[0], edge_index[1], n_nodes))
 
 
 class SkipPath(NamedTuple):
@@ -93,6 +112,9 @@ class FastSkipProduct(Swapped, o3.FullyConnectedTensorProduct):
         index = one_hot_index(y, self) if weight is None else None
         if index is None:
             return o3.FullyConnectedTensorProduct.forward(self, x, y, weight)
+        linear: Any = self._scfmlip_map
+        if x.is_cuda and linear is not None and x.shape[1] == linear.x_dim:
+            return block_linear(x, self.weight, linear, sort_species(index, linear.n_species))
         paths, sizes = self._scfmlip_skip
         parts: list[Tensor | None] = [None] * len(sizes)
         for path in paths:
@@ -216,7 +238,7 @@ def find_swaps(model: torch.nn.Module) -> tuple[Swaps, dict[int, str]]:
     Returns:
         Two dictionaries by ``id`` of a module: new class and attributes; and the reason why it stays.
     """
-    swaps: Swaps = {}
+    swaps: Swaps = {**find_linear_swaps(model), **find_edge_swaps(model)}
     left: dict[int, str] = {}
     for module in model.modules():
         if isinstance(module, Swapped):
@@ -239,7 +261,8 @@ def find_swaps(model: torch.nn.Module) -> tuple[Swaps, dict[int, str]]:
         elif isinstance(module, o3.FullyConnectedTensorProduct):
             reason = _skip_reason(module)
             if reason is None:
-                swaps[id(module)] = (FastSkipProduct, {"_scfmlip_skip": _skip_paths(module)})
+                extra = {"_scfmlip_skip": _skip_paths(module), "_scfmlip_map": skip_map(module)}
+                swaps[id(module)] = (FastSkipProduct, extra)
             else:
                 left[id(module)] = reason
         elif type(module) in HEAD_READOUTS and getattr(module, "num_heads", 1) > 1:

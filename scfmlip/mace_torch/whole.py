@@ -1,7 +1,7 @@
 """
 Classes of accelerated models that replace mace-torch's.
 
-A model with swapped blocks gets such a class although it computes nothing itself: when mace-torch's
+A model with swapped blocks gets such a class although it computes little itself: when mace-torch's
 conversions call it to build another model, it builds an accelerated one, and its repr says how much is
 accelerated.
 """
@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from mace.modules import extensions
 from mace.modules.models import MACE, ScaleShiftMACE
 
+from .edge_graph import with_prepared_edges
 from .swapped import SwappedModel
 
 # None before mace-torch 0.3.16
@@ -27,12 +28,14 @@ class FastMACE(SwappedModel, MACE):
     """`MACE` with accelerated blocks."""
 
     _scfmlip_original = MACE
+    forward = with_prepared_edges(MACE.forward)
 
 
 class FastScaleShiftMACE(SwappedModel, ScaleShiftMACE):
     """`ScaleShiftMACE` with accelerated blocks."""
 
     _scfmlip_original = ScaleShiftMACE
+    forward = with_prepared_edges(ScaleShiftMACE.forward)
 
 
 class FastBackboneMACELES(SwappedModel, MACELES):

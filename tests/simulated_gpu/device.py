@@ -18,9 +18,10 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
+import re
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -58,7 +59,7 @@ class Log:
         kernels: Launches of Triton kernels, by name.
         operators: Launches of PyTorch's operators, by name; each counts as one.
         waits: What made the host wait, by kind and place in the sources.
-        places: Of PyTorch's launches.
+        places: Launches of any kind, by place in the sources.
     """
 
     def __init__(self) -> None:
@@ -94,19 +95,45 @@ class Log:
         lines += [f"{n:5d} launches at {place}" for place, n in self.places.most_common(40)]
         return "\n".join(lines)
 
+    def by_line(self, most: int = 60) -> str:
+        """Launches by file and by line, as a table."""
+        files: collections.Counter = collections.Counter()
+        for place, n in self.places.items():
+            files[re.sub(r":\d+( of .*)?", "", place)] += n
+        rows = [*files.most_common(20), *self.places.most_common(most)]
+        return "\n".join(f"{n:6d} {place}" for place, n in rows)
+
 
 def _place() -> str:
-    """The innermost line of the project, else of mace-torch or e3nn."""
+    """
+    The innermost line of the project, else of mace-torch or e3nn.
+
+    Where `torch.autograd.detect_anomaly` has kept it, that is the line of the forward operation in backward
+    passes of PyTorch's operators, and of ours their name with the line of their backward pass.
+    """
+    here = _innermost((frame.filename, frame.lineno) for frame in reversed(traceback.extract_stack()))
+    node = torch._C._current_autograd_node()
+    kept = None if node is None else node.metadata.get("traceback_")
+    if not kept:
+        return here or "elsewhere"
+    if node.name().startswith("scfmlip_"):
+        return f"{here} of {node.name()}"
+    found = re.findall(r'File "(.*?)", line (\d+)', "".join(kept))
+    forward = _innermost((name, int(line)) for name, line in reversed(found)) or node.name()
+    return f"{forward} backward"
+
+
+def _innermost(frames: Iterable[tuple[str, int | None]]) -> str | None:
     elsewhere = None
-    for frame in reversed(traceback.extract_stack()):
-        path = Path(frame.filename)
+    for name, line in frames:
+        path = Path(name)
         if path.name in ("waiting.py", "kept.py", "looks.py"):  # who asks through them
             continue
         if path.is_relative_to(ROOT) and "simulated_gpu" not in path.parts and ".venv" not in path.parts:
-            return f"{path.relative_to(ROOT)}:{frame.lineno}"
+            return f"{path.relative_to(ROOT)}:{line}"
         if elsewhere is None and any(part in ("mace", "e3nn") for part in path.parts):
-            elsewhere = f"{'/'.join(path.parts[-3:])}:{frame.lineno}"
-    return elsewhere or "elsewhere"
+            elsewhere = f"{'/'.join(path.parts[-3:])}:{line}"
+    return elsewhere
 
 
 class OnGpu(torch.Tensor):
@@ -404,6 +431,7 @@ def _launch(run: Any) -> Any:
         if sizes[0] >= 2**31 or max(sizes[1:]) > 65535:
             raise RuntimeError(f"{name}: a grid of {sizes} is beyond CUDA's limits")
         _log().kernels[name] += 1
+        _log().places[_place()] += 1
         with torch._C.DisableTorchFunction(), _disable_current_modes():
             given, options = held(args), held(kwargs)
             if _tapes:
@@ -439,6 +467,7 @@ def simulated_gpu() -> Iterator[Log]:
         "current_device": lambda: 0,
         "mem_get_info": lambda *_: (MEMORY, MEMORY),
         "is_available": lambda: True,
+        "is_current_stream_capturing": lambda: bool(_tapes),
         "synchronize": lambda *_: _log().wait("synchronize"),
         "CUDAGraph": Graph,
         "graph": _capture,

@@ -3,10 +3,13 @@ Whole models down their CUDA branch on a simulated GPU: the CPU path's numbers, 
 
 ``counts.json`` holds launches and waits of a second call, energies, forces and stress, on the smallest
 systems; they may only fall. ``python -m simulated_gpu.test_simulated_gpu``, from ``tests/``, writes it anew.
+``python -m simulated_gpu.test_simulated_gpu --by-line mace "coulomb slab"`` shows which lines launch how
+often, those of backward passes at the line of their forward operation. Set ``TRITON_INTERPRET=1`` for both.
 """
 
 import contextlib
 import json
+import sys
 import warnings
 from pathlib import Path
 
@@ -174,6 +177,7 @@ QUICK = {
     "coulomb slab": coulomb("slab"),
     "coulomb molecule": coulomb("molecule"),
     "coulomb mesh": coulomb("crystal", method="mesh", tolerance=1e-3),
+    "coulomb molecule, mesh": coulomb("molecule", method="mesh", tolerance=1e-3),
     "rule local": rule("local", "periodic"),
     "charges": charges,
 }
@@ -193,7 +197,14 @@ SLOW = {
 }
 ALL = {**QUICK, **SLOW}
 # waits that are left: what is zero has to stay zero
-NO_WAITS = ("coulomb crystal", "coulomb slab", "coulomb molecule", "mace")
+NO_WAITS = (
+    "coulomb crystal",
+    "coulomb slab",
+    "coulomb molecule",
+    "coulomb mesh",
+    "coulomb molecule, mesh",
+    "mace",
+)
 
 
 def run(make):
@@ -267,7 +278,49 @@ def test_kernels_run_where_their_tensors_are(monkeypatch):
         assert visited == [CUDA]
 
 
-if __name__ == "__main__":
+@pytest.mark.parametrize(
+    "flags", [{}, {"compute_stress": True}, {"compute_edge_forces": True, "compute_virials": True}], ids=str
+)
+def test_all_outputs_of_mace_and_gradients_of_its_parameters(flags):
+    """Several systems in a batch, one of them a molecule; second derivatives, as training takes them."""
+    pytest.importorskip("mace")
+    from mace_torch.mace_models import frames, mace_batch, mace_model
+
+    torch.set_default_dtype(F64)
+    model = mace_model("RealAgnosticResidualInteractionBlock", correlation=2)
+
+    def call(place):
+        batch = place(mace_batch(frames(3, 5), model))
+        fast = place(scfmlip.accelerate(model))
+        out = fast(dict(batch), training=True, **flags)
+        names = ("energy", "node_energy", "forces", "virials", "stress", "edge_forces", "node_feats")
+        found = [out[name] for name in names if out[name] is not None]
+        loss = sum(((t - 0.1) ** 2).sum() for t in found)
+        parameters = [p for p in fast.parameters() if p.requires_grad]
+        return [*found, *torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True)]
+
+    with scfmlip_kernels.backend("cpu"):
+        want = [t.detach() for t in call(lambda x: x)]
+    with scfmlip_kernels.backend("auto"), simulated_gpu():
+        got = [held(t.detach()) for t in call(to_gpu)]
+    for a, b in zip(got, want, strict=True):
+        assert float((a - b).norm()) <= 1e-11 * max(float(b.norm()), 1e-6)
+
+
+def by_line(case):
+    """Launches of a case by line, as text."""
+    with torch.autograd.set_detect_anomaly(True, check_nan=False):
+        _, log = run(ALL[case])
+    return f"{case}: {log.launches} launches, {sum(log.kernels.values())} of Triton\n{log.by_line()}"
+
+
+def test_launches_of_backward_passes_are_told_by_their_forward_line():
+    text = by_line("coulomb molecule")
+    assert "scfmlip/electrostatics/openspace.py" in text
+    assert ".py backward" in text
+
+
+def write_counts():
     found = {}
     for name, make in ALL.items():
         difference, log = run(make)
@@ -275,3 +328,11 @@ if __name__ == "__main__":
         print(f"{name}: {difference:.1e}, {log.launches} launches, {log.n_waits} waits", flush=True)
         lines = [f" {json.dumps(name)}: {json.dumps(count)}" for name, count in found.items()]
         COUNTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    if "--by-line" in sys.argv:
+        for case in sys.argv[sys.argv.index("--by-line") + 1 :]:
+            print(by_line(case), flush=True)
+    else:
+        write_counts()

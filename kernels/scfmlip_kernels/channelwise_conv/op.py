@@ -1,7 +1,5 @@
 """Operator registration: dispatch, fake tensors, derivatives, public function."""
 
-import contextlib
-
 import torch
 from torch import Tensor
 
@@ -92,26 +90,6 @@ def _(x, y, weights, matrix, grad, *rest):
     )
 
 
-def _wanted(ctx, arguments: tuple[Tensor | None, ...]) -> list[bool]:
-    """
-    Which derivatives the running backward pass uses.
-
-    ``needs_input_grad`` lists those that could be asked for, which for forces includes the parameters'. The
-    engine knows which earlier nodes it is going to run, but does not say so for leaves.
-    """
-    needed = [bool(n) for n in ctx.needs_input_grad[: len(arguments)]]
-    nodes = iter(ctx.next_functions)
-    for n, argument in enumerate(arguments):
-        if argument is None:
-            continue
-        node, _ = next(nodes)
-        if needed[n] and node is not None:
-            # a private function of torch; without it, only the parameters' gradients are computed needlessly
-            with contextlib.suppress(RuntimeError, AttributeError):
-                needed[n] = torch._C._will_engine_execute_node(node)
-    return needed
-
-
 def _setup_context(ctx, inputs, output):
     *tensors, ctx.text = inputs
     ctx.save_for_backward(*tensors)
@@ -119,7 +97,7 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad):
     x, y, weights, matrix, *tables = ctx.saved_tensors
-    wanted = _wanted(ctx, (x, y, weights, matrix))
+    wanted = [bool(n) for n in ctx.needs_input_grad[:4]]
     found = torch.ops.scfmlip.channelwise_conv_backward(
         x, y, weights, matrix, grad, *tables, ctx.text, wanted
     )
@@ -143,7 +121,7 @@ def _double_backward(ctx, *cotangents):
     L with the cotangent in place of the argument, so the total is a sum of forms of the same kind.
     """
     inputs, tables = list(ctx.saved_tensors[:5]), ctx.saved_tensors[5:]
-    needed = _wanted(ctx, ctx.saved_tensors[:5])
+    needed = [bool(n) for n in ctx.needs_input_grad[:5]]
     sums: list[Tensor | None] = [None] * 5
 
     def add(place: int, value: Tensor) -> None:

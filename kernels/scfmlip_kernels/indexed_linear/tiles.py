@@ -15,7 +15,7 @@ def species_tile(
     tile,  # number of the tile
     ptr_ptr,  # [n_species + 1] int64, where each species starts in the order of the rows
     n_species,
-    SCALE: tl.constexpr,
+    SCALE,  # number, known at compile time or not
     BLOCK_ROWS: tl.constexpr,
     BLOCK_SPECIES: tl.constexpr,
 ):

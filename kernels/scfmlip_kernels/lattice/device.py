@@ -1,9 +1,15 @@
 """Triton helpers that the two lattice kernels share, and the format of their phases."""
 
+# launches do not type-check
+# pyright: reportArgumentType=false
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ..identity import ByIdentity
+from ..tuned import compiler_options
 
 
 @triton.jit
@@ -73,15 +79,70 @@ def monomial_index(a, b, c):
     return degree * (degree + 1) * (degree + 2) // 6 + rest * (rest + 1) // 2 + c
 
 
+_kept: ByIdentity[Tensor] = ByIdentity(8)
+
+
 def to_turns(frac: Tensor, dtype: torch.dtype) -> Tensor:
     """
-    Fractional coordinates in the kernels' format, ``[3, n_atoms]``.
+    Fractional coordinates in the kernels' format, ``[3, n_atoms]``; made once for a geometry.
 
     float32 work gets 32-bit fixed-point turns (resolution 2.3e-10 of a lattice vector, better than
     float32 Cartesian coordinates resolve), float64 work gets float64.
     """
+    return _kept.get((frac,), dtype, lambda: _to_turns(frac, dtype))
+
+
+def _to_turns(frac: Tensor, dtype: torch.dtype) -> Tensor:
     wrapped = (frac - frac.round()).T.contiguous()
     if dtype == torch.float64:
         return wrapped
     fixed = (wrapped * 2.0**32).round().to(torch.int64)
     return ((fixed + 2**31) % 2**32 - 2**31).to(torch.int32)
+
+
+@triton.jit
+def _forces_kernel(
+    own_ptr,  # [n_atoms, n_channels, n_own]
+    field_ptr,  # [n_atoms, n_channels, n_field]
+    shifts_ptr,  # [3, n_own] int64 monomial of the field that a derivative leads to
+    out_ptr,  # [n_atoms, 3] float64
+    n_results,
+    n_channels,
+    n_own,
+    n_field,
+    FACTOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < n_results
+    atom = place // 3
+    axis = place % 3
+    total = tl.zeros((BLOCK,), tl.float64)
+    for channel in range(n_channels):
+        row = atom * n_channels + channel
+        for m in range(n_own):
+            shift = tl.load(shifts_ptr + axis * n_own + m, mask=inside, other=0)
+            own = tl.load(own_ptr + row * n_own + m, mask=inside, other=0.0).to(tl.float64)
+            total += own * tl.load(field_ptr + row * n_field + shift, mask=inside, other=0.0).to(tl.float64)
+    tl.store(out_ptr + place, total * FACTOR, mask=inside)
+
+
+def launch_forces(own: Tensor, field: Tensor, shifts: Tensor, factor: float) -> Tensor:
+    """``[n_atoms, 3]`` float64: ``factor sum own field`` at the shifted monomials; contiguous arguments."""
+    n_atoms, n_channels, n_own = own.shape
+    out = own.new_empty((n_atoms, 3), dtype=torch.float64)
+    if n_atoms:
+        _forces_kernel[(triton.cdiv(3 * n_atoms, 128),)](
+            own_ptr=own,
+            field_ptr=field,
+            shifts_ptr=shifts,
+            out_ptr=out,
+            n_results=3 * n_atoms,
+            n_channels=n_channels,
+            n_own=n_own,
+            n_field=field.shape[2],
+            FACTOR=factor,
+            BLOCK=128,
+            **compiler_options(4, 1, own),
+        )
+    return out

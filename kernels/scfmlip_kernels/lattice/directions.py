@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from ..constants import constant
+from ..dispatch import runs_triton, vmap_by_loop
+from ..operators import operator
+from .device import launch_forces
 from .monomials import monomial_count, rank_of_count, shifted_monomials
 
 
@@ -42,6 +45,36 @@ def gradients(field: Tensor, rank: int) -> Tensor:
     # one axis at a time: no place is selected twice, so that backward adds nothing in any order
     tables = (constant(shift, torch.int64, field.device) for shift in shifted_monomials(rank))
     return torch.stack([field.index_select(-1, table) for table in tables], -2)
+
+
+@operator("scfmlip::lattice_forces")
+def _lattice_forces(own: Tensor, field: Tensor, factor: float) -> Tensor:
+    if not runs_triton(own):
+        return factor * forces(own, field).double()
+    shifts = constant(shifted_monomials(rank_of_count(own.shape[-1])), torch.int64, own.device)
+    return launch_forces(own.contiguous(), field.contiguous(), shifts, factor)
+
+
+@_lattice_forces.register_fake
+def _(own, field, factor):
+    return own.new_empty((own.shape[0], 3), dtype=torch.float64)
+
+
+vmap_by_loop(_lattice_forces, "lattice_forces")
+
+
+def scaled_forces(own: Tensor, field: Tensor, factor: float) -> Tensor:
+    """
+    ``factor`` times `forces`, float64; in one launch on a GPU where it is not differentiated again.
+
+    Args:
+        own: ``[n_atoms, n_channels, n_monomials]`` of some rank.
+        field: ``[n_atoms, n_channels, n_monomials]`` of one rank more.
+        factor: A number.
+    """
+    if torch.is_grad_enabled():
+        return factor * forces(own, field).double()
+    return torch.ops.scfmlip.lattice_forces(own, field, factor)
 
 
 def forces(own: Tensor, field: Tensor) -> Tensor:

@@ -166,4 +166,4 @@ def launch_lattice_field(
             PRECISION=options.precision,
             **compiler_options(options.num_warps, options.num_stages, frac),
         )
-    return torch.sum(out, 0).to(dtype)
+    return (out[0] if n_splits == 1 else torch.sum(out, 0)).to(dtype)

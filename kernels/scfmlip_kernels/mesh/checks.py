@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..checks import FLOATS, check_tensors, readable
-from ..lattice.directions import forces
+from ..lattice.directions import scaled_forces
 from ..lattice.monomials import rank_of_count
 from .grid import MeshGrid, MeshPlaces
 
@@ -57,5 +57,5 @@ def mesh_gradients(ctx, coords, moments, values, tables):
     field = torch.ops.scfmlip.mesh_gather(coords, values, *tables, rank + 1 if wants_coords else rank)
     d_coords = None
     if wants_coords:
-        d_coords = forces(moments, field).to(coords.dtype)
+        d_coords = scaled_forces(moments, field, 1.0)
     return d_coords, field[..., : moments.shape[-1]]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..constants import constant
 from ..dispatch import needs_kernel_tables
 from .fourier import count_points, count_waves
 from .splines import window
@@ -211,7 +212,7 @@ def place_atoms(coords: Tensor, grid: MeshGrid) -> MeshPlaces:
     """
     first, _ = lower_points(coords.detach(), grid.order)
     rows = grid.table[grid.atom_system]
-    block = first.remainder(rows[:, :3]) // torch.tensor(grid.block, device=first.device)
+    block = first.remainder(rows[:, :3]) // constant(grid.block, first.dtype, first.device)
     number = (block[:, 0] * rows[:, 4] + block[:, 1]) * rows[:, 5] + block[:, 2] + rows[:, 6]
     counts = torch.zeros(grid.n_blocks + 1, dtype=torch.int64, device=number.device)
     counts = counts.scatter_add(0, number + 1, torch.ones_like(number))

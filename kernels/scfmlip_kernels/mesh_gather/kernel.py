@@ -114,7 +114,7 @@ def launch_mesh_gather(
     out = values.new_empty((n_atoms, n_channels, n_monomials))
     if not out.numel():
         return out
-    first, weights, rows = sorted_splines(coords, atoms, atom_system, table, order, rank, values.dtype)
+    first, weights, rows = sorted_splines(coords, atoms, atom_system, table, order, rank, values)
     options = tuned("mesh", values.device, values.dtype)
     padded = triton.next_power_of_2(order)
     size = gather_atoms(order, options)

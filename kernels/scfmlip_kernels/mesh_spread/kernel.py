@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..identity import ByIdentity
 from ..lattice.device import monomial_index
 from ..lattice.monomials import monomial_count, rank_of_count
 from ..lattice.tiles import channel_parts, check_places
@@ -115,6 +116,15 @@ def _mesh_spread_kernel(
     tl.store(out_ptr + channel * n_points + first_point + place, total, mask=keep)
 
 
+_kept: ByIdentity[Tensor] = ByIdentity(4)
+
+
+def _rows_of_blocks(table: Tensor, n_blocks: int) -> Tensor:
+    """``[n_blocks, 8]`` row of the table of each block's system."""
+    blocks = torch.arange(n_blocks, device=table.device)
+    return table[torch.searchsorted(table[:, 6].contiguous(), blocks, right=True) - 1]
+
+
 def launch_mesh_spread(
     coords: Tensor,
     moments: Tensor,
@@ -142,17 +152,14 @@ def launch_mesh_spread(
     n_blocks = len(block_ptr) - 1
     if not n_blocks or not n_atoms or not n_channels:
         return out
-    first, weights, _ = sorted_splines(coords, atoms, atom_system, table, order, rank, moments.dtype)
-    system = torch.searchsorted(
-        table[:, 6].contiguous(), torch.arange(n_blocks, device=table.device), right=True
-    )
+    first, weights, _ = sorted_splines(coords, atoms, atom_system, table, order, rank, moments)
     options = tuned("mesh", moments.device, moments.dtype)
     _mesh_spread_kernel[(n_blocks, n_channels)](
         first_ptr=first,
         weights_ptr=weights,
         moments_ptr=moments[atoms].permute(1, 2, 0).contiguous(),
         block_ptr_ptr=block_ptr,
-        rows_ptr=table[system - 1],
+        rows_ptr=_kept.get((table,), n_blocks, lambda: _rows_of_blocks(table, n_blocks)),
         out_ptr=out,
         n_atoms=n_atoms,
         n_points=n_points,

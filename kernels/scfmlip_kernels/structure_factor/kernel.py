@@ -31,7 +31,7 @@ def _structure_factor_kernel(
     moments_ptr,  # [n_channels, N_MONOMIALS, n_atoms]
     row_tiles_ptr,  # [n_row_tiles, 8] int32, see lattice.tiles
     point_tiles_ptr,  # [n_tiles, 4] int32, see lattice.tiles
-    out_ptr,  # [n_splits, n_channels, 2, n_points] float64
+    out_ptr,  # [n_splits, n_points, n_channels, 2] float64
     n_atoms,
     n_points,
     RANK: tl.constexpr,
@@ -134,12 +134,15 @@ def _structure_factor_kernel(
 
     point = first_point + row.to(tl.int64)[:, None] * (2 * n_l + 1) + n_l
     keep = (row < n_rows)[:, None] & (l <= n_l)[None, :]
-    out = out_ptr + (split.to(tl.int64) * tl.num_programs(1) + channel) * 2 * n_points
-    tl.store(out + point + l[None, :], plus_re, mask=keep)
-    tl.store(out + n_points + point + l[None, :], plus_im, mask=keep)
+    out = out_ptr + (split.to(tl.int64) * n_points * tl.num_programs(1) + channel) * 2
+    stride = 2 * tl.num_programs(1)
+    plus = out + (point + l[None, :]) * stride
+    tl.store(plus, plus_re, mask=keep)
+    tl.store(plus + 1, plus_im, mask=keep)
     keep = keep & (l > 0)[None, :]
-    tl.store(out + point - l[None, :], minus_re, mask=keep)
-    tl.store(out + n_points + point - l[None, :], minus_im, mask=keep)
+    minus = out + (point - l[None, :]) * stride
+    tl.store(minus, minus_re, mask=keep)
+    tl.store(minus + 1, minus_im, mask=keep)
 
 
 def launch_structure_factor(
@@ -160,8 +163,9 @@ def launch_structure_factor(
         )
     options = lattice_launch(moments.device, moments.dtype)
     n_tiles = point_tiles.shape[0]
-    n_splits = splits_for(n_tiles * n_channels, n_atoms, options.atoms * options.flush, moments)
-    out = frac.new_zeros((n_splits, n_channels, 2, n_points))
+    # small systems have few tiles: then a split of few atoms still fills the device
+    n_splits = splits_for(n_tiles * n_channels, n_atoms, max(64, options.atoms), moments)
+    out = frac.new_zeros((n_splits, n_points, n_channels, 2))
     if n_tiles and n_atoms and n_channels:
         _structure_factor_kernel[(n_tiles, n_channels, n_splits)](
             turns_ptr=to_turns(frac, moments.dtype),
@@ -180,4 +184,4 @@ def launch_structure_factor(
             PRECISION=options.precision,
             **compiler_options(options.num_warps, options.num_stages, frac),
         )
-    return torch.sum(out, 0).permute(2, 0, 1).contiguous()
+    return out[0] if n_splits == 1 else torch.sum(out, 0)

@@ -9,7 +9,7 @@ from ..checks import outside_autocast
 from ..dispatch import loop_over_batch, runs_triton
 from ..lattice import LatticeGrid
 from ..lattice.checks import check_lattice_arguments, check_tables
-from ..lattice.directions import forces, raised
+from ..lattice.directions import raised, scaled_forces
 from ..lattice.monomials import rank_of_count
 from ..operators import operator
 from .cpu import structure_factor_cpu
@@ -61,7 +61,7 @@ def lattice_gradients(ctx, frac, moments, coefficients, tables):
     d_moments = field[..., : moments.shape[-1]]
     d_frac = None
     if wants_frac:
-        d_frac = (2 * math.pi) * forces(moments, field).to(frac.dtype)
+        d_frac = scaled_forces(moments, field, 2 * math.pi)
     return d_frac, d_moments
 
 

@@ -1,0 +1,198 @@
+"""The small kernels that save launches, with their compile-time arguments: see `static_variants`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from scfmlip_kernels.block_linear.kernel import _block_linear_kernel
+from scfmlip_kernels.cell_inverse.kernel import _cell_inverse_backward_kernel, _cell_inverse_kernel
+from scfmlip_kernels.edge_vectors.kernel import _edge_sums_kernel, _edge_vectors_kernel
+from scfmlip_kernels.grouped_dot.kernel import _grouped_dot_kernel, _grouped_scale_kernel
+from scfmlip_kernels.lattice import monomial_count
+from scfmlip_kernels.lattice.device import _forces_kernel
+from scfmlip_kernels.mesh.device import splines_kernel
+from scfmlip_kernels.polynomial_field.kernel import _polynomial_field_kernel, _polynomial_moments_kernel
+from scfmlip_kernels.radial_basis.kernel import _radial_basis_kernel
+from scfmlip_kernels.spherical_harmonics.kernel import gradient_kernel, values_kernel
+from scfmlip_kernels.tuned import tuned
+from scfmlip_kernels.wave_weights.kernel import _wave_sums_kernel, _wave_weights_kernel
+
+from .static_variants import Variant
+
+_ONE, _FOUR = {"num_warps": 1, "num_stages": 1}, {"num_warps": 4, "num_stages": 1}
+
+
+def _pointers(kind: str, names: str) -> dict[str, str]:
+    return {f"{name}_ptr": f"*{kind}" for name in names.split()}
+
+
+def _sizes(names: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), "i32")
+
+
+def _linear_maps(dtype: str, real: str) -> Iterator[Variant]:
+    parameters = tuned("indexed_linear", torch.device("cpu"), getattr(torch, dtype))
+    signature = {
+        **_pointers(real, "x weights"),
+        **_pointers("i64", "order ptr"),
+        **_pointers("i32", "tiles paths"),
+        **_pointers(real, "scales out"),
+        **_sizes("n_rows n_species x_dim out_dim"),
+    }
+    for species in (False, True):
+        constants = {
+            "HAS_SPECIES": species,
+            "BLOCK_ROWS": parameters["rows"],
+            "BLOCK_SPECIES": 16 if species else 1,
+            "BLOCK_IN": parameters["in"],
+            "BLOCK_OUT": max(16, parameters["out"] // 2),
+            "PRECISION": parameters["precision"],
+        }
+        label = "values, species" if species else "values"
+        options = {key: parameters[key] for key in ("num_warps", "num_stages")}
+        yield Variant("block_linear", label, dtype, _block_linear_kernel, signature, constants, options)
+
+
+def _edges(dtype: str, real: str) -> Iterator[Variant]:
+    for l_max in (1, 3):
+        signature = {**_pointers(real, "vectors out"), **_sizes("n_vectors")}
+        yield Variant(
+            "spherical_harmonics",
+            f"values, l_max {l_max}",
+            dtype,
+            values_kernel(l_max),
+            signature,
+            {"BLOCK": 128},
+            _FOUR,
+        )
+        signature = {**_pointers(real, "vectors grad out"), **_sizes("n_vectors")}
+        yield Variant(
+            "spherical_harmonics",
+            f"gradient, l_max {l_max}",
+            dtype,
+            gradient_kernel(l_max),
+            signature,
+            {"BLOCK": 128},
+            _FOUR,
+        )
+    signature = {
+        **_pointers(real, "x y frequencies scale reach"),
+        **_pointers("i32", "p"),
+        **_pointers(real, "grad out"),
+        **_sizes("n n_basis"),
+    }
+    for derivative in (False, True):
+        constants = {"SEPARATE": False, "DERIVATIVE": derivative, "BLOCK": 128, "BASIS": 8}
+        label = "derivatives" if derivative else "values"
+        yield Variant("radial_basis", label, dtype, _radial_basis_kernel, signature, constants, _FOUR)
+
+
+def _graphs(dtype: str, real: str) -> Iterator[Variant]:
+    signature = {
+        **_pointers(real, "positions strain shifts"),
+        **_pointers("i64", "system sender receiver"),
+        **_pointers(real, "grad out outer"),
+        **_sizes("n_edges"),
+    }
+    for derivative in (False, True):
+        constants = {"STRAINED": True, "DERIVATIVE": derivative, "BLOCK": 128}
+        label = "derivatives" if derivative else "values"
+        yield Variant("edge_vectors", label, dtype, _edge_vectors_kernel, signature, constants, _FOUR)
+    signature = {
+        **_pointers(real, "edges outer"),
+        **_pointers("i64", "by_receiver receiver_ptr by_sender sender_ptr"),
+        **_pointers(real, "out strain"),
+    }
+    constants = {"STRAINED": True, "BLOCK": 32}
+    yield Variant("edge_vectors", "sums", dtype, _edge_sums_kernel, signature, constants, _ONE)
+
+
+def _features(dtype: str, real: str) -> Iterator[Variant]:
+    signature = {
+        **_pointers(real, "x y"),
+        **_pointers("i64", "table"),
+        **_pointers(real, "out"),
+        **_sizes("n_results n_columns n_groups n_most"),
+    }
+    block = {"BLOCK": 256}
+    yield Variant("grouped_dot", "dot", dtype, _grouped_dot_kernel, signature, block, _FOUR)
+    signature = {
+        **_pointers(real, "scales x"),
+        **_pointers("i64", "groups"),
+        **_pointers(real, "out"),
+        **_sizes("n_results n_columns n_groups"),
+    }
+    yield Variant("grouped_dot", "scale", dtype, _grouped_scale_kernel, signature, block, _FOUR)
+    signature = {
+        **_pointers(real, "own field"),
+        **_pointers("i64", "shifts"),
+        **_pointers("fp64", "out"),
+        **_sizes("n_results n_channels n_own n_field"),
+    }
+    constants: dict[str, Any] = {"FACTOR": 6.283185307179586, "BLOCK": 128}
+    yield Variant("lattice_forces", "forces", dtype, _forces_kernel, signature, constants, _FOUR)
+    signature = {
+        **_pointers("fp64", "coords"),
+        **_pointers("i64", "atoms atom_system table"),
+        **_pointers("i32", "first"),
+        **_pointers(real, "weights"),
+        **_pointers("i64", "rows"),
+        **_sizes("n_atoms"),
+    }
+    for order, rank in ((8, 1), (8, 2), (12, 2)):
+        label = f"order {order} rank {rank}"
+        yield Variant(
+            "mesh_splines", label, dtype, splines_kernel(order, rank), signature, {"BLOCK": 128}, _FOUR
+        )
+
+
+def _cells() -> Iterator[Variant]:
+    """Kernels in float64 alone."""
+    tables = {**_pointers("i32", "miller"), **_pointers("i64", "system")}
+    signature = {
+        **_pointers("fp64", "inverse volume"),
+        **tables,
+        **_pointers("fp64", "weight height"),
+        **_pointers("i64", "axis"),
+        **_pointers("fp64", "grad out"),
+        **_sizes("n_points"),
+    }
+    for derivative in (False, True):
+        constants = {"CUT": True, "DERIVATIVE": derivative, "BLOCK": 128}
+        label = "derivatives" if derivative else "values"
+        yield Variant("wave_weights", label, "float64", _wave_weights_kernel, signature, constants, _FOUR)
+    signature = {
+        **_pointers("fp64", "sums waves window widths receivers grad out d_waves"),
+        **_sizes("n_points n_channels n_widths n_receivers"),
+    }
+    for energy in (False, True):
+        for derivative in (False, True):
+            constants = {"WINDOW": True, "ENERGY": energy, "DERIVATIVE": derivative, "BLOCK": 128}
+            label = ("energies" if energy else "coefficients") + (", derivatives" if derivative else "")
+            yield Variant("wave_sums", label, "float64", _wave_sums_kernel, signature, constants, _FOUR)
+    for name, kernel, names in (
+        ("field", _polynomial_field_kernel, "r c out"),
+        ("moments", _polynomial_moments_kernel, "r p out"),
+    ):
+        signature = {**_pointers("fp64", names), **_sizes("n_results n_channels")}
+        constants = {"N_MONOMIALS": monomial_count(2), "BLOCK": 128}
+        yield Variant("polynomial_field", name, "float64", kernel, signature, constants, _FOUR)
+    for name, kernel, names in (
+        ("values", _cell_inverse_kernel, "cell out"),
+        ("derivatives", _cell_inverse_backward_kernel, "inverse grad out"),
+    ):
+        signature = {**_pointers("fp64", names), **_sizes("n")}
+        yield Variant("cell_inverse", name, "float64", kernel, signature, {"BLOCK": 32}, _ONE)
+
+
+def small_variants() -> Iterator[Variant]:
+    """Every small kernel, at both dtypes where it has two."""
+    for dtype, real in (("float32", "fp32"), ("float64", "fp64")):
+        yield from _linear_maps(dtype, real)
+        yield from _edges(dtype, real)
+        yield from _graphs(dtype, real)
+        yield from _features(dtype, real)
+    yield from _cells()

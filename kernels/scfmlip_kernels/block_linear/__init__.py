@@ -1,0 +1,3 @@
+from .op import block_linear
+
+__all__ = ["block_linear"]

@@ -1,0 +1,118 @@
+"""Operator registration: dispatch, fake tensors, derivatives, public function."""
+
+import torch
+from torch import Tensor
+
+from ..checks import check_floats, check_index, check_shape, check_tensors, outside_autocast
+from ..dispatch import runs_triton, vmap_by_loop
+from ..indexed_linear.groups import SpeciesOrder
+from ..operators import operator
+from ..registry import constant_text
+from .kernel import launch_block_linear
+from .maps import BlockMap, map_of, transposed
+from .plain import block_linear_plain, block_linear_weights_plain
+
+
+@operator("scfmlip::block_linear")
+def _block_linear(x: Tensor, weights: Tensor, order: Tensor | None, ptr: Tensor | None, text: str) -> Tensor:
+    x, weights = x.contiguous(), weights.contiguous()
+    run = launch_block_linear if runs_triton(x) else block_linear_plain
+    return run(x, weights, order, ptr, text)
+
+
+@_block_linear.register_fake
+def _(x, weights, order, ptr, text):
+    return x.new_empty((x.shape[0], map_of(text).out_dim))
+
+
+@operator("scfmlip::block_linear_weights")
+def _block_linear_weights(
+    x: Tensor, grad: Tensor, order: Tensor | None, ptr: Tensor | None, text: str
+) -> Tensor:
+    return block_linear_weights_plain(x.contiguous(), grad.contiguous(), order, ptr, text)
+
+
+@_block_linear_weights.register_fake
+def _(x, grad, order, ptr, text):
+    return x.new_empty((map_of(text).n_weights,))
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.text = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, grad):
+    x, weights, *order = ctx.saved_tensors
+    d_x = d_weights = None
+    if ctx.needs_input_grad[0]:
+        d_x = torch.ops.scfmlip.block_linear(grad, weights, *order, transposed(ctx.text))
+    if ctx.needs_input_grad[1]:
+        d_weights = torch.ops.scfmlip.block_linear_weights(x, grad, *order, ctx.text)
+    return d_x, d_weights, None, None, None
+
+
+def _weights_backward(ctx, cotangent):
+    x, grad, *order = ctx.saved_tensors
+    d_x = d_grad = None
+    if ctx.needs_input_grad[0]:
+        d_x = torch.ops.scfmlip.block_linear(grad, cotangent, *order, transposed(ctx.text))
+    if ctx.needs_input_grad[1]:
+        d_grad = torch.ops.scfmlip.block_linear(x, cotangent, *order, ctx.text)
+    return d_x, d_grad, None, None, None
+
+
+_block_linear.register_autograd(_backward, setup_context=_setup_context)
+_block_linear_weights.register_autograd(_weights_backward, setup_context=_setup_context)
+vmap_by_loop(_block_linear, "block_linear")
+vmap_by_loop(_block_linear_weights, "block_linear_weights")
+
+
+def block_linear(x: Tensor, weights: Tensor, linear: BlockMap, species: SpeciesOrder | None = None) -> Tensor:
+    r"""
+    Linear maps between the channels of blocks of columns, all blocks at once.
+
+    ``out[n, b, v, d] = sum_paths scale sum_u W[z_n, u, v] x[n, a, u, d]``: e3nn's ``Linear`` and its product
+    with species, in one operator on rows as they are.
+
+    Args:
+        x: ``[n_rows, x_dim]`` float32 or float64.
+        weights: ``[n_weights]``, same dtype.
+        linear: Blocks and paths.
+        species: From `sort_species`, for maps of several species.
+
+    Returns:
+        ``[n_rows, out_dim]``. Bitwise reproducible. Differentiable any number of times in ``x`` and
+        ``weights``.
+
+    Raises:
+        TypeError: for a dtype that is not float32 or float64, or different ones.
+        ValueError: for shapes that do not match, an inconsistent map, or species that are missing.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import Block, BlockMap, BlockPath, block_linear
+        >>> x, out = Block(0, channels=2, dim=3), Block(0, channels=1, dim=3)  # two vectors to one
+        >>> path = BlockPath(x=0, out=0, first=0, strides=(0, 1, 1))
+        >>> vectors = torch.tensor([[1.0, 2.0, 3.0, 10.0, 20.0, 30.0]])
+        >>> block_linear(vectors, torch.tensor([1.0, 0.1]), BlockMap((x,), (out,), (path,), n_weights=2))
+        tensor([[2., 4., 6.]])
+    """
+    text = constant_text(linear)
+    x, weights = outside_autocast(x, weights)
+    tensors = {"x": x, "weights": weights}
+    check_tensors("block_linear", **tensors)
+    check_floats("block_linear", **tensors)
+    check_shape("block_linear", "x", x, ("n_rows", linear.x_dim))
+    check_shape("block_linear", "weights", weights, (linear.n_weights,))
+    if species is None:
+        if linear.n_species != 1:
+            raise ValueError(
+                f"block_linear: this map has {linear.n_species} species: pass sort_species(index, n_species)"
+            )
+        return torch.ops.scfmlip.block_linear(x, weights, None, None, text)
+    check_tensors("block_linear", x=x, order=species.order, ptr=species.ptr)
+    check_shape("block_linear", "species.order", species.order, (x.shape[0],))
+    check_shape("block_linear", "species.ptr", species.ptr, (linear.n_species + 1,))
+    check_index("block_linear", "species.order", species.order, x.shape[0], "rows")
+    return torch.ops.scfmlip.block_linear(x, weights, *species, text)

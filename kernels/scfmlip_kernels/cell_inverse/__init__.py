@@ -1,0 +1,3 @@
+from .op import cell_inverse
+
+__all__ = ["cell_inverse"]

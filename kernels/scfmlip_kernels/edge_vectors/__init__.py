@@ -1,0 +1,3 @@
+from .op import edge_vectors
+
+__all__ = ["edge_vectors"]

@@ -1,0 +1,3 @@
+from .op import grouped_dot
+
+__all__ = ["grouped_dot"]

@@ -1,0 +1,109 @@
+"""
+Products of rows whose columns are in groups: sums over a group, and numbers for a group.
+
+Grid: blocks of results, one number each. Which columns belong to a group stands in a small table. No atomics.
+"""
+
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..constants import constant
+from ..tuned import compiler_options
+
+_BLOCK = 256
+
+
+@triton.jit
+def _grouped_dot_kernel(
+    x_ptr,  # [n_rows, n_columns]
+    y_ptr,  # [n_rows, n_columns]
+    table_ptr,  # [n_groups, n_most] int64 columns of each group, -1 where there are fewer
+    out_ptr,  # [n_rows, n_groups]
+    n_results,
+    n_columns,
+    n_groups,
+    n_most,
+    BLOCK: tl.constexpr,
+):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < n_results
+    row = place // n_groups
+    group = place % n_groups
+    total = tl.zeros((BLOCK,), x_ptr.dtype.element_ty)
+    for term in range(n_most):
+        column = tl.load(table_ptr + group * n_most + term, mask=inside, other=-1)
+        there = inside & (column >= 0)
+        x = tl.load(x_ptr + row * n_columns + column, mask=there, other=0.0)
+        total += x * tl.load(y_ptr + row * n_columns + column, mask=there, other=0.0)
+    tl.store(out_ptr + place, total, mask=inside)
+
+
+@triton.jit
+def _grouped_scale_kernel(
+    scales_ptr,  # [n_rows, n_groups]
+    x_ptr,  # [n_rows, n_columns]
+    groups_ptr,  # [n_columns] int64 group of each column
+    out_ptr,  # [n_rows, n_columns]
+    n_results,
+    n_columns,
+    n_groups,
+    BLOCK: tl.constexpr,
+):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < n_results
+    row = place // n_columns
+    group = tl.load(groups_ptr + place % n_columns, mask=inside, other=0)
+    scale = tl.load(scales_ptr + row * n_groups + group, mask=inside, other=0.0)
+    tl.store(out_ptr + place, scale * tl.load(x_ptr + place, mask=inside, other=0.0), mask=inside)
+
+
+@lru_cache(maxsize=1024)
+def columns_of(groups: tuple[int, ...], n_groups: int) -> tuple[tuple[int, ...], ...]:
+    """Columns of each group, padded with -1 to the most."""
+    found: list[list[int]] = [[] for _ in range(n_groups)]
+    for column, group in enumerate(groups):
+        found[group].append(column)
+    most = max(1, *map(len, found))
+    return tuple((*columns, *(-1,) * (most - len(columns))) for columns in found)
+
+
+def launch_grouped_dot(x: Tensor, y: Tensor, groups: tuple[int, ...], n_groups: int) -> Tensor:
+    """``[n_rows, n_groups]``; contiguous arguments."""
+    out = x.new_empty((len(x), n_groups))
+    if out.numel():
+        table = columns_of(groups, n_groups)
+        _grouped_dot_kernel[(triton.cdiv(out.numel(), _BLOCK),)](
+            x_ptr=x,
+            y_ptr=y,
+            table_ptr=constant(table, torch.int64, x.device),
+            out_ptr=out,
+            n_results=out.numel(),
+            n_columns=len(groups),
+            n_groups=n_groups,
+            n_most=len(table[0]),
+            BLOCK=_BLOCK,
+            **compiler_options(4, 1, x),
+        )
+    return out
+
+
+def launch_grouped_scale(scales: Tensor, x: Tensor, groups: tuple[int, ...]) -> Tensor:
+    """``[n_rows, n_columns]``; contiguous arguments."""
+    out = torch.empty_like(x)
+    if out.numel():
+        _grouped_scale_kernel[(triton.cdiv(out.numel(), _BLOCK),)](
+            scales_ptr=scales,
+            x_ptr=x,
+            groups_ptr=constant(groups, torch.int64, x.device),
+            out_ptr=out,
+            n_results=out.numel(),
+            n_columns=len(groups),
+            n_groups=scales.shape[1],
+            BLOCK=_BLOCK,
+            **compiler_options(4, 1, x),
+        )
+    return out

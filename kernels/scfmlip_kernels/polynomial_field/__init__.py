@@ -1,0 +1,3 @@
+from .op import polynomial_field
+
+__all__ = ["polynomial_field"]

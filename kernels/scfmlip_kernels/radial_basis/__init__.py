@@ -1,0 +1,3 @@
+from .op import radial_basis
+
+__all__ = ["radial_basis"]

@@ -1,0 +1,3 @@
+from .op import spherical_harmonics
+
+__all__ = ["spherical_harmonics"]

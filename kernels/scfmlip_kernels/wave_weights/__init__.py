@@ -1,0 +1,3 @@
+from .op import wave_weights
+
+__all__ = ["wave_weights"]

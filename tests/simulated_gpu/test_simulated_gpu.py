@@ -193,7 +193,7 @@ SLOW = {
 }
 ALL = {**QUICK, **SLOW}
 # waits that are left: what is zero has to stay zero
-NO_WAITS = ("coulomb crystal", "coulomb slab", "coulomb molecule", "mace")
+NO_WAITS = ("coulomb crystal", "coulomb slab", "coulomb molecule", "mace", "training mace")
 
 
 def run(make):

@@ -204,6 +204,7 @@ NO_WAITS = (
     "coulomb mesh",
     "coulomb molecule, mesh",
     "mace",
+    "training mace",
 )
 
 

@@ -57,7 +57,7 @@ def _unit(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     squares = (vectors * vectors).sum(1)
     there = squares > 0
     inverse = torch.where(there, squares, torch.ones_like(squares)).rsqrt()
-    return (vectors * inverse[:, None])[:, [2, 0, 1]], inverse, there
+    return (vectors * inverse[:, None]).roll(1, 1), inverse, there
 
 
 def harmonics_plain(vectors: Tensor, l_max: int) -> Tensor:
@@ -94,13 +94,13 @@ def gradient_plain(vectors: Tensor, grad: Tensor, l_max: int) -> Tensor:
     slopes = [torch.stack(three, 1) for three in _slopes(unit, l_max)]
     slope = (torch.stack(slopes, 1) * grad[:, :, None]).sum(1)
     across = (slope - unit * (slope * unit).sum(1, keepdim=True)) * inverse[:, None]
-    return torch.where(there[:, None], across[:, [1, 2, 0]], torch.zeros_like(vectors))
+    return torch.where(there[:, None], across.roll(-1, 1), torch.zeros_like(vectors))
 
 
 def tangent_plain(vectors: Tensor, along: Tensor, l_max: int) -> Tensor:
     """``[n, (l_max + 1)^2]`` derivative of the harmonics along directions ``[n, 3]``."""
     unit, inverse, there = _unit(vectors)
-    turned = along[:, [2, 0, 1]]
+    turned = along.roll(1, 1)
     across = (turned - unit * (turned * unit).sum(1, keepdim=True)) * inverse[:, None]
     across = torch.where(there[:, None], across, torch.zeros_like(across))
     return torch.stack([(torch.stack(three, 1) * across).sum(1) for three in _slopes(unit, l_max)], 1)

@@ -125,20 +125,25 @@ class RootResult(NamedTuple):
     inverse: KrylovInverse | None = None
 
 
-def _orthogonal(w: Tensor, basis: list[Tensor], batch: Segments) -> tuple[Tensor, Tensor, Tensor]:
+def _orthogonal(w: Tensor, basis: list[Tensor], batch: Segments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
     Orthogonalise ``w`` against the vectors of a basis.
 
     Returns:
-        The result, its ``[n_systems, n_vectors]`` overlaps with them, and ``[n_systems]`` the norm w had.
+        The result and its ``[n_systems]`` norm, its ``[n_systems, n_vectors]`` overlaps with them, and
+        ``[n_systems]`` the norm w had.
     """
     rows = torch.stack((*basis, w))
     stack, overlap = rows[:-1], batch.dot(rows, w.expand_as(rows))
     size, overlap = overlap[-1].sqrt(), overlap[:-1]
     w = w - (batch.expand(overlap.T).T * stack).sum(0)
     # twice, because a single pass loses orthogonality
-    more = batch.dot(stack, w.expand_as(stack))
-    return w - (batch.expand(more.T).T * stack).sum(0), (overlap + more).T, size
+    rows = torch.stack((*basis, w))
+    more = batch.dot(rows, w.expand_as(rows))
+    # what the second pass takes off is orthogonal to what it leaves, and small
+    left, more = more[-1], more[:-1]
+    length = (left - (more**2).sum(0)).clamp(min=0).sqrt()
+    return w - (batch.expand(more.T).T * stack).sum(0), length, (overlap + more).T, size
 
 
 def gmres(
@@ -192,8 +197,7 @@ def gmres(
         known = step == 1 and image is not None
         w = image / batch.expand(safe) if known and image is not None else apply(precondition(basis[-1]))
         column = torch.zeros((batch.n_segments, step + 1), dtype=torch.float64, device=right.device)
-        w, column[:, :step], size = _orthogonal(w, basis, batch)
-        length = batch.norm(w)
+        w, length, column[:, :step], size = _orthogonal(w, basis, batch)
         column[:, step] = length
         fresh = length > rounding * size
         open_ = open_ & fresh

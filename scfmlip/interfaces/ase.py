@@ -17,6 +17,7 @@ from ..devices import find_device, pick_device
 from ..mace_torch.accelerate import accelerate as accelerate_model
 from ..mace_torch.batches import make_batch, split_outputs
 from ..mace_torch.building import running
+from ..mace_torch.memory import MemoryCheck
 from ..mace_torch.inputs import INPUTS, changes_energy, number, resolve_head, set_default
 from ..mace_torch.protocol import embedding_specs, is_density_model, required_info
 from ..neighbours import SkinList
@@ -146,6 +147,7 @@ class Calculator(AseCalculator):
         # who has asked for it once is given it with the forces, not by another evaluation
         self._always_stress = False
         self.model: Any
+        self._check_memory = MemoryCheck(loaded, self.device)
         if self.ours:
             self._adopt(loaded, fermi_level, extrapolator)
             return
@@ -236,6 +238,7 @@ class Calculator(AseCalculator):
         batch = make_batch(
             self.model, [frame], self.device, self.dtype, self.head, names, neighbours=self.neighbours
         )
+        self._check_memory(len(frame), batch["edge_index"].shape[1])
         crystal = bool(frame.pbc.all())
         options: dict[str, Any] = {
             "compute_stress": crystal or (self._always_stress and frame.cell.rank == 3)

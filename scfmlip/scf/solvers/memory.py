@@ -12,10 +12,8 @@ from torch import Tensor
 from ...segments import Segments
 from .gmres import KrylovInverse, RootResult
 
-# Krylov spaces that are multiplied: each is applied in every iteration
-_SPACES = 2
-# evaluations above the fewest so far after which an inverse is made anew
-_SLACK = 2
+# Krylov spaces that are multiplied at first, and as atoms move on: each is applied in every iteration
+_FIRST, _SPACES = 2, 4
 
 
 @dataclass(frozen=True)
@@ -24,8 +22,9 @@ class SolverMemory:
     The approximate inverse that `fixed_point` found along earlier solves, for the next one.
 
     Solves along a trajectory have nearly the same matrix. An inverse from the Krylov space of one solve
-    preconditions the next ones; what the second still had to find is multiplied to it. It is dropped when it
-    helps less than it did, so that the next solve makes a new one, and when the equations have another size.
+    preconditions the next ones; what the second still had to find is multiplied to it, and what others find
+    when it helps less than it did, up to four spaces. Then it is dropped, so that the next solve makes a new
+    one, and when the equations have another size.
     Where a solve ends does not depend on it, to the tolerance.
 
     An empty one, ``SolverMemory()``, asks for the first. `state_dict` and `from_state` are for restarts.
@@ -80,9 +79,10 @@ class SolverMemory:
             return SolverMemory() if used is None else self
         if used is None:
             return SolverMemory(_factors(found), affine, count, count)
-        if count > min(self.fresh, self.fewest + _SLACK):
+        stale = count > self.fewest
+        if count > self.fresh or (count > self.fewest + 1 and len(self.spaces) >= _SPACES):
             return SolverMemory()
-        grows = found.first is used and len(self.spaces) < _SPACES
+        grows = found.first is used and len(self.spaces) < (_SPACES if stale else _FIRST)
         spaces = _factors(found) if grows else self.spaces
         return SolverMemory(spaces, affine, self.fresh, min(self.fewest, count))
 

@@ -17,8 +17,8 @@ from ..devices import find_device, pick_device
 from ..mace_torch.accelerate import accelerate as accelerate_model
 from ..mace_torch.batches import make_batch, split_outputs
 from ..mace_torch.building import running
-from ..mace_torch.memory import MemoryCheck
 from ..mace_torch.inputs import INPUTS, changes_energy, number, resolve_head, set_default
+from ..mace_torch.memory import MemoryCheck
 from ..mace_torch.protocol import embedding_specs, is_density_model, required_info
 from ..neighbours import SkinList
 from ..scf import ExtendedLagrangian, SolverMemory, StateExtrapolator

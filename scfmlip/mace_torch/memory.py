@@ -19,7 +19,7 @@ _ERROR, _SURELY_FREE = 1.5, 2**28
 
 def step_memory(model: Any, n_atoms: int, n_edges: int) -> float | None:
     """
-    Bytes that energy and forces of a network of MACE's kind take at most; within a factor of two.
+    Bytes that energy and forces of a network of MACE's kind take at most, within about a factor of two.
 
     ``itemsize (n_edges (3.2 R + 40) + 2.6 n_atoms C)``, where R counts the hidden features of all layers'
     radial networks, and C the components of all layers' messages. What wave vectors or a mesh take comes on

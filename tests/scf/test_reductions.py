@@ -1,5 +1,7 @@
 """Sums over atoms in a step of the solvers: each is a message where ranks share a system."""
 
+from itertools import pairwise
+
 import torch
 from tolerances import assert_close
 
@@ -64,4 +66,4 @@ def test_two_sums_a_step_of_gmres(generator):
     counts.clear()
     result = gmres(apply, b, one_system(), 1e-12, N)
     assert_close(result.x, torch.linalg.solve(a, b), 1e-9)
-    assert {later - sooner for sooner, later in zip(steps, steps[1:], strict=False)} == {2}
+    assert {later - sooner for sooner, later in pairwise(steps)} == {2}

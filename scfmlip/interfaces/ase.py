@@ -18,9 +18,10 @@ from ..mace_torch.accelerate import accelerate as accelerate_model
 from ..mace_torch.batches import make_batch, split_outputs
 from ..mace_torch.building import running
 from ..mace_torch.inputs import INPUTS, changes_energy, number, resolve_head, set_default
+from ..mace_torch.memory import MemoryCheck
 from ..mace_torch.protocol import embedding_specs, is_density_model, required_info
 from ..neighbours import SkinList
-from ..scf import ExtendedLagrangian, StateExtrapolator
+from ..scf import ExtendedLagrangian, SolverMemory, StateExtrapolator
 from .loading import load_model
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -51,7 +52,8 @@ class Calculator(AseCalculator):
     model whose energy depends on charge and spin refuses atoms without them, unless they are given here;
     initial charges and magnetic moments do not count as totals. mace_run_train's names (``total_charge``,
     ...) work too. A change of any of these, also in place, triggers a new calculation, like a change of
-    positions. Self-consistent models start from the densities of the last steps.
+    positions. Self-consistent models start from the densities of the last steps, fixed points also with the
+    approximate inverse of their solves.
 
     Args:
         model: The model, or its file: ``*.safetensors`` from `scfmlip.save`, or a file that mace wrote (a
@@ -67,7 +69,7 @@ class Calculator(AseCalculator):
             eV, instead of a given charge; ``info["fermi_level"]`` of the atoms has priority.
         extrapolation: Order of the polynomial extrapolation of the last densities, which gives the first
             guess of a self-consistent model, or an object that guesses, `scfmlip.scf.ExtendedLagrangian`;
-            None uses no previous densities.
+            None uses nothing of previous steps.
         skin: angstrom by which the neighbour list reaches beyond the cutoff, see
             `scfmlip.neighbours.SkinList`; results are those of a new list.
         cuda_graph: Capture steps on a GPU as CUDA graphs, see `scfmlip.accelerate`; for mace-torch models.
@@ -108,7 +110,7 @@ class Calculator(AseCalculator):
         charge: float | None = None,
         spin: float | None = None,
         fermi_level: float | None = None,
-        extrapolation: int | StateExtrapolator | ExtendedLagrangian | None = 2,
+        extrapolation: int | StateExtrapolator | ExtendedLagrangian | None = 3,
         trust_pickle: bool = False,
         skin: float = 0.5,
         cuda_graph: bool = False,
@@ -143,6 +145,7 @@ class Calculator(AseCalculator):
         self._states: StateExtrapolator | ExtendedLagrangian | None = None
         self._told: dict[str, Any] = {}
         self._last: torch.Tensor | None = None
+        self._memory = SolverMemory()
         # who has asked for it once is given it with the forces, not by another evaluation
         self._always_stress = False
         self.model: Any
@@ -151,6 +154,7 @@ class Calculator(AseCalculator):
                 "cuda_graph=True is for mace-torch models that are accelerated: leave it out for models of "
                 "scfmlip.models, and with accelerate=False"
             )
+        self._check_memory = MemoryCheck(loaded, self.device)
         if self.ours:
             self._adopt(loaded, fermi_level, extrapolator)
             return
@@ -241,6 +245,7 @@ class Calculator(AseCalculator):
         batch = make_batch(
             self.model, [frame], self.device, self.dtype, self.head, names, neighbours=self.neighbours
         )
+        self._check_memory(len(frame), batch["edge_index"].shape[1])
         crystal = bool(frame.pbc.all())
         options: dict[str, Any] = {
             "compute_stress": crystal or (self._always_stress and frame.cell.rank == 3)
@@ -251,10 +256,12 @@ class Calculator(AseCalculator):
             options |= self._guess(moved, system_changes)
         with running(self.model):
             out = self.model(batch, **options)
+        memory = out.pop("solver_memory", None)
         if self._states is not None:
             self._last = _joined(out)
             if moved:
                 self._states.add(self._last)
+                self._memory = self._memory if memory is None else memory
         self.results = split_outputs(out, [frame])[0]
         if "work_functions" in wanted:
             from ..models import work_functions
@@ -290,20 +297,24 @@ class Calculator(AseCalculator):
                 batch, compute_force=compute_force, compute_stress=compute_stress, **(start or {})
             )
 
-    def _guess(self, moved: bool, system_changes: list[str]) -> dict[str, torch.Tensor]:
+    def _guess(self, moved: bool, system_changes: list[str]) -> dict[str, Any]:
         """Where a solve starts: of a geometry that it has had, from what it found there."""
         if self._states is None:
             return {}
         if "numbers" in system_changes:
             self._states.states, self._last = [], None
-        found = self._states.guess() if moved else self._last
-        return {} if found is None else {"initial_density": found[:-1], "initial_level": found[-1, :1]}
+        if {"numbers", "pbc"} & set(system_changes):
+            self._memory = SolverMemory()
+        found, known = self._states.guess() if moved else self._last, {"solver_memory": self._memory}
+        if found is None:
+            return known
+        return known | {"initial_density": found[:-1], "initial_level": found[-1, :1]}
 
     def get_state(self) -> dict[str, Any]:
         """
         What the next results depend on beside the atoms, as plain types and tensors, for an exact restart.
 
-        Results, the last densities, and the geometry whose neighbours are listed.
+        Results, the last densities, what solves hand on, and the geometry whose neighbours are listed.
         """
         origin = self.neighbours.origin
         states = [] if self._states is None else self._states.states
@@ -312,6 +323,7 @@ class Calculator(AseCalculator):
             "single": [k for k, v in self.results.items() if not isinstance(v, np.ndarray)],
             "densities": [state.cpu() for state in states],
             "last": None if self._last is None else self._last.cpu(),
+            "memory": self._memory.state_dict(),
             "neighbours": None if origin is None else [torch.tensor(part) for part in origin],
             "always_stress": self._always_stress,
         }
@@ -332,6 +344,9 @@ class Calculator(AseCalculator):
         if self._states is not None:
             self._states.states = [density.to(self.device) for density in state["densities"]]
         self._last = None if state["last"] is None else state["last"].to(self.device)
+        # of a file from before there was one: the next solve makes it
+        memory = state.get("memory")
+        self._memory = SolverMemory() if memory is None else SolverMemory.from_state(memory, self.device)
         self._always_stress = state["always_stress"]
         if state["neighbours"] is not None:
             positions, cell = (part.numpy() for part in state["neighbours"])

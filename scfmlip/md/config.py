@@ -84,7 +84,7 @@ class MdConfig:
             by -q field; "physical": E - field . dipole, q is pushed by q field.
         warm_start: What a self-consistent model starts every step's solve from: a "polynomial" through the
             last densities, the auxiliary densities of the "extended_lagrangian", or "none".
-        warm_start_order: Of the polynomial, at least 0 (None: 2), or of the extended Lagrangian's damping, 3
+        warm_start_order: Of the polynomial, at least 0 (None: 3), or of the extended Lagrangian's damping, 3
             to 7 (None: 5).
         skin: angstrom by which the list of neighbours reaches beyond the cutoff, so that it lasts some steps.
         dtype: "float64" or "float32"; None for the model's.

@@ -66,7 +66,7 @@ def make_calculator(config: MdConfig) -> DrivenCalculator:
     order = config.warm_start_order
     warm: Any = None
     if config.warm_start == "polynomial":
-        warm = StateExtrapolator(2 if order is None else order)
+        warm = StateExtrapolator(3 if order is None else order)
     elif config.warm_start == "extended_lagrangian":
         warm = ExtendedLagrangian(5 if order is None else order)
     schedule = Schedule(config)

@@ -15,6 +15,7 @@ from ..distributed import Domain, all_reduce
 from ..electrostatics.external import ExternalCharges
 from ..mace_torch.graphs import stress_of
 from ..mace_torch.inputs import INPUTS
+from ..scf import SolverMemory
 from ..scf.eager import leaves_inference_mode
 from ..types import E3NN_ROWS_FROM_CARTESIAN
 from ..waiting import together
@@ -238,6 +239,7 @@ class Model(torch.nn.Module):
         scf: Scf = "converged",
         initial_density: Tensor | None = None,
         initial_level: Tensor | None = None,
+        solver_memory: SolverMemory | None = None,
         domain: Domain | None = None,
     ) -> dict[str, Tensor | None]:
         """
@@ -268,6 +270,8 @@ class Model(torch.nn.Module):
                 for instance the last step's density; not differentiated.
             initial_level: ``[n_systems]`` eV, the ``fermi_level`` that belongs to it. At given charge fixed
                 points solve for the level too, and a density alone is a poor first guess.
+            solver_memory: Of the call for the last step, or an empty `scfmlip.scf.SolverMemory`; the output
+                ``solver_memory`` is for the next step's. For the rule "fixed_point"; others ignore it.
             domain: The batch is this rank's part of one system that several ranks share, who all call this
                 together. Results of systems are then those of the whole, of atoms those of own ones.
 
@@ -309,6 +313,7 @@ class Model(torch.nn.Module):
                 initial_level,
                 domain,
                 seen,
+                solver_memory,
             )
             out, _ = self._energies(strained, system, compute_potential)
             if compute_response:

@@ -13,6 +13,7 @@ from ..distributed import Domain, shared_segments
 from ..electrostatics.checks import check_finite
 from ..electrostatics.external import ExternalCharges
 from ..electrostatics.kept import Plans, kept_plans
+from ..scf import SolverMemory
 from ..segments import Segments
 from ..types import CARTESIAN_ROWS_FROM_E3NN
 from ..waiting import any_bad
@@ -104,6 +105,7 @@ def make_system(
     initial_level: Tensor | None = None,
     domain: Domain | None = None,
     seen: Seen | None = None,
+    memory: SolverMemory | None = None,
 ) -> System:
     """
     Make the input of rules, without the network's outputs; arguments as in `Model.forward`, and what
@@ -152,6 +154,7 @@ def make_system(
         external=external,
         reference_density=rows,
         reference_level=_reference_level(initial_level, n_systems, dtype),
+        reference_memory=memory,
         direct=direct,
         stability=stability,
         domain=domain,

@@ -8,6 +8,7 @@ from .equilibration import charge_equilibration
 from .fixed_point import FixedPointSolution, fixed_point
 from .functional import FunctionalSolution, minimize_functional
 from .solution import ChargeSolution, ConvergenceError, Status
+from .solvers.memory import SolverMemory
 
 __all__ = [
     "ChargeSolution",
@@ -16,6 +17,7 @@ __all__ = [
     "FixedPointSolution",
     "FunctionalSolution",
     "NeighbourPairs",
+    "SolverMemory",
     "StateExtrapolator",
     "Status",
     "charge_equilibration",

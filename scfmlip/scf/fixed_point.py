@@ -40,6 +40,7 @@ from .problem import FixedPointProblem, Update
 from .solution import Status, shown, summarize
 from .solvers.anderson import anderson
 from .solvers.gmres import KrylovInverse, RootResult, gmres
+from .solvers.memory import SolverMemory
 from .solvers.newton import bracket_potential, newton
 from .totals import GivenTotals
 
@@ -65,6 +66,7 @@ class FixedPointSolution:
         status: ``[n_systems]`` int64, see `Status`.
         evaluations: Number of evaluations of the map, for the whole batch.
         affine: Whether the map was recognised as affine and solved as one linear system.
+        memory: For the next solve, if this one was given one; else None.
 
     Example:
         >>> import torch, scfmlip
@@ -83,6 +85,7 @@ class FixedPointSolution:
     status: Tensor
     evaluations: int
     affine: bool
+    memory: SolverMemory | None = None
 
     def __repr__(self) -> str:
         more = [f"{self.evaluations} evaluations"] + ["affine"] * self.affine
@@ -130,6 +133,7 @@ def fixed_point(
     mixing: float = 0.5,
     history: int = 8,
     approximation: Update | None = None,
+    memory: SolverMemory | None = None,
     on_failure: Literal["raise", "warn", "ignore"] = "raise",
 ) -> FixedPointSolution:
     """
@@ -167,6 +171,8 @@ def fixed_point(
         approximation: A cheaper affine map close to ``update``, with the same arguments. It is solved first,
             to one percent; its solution is the starting point, and its Krylov space preconditions Newton's
             method, which is then used.
+        memory: Of the last solve of nearly the same equations, or an empty `SolverMemory`: GMRES is
+            preconditioned by what was found there, and ``solution.memory`` is for the next solve.
         on_failure: What to do if a system does not converge. The other systems are right in any case.
 
     Returns:
@@ -200,7 +206,14 @@ def fixed_point(
     if approximation is not None:
         check_callable("approximation", approximation, takes, count)
     search = FixedPointSearch(
-        problem, solver, max(tolerance, _LEAST[state.dtype]), max_iterations, mixing, history, approximation
+        problem,
+        solver,
+        max(tolerance, _LEAST[state.dtype]),
+        max_iterations,
+        mixing,
+        history,
+        approximation,
+        memory,
     )
     options = RootOptions(
         "fixed point",
@@ -227,6 +240,7 @@ def fixed_point(
         result.status,
         search.evaluations,
         search.affine,
+        search.memory,
     )
 
 
@@ -269,12 +283,13 @@ class FixedPointSearch:
         problem: The equations.
         solver: "auto", "anderson" or "newton".
         tolerance: As in `fixed_point`, but not below the accuracy of the dtype.
-        max_iterations, mixing, history, approximation: As in `fixed_point`.
+        max_iterations, mixing, history, approximation, memory: As in `fixed_point`.
 
     Attributes:
         result: The root and how it was found, after `run`.
         affine: Whether the map is affine.
         evaluations: Number of evaluations of the map so far.
+        memory: For the next search, after `run`; None if none was given.
     """
 
     result: RootResult
@@ -288,10 +303,11 @@ class FixedPointSearch:
         mixing: float,
         history: int,
         approximation: Update | None,
+        memory: SolverMemory | None = None,
     ) -> None:
         self.problem, self.solver, self.tolerance = problem, solver, tolerance
         self.max_iterations, self.mixing, self.history = max_iterations, mixing, history
-        self.approximation = approximation
+        self.approximation, self.memory = approximation, memory
         self.affine, self.evaluations = False, 0
 
     def run(self, arguments: Sequence[Tensor]) -> RootResult:
@@ -305,20 +321,36 @@ class FixedPointSearch:
         start = self.problem.first
         value = self._function(start)
         self._set_criterion(start, value)
-        inverse = near = None
-        if self.approximation is not None:
+        known = None
+        if self.memory is not None and self.solver != "anderson":
+            known = self.memory.inverse(self.problem.batch)
+        result = self._search(start, value, known)
+        if known is not None and bool((result.status != Status.CONVERGED).any()):
+            # what was remembered may be what misled it
+            known = None
+            result = self._search(start, value, None)
+        if self.memory is not None:
+            self.memory = self.memory.after(result, known, self.affine)
+        self.result = result
+        return result
+
+    def _search(self, start: Tensor, value: Tensor, inverse: KrylovInverse | None) -> RootResult:
+        """The root, from a start where the residual is ``value``, with an approximate inverse or without."""
+        near = None
+        if inverse is not None and self.memory is not None:
+            self.affine = self.memory.affine
+        elif self.approximation is not None:
             start, value, inverse = self._start_nearby(start, value)
         else:
             near = self._probe(start, value)
-        result = None
         if self.affine and self.solver != "anderson":
-            result = self._root(start, 3, True, value=value, image=near)
+            known = {"image": near} if inverse is None else {"inverse": inverse}
+            result = self._root(start, 3, True, value=value, **known)
             # the map may be linear along one direction only, where charges saturate: then continue below
             self.affine = bool((result.status != Status.ITERATIONS).all())
-        if result is None or not self.affine:
-            result = self._solve_nonlinear(start, value, near, inverse)
-        self.result = result
-        return result
+            if self.affine:
+                return result
+        return self._solve_nonlinear(start, value, near, inverse)
 
     def _function(self, x: Tensor, update: Update | None = None) -> Tensor:
         """The residual at ``x [n]``, float64."""

@@ -70,6 +70,35 @@ def test_warm_starts_spare_iterations():
         np.testing.assert_allclose(taken[name][2], taken["cold"][2], atol=1e-4)
 
 
+@pytest.mark.parametrize("case", ["affine", "many_body"])
+def test_what_a_solve_found_spares_the_next_one_iterations(case, monkeypatch):
+    """The same energies and forces, to the tolerance; another order of the elements starts anew."""
+    model, taken = make_model(case), {}
+    for name in ("with", "without"):
+        calc, counts, found = Calculator(model), [], []
+        if name == "without":
+            guess = calc._guess
+            monkeypatch.setattr(calc, "_guess", lambda *a, guess=guess: {**guess(*a), "solver_memory": None})
+        for atoms in walk(slab(1.0), 8, 0.002):
+            calc.get_property("forces", atoms)
+            counts.append(int(calc.results["scf_iterations"]))
+            found.append((calc.results["energy"], calc.results["forces"]))
+        assert "solver_memory" not in calc.results
+        taken[name] = counts, found
+    assert taken["with"][0][0] == taken["without"][0][0]
+    assert sum(taken["with"][0][2:]) < 0.8 * sum(taken["without"][0][2:]), taken
+    for (e, f), (e0, f0) in zip(taken["with"][1], taken["without"][1], strict=True):
+        assert e == pytest.approx(e0, abs=1e-6)
+        np.testing.assert_allclose(f, f0, atol=1e-5)
+    calc = Calculator(model)
+    calc.get_property("forces", slab(1.0))
+    assert calc._memory.spaces
+    calc.get_property("forces", slab(1.0)[::-1])
+    fresh = Calculator(model)
+    fresh.get_property("forces", slab(1.0)[::-1])
+    assert calc.results["energy"] == fresh.results["energy"]
+
+
 def test_one_more_property_is_no_step():
     """What was found at a geometry is remembered once, however many properties are asked of it."""
     calc = Calculator(make_model("affine"), extrapolation=2)

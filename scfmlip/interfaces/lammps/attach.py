@@ -73,7 +73,7 @@ def attach(
     fermi_level: float | None = None,
     external_field: Sequence[float] | None = None,
     counter_charge: Sequence[float] | None = None,
-    extrapolation: int | None = 2,
+    extrapolation: int | None = 3,
     potential: bool = False,
     mesh: bool = False,
     trust_pickle: bool = False,

@@ -13,6 +13,7 @@ import torch
 from ...distributed import Communicator
 from ...mace_torch.building import running
 from ...mace_torch.domains import make_domain_batch
+from ...mace_torch.memory import MemoryCheck
 from .engine import FIX, Atoms, Engine
 from .neighbourhood import Neighbourhood
 from .states import AtomStates
@@ -77,6 +78,7 @@ class ForceField:
         self.seconds, self.steps = 0.0, 0
         self.near: Neighbourhood | None = None
         self._made: tuple[int, int] | None = None
+        self._check_memory = MemoryCheck(model, self.device)
 
     def __call__(self, _: object, step: int, n_owned: int, ids: Any, positions: Any, forces: Any) -> None:
         """What LAMMPS calls; ``forces [n_owned, 3]`` is filled."""
@@ -100,6 +102,7 @@ class ForceField:
         batch, domain = make_domain_batch(
             self.model, own, near.species, box.cell, box.pbc, edges, near.halo, self.inputs, self.head
         )
+        self._check_memory(atoms.n_owned, batch["edge_index"].shape[1])
         options: dict[str, Any] = dict(self.states.start(atoms.n_owned, own))
         if self.states.potential:
             options["compute_potential"] = True

@@ -17,6 +17,7 @@ from ...electrostatics.boundary import Boundary
 from ...electrostatics.cutoff import check_cutoff, reference_cutoff
 from ...electrostatics.external import Embedding, ExternalCharges
 from ...electrostatics.kept import Plans
+from ...scf import SolverMemory
 from ...segments import Segments
 from ..backbone import Backbone
 from ..config import BackboneConfig, Constraint, DensityConfig, ModelConfig
@@ -79,6 +80,8 @@ class System:
             None.
         reference_level: ``[n_systems]`` eV, the Fermi level of that density as a first guess where the charge
             is given, or None.
+        reference_memory: What solves hand on to each other, see `scfmlip.scf.SolverMemory`; None if not asked
+            for.
         direct: Take one step from ``reference_density`` instead of converging.
         stability: Also measure how the rule's update responds to a perturbation, for training.
         domain: This rank's part of the one system, if several ranks share it.
@@ -118,6 +121,7 @@ class System:
     external: ExternalCharges | None = None
     reference_density: Tensor | None = None
     reference_level: Tensor | None = None
+    reference_memory: SolverMemory | None = None
     direct: bool = False
     stability: bool = False
     domain: Domain | None = None

@@ -20,7 +20,7 @@ from ..quadratic import QuadraticProblem
 from ..solution import Status
 from .gmres import Map
 from .looks import Looks
-from .recursion import ConjugateDirections
+from .recursion import ConjugateDirections, GivenSum
 
 # smaller relative residuals are rounding
 FLOOR = {torch.float32: 2e-6, torch.float64: 1e-14}
@@ -86,14 +86,18 @@ def conjugate_gradients(
         return lambda v: function(v.view(shape)).flatten()
 
     def judge(walk: ConjugateDirections) -> Verdict:
-        norm, size = batch.norm(torch.stack((walk.gradient, walk.slope)))
+        norm, size = walk.norms
         return judged(norm, scale, whole + size, tolerance, dtype)
 
-    step_back = preconditioned_projector(problem, precondition, source)
     state, slope, scale = _start(problem, apply, source, totals, initial, choose, ROUNDING[dtype])
     batch, whole = problem.segments.repeated(shape[1]), norm_of(problem, source)
+    given = given_sum(problem, precondition, source)
+    if given is None:  # unconstrained, or fragments
+        step_back, project = preconditioned_projector(problem, precondition, source), flat(problem.project)
+    else:
+        step_back, project = precondition, None
     walk = ConjugateDirections(
-        batch, flat(apply), flat(step_back), state.flatten(), slope.flatten(), flat(problem.project)
+        batch, flat(apply), flat(step_back), state.flatten(), slope.flatten(), project, given
     )
     verdict = judge(walk)
     status = ended(torch.full_like(scale, int(Status.ITERATIONS), dtype=torch.int64), verdict)
@@ -180,6 +184,20 @@ def chemical_potential(problem: QuadraticProblem, gradient: Tensor) -> Tensor:
     """The multiplier: mean over each group of the energy's derivative in a charge, ``[n_groups]``."""
     atoms = problem.groups.segments
     return atoms.sum(gradient[:, 0]) / atoms.counts
+
+
+def given_sum(
+    problem: QuadraticProblem, precondition: Callable[[Tensor], Tensor], like: Tensor
+) -> GivenSum | None:
+    """The constraint on whole systems' charges; None without one, and for fragments."""
+    groups = problem.groups
+    if not (problem.constrained and groups.whole):
+        return None
+    ones = torch.zeros_like(like)
+    ones[:, 0] = 1
+    along = precondition(ones)
+    count, weight = groups.segments.sum(torch.stack((ones[:, 0], along[:, 0]), 1)).unbind(1)
+    return GivenSum(ones.flatten(), count.clamp(min=1), along.flatten(), weight)
 
 
 def preconditioned_projector(

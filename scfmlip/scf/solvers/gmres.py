@@ -33,25 +33,51 @@ class KrylovInverse:
 
     Args:
         basis: ``[k + 1, n]`` float64 W^T, orthonormal in every system.
-        hessenberg: ``[n_systems, k + 1, k]`` H.
+        pinv: ``[n_systems, k, k + 1]`` H+.
+        projector: ``[n_systems, k + 1, k + 1]`` H H+.
         batch: The systems.
-        rounding: Relative error of products with A. Nearly singular directions are not inverted, because a
-            large inverse would amplify rounding.
         first: Right preconditioner of that solve; the combination is then an inverse of A itself.
     """
 
     def __init__(
         self,
         basis: Tensor,
+        pinv: Tensor,
+        projector: Tensor,
+        batch: Segments,
+        first: KrylovInverse | None = None,
+    ) -> None:
+        self.basis, self.pinv, self.projector = basis, pinv, projector
+        self.batch, self.first = batch, first
+        self.sign = -1.0 if first is None else 1.0
+
+    @classmethod
+    def of_space(
+        cls,
+        basis: Tensor,
         hessenberg: Tensor,
         batch: Segments,
         rounding: float,
         first: KrylovInverse | None = None,
-    ) -> None:
-        self.basis, self.batch, self.first = basis, batch, first
-        self.pinv = torch.linalg.pinv(hessenberg, rtol=rounding**0.5)
-        self.projector = hessenberg @ self.pinv
-        self.sign = -1.0 if first is None else 1.0
+    ) -> KrylovInverse:
+        """
+        The inverse of a Krylov space.
+
+        Args:
+            basis: As for the class.
+            hessenberg: ``[n_systems, k + 1, k]`` H.
+            batch: As for the class.
+            rounding: Relative error of products with A. Nearly singular directions are not inverted, because
+                a large inverse would amplify rounding.
+            first: As for the class.
+        """
+        pinv = torch.linalg.pinv(hessenberg, rtol=rounding**0.5)
+        return cls(basis, pinv, hessenberg @ pinv, batch, first)
+
+    @property
+    def n_steps(self) -> int:
+        """Iterations that made it, without those of ``first``."""
+        return len(self.basis) - 1
 
     def __call__(self, r: Tensor) -> Tensor:
         """``M r``, all ``[n]`` float64."""
@@ -99,20 +125,25 @@ class RootResult(NamedTuple):
     inverse: KrylovInverse | None = None
 
 
-def _orthogonal(w: Tensor, basis: list[Tensor], batch: Segments) -> tuple[Tensor, Tensor, Tensor]:
+def _orthogonal(w: Tensor, basis: list[Tensor], batch: Segments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
     Orthogonalise ``w`` against the vectors of a basis.
 
     Returns:
-        The result, its ``[n_systems, n_vectors]`` overlaps with them, and ``[n_systems]`` the norm w had.
+        The result and its ``[n_systems]`` norm, its ``[n_systems, n_vectors]`` overlaps with them, and
+        ``[n_systems]`` the norm w had.
     """
     rows = torch.stack((*basis, w))
     stack, overlap = rows[:-1], batch.dot(rows, w.expand_as(rows))
     size, overlap = overlap[-1].sqrt(), overlap[:-1]
     w = w - (batch.expand(overlap.T).T * stack).sum(0)
     # twice, because a single pass loses orthogonality
-    more = batch.dot(stack, w.expand_as(stack))
-    return w - (batch.expand(more.T).T * stack).sum(0), (overlap + more).T, size
+    rows = torch.stack((*basis, w))
+    more = batch.dot(rows, w.expand_as(rows))
+    # what the second pass takes off is orthogonal to what it leaves, and small
+    left, more = more[-1], more[:-1]
+    length = (left - (more**2).sum(0)).clamp(min=0).sqrt()
+    return w - (batch.expand(more.T).T * stack).sum(0), length, (overlap + more).T, size
 
 
 def gmres(
@@ -166,8 +197,7 @@ def gmres(
         known = step == 1 and image is not None
         w = image / batch.expand(safe) if known and image is not None else apply(precondition(basis[-1]))
         column = torch.zeros((batch.n_segments, step + 1), dtype=torch.float64, device=right.device)
-        w, column[:, :step], size = _orthogonal(w, basis, batch)
-        length = batch.norm(w)
+        w, length, column[:, :step], size = _orthogonal(w, basis, batch)
         column[:, step] = length
         fresh = length > rounding * size
         open_ = open_ & fresh
@@ -198,6 +228,6 @@ def gmres(
         stack = torch.stack(basis)
         x = (batch.expand(weights[..., 0] * safe[:, None]).T * stack[:-1]).sum(0)
         if not transposed:
-            space = KrylovInverse(stack, hessenberg, batch, rounding, inverse)
+            space = KrylovInverse.of_space(stack, hessenberg, batch, rounding, inverse)
     x = torch.where(batch.expand(finite), precondition(x), 0.0)
     return RootResult(x, residual, iterations, status, size - (image is not None and size > 0), space)

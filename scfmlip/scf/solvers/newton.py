@@ -14,15 +14,16 @@ from .gmres import KrylovInverse, Map, RootResult, gmres
 
 def _differences(function: Map, batch: Segments, x: Tensor, value: Tensor, affine: bool, step: float) -> Map:
     """Products of the function's derivative at x, where it is ``value``, with vectors."""
+    here, there = batch.norm(torch.stack((x, value)))
 
     def derivative(v: Tensor) -> Tensor:
         length = batch.norm(v)
         if affine:
             # difference steps as large as the state, so that rounding is small relative to them
-            size = batch.norm(x) + batch.norm(value)
+            size = here + there
             size = batch.expand(torch.where((length > 0) & (size > 0), size / length, 1.0))
             return (function(x + size * v) - value) / size
-        size = batch.expand(step * (1 + batch.norm(x)) / torch.where(length > 0, length, 1.0))
+        size = batch.expand(step * (1 + here) / torch.where(length > 0, length, 1.0))
         return (function(x + size * v) - value) / size
 
     return derivative

@@ -53,7 +53,7 @@ def _quadratic(
         it, or the preconditioned ``right`` if it was met at once), and the number of products.
     """
     walk = ConjugateDirections(batch, apply, precondition, torch.zeros_like(right), -right)
-    norm = batch.norm(right)
+    norm = walk.norms[1]
     negative = torch.zeros_like(active)
     iterations = torch.zeros_like(norm, dtype=torch.int64)
     going = active & (norm > target)
@@ -64,14 +64,14 @@ def _quadratic(
         walk.look()
         products += 1
         p = walk.direction
-        flat = going & ~(walk.curvature > 1e-14 * batch.dot(p, p))  # includes NaN
+        flat = going & ~(walk.curvature > 1e-14 * walk.length**2)  # includes NaN
         negative = negative | flat
         if step == 0:
             walk.x = torch.where(batch.expand(flat), p, walk.x)
         going = going & ~flat
         iterations = iterations + going
         walk.move(going)
-        norm = torch.where(going, batch.norm(walk.slope), norm)
+        norm = torch.where(going, walk.norms[1], norm)
         going = going & (norm > target)
         walk.turn(going)
     return walk.x, norm, iterations, negative, products

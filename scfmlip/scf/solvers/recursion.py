@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ...segments import Segments
 from .gmres import Map
+
+
+@dataclass(frozen=True)
+class GivenSum:
+    """
+    The constraint that some numbers of every system, its charges, have a given sum.
+
+    Attributes:
+        ones: ``[n]`` float64, 1 for these numbers and 0 for others.
+        count: ``[n_systems]`` their number.
+        along: ``[n]`` M applied to ``ones``, of a symmetric positive preconditioner M.
+        weight: ``[n_systems]`` ``ones . along``.
+    """
+
+    ones: Tensor
+    count: Tensor
+    along: Tensor
+    weight: Tensor
 
 
 class ConjugateDirections:
@@ -15,7 +35,8 @@ class ConjugateDirections:
 
     One step consists of `look` along the direction, `move` for the systems that continue, and `turn` to the
     next direction. In between, the caller decides from the curvature and the gradient which systems continue.
-    All vectors are ``[n]`` float64.
+    All vectors are ``[n]`` float64. A step takes two sums over atoms beside the products with A: each is a
+    message where ranks share a system.
 
     Attributes:
         x: The minimum so far.
@@ -23,6 +44,8 @@ class ConjugateDirections:
         gradient: Projection of the slope on the allowed directions.
         direction: Direction of the next step.
         curvature: ``[n_systems]`` ``p.A p`` of the direction p, set by `look`.
+        length: ``[n_systems]`` norm of p, set by `look`.
+        norms: ``[2, n_systems]`` norms of gradient and slope.
 
     Args:
         batch: The system of each number.
@@ -31,6 +54,7 @@ class ConjugateDirections:
         x: Starting point.
         slope: ``A x + b`` at the starting point.
         project: Projector on the allowed directions; None if all are allowed.
+        given: The constraint, instead of ``project`` and of values of ``precondition`` that satisfy it.
 
     Example:
         >>> import torch
@@ -54,18 +78,51 @@ class ConjugateDirections:
         x: Tensor,
         slope: Tensor,
         project: Map | None = None,
+        given: GivenSum | None = None,
     ) -> None:
-        self.batch, self.apply, self.precondition, self.project = batch, apply, precondition, project
+        self.batch, self.apply, self.precondition = batch, apply, precondition
+        self.project, self.given = project, given
         self.x, self.slope = x, slope
-        self.gradient = slope if project is None else project(slope)
-        z = precondition(self.gradient)
+        if given is None:
+            self.gradient = slope if project is None else project(slope)
+        else:
+            self.gradient = slope - self._even(batch.dot(given.ones, slope))
+        z, self._rz = self._preconditioned()
         self.direction = -z
-        self._rz = batch.dot(self.gradient, z)
+
+    def _even(self, total: Tensor) -> Tensor:
+        """``[n]`` sums ``[n_systems]``, spread evenly."""
+        assert self.given is not None
+        return self.batch.expand(total / self.given.count) * self.given.ones
+
+    def _preconditioned(self) -> tuple[Tensor, Tensor]:
+        """The preconditioned gradient z, and its product with the gradient; sets `norms`."""
+        g, s, given = self.gradient, self.slope, self.given
+        z = self.precondition(g)
+        if given is None:
+            rz, gg, ss = self.batch.dot(torch.stack((g, g, s)), torch.stack((z, g, s)))
+        else:
+            rows = torch.stack((g, g, s, given.ones, given.along))
+            rz, gg, ss, excess, overlap = self.batch.dot(rows, torch.stack((z, g, s, z, g)))
+            excess = excess / given.weight
+            # M 1 adds charge: what of it takes off the excess
+            z = z - self.batch.expand(excess) * given.along
+            rz = rz - excess * overlap
+        self.norms = torch.stack((gg, ss)).sqrt()
+        return z, rz
 
     def look(self) -> None:
         """One product with A: the curvature along the direction."""
-        self._image = self.apply(self.direction)
-        self.curvature = self.batch.dot(self.direction, self._image)
+        p = self.direction
+        self._image = image = self.apply(p)
+        if self.given is None:
+            self.curvature, size = self.batch.dot(torch.stack((p, p)), torch.stack((image, p)))
+            self._turned = None
+        else:
+            rows = torch.stack((p, p, self.given.ones))
+            self.curvature, size, total = self.batch.dot(rows, torch.stack((image, p, image)))
+            self._turned = image - self._even(total)
+        self.length = size.sqrt()
 
     def move(self, moving: Tensor) -> None:
         """Move the systems in ``moving [n_systems]`` to the minimum along the direction."""
@@ -74,12 +131,16 @@ class ConjugateDirections:
         where = self.batch.expand(moving)
         self.x = torch.where(where, self.x + length * self.direction, self.x)
         self.slope = torch.where(where, self.slope + length * self._image, self.slope)
-        self.gradient = self.slope if self.project is None else self.project(self.slope)
+        if self._turned is not None:
+            # the slope's mean may be far larger: taken off again, its rounding would remain
+            self.gradient = torch.where(where, self.gradient + length * self._turned, self.gradient)
+        else:
+            self.gradient = self.slope if self.project is None else self.project(self.slope)
+        self._next, self._next_rz = self._preconditioned()
 
     def turn(self, moving: Tensor) -> None:
         """Turn the systems in ``moving [n_systems]`` to the next direction."""
-        z = self.precondition(self.gradient)
-        rz = self.batch.dot(self.gradient, z)
+        z, rz = self._next, self._next_rz
         some = self._rz != 0
         beta = torch.where(moving & some, rz / torch.where(some, self._rz, 1.0), 0.0)
         fresh = self.batch.expand(beta) * self.direction - z

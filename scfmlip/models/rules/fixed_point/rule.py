@@ -19,6 +19,7 @@ Baldwin et al., arXiv:2603.14700.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,7 +95,7 @@ class FixedPoint(ChargeRule):
 
     def _solve(
         self, system: System, start: Tensor, step: Step
-    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
         """The self-consistent rows, the Fermi level, and the solution with its status."""
         at_charge = self.context.constraint == "charge"
         solution = fixed_point(
@@ -107,12 +108,15 @@ class FixedPoint(ChargeRule):
             tolerance=self.config.tolerance,
             max_iterations=self.config.max_iterations,
             approximation=partial(step.update, linear=True) if self.response.many_body is not None else None,
+            memory=system.reference_memory,
         )
-        extra = {
+        extra: dict[str, Any] = {
             "scf_iterations": solution.iterations,
             "scf_residual": solution.residual,
             "scf_status": solution.status,
         }
+        if solution.memory is not None:
+            extra["solver_memory"] = solution.memory
         return solution.state, solution.chemical_potential if at_charge else step.level, extra
 
     def _response_energy(self, system: System, change: Tensor, field: Tensor, matrix: Tensor) -> Tensor:

@@ -1,0 +1,106 @@
+"""What a solve hands on to the next one of nearly the same equations: an approximate inverse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...segments import Segments
+from .gmres import KrylovInverse, RootResult
+
+# Krylov spaces that are multiplied at first, and as atoms move on: each is applied in every iteration
+_FIRST, _SPACES = 2, 4
+
+
+@dataclass(frozen=True)
+class SolverMemory:
+    """
+    The approximate inverse that `fixed_point` found along earlier solves, for the next one.
+
+    Solves along a trajectory have nearly the same matrix. An inverse from the Krylov space of one solve
+    preconditions the next ones; what the second still had to find is multiplied to it, and what others find
+    when it helps less than it did, up to four spaces. Then it is dropped, so that the next solve makes a new
+    one, and when the equations have another size.
+    Where a solve ends does not depend on it, to the tolerance.
+
+    An empty one, ``SolverMemory()``, asks for the first. `state_dict` and `from_state` are for restarts.
+
+    Attributes:
+        spaces: Basis, pseudo-inverse and projector of each `KrylovInverse`, the first one first.
+        affine: Whether the map was recognised as affine, so that this needs not be asked again.
+        fresh: Evaluations of the solve that had none.
+        fewest: Least evaluations of a solve since then.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> from scfmlip.scf import SolverMemory
+        >>> a = torch.diag(torch.tensor([-2.0, -1.0, -0.5, 0.3]).double())
+        >>> memory, start, counts = SolverMemory(), torch.zeros(4, 1).double(), []
+        >>> for step in range(2):  # the map changes a little from one solve to the next
+        ...     b = a + 0.001 * step
+        ...     solution = scfmlip.fixed_point(lambda s: 1.0 + b @ s, start, memory=memory)
+        ...     memory = solution.memory
+        ...     counts.append(int(solution.iterations))
+        >>> counts
+        [4, 1]
+    """
+
+    spaces: tuple[tuple[Tensor, Tensor, Tensor], ...] = ()
+    affine: bool = False
+    fresh: int = 0
+    fewest: int = 0
+
+    def inverse(self, batch: Segments) -> KrylovInverse | None:
+        """The inverse for equations of these systems; None if there is none of this size."""
+        found = None
+        for basis, pinv, projector in self.spaces:
+            fits = basis.shape[1] == batch.n_rows and len(pinv) == batch.n_segments
+            if not fits or basis.device != batch.index.device:
+                return None
+            found = KrylovInverse(basis, pinv, projector, batch, found)
+        return found
+
+    def after(self, result: RootResult, used: KrylovInverse | None, affine: bool) -> SolverMemory:
+        """
+        What to hand on after a solve.
+
+        Args:
+            result: Of the solve.
+            used: What `inverse` gave to it, or None.
+            affine: Whether the map was recognised as affine.
+        """
+        found, count = result.inverse, result.evaluations
+        if found is None or found is used:
+            # nothing was left to do
+            return SolverMemory() if used is None else self
+        if used is None:
+            return SolverMemory(_factors(found), affine, count, count)
+        stale = count > self.fewest
+        if count > self.fresh or (count > self.fewest + 1 and len(self.spaces) >= _SPACES):
+            return SolverMemory()
+        grows = found.first is used and len(self.spaces) < (_SPACES if stale else _FIRST)
+        spaces = _factors(found) if grows else self.spaces
+        return SolverMemory(spaces, affine, self.fresh, min(self.fewest, count))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types and tensors on the CPU, from which `from_state` makes the same again."""
+        spaces = [[part.cpu() for part in space] for space in self.spaces]
+        return {"spaces": spaces, "affine": self.affine, "fresh": self.fresh, "fewest": self.fewest}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], device: torch.device | str = "cpu") -> SolverMemory:
+        """What `state_dict` was called of, on a device."""
+        moved = ([part.to(device) for part in space] for space in state["spaces"])
+        spaces = tuple((basis, pinv, projector) for basis, pinv, projector in moved)
+        return cls(spaces, bool(state["affine"]), int(state["fresh"]), int(state["fewest"]))
+
+
+def _factors(inverse: KrylovInverse | None) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
+    """The tensors of an inverse and of those before it, the first one first."""
+    if inverse is None:
+        return ()
+    return (*_factors(inverse.first), (inverse.basis, inverse.pinv, inverse.projector))

@@ -20,7 +20,7 @@ from .progress import say
 from .record import RESULTS, commit, device_name, slug
 from .timing import interleaved
 
-COLUMNS = ("what", "value", "unit", "device", "torch", "commit", "date")
+COLUMNS: tuple[str, ...] = ("what", "value", "unit", "device", "torch", "commit", "date")
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:

@@ -143,9 +143,9 @@ def measure(case: str, atoms: int, mode: str, program: str, threads: int, device
     if program == "scfmlip":
         model = accelerate(model)
     elif program == "cuequivariance":
-        from mace.cli.convert_e3nn_cueq import run
+        from mace.cli.convert_e3nn_cueq import run as convert
 
-        model = run(model, device=device_type).to(device)
+        model = convert(model, device=device_type).to(device)
     box = (solid if CASES[case].get("system") == "solid" else water)(atoms)
 
     def batch(n: int) -> dict[str, torch.Tensor]:

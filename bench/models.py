@@ -145,7 +145,9 @@ def measure(case: str, atoms: int, mode: str, program: str, threads: int, device
     elif program == "cuequivariance":
         from mace.cli.convert_e3nn_cueq import run as convert
 
-        model = convert(model, device=device_type).to(device)
+        converted = convert(model, device=device_type)
+        assert converted is not None
+        model = converted.to(device)
     box = (solid if CASES[case].get("system") == "solid" else water)(atoms)
 
     def batch(n: int) -> dict[str, torch.Tensor]:

@@ -10,9 +10,9 @@ from ..devices import free_memory
 
 # numbers kept for an edge per feature of the radial networks, and for an atom per component of the messages;
 # measured on a CPU, with forces (profiling/reports/2026-11-29-dynamics.md)
-_PER_RADIAL, _PER_COMPONENT = 3.2, 2.6
+_PER_RADIAL, _PER_COMPONENT = 2.0, 1.6
 # numbers of an edge beside them: its vector and spherical harmonics, and their gradients
-_PER_EDGE = 40.0
+_PER_EDGE = 25.0
 # how far an estimate may be off, and bytes that always fit
 _ERROR, _SURELY_FREE = 1.5, 2**28
 
@@ -21,7 +21,7 @@ def step_memory(model: Any, n_atoms: int, n_edges: int) -> float | None:
     """
     Bytes that energy and forces of a network of MACE's kind take at most, within about a factor of two.
 
-    ``itemsize (n_edges (3.2 R + 40) + 2.6 n_atoms C)``, where R counts the hidden features of all layers'
+    ``itemsize (n_edges (2 R + 25) + 1.6 n_atoms C)``, where R counts the hidden features of all layers'
     radial networks, and C the components of all layers' messages. What wave vectors or a mesh take comes on
     top of it (`scfmlip.electrostatics` refuses those that do not fit), and so does a dense charge solve.
 

@@ -131,7 +131,7 @@ def test_blocks_are_what_triton_takes(name):
 @pytest.mark.parametrize("name", TABLES)
 def test_costs_of_coulomb_sums(name):
     """Numbers in ns; only a device's own table says that they were measured on it."""
-    names = {"direct", "wave", "table", "mesh", "point", "near", "pair"}
+    names = {"direct", "wave", "table", "mesh", "point", "near", "pair", "open"}
     for entry in read(name).get("coulomb", {}).values():
         assert entry["measured"] == (name != "default.json")
         for costs in (entry["charges"], entry["dipoles"]):

@@ -27,7 +27,7 @@ def _waves(inverse: Tensor, miller: Tensor, system: Tensor) -> tuple[Tensor, Ten
 def _image(k_squared: Tensor, miller: Tensor, height: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
     """The term of a slab that is cut off, and its derivative in k^2; 0 where there is none."""
     along = torch.nn.functional.one_hot(axis, 3).bool()
-    m = torch.where(along, miller, 0).sum(1)
+    m = torch.where(along, miller, 0).sum(1).double()  # integers times a number would be float32
     lateral = (torch.where(along, 0, miller) != 0).any(1) & (height > 0)
     reach = torch.where(lateral, height, torch.ones_like(height))
     wave = torch.where(lateral, k_squared - (2 * math.pi * m / reach) ** 2, torch.ones_like(height)).sqrt()

@@ -21,7 +21,9 @@ def step(operator, positions, cell, plan, rows):
 
 
 @pytest.mark.parametrize("method", ["direct", "mesh"])
-@pytest.mark.parametrize("where", ["crystal", "slab", "molecule"])
+@pytest.mark.parametrize(
+    "where", ["crystal", *(pytest.param(w, marks=pytest.mark.slow) for w in ("slab", "molecule"))]
+)
 def test_a_replay_at_other_places(where, method):
     generator = torch.Generator().manual_seed(0)
     cell = 6 * torch.eye(3, dtype=F64) + 0.2 * torch.randn(3, 3, generator=generator, dtype=F64)

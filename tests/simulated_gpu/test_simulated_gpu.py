@@ -177,11 +177,11 @@ QUICK = {
     "coulomb slab": coulomb("slab"),
     "coulomb molecule": coulomb("molecule"),
     "coulomb mesh": coulomb("crystal", method="mesh", tolerance=1e-3),
-    "coulomb molecule, mesh": coulomb("molecule", method="mesh", tolerance=1e-3),
     "rule local": rule("local", "periodic"),
     "charges": charges,
 }
 SLOW = {
+    "coulomb molecule, mesh": coulomb("molecule", method="mesh", tolerance=1e-3),
     "mace": mace,
     "polar crystal": polar("crystal"),
     "polar molecule": polar("molecule"),

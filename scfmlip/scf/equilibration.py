@@ -168,8 +168,10 @@ class _Equilibration(Equations):
     def weighted(self, w: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         source, totals, positions, cell, hardness, widths = parameters
         (w_state, w_multiplier), (state, _) = self.split(w, source), self.split(x, source)
-        image = self.problem.apply(self.problem.prepare(positions, cell, widths), hardness, state)
-        value = (w_state * (image + source)).sum()
+        value = (w_state * source).sum()
+        if any(t is not None and t.requires_grad for t in (positions, cell, hardness, widths)):
+            image = self.problem.apply(self.problem.prepare(positions, cell, widths), hardness, state)
+            value = value + (w_state * image).sum()
         return value if w_multiplier is None else value + (w_multiplier * totals).sum()
 
     @staticmethod

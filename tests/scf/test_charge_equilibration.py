@@ -9,6 +9,7 @@ from tolerances import assert_close
 from scf import oracles
 from scfmlip import Coulomb, charge_equilibration
 from scfmlip.scf import ConvergenceError, StateExtrapolator, Status
+from scfmlip.scf.quadratic import QuadraticProblem
 from scfmlip.units import COULOMB_CONSTANT
 
 F64 = torch.float64
@@ -255,6 +256,26 @@ def test_a_gradient_of_the_energy_needs_no_solve(generator, monkeypatch):
     assert len(solves) == 2
     torch.autograd.grad((solution.charges**2).sum(), (positions, chi))
     assert len(solves) == 3
+
+
+def test_a_gradient_in_the_source_alone_needs_no_operator_at_the_solution(generator, monkeypatch):
+    positions, cell, chi, hardness = crystal(10, generator)
+    geometry = Coulomb(l_max=0, sigma=SIGMA).prepare(positions, cell)
+    weights, made = torch.randn(10, generator=generator, dtype=F64), []
+    prepare = QuadraticProblem.prepare
+    monkeypatch.setattr(QuadraticProblem, "prepare", lambda *a: made.append(1) or prepare(*a))
+
+    def slope(leaf, *arguments):
+        loss = (charge_equilibration(geometry, *arguments, 0.0).charges * weights).sum()
+        made.clear()
+        return torch.autograd.grad(loss, leaf)[0]
+
+    both = chi.clone().requires_grad_(), hardness.clone().requires_grad_()
+    alone = chi.clone().requires_grad_()
+    want = slope(both[0], *both)
+    assert len(made) == 1
+    assert_close(slope(alone, alone, hardness), want, 1e-12)
+    assert not made
 
 
 def test_iterations(generator):

@@ -1,6 +1,7 @@
 """Shared fixtures. The interpreter is chosen before triton is imported, so this file comes first."""
 
 import os
+import signal
 
 import torch
 
@@ -14,6 +15,9 @@ import scfmlip_kernels
 
 # the tests' tensors are small: a second thread costs more than it brings
 torch.set_num_threads(1)
+# a run in the background ignores Ctrl-C, and so would every command that a test starts
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

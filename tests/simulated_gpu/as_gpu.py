@@ -39,10 +39,6 @@ class _Event:
         return 1e3 * (other.time - self.time)
 
 
-def _refuse(*_: Any, **__: Any) -> None:
-    raise RuntimeError("nothing is captured on a simulated GPU")
-
-
 def _module_to(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
     """`torch.nn.Module.to` of a GPU; a copy, which nobody here minds."""
     target = kwargs.pop("device", None)
@@ -71,9 +67,6 @@ def main() -> None:
         "reset_peak_memory_stats": lambda *_: None,
         "empty_cache": lambda: None,
         "device_count": lambda: 1,
-        "Stream": _refuse,
-        "CUDAGraph": _refuse,
-        "is_current_stream_capturing": lambda: False,
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(simulated_gpu())

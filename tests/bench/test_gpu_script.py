@@ -20,10 +20,12 @@ TRITON_INTERPRET=1 AS_GPU={folder}/python3 PYTHONPATH={root}/tests:{root}/kernel
 
 def run(tmp_path, device, **environment):
     out = tmp_path / "out"
+    # times are not what is tested
+    options = {"QUICK": "1", "DEVICE": device, "COMMIT": "tried", "LIMIT": "9000", "STRETCH": "30"}
     done = subprocess.run(
         ["bash", "bench/gpu.sh", str(out)],
         cwd=ROOT,
-        env={**os.environ, "QUICK": "1", "DEVICE": device, "COMMIT": "tried", "LIMIT": "3000", **environment},
+        env={**os.environ, **options, **environment},
         capture_output=True,
         text=True,
         check=False,

@@ -10,7 +10,10 @@ from .charge_solve import charge_solve
 from .charge_solve.op import ChargeSolve
 from .columns import take_columns
 from .dispatch import backend
+from .close_charges import close_charges
 from .edge_vectors import edge_vectors
+from .gated import gated
+from .gated.description import Gate
 from .gaussian_pairs import gaussian_pairs
 from .grouped_dot import grouped_dot
 from .grouped_dot.op import grouped_scale
@@ -23,9 +26,14 @@ from .listed_pairs.pairs import PairList, sort_pairs
 from .mesh import MeshGrid, MeshPlaces, build_mesh_grid, mesh_values, mesh_waves, place_atoms
 from .mesh_gather import mesh_gather
 from .mesh_spread import mesh_spread
+from .norm_network import norm_network
+from .norm_network.description import NormNetwork
 from .polynomial_field import polynomial_field
 from .polynomial_field.op import polynomial_moments
 from .radial_basis import radial_basis
+from .row_form import row_form
+from .row_form.op import row_form_sums
+from .row_form.terms import RowForm
 from .segments import segment_expand, segment_sum
 from .spherical_harmonics import spherical_harmonics
 from .structure_factor import structure_factor
@@ -41,11 +49,14 @@ __all__ = [
     "ChannelwiseProduct",
     "ChargeSolve",
     "EdgeOrder",
+    "Gate",
     "LatticeGrid",
     "MeshGrid",
     "MeshPlaces",
+    "NormNetwork",
     "PairList",
     "ProductPath",
+    "RowForm",
     "SpeciesOrder",
     "SymmetricPolynomial",
     "backend",
@@ -55,7 +66,9 @@ __all__ = [
     "cell_inverse",
     "channelwise_conv",
     "charge_solve",
+    "close_charges",
     "edge_vectors",
+    "gated",
     "gaussian_pairs",
     "grouped_dot",
     "grouped_scale",
@@ -66,10 +79,13 @@ __all__ = [
     "mesh_spread",
     "mesh_values",
     "mesh_waves",
+    "norm_network",
     "place_atoms",
     "polynomial_field",
     "polynomial_moments",
     "radial_basis",
+    "row_form",
+    "row_form_sums",
     "segment_expand",
     "segment_sum",
     "sort_edges",

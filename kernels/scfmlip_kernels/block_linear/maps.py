@@ -5,6 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
+from ..constants import constant
 from ..registry import describe, described
 
 
@@ -69,6 +73,7 @@ class BlockMap(NamedTuple):
         paths: The paths.
         n_weights: Number of weights.
         n_species: Number of species, each with its own matrices.
+        biases: For each block of the output the first of its biases, or -1; empty if there are none.
 
     Example:
         >>> from scfmlip_kernels import Block, BlockMap, BlockPath
@@ -83,12 +88,16 @@ class BlockMap(NamedTuple):
     paths: tuple[BlockPath, ...]
     n_weights: int
     n_species: int = 1
+    biases: tuple[int, ...] = ()
 
     @classmethod
-    def from_json(cls, x: list, out: list, paths: list, n_weights: int, n_species: int) -> BlockMap:
+    def from_json(
+        cls, x: list, out: list, paths: list, n_weights: int, n_species: int, biases: list
+    ) -> BlockMap:
         """See `registry`."""
         each = tuple(BlockPath(a, b, first, tuple(strides), scale) for a, b, first, strides, scale in paths)
-        return cls(tuple(Block(*b) for b in x), tuple(Block(*b) for b in out), each, n_weights, n_species)
+        blocks = tuple(Block(*b) for b in x), tuple(Block(*b) for b in out)
+        return cls(*blocks, each, n_weights, n_species, tuple(biases))
 
     @property
     def x_dim(self) -> int:
@@ -100,8 +109,22 @@ class BlockMap(NamedTuple):
         """Columns of the output."""
         return sum(block.channels * block.dim for block in self.out)
 
+    @property
+    def n_biases(self) -> int:
+        """Number of biases."""
+        most = 0
+        for block, first in zip(self.out, self.biases, strict=False):
+            if first >= 0:
+                most = max(most, first + block.channels)
+        return most
+
     def check(self) -> None:
         """Raise ValueError if the description is inconsistent."""
+        if self.biases and (
+            len(self.biases) != len(self.out)
+            or any(first >= 0 and block.dim != 1 for block, first in zip(self.out, self.biases, strict=True))
+        ):
+            raise ValueError("BlockMap: biases are for blocks of the output with one component, -1 for others")
         for name, blocks in (("x", self.x), ("out", self.out)):
             end = 0
             for block in sorted(blocks):
@@ -150,3 +173,24 @@ def transposed(text: str) -> str:
         for p in linear.paths
     )
     return describe(BlockMap(linear.out, linear.x, paths, linear.n_weights, linear.n_species))
+
+
+def bias_gradient(grad: Tensor, linear: BlockMap) -> Tensor:
+    """``[n_biases]`` sums over the rows of the columns that have a bias."""
+    places = [
+        first + channel
+        for first, block in zip(linear.biases, linear.out, strict=True)
+        for channel in range(block.channels)
+        if first >= 0
+    ]
+    columns = [
+        block.first + channel * block.strides[0]
+        for first, block in zip(linear.biases, linear.out, strict=True)
+        for channel in range(block.channels)
+        if first >= 0
+    ]
+    sums = grad.sum(0).index_select(0, constant(tuple(columns), torch.int64, grad.device))
+    if places == list(range(linear.n_biases)):
+        return sums
+    empty = grad.new_zeros(linear.n_biases)
+    return empty.index_add(0, constant(tuple(places), torch.int64, grad.device), sums)

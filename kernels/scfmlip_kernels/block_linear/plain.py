@@ -23,11 +23,20 @@ def _matrices(weights: Tensor, linear: BlockMap, path: BlockPath) -> Tensor:
 
 
 def block_linear_plain(
-    x: Tensor, weights: Tensor, order: Tensor | None, ptr: Tensor | None, text: str
+    x: Tensor,
+    weights: Tensor,
+    bias: Tensor | None,
+    order: Tensor | None,
+    ptr: Tensor | None,
+    text: str,
 ) -> Tensor:
     """``[n_rows, out_dim]``; arguments as in `kernel.launch_block_linear`."""
     linear = map_of(text)
     out = x.new_zeros((len(x), linear.out_dim))
+    if bias is not None:
+        for block, first in zip(linear.out, linear.biases, strict=True):
+            if first >= 0:
+                _channels(out, block).add_(bias[first : first + block.channels])
     for path in linear.paths:
         rows = _channels(x, linear.x[path.x])
         matrices = _matrices(weights, linear, path) * path.scale

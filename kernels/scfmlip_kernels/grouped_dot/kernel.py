@@ -67,7 +67,7 @@ def columns_of(groups: tuple[int, ...], n_groups: int) -> tuple[tuple[int, ...],
     found: list[list[int]] = [[] for _ in range(n_groups)]
     for column, group in enumerate(groups):
         found[group].append(column)
-    most = max(1, *map(len, found))
+    most = max([1, *map(len, found)])
     return tuple((*columns, *(-1,) * (most - len(columns))) for columns in found)
 
 

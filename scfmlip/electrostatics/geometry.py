@@ -261,7 +261,7 @@ class Geometry:
         quirks, source = self.coulomb.quirks, self.coulomb.source
         if self.near is None:
             field = self.kspace.field(moments, widths, rank)
-            return field if with_self else field - self_field(moments, source, widths, rank, quirks)
+            return field if with_self else field + self_field(moments, source, widths, rank, quirks, -1.0)
         smooth = self.plan.smoothing.receivers(widths)
         field = self.kspace.field(moments, smooth, rank).double() + self.near.field(moments, widths, rank)
         field = field - self_field(moments.double(), self._smooth_source, smooth, rank, quirks)

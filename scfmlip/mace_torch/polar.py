@@ -259,7 +259,8 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         energies: list[Tensor] = []
         charges: Any = 0.0
         attrs, given = data["node_attrs"], ctx.interaction_kwargs
-        own = attrs[: len(atoms)]  # ghosts stand behind the atoms of this process, in the first layer only
+        # ghosts stand behind the atoms of this process, in the first layer only
+        own = attrs if len(attrs) == len(atoms) else attrs[: len(atoms)]
         for i, (interaction, product, source) in enumerate(
             zip(self.interactions, self.products, self.lr_source_maps, strict=True)
         ):

@@ -29,6 +29,7 @@ from mace.modules.field_blocks import (
 from torch import Tensor
 
 from .irreps import add, apply_linear, chain, from_blocks, linear_biases, linear_paths, to_blocks
+from .networks import network_or_own
 from .polar_flat import flat_dot, flat_scale
 from .swapped import Swapped, Swaps, warn_fallback
 
@@ -172,7 +173,7 @@ class FastFieldUpdate(Swapped, AgnosticEmbeddedOneBodyVariableUpdate):
         ]
         invariants = _product(self.dot_products, node_feats, sources)
         scalars = torch.cat([invariants, self.source_embedding(node_attrs)], -1)
-        return self.readout(_modulated(self.tp_out, node_feats, self.nonlinearity(scalars)))
+        return self.readout(_modulated(self.tp_out, node_feats, network_or_own(self.nonlinearity, scalars)))
 
 
 class FastFieldReadout(Swapped, OneBodyMLPFieldReadout):
@@ -210,7 +211,7 @@ class FastFieldReadout(Swapped, OneBodyMLPFieldReadout):
             _product(self.dot_products_q, node_feats, charges),
             _product(self.dot_products_v, node_feats, [(self.linear_up_v, field_feats)]),
         ]
-        return self.mlp(torch.cat(invariants, -1)).squeeze(-1)
+        return network_or_own(self.mlp, torch.cat(invariants, -1)).squeeze(-1)
 
 
 class FastFeatureMixer(Swapped, MultiLayerFeatureMixer):

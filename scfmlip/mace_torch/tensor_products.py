@@ -274,10 +274,23 @@ def find_swaps(model: torch.nn.Module) -> tuple[Swaps, dict[int, str]]:
             mine.update(theirs)  # type: ignore[arg-type]
     for module in model.modules():
         if isinstance(module, blocks.EquivariantProductBasisBlock):
+            swaps.update(_product_swaps(module))
             product: Any = module.symmetric_contractions
             if id(product) not in swaps and id(product) not in left and not _is_ours(product):
                 left[id(product)] = "a contraction of another library"
     return swaps, left
+
+
+def _product_swaps(module: Any) -> Swaps:
+    """The swap of an agnostic product, which makes its one species in every call."""
+    from .residual import FastProductBasis
+
+    config = getattr(module, "cueq_config", None)
+    if type(module) is not blocks.EquivariantProductBasisBlock or not getattr(
+        module, "use_agnostic_product", False
+    ):
+        return {}
+    return {} if config is not None and config.enabled else {id(module): (FastProductBasis, {})}
 
 
 def _is_ours(module: torch.nn.Module) -> bool:
@@ -306,8 +319,16 @@ def _interaction_swaps(module: Any) -> Swaps | str:
         swaps[id(radial)] = (ends[type(radial)], {})
     # a block built with fused convolutions already passes its edges
     if not hasattr(module, "conv_fusion"):
-        swaps[id(module)] = (FAST_INTERACTIONS[type(module)], {})
+        swaps[id(module)] = (_interaction_class(type(module)), {})
     return swaps
+
+
+def _interaction_class(original: type) -> type:
+    """The class that runs a block in fewest launches."""
+    from .residual import FastResidualInteraction
+
+    fast = FAST_INTERACTIONS[original]
+    return FastResidualInteraction if issubclass(FastResidualInteraction, fast) else fast
 
 
 def _fast_convolution(conv_tp: torch.nn.Module) -> tuple[type, ChannelwiseProduct] | None:

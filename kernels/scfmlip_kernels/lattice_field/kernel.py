@@ -147,7 +147,7 @@ def launch_lattice_field(
     options = lattice_launch(p.device, p.dtype)
     n_tiles = atom_tiles.shape[0]
     n_splits = splits_for(n_tiles * n_channels, row_tiles.shape[0], 1, p)
-    out = frac.new_zeros((n_splits, n_atoms, n_channels, n_monomials))
+    out = frac.new_empty((n_splits, n_atoms, n_channels, n_monomials))  # every atom is in a tile
     if n_tiles and n_channels:
         _lattice_field_kernel[(n_tiles, n_channels, n_splits)](
             turns_ptr=to_turns(frac, dtype),

@@ -12,7 +12,11 @@ from scfmlip_kernels.cell_inverse.kernel import _cell_inverse_backward_kernel, _
 from scfmlip_kernels.close_charges.kernel import _close_charges_backward_kernel, _close_charges_kernel
 from scfmlip_kernels.edge_vectors.kernel import _edge_sums_kernel, _edge_vectors_kernel
 from scfmlip_kernels.gated.kernel import _gated_backward_kernel, _gated_kernel
-from scfmlip_kernels.grouped_dot.kernel import _grouped_dot_kernel, _grouped_scale_kernel
+from scfmlip_kernels.grouped_dot.kernel import (
+    _grouped_dot_backward_kernel,
+    _grouped_dot_kernel,
+    _grouped_scale_kernel,
+)
 from scfmlip_kernels.lattice import monomial_count
 from scfmlip_kernels.lattice.device import _forces_kernel
 from scfmlip_kernels.mesh.device import splines_kernel
@@ -130,6 +134,14 @@ def _features(dtype: str, real: str) -> Iterator[Variant]:
         **_sizes("n_results n_columns n_groups"),
     }
     yield Variant("grouped_dot", "scale", dtype, _grouped_scale_kernel, signature, block, _FOUR)
+    signature = {
+        **_pointers(real, "grad x y"),
+        **_pointers("i64", "groups"),
+        **_pointers(real, "d_x d_y"),
+        **_sizes("n_results n_columns n_groups"),
+    }
+    kernel = _grouped_dot_backward_kernel
+    yield Variant("grouped_dot", "dot, derivatives", dtype, kernel, signature, block, _FOUR)
     signature = {
         **_pointers(real, "own field"),
         **_pointers("i64", "shifts"),

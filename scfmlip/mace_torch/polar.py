@@ -36,7 +36,7 @@ from ..waiting import together
 from .edge_graph import prepare_edges
 from .graphs import stress_of
 from .kept import kept_of_buffers
-from .polar_blocks import find_block_swaps
+from .polar_blocks import FastFeatureMixer, find_block_swaps
 from .polar_rows import (
     centred,
     closed_charges,
@@ -320,7 +320,9 @@ class FastPolarMACE(SwappedModel, PolarMACE):
             fukui_input = self._fukui_to_mul_ir(fukui_input)
         weights = self.fukui_source_map(fukui_input)
         first = charges = closed_charges(layers.charges, weights, targets, segments)
-        mixed = self.layer_feature_mixer(torch.stack(layers.features))
+        mixer: Any = self.layer_feature_mixer
+        known = isinstance(mixer, FastFeatureMixer)
+        mixed = mixer(layers.features if known else torch.stack(layers.features))
         outside = self._features_of_field(centred(positions, segments).to(dtype), field, segments)
         from_mul_ir = getattr(self, "_field_from_mul_ir", None) or (lambda values: values)
         norms = self.field_feature_norms.repeat(2)

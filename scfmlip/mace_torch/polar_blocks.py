@@ -13,7 +13,7 @@ charges) or of the node features, the two matrices are multiplied in the cheaper
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mace  # noqa: F401  (import it before e3nn, which fails to load its constants otherwise)
@@ -219,13 +219,14 @@ class FastFeatureMixer(Swapped, MultiLayerFeatureMixer):
 
     _scfmlip_original = MultiLayerFeatureMixer
 
-    def forward(self, all_node_feats: Tensor) -> Tensor:
-        """``[n_layers, n, irreps.dim]`` to ``[n, irreps.dim]``."""
+    def forward(self, all_node_feats: Tensor | Sequence[Tensor]) -> Tensor:
+        """``[n_layers, n, irreps.dim]``, or the layers one by one, to ``[n, irreps.dim]``."""
         reason = _mixer_reason(self)
         if reason is not None:
             warn_fallback(self, reason)
-            return super().forward(all_node_feats)
-        if all_node_feats.is_cuda:
+            whole = all_node_feats if isinstance(all_node_feats, Tensor) else torch.stack(list(all_node_feats))
+            return super().forward(whole)
+        if all_node_feats[0].is_cuda:
             return add(
                 [f(x) for f, x in zip(self.linears, all_node_feats, strict=True)], all_node_feats[0], ()
             )

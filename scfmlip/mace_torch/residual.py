@@ -11,6 +11,7 @@ embedding is made.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import mace  # noqa: F401  (import it before e3nn, which fails to load its constants otherwise)
@@ -29,7 +30,6 @@ from .swapped import Swapped
 from .tensor_products import FAST_INTERACTIONS, FastConvolution, sorted_edges
 
 _pairs: ByIdentity[Tensor] = ByIdentity(4)
-_ones: ByIdentity[Tensor] = ByIdentity(4)
 
 _Base: Any = FAST_INTERACTIONS[blocks.RealAgnosticResidualNonLinearInteractionBlock]
 
@@ -58,6 +58,8 @@ def _fits(block: Any) -> bool:
 
 class FastResidualInteraction(_Base):
     """`RealAgnosticResidualNonLinearInteractionBlock`: same arguments, results and parameters."""
+
+    _scfmlip_original = blocks.RealAgnosticResidualNonLinearInteractionBlock
 
     def forward(
         self,
@@ -118,6 +120,19 @@ class FastResidualInteraction(_Base):
         return run_network(mlp, edge_feats, end, offsets.flatten(0, 1), pairs)
 
 
+def _one_species(rows: Tensor) -> Tensor:
+    """``[n, 1]`` ones; the same tensor for the same number of rows, so that what follows from it is kept."""
+    if torch.cuda.is_current_stream_capturing():  # a graph keeps its own
+        return rows.new_ones((len(rows), 1))
+    return _made_ones(len(rows), rows.dtype, rows.device)
+
+
+@lru_cache(maxsize=4)
+def _made_ones(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.ones((n, 1), dtype=dtype, device=device)
+
+
 class FastProductBasis(Swapped, blocks.EquivariantProductBasisBlock):
     """`EquivariantProductBasisBlock`: the one species of agnostic products is made once for a graph."""
 
@@ -127,7 +142,5 @@ class FastProductBasis(Swapped, blocks.EquivariantProductBasisBlock):
         """``[n_atoms, channels, components]`` to ``[n_atoms, .]``."""
         if not (node_feats.is_cuda and self.use_agnostic_product):
             return super().forward(node_feats, sc, node_attrs)
-        n = len(node_feats)
-        ones = _ones.get((node_attrs,), node_feats.dtype, lambda: node_feats.new_ones((n, 1)))
-        out = self.linear(self.symmetric_contractions(node_feats, ones))
+        out = self.linear(self.symmetric_contractions(node_feats, _one_species(node_feats)))
         return out + sc if self.use_sc and sc is not None else out

@@ -168,7 +168,7 @@ def _features(dtype: str, real: str) -> Iterator[Variant]:
 def _networks(dtype: str, real: str) -> Iterator[Variant]:
     """Radial networks of MACE-POLAR, those of its densities, and that of its electron energies."""
     table = tuned("norm_network", torch.device("cpu"), getattr(torch, dtype))
-    sizes = _sizes("n_rows n_in n_hidden n_out")
+    sizes = _sizes("n_rows n_in n_first n_hidden n_out")
     forward = {
         **_pointers(real, "x parameters offsets"),
         **_pointers("i64", "index"),

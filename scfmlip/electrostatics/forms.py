@@ -40,8 +40,18 @@ def by_form(rows: Tensor, n_last: int, key: Hashable, function: Callable[[Tensor
     size = math.prod(shape)
     if not fits(rows) or size > _COLUMNS:
         return function(rows)
+    out_shape, form = form_of(shape, key, function)
+    lead = rows.shape[: rows.ndim - n_last]
+    return row_form(rows.reshape(math.prod(lead), size), form).view(*lead, *out_shape)
+
+
+def form_of(
+    shape: torch.Size, key: Hashable, function: Callable[[Tensor], Tensor]
+) -> tuple[torch.Size, RowForm]:
+    """Shape of the results of a linear function of ``shape``, and its form; arguments as in `by_form`."""
     known = _KNOWN.get((key, shape))
     if known is None:
+        size = math.prod(shape)
         with torch.no_grad():
             values = function(torch.eye(size, dtype=torch.float64).view(size, *shape))
         matrix = values.reshape(size, -1)
@@ -51,13 +61,35 @@ def by_form(rows: Tensor, n_last: int, key: Hashable, function: Callable[[Tensor
         _KNOWN[key, shape] = known
         if len(_KNOWN) > _MOST:
             _KNOWN.popitem(last=False)
-    out_shape, form = known
-    lead = rows.shape[: rows.ndim - n_last]
-    return row_form(rows.reshape(math.prod(lead), size), form).view(*lead, *out_shape)
+    return known
+
+
+def repeated(form: RowForm, n: int) -> RowForm:
+    """The form for n groups of columns, one after another, each mapped alike."""
+    terms = (
+        (out + k * form.n_out, x if x < 0 else x + k * form.n_x, m, factor)
+        for k in range(n)
+        for out, x, m, factor in form.terms
+    )
+    return RowForm(n * form.n_x, form.n_m, n * form.n_out, tuple(terms))
+
+
+def composed(first: RowForm, second: RowForm) -> RowForm:
+    """The second form of the first one's result; at most one of them has numbers of systems."""
+    by_out: dict[int, list[tuple[int, int, float]]] = {}
+    for out, x, m, factor in first.terms:
+        by_out.setdefault(out, []).append((x, m, factor))
+    found: dict[tuple[int, int, int], float] = {}
+    for out, middle, m, factor in second.terms:
+        for x, n, more in by_out.get(middle, []) if middle >= 0 else [(-1, -1, 1.0)]:
+            place = (out, x, max(m, n))
+            found[place] = found.get(place, 0.0) + factor * more
+    terms = tuple((*place, factor) for place, factor in found.items())
+    return RowForm(first.n_x, max(first.n_m, second.n_m), second.n_out, terms)
 
 
 @lru_cache(maxsize=256)
-def _turn(n_groups: int, size: int, scale: float, transposed: bool) -> RowForm:
+def turn_form(n_groups: int, size: int, scale: float, transposed: bool) -> RowForm:
     """Groups of a vector, or of a number and a vector, which is multiplied by a 3 x 3 matrix."""
     terms: list[tuple[int, int, int, float]] = []
     for group in range(n_groups):
@@ -89,10 +121,13 @@ def turned_groups(
     n_groups = math.prod(rows.shape[1:-1])
     if not fits(rows) or segments.shared or n_groups * size > _COLUMNS or n_groups == 0:
         return None
-    one = len(matrices) == 1
-    if not one and segments.order is not None:
+    if len(matrices) > 1 and segments.order is not None:
         return None
-    places = (None, None) if one else (segments.index, segments.ptr)
-    m = matrices.to(rows.dtype).flatten(1)
-    form = _turn(n_groups, size, scale, transposed)
-    return row_form(rows.flatten(1), form, m, *places).view(rows.shape)
+    form = turn_form(n_groups, size, scale, transposed)
+    return with_matrices(rows.flatten(1), form, matrices, segments).view(rows.shape)
+
+
+def with_matrices(rows: Tensor, form: RowForm, matrices: Tensor, segments: Segments) -> Tensor:
+    """A form of rows ``[n, n_x]`` and of the nine numbers of ``[n_systems, 3, 3]`` matrices, ``[n, n_out]``."""
+    places = (None, None) if len(matrices) == 1 else (segments.index, segments.ptr)
+    return row_form(rows, form, matrices.to(rows.dtype).flatten(1), *places)

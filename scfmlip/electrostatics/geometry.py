@@ -16,6 +16,7 @@ from .boundary import Boundary
 from .counter_charge import CounterCharge
 from .cutoff import truncation_error
 from .density import GaussianMultipoles, to_widths
+from .fused import fused_energy, fused_rows
 from .kspace import KSpace
 from .mesh import Mesh
 from .mesh_error import MeshResolution, mesh_error
@@ -103,8 +104,8 @@ class Geometry:
 
     # shapes ---------------------------------------------------------------------------------------
 
-    def _moments(self, multipoles: Tensor) -> Tensor:
-        """``[n_atoms, n_channels, n_widths, M]`` after checking."""
+    def _rows(self, multipoles: Tensor) -> Tensor:
+        """``[n_atoms, n_channels, dim]`` after checking."""
         source = self.coulomb.source
         checks.check_tensor("multipoles", multipoles, "[n_atoms, (n_channels,) dim]")
         if (
@@ -120,8 +121,22 @@ class Geometry:
         checks.check_same("multipoles", multipoles, self.positions)
         if self.validate and not torch.compiler.is_compiling():
             checks.check_finite("multipoles", multipoles, "e, e angstrom")
-        rows = multipoles if multipoles.ndim == 3 else multipoles[:, None]
-        moments = source.to_moments(rows)
+        return multipoles if multipoles.ndim == 3 else multipoles[:, None]
+
+    @property
+    def _only_lattice(self) -> bool:
+        """Whether all there is are sums over wave vectors of all systems."""
+        lattice, whole = self.plan.lattice, self.openspace is None and self.counter is None
+        fields = self.external_field is not None or self.external_potential is not None
+        neutral = self.coulomb.background == "none"
+        return whole and self.near is None and not fields and not neutral and lattice is not None
+
+    def _moments(self, multipoles: Tensor) -> Tensor:
+        """``[n_atoms, n_channels, n_widths, M]`` after checking."""
+        return self._moments_of(self._rows(multipoles))
+
+    def _moments_of(self, rows: Tensor) -> Tensor:
+        moments = self.coulomb.source.to_moments(rows)
         background = self.coulomb.background
         lattice = self.plan.lattice
         if background == "none" and lattice is not None and not torch.compiler.is_compiling():
@@ -182,8 +197,14 @@ class Geometry:
             ValueError: for wrong shapes, NaN, or a charge that the boundary condition cannot hold.
             TypeError: for another dtype.
         """
-        moments = self._moments(multipoles)
+        rows = self._rows(multipoles)
         with_self = self.coulomb.self_interaction if self_interaction is None else self_interaction
+        if self._only_lattice and with_self and self.kspace is not None:
+            fused = fused_energy(self.kspace, rows, self.coulomb.source)
+            if fused is not None:
+                fused = fused.to(self.positions.dtype)
+                return fused if multipoles.ndim == 3 else fused[:, 0]
+        moments = self._moments_of(rows)
         lattice = opened = None
         if self.kspace is not None and self.plan.lattice is not None:
             mine = self.plan.lattice.take(moments)
@@ -278,10 +299,15 @@ class Geometry:
         external: bool,
     ) -> Tensor:
         """Potential projected on the functions of ``basis``."""
-        moments = self._moments(multipoles)
+        given = self._rows(multipoles)
         with_self = self.coulomb.self_interaction if self_interaction is None else self_interaction
         rank, widths = basis.l_max, basis.widths
         quirks, source = self.coulomb.quirks, self.coulomb.source
+        if self._only_lattice and self.kspace is not None:
+            fused = fused_rows(self.kspace, given, source, basis, quirks, with_self)
+            if fused is not None:
+                return fused if multipoles.ndim == 3 else fused[:, 0]
+        moments = self._moments_of(given)
         lattice = opened = None
         if self.kspace is not None and self.plan.lattice is not None:
             mine = self.plan.lattice.take(moments)

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -45,6 +48,47 @@ def network_of(mlp: Any) -> NormNetwork | None:
     return _KNOWN[mlp]
 
 
+def network_tensors(mlp: Any, end: str = "linear") -> list[Tensor]:
+    """The parameters of a network in the order of `NormNetwork`."""
+    *hidden, last = list(mlp.net)
+    tensors: list[Tensor] = []
+    for linear, norm in zip(hidden[::3], hidden[1::3], strict=True):
+        tensors += [linear.weight, linear.bias, norm.weight, norm.bias]
+    return tensors if end == "ones" else [*tensors, last.weight, last.bias]
+
+
+# vectors made of several parameters, by what they are for; set while a model runs
+_PACKED: ContextVar[dict[Any, Tensor] | None] = ContextVar("packed", default=None)
+
+
+@contextlib.contextmanager
+def packed(groups: Mapping[Any, Sequence[Tensor]]) -> Iterator[None]:
+    """
+    Inside, `packed_vector` finds the parameters of each group one behind the other; one copy for all.
+
+    Args:
+        groups: Parameters by a key.
+    """
+    flat = [t.flatten() for tensors in groups.values() for t in tensors]
+    if not flat:
+        yield
+        return
+    sizes = [sum(t.numel() for t in tensors) for tensors in groups.values()]
+    token = _PACKED.set(dict(zip(groups, torch.cat(flat).split(sizes), strict=True)))
+    try:
+        yield
+    finally:
+        _PACKED.reset(token)
+
+
+def packed_vector(key: Any, tensors: Sequence[Tensor]) -> Tensor:
+    """The parameters of a group one behind the other, made here unless a model has made them."""
+    known = _PACKED.get()
+    if known is not None and key in known:
+        return known[key]
+    return torch.cat([t.flatten() for t in tensors])
+
+
 def run_network(
     mlp: Any,
     x: Tensor,
@@ -64,17 +108,10 @@ def run_network(
     """
     known = network_of(mlp)
     assert known is not None
-    *hidden, last = list(mlp.net)
-    tensors: list[Tensor] = []
-    for linear, norm in zip(hidden[::3], hidden[1::3], strict=True):
-        tensors += [linear.weight, linear.bias, norm.weight, norm.bias]
-    if offsets is not None:
-        tensors[0] = tensors[0][:, : x.shape[1]]
-    if end != "ones":
-        tensors += [last.weight, last.bias]
+    n_skipped = known.n_in - x.shape[1] if offsets is not None else 0
     n_out = known.n_hidden + 1 if end == "ones" else known.n_out
-    network = known._replace(n_in=x.shape[1], n_out=n_out, end=end)
-    parameters = torch.cat([t.flatten() for t in tensors])
+    network = known._replace(n_in=x.shape[1], n_out=n_out, end=end, n_skipped=n_skipped)
+    parameters = packed_vector(id(mlp), network_tensors(mlp, end))
     return norm_network(x, parameters, network, offsets, index)
 
 

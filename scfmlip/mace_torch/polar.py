@@ -36,7 +36,8 @@ from ..waiting import together
 from .edge_graph import prepare_edges
 from .graphs import stress_of
 from .kept import kept_of_buffers
-from .polar_blocks import FastFeatureMixer, find_block_swaps
+from .networks import packed
+from .polar_blocks import FastFeatureMixer, find_block_swaps, parameters_to_pack
 from .polar_rows import (
     centred,
     closed_charges,
@@ -185,12 +186,13 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         )
         fermi_level = data["fermi_level"] if fermi_level is None else fermi_level
         field = data["external_field"] if external_field is None else external_field
-        layers = self._layers(data, ctx)
         displacement = ctx.displacement if strained else None
-        sums = PolarSums(self, *self._geometry(data, displacement, segments, use_pbc_evaluator))
-        embedding = self._embedding(data, displacement)
-        charges, first, features = self._recursion(data, layers, field, sums, embedding, segments)
-        out = self._energies(data, layers, charges, first, features, field, sums, embedding, segments)
+        with packed(parameters_to_pack(self) if leaf.is_cuda else {}):
+            layers = self._layers(data, ctx)
+            sums = PolarSums(self, *self._geometry(data, displacement, segments, use_pbc_evaluator))
+            embedding = self._embedding(data, displacement)
+            charges, first, features = self._recursion(data, layers, field, sums, embedding, segments)
+            out = self._energies(data, layers, charges, first, features, field, sums, embedding, segments)
         forces, virials, stress, hessian, edge_forces = get_outputs(
             energy=out["energy"],
             positions=leaf,

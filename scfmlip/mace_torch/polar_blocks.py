@@ -29,8 +29,9 @@ from mace.modules.field_blocks import (
 from torch import Tensor
 
 from .irreps import add, apply_linear, chain, from_blocks, linear_biases, linear_paths, to_blocks
-from .networks import network_or_own
-from .polar_flat import flat_dot, flat_scale
+from .networks import network_of, network_or_own, network_tensors
+from .polar_flat import dot_tensors, flat_dot, flat_scale
+from .residual import FastResidualInteraction
 from .swapped import Swapped, Swaps, warn_fallback
 
 
@@ -235,6 +236,32 @@ class FastFeatureMixer(Swapped, MultiLayerFeatureMixer):
             values = apply_linear(linear, to_blocks(feats, linear.irreps_in))
             total = values if not total else [a + b for a, b in zip(total, values, strict=True)]
         return from_blocks(total)
+
+
+def parameters_to_pack(model: Any) -> dict[int, list[Tensor]]:
+    """Parameters that networks and products of a PolarMACE take as one vector, see `networks.packed`."""
+    groups: dict[int, list[Tensor]] = {}
+
+    def network(mlp: Any, end: str = "linear") -> None:
+        if type(mlp).__name__ == "RadialMLP" and network_of(mlp) is not None:
+            groups[id(mlp)] = network_tensors(mlp, end)
+
+    for block in model.interactions:
+        if isinstance(block, FastResidualInteraction):
+            network(block.conv_tp_weights, "ones")
+            network(block.density_fn)
+    for update in model.field_dependent_charges_maps:
+        if isinstance(update, FastFieldUpdate) and _update_reason(update) is None:
+            embedding = update.potential_embedding
+            linears = (embedding.potential_linear, embedding.node_feats_linear, embedding.charge_embedding)
+            groups[id(update.dot_products)] = dot_tensors(linears)
+            network(update.nonlinearity)
+    energy = model.local_electron_energy
+    if isinstance(energy, FastFieldReadout) and _readout_reason(energy) is None:
+        groups[id(energy.dot_products_q)] = dot_tensors((energy.linear_up_q,))
+        groups[id(energy.dot_products_v)] = dot_tensors((energy.linear_up_v,))
+        network(energy.mlp)
+    return groups
 
 
 # original class: our class, and a function that says why a block keeps its own code

@@ -11,6 +11,7 @@ multiplied by W first, all of them in one launch, so that one map leads from the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -32,6 +33,7 @@ from scfmlip_kernels import (
 from scfmlip_kernels.constants import constant
 
 from .linear import irreps_blocks
+from .networks import packed_vector
 
 
 class DotMaps(NamedTuple):
@@ -131,6 +133,11 @@ def _dot_maps(product: Any, linears: tuple[Any, ...]) -> DotMaps | None:
     return DotMaps(compose, order, (0, *accumulate(counts)), whole, tuple(_channels(x)), n, bool(biased))
 
 
+def dot_tensors(linears: Sequence[Any]) -> list[Tensor]:
+    """The parameters of linear maps in the order of `DotMaps`."""
+    return [*(linear.weight for linear in linears), *(l.bias for l in linears if l.bias.numel())]
+
+
 def flat_dot(product: Any, x: Tensor, sources: list[tuple[Any, Tensor]]) -> Tensor | None:
     """
     The product of features with a sum of linear maps, ``[n, n_invariants]``; None if it has another form.
@@ -151,8 +158,7 @@ def flat_dot(product: Any, x: Tensor, sources: list[tuple[Any, Tensor]]) -> Tens
     maps = known[1]
     if maps is None:
         return None
-    weights = [linear.weight for linear in linears]
-    rows = torch.cat([*weights, *(l.bias for l in linears if l.bias.numel())]).view(-1, maps.n_invariants)
+    rows = packed_vector(id(product), dot_tensors(linears)).view(-1, maps.n_invariants)
     species = SpeciesOrder(*(constant(t, torch.int64, x.device) for t in (maps.order, maps.ptr)))
     matrices = block_linear(rows, product.weight, maps.compose, species)
     ones = [x.new_ones(len(x), 1)] if maps.biased else []

@@ -18,6 +18,7 @@ NETWORKS = {
     "wide": NormNetwork(20, 40, 1, 70),
     "ones": NormNetwork(3, 16, 3, 17, "ones"),
     "tanh": NormNetwork(4, 8, 1, 1, "tanh_square"),
+    "skipping": NormNetwork(3, 8, 2, 2, n_skipped=5),
 }
 
 

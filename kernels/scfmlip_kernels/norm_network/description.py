@@ -26,6 +26,8 @@ class NormNetwork(NamedTuple):
         end: ``"linear"``: a last linear map; ``"tanh_square"``: ``tanh(y^2)`` of it; ``"ones"``: the hidden
             features and a 1, so that a matrix behind them may hold a bias.
         eps: Added to the variance.
+        n_skipped: Columns of the first matrix behind those of the inputs, which are not used: what they
+            would contribute comes from a table, see `norm_network`.
 
     Example:
         >>> from scfmlip_kernels import NormNetwork
@@ -39,6 +41,7 @@ class NormNetwork(NamedTuple):
     n_out: int
     end: str = "linear"
     eps: float = 1e-5
+    n_skipped: int = 0
 
     @classmethod
     def from_json(cls, *fields: object) -> NormNetwork:
@@ -51,7 +54,7 @@ class NormNetwork(NamedTuple):
         n = self.n_hidden
         shapes: list[tuple[int, ...]] = []
         for layer in range(self.n_layers):
-            shapes += [(n, n if layer else self.n_in), (n,), (n,), (n,)]
+            shapes += [(n, n if layer else self.n_in + self.n_skipped), (n,), (n,), (n,)]
         return tuple(shapes) if self.end == "ones" else (*shapes, (self.n_out, n), (self.n_out,))
 
     @property
@@ -61,7 +64,7 @@ class NormNetwork(NamedTuple):
 
     def check(self) -> None:
         """Raise ValueError if the description is inconsistent."""
-        if min(self.n_in, self.n_hidden, self.n_layers, self.n_out) < 1:
+        if min(self.n_in, self.n_hidden, self.n_layers, self.n_out) < 1 or self.n_skipped < 0:
             raise ValueError(f"NormNetwork: all sizes must be at least 1, got {self}")
         if self.end not in ENDS:
             raise ValueError(f"NormNetwork: end must be one of {', '.join(ENDS)}, got {self.end!r}")

@@ -60,6 +60,7 @@ def _norm_network_kernel(
     out_ptr,  # [n_rows, n_out]
     n_rows,
     n_in,
+    n_first,
     n_hidden,
     n_out,
     EPS: tl.constexpr,
@@ -85,10 +86,10 @@ def _norm_network_kernel(
     gain = parameters_ptr
     saved = saved_ptr
     for layer in tl.static_range(N_LAYERS):
-        n_k = n_hidden
+        width = n_hidden
         if layer == 0:
-            n_k = n_in
-        bias = matrix + n_hidden * n_k
+            width = n_first
+        bias = matrix + n_hidden * width
         first = tl.load(bias + column, mask=inside, other=0.0)
         z = tl.zeros((BLOCK_ROWS, BLOCK_HIDDEN), dtype) + first[None, :]
         if layer == 0:
@@ -96,10 +97,10 @@ def _norm_network_kernel(
                 kind = tl.load(index_ptr + row * N_INDICES + number, mask=there, other=0)
                 row_place = kind[:, None] * n_hidden + column[None, :]
                 z += tl.load(offsets_ptr + row_place, mask=both, other=0.0)
-            z = _times(z, x_ptr, n_in, row, there, matrix, 1, n_k, n_k, column, inside, mean, rstd,
+            z = _times(z, x_ptr, n_in, row, there, matrix, 1, n_first, n_in, column, inside, mean, rstd,
                        gain, gain, False, BLOCK_K, PRECISION)  # fmt: skip
         else:
-            z = _times(z, saved, n_hidden, row, there, matrix, 1, n_k, n_k, column, inside, mean, rstd,
+            z = _times(z, saved, n_hidden, row, there, matrix, 1, width, width, column, inside, mean, rstd,
                        gain, gain + n_hidden, True, BLOCK_K, PRECISION)  # fmt: skip
             saved += n_hidden * n_rows.to(tl.int64)
         mean, rstd = _statistics(z, inside, n_hidden, EPS)
@@ -142,6 +143,7 @@ def _norm_network_backward_kernel(
     out_ptr,  # [n_rows, n_in]
     n_rows,
     n_in,
+    n_first,
     n_hidden,
     n_out,
     EPS: tl.constexpr,
@@ -162,7 +164,7 @@ def _norm_network_backward_kernel(
     none = tl.zeros((BLOCK_ROWS,), dtype)
     layer_size = n_hidden * n_hidden + 3 * n_hidden
     # of the last hidden layer's gain
-    gain = parameters_ptr + n_hidden * n_in + n_hidden + (N_LAYERS - 1) * layer_size
+    gain = parameters_ptr + n_hidden * n_first + n_hidden + (N_LAYERS - 1) * layer_size
     saved = saved_ptr + (N_LAYERS - 1) * n_hidden * n_rows.to(tl.int64)
     if END == 1:
         g = tl.load(grad_ptr + row[:, None] * (n_hidden + 1) + column[None, :], mask=both, other=0.0)
@@ -212,7 +214,7 @@ def _norm_network_backward_kernel(
         to = start + tl.arange(0, BLOCK_OUT)
         valid = to < n_in
         d_x = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype)
-        d_x = _times(d_x, scratch_ptr, n_hidden, row, there, parameters_ptr, n_in, 1, n_hidden, to, valid,
+        d_x = _times(d_x, scratch_ptr, n_hidden, row, there, parameters_ptr, n_first, 1, n_hidden, to, valid,
                      none, none, gain, gain, False, BLOCK_K, PRECISION)  # fmt: skip
         tl.store(out_ptr + row[:, None] * n_in + to[None, :], d_x, mask=there[:, None] & valid[None, :])
 
@@ -260,6 +262,7 @@ def launch_norm_network(
             out_ptr=out,
             n_rows=n_rows,
             n_in=network.n_in,
+            n_first=network.n_in + network.n_skipped,
             n_hidden=network.n_hidden,
             n_out=network.n_out,
             N_INDICES=0 if index is None else index.shape[1],
@@ -285,6 +288,7 @@ def launch_norm_network_backward(
             out_ptr=out,
             n_rows=n_rows,
             n_in=network.n_in,
+            n_first=network.n_in + network.n_skipped,
             n_hidden=network.n_hidden,
             n_out=network.n_out,
             **options,

@@ -44,6 +44,7 @@ def _layers(
     layers = []
     for n in range(network.n_layers):
         matrix, bias, gain, shift = parts[4 * n : 4 * n + 4]
+        matrix = matrix[:, : network.n_in] if n == 0 and network.n_skipped else matrix
         z = torch.nn.functional.linear(x, matrix, bias)
         if n == 0 and offsets is not None and index is not None:
             for column in index.unbind(1):
@@ -98,7 +99,10 @@ def gradients_plain(
             grad, layer.z, [network.n_hidden], layer.mean, layer.rstd, layer.gain, layer.shift, mask
         )
         if of_parameters:
-            found += [d_shift, d_gain, grad.sum(0), grad.mT @ layer.x]
+            of_matrix = grad.mT @ layer.x
+            if n == 0 and network.n_skipped:
+                of_matrix = torch.nn.functional.pad(of_matrix, (0, network.n_skipped))
+            found += [d_shift, d_gain, grad.sum(0), of_matrix]
         if n == 0 and wanted[2] and offsets is not None and index is not None:
             d_offsets = torch.zeros_like(offsets)
             for column in index.unbind(1):
@@ -124,6 +128,7 @@ def tangent_plain(
     t = torch.zeros_like(x) if x_t is None else x_t
     for n, layer in enumerate(layers):
         d_matrix, d_bias, d_gain, d_shift = along[4 * n : 4 * n + 4]
+        d_matrix = d_matrix[:, : layer.matrix.shape[1]]
         t = t @ layer.matrix.mT + layer.x @ d_matrix.mT + d_bias
         if n == 0 and offsets_t is not None and index is not None:
             t = t + offsets_t[index].sum(1)

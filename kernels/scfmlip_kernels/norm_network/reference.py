@@ -19,7 +19,7 @@ def norm_network_reference(
     h = x
     for layer in range(network.n_layers):
         matrix, bias, gain, shift = parts[4 * layer : 4 * layer + 4]
-        h = h @ matrix.T + bias
+        h = h @ matrix[:, : h.shape[1]].T + bias
         if layer == 0 and offsets is not None and index is not None:
             h = h + offsets[index].sum(1)
         h = h - h.mean(1, keepdim=True)

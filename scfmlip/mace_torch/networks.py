@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from scfmlip_kernels import NormNetwork, norm_network
+
+from .packed import packed_vector
 
 # by network; None where it is of another kind
 _KNOWN: WeakKeyDictionary[nn.Module, NormNetwork | None] = WeakKeyDictionary()
@@ -55,38 +54,6 @@ def network_tensors(mlp: Any, end: str = "linear") -> list[Tensor]:
     for linear, norm in zip(hidden[::3], hidden[1::3], strict=True):
         tensors += [linear.weight, linear.bias, norm.weight, norm.bias]
     return tensors if end == "ones" else [*tensors, last.weight, last.bias]
-
-
-# vectors made of several parameters, by what they are for; set while a model runs
-_PACKED: ContextVar[dict[Any, Tensor] | None] = ContextVar("packed", default=None)
-
-
-@contextlib.contextmanager
-def packed(groups: Mapping[Any, Sequence[Tensor]]) -> Iterator[None]:
-    """
-    Inside, `packed_vector` finds the parameters of each group one behind the other; one copy for all.
-
-    Args:
-        groups: Parameters by a key.
-    """
-    flat = [t.flatten() for tensors in groups.values() for t in tensors]
-    if not flat:
-        yield
-        return
-    sizes = [sum(t.numel() for t in tensors) for tensors in groups.values()]
-    token = _PACKED.set(dict(zip(groups, torch.cat(flat).split(sizes), strict=True)))
-    try:
-        yield
-    finally:
-        _PACKED.reset(token)
-
-
-def packed_vector(key: Any, tensors: Sequence[Tensor]) -> Tensor:
-    """The parameters of a group one behind the other, made here unless a model has made them."""
-    known = _PACKED.get()
-    if known is not None and key in known:
-        return known[key]
-    return torch.cat([t.flatten() for t in tensors])
 
 
 def run_network(

@@ -36,8 +36,9 @@ from ..waiting import together
 from .edge_graph import prepare_edges
 from .graphs import stress_of
 from .kept import kept_of_buffers
-from .networks import packed
-from .polar_blocks import FastFeatureMixer, find_block_swaps, parameters_to_pack
+from .joined import join, joining
+from .packed import packed
+from .polar_blocks import FastFeatureMixer, find_block_swaps, maps_of_layer, parameters_to_pack
 from .polar_rows import (
     centred,
     closed_charges,
@@ -187,7 +188,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         fermi_level = data["fermi_level"] if fermi_level is None else fermi_level
         field = data["external_field"] if external_field is None else external_field
         displacement = ctx.displacement if strained else None
-        with packed(parameters_to_pack(self) if leaf.is_cuda else {}):
+        with packed(parameters_to_pack(self) if leaf.is_cuda else {}), joining():
             layers = self._layers(data, ctx)
             sums = PolarSums(self, *self._geometry(data, displacement, segments, use_pbc_evaluator))
             embedding = self._embedding(data, displacement)
@@ -272,6 +273,8 @@ class FastPolarMACE(SwappedModel, PolarMACE):
             )
             node_feats = product(node_feats=node_feats, sc=skip, node_attrs=own)
             features.append(node_feats)
+            if node_feats.is_cuda:
+                join(node_feats, maps_of_layer(self, i), ("maps", i))
             readout = self.readouts[min(i, len(self.readouts) - 1)]
             each = readout(node_feats, heads)
             energies.append(each.flatten() if single else each[atoms, heads])
@@ -331,7 +334,9 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         if embedding is not None:
             more = 0.5 * from_mul_ir(embedding.features(self.field_feature_widths, self.field_feature_max_l))
             outside = outside + more.repeat(1, 2) / norms
-        features = positions.new_zeros((len(positions), self.potential_irreps.dim))
+        features = outside
+        if not len(self.field_dependent_charges_maps):
+            features = positions.new_zeros((len(positions), self.potential_irreps.dim))
         for update in self.field_dependent_charges_maps:
             both = sums.features(self._mul_ir(charges.unflatten(1, (2, -1))))
             features = torch.addcdiv(outside, from_mul_ir(both).flatten(1), norms)

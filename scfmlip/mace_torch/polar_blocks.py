@@ -29,6 +29,7 @@ from mace.modules.field_blocks import (
 from torch import Tensor
 
 from .irreps import add, apply_linear, chain, from_blocks, linear_biases, linear_paths, to_blocks
+from .joined import joinable
 from .networks import network_of, network_or_own, network_tensors
 from .polar_flat import dot_tensors, flat_dot, flat_scale
 from .residual import FastResidualInteraction
@@ -238,9 +239,29 @@ class FastFeatureMixer(Swapped, MultiLayerFeatureMixer):
         return from_blocks(total)
 
 
-def parameters_to_pack(model: Any) -> dict[int, list[Tensor]]:
-    """Parameters that networks and products of a PolarMACE take as one vector, see `networks.packed`."""
-    groups: dict[int, list[Tensor]] = {}
+def maps_of_layer(model: Any, layer: int) -> list[Any]:
+    """Linear maps that read the features of a layer of a PolarMACE, those that can run together."""
+    readout = model.readouts[min(layer, len(model.readouts) - 1)]
+    found = [getattr(readout, "linear", getattr(readout, "linear_1", None))]
+    found.append(getattr(model.lr_source_maps[layer], "linear", None))
+    if isinstance(model.layer_feature_mixer, FastFeatureMixer):
+        found.append(model.layer_feature_mixer.linears[layer])
+    if layer + 1 < len(model.interactions):
+        block = model.interactions[layer + 1]
+        if isinstance(block, FastResidualInteraction):
+            found += [block.skip_tp, block.linear_up]
+    elif getattr(model, "_fukui_to_mul_ir", None) is None:
+        found.append(model.fukui_source_map.linear_1)
+    return joinable(found)
+
+
+def parameters_to_pack(model: Any) -> dict[Any, list[Tensor]]:
+    """Parameters that networks, maps and products of a PolarMACE take as one vector, see `packed`."""
+    groups: dict[Any, list[Tensor]] = {}
+    for layer in range(len(model.interactions)):
+        maps = maps_of_layer(model, layer)
+        if len(maps) > 1:
+            groups["maps", layer] = [linear.weight for linear in maps]
 
     def network(mlp: Any, end: str = "linear") -> None:
         if type(mlp).__name__ == "RadialMLP" and network_of(mlp) is not None:

@@ -7,6 +7,7 @@ from tolerances import assert_close
 
 from kernels.problems import DTYPES, PATHS, derivatives, submodule
 from scfmlip_kernels import Block, BlockMap, BlockPath, block_linear, sort_species
+from scfmlip_kernels.block_linear.op import parts_of
 from scfmlip_kernels.block_linear.reference import block_linear_reference
 
 pytestmark = pytest.mark.usefixtures("empty_is_nan")
@@ -84,6 +85,30 @@ def test_biases(path, n_species, dtype, generator, device):
         assert_close(a, b)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n_species", "n_rows"), [(1, 9), (3, 9), (1, 0)])
+@pytest.mark.parametrize("path", PATHS)
+def test_several_matrices(path, n_species, n_rows, dtype, generator, device):
+    """x and the output as matrices one behind the other, with derivatives."""
+    whole = some_map(n_species)
+    widths = tuple(block.channels * block.dim for block in whole.x), (
+        whole.out[0].channels + 3 * whole.out[1].channels,
+        *(block.channels * block.dim for block in whole.out[2:]),
+    )
+    linear = whole._replace(x_parts=widths[0], out_parts=widths[1])
+    where = "cpu" if path == "cpu" else device
+    x, weights, index = problem(generator, whole, n_rows, dtype, where)
+    flat = torch.cat([part.flatten() for part in x.split(widths[0], 1)])
+    inputs = (flat.requires_grad_(), weights.requires_grad_())
+    parts = parts_of(block_linear(*inputs, linear, order_of(linear, index)), widths[1])
+    value = torch.cat(parts, 1)
+    got = [value, *derivatives(value, inputs, 2)]
+    exact = tuple(t.detach().to("cpu", F64).requires_grad_() for t in inputs)
+    value = block_linear_reference(torch.cat(parts_of(exact[0], widths[0]), 1), exact[1], whole, index.cpu())
+    for a, b in zip(got, [value, *derivatives(value, exact, 2)], strict=True):
+        assert_close(a, b)
+
+
 def test_gradcheck_of_biases(generator):
     linear = some_map(1, (2, 2, 1))
     linear = linear._replace(biases=(0, -1, -1, -1))
@@ -146,6 +171,7 @@ def test_refuses(generator):
     for wrong, message in (
         (linear._replace(x=linear.x[1:]), "must cover its columns"),
         (linear._replace(n_weights=3), "there are 3"),
+        (linear._replace(out_parts=(3, linear.out_dim - 3)), "must consist of whole blocks"),
         (linear._replace(biases=(0, 1, -1, -1)), "blocks of the output with one component"),
         (linear._replace(biases=(0, -1, -1, -1)), "this map has 15 biases: pass as many"),
         (linear._replace(x=(first._replace(layout="rows"), *linear.x[1:])), "layout must be"),

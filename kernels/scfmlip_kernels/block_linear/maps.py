@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -74,6 +75,9 @@ class BlockMap(NamedTuple):
         n_weights: Number of weights.
         n_species: Number of species, each with its own matrices.
         biases: For each block of the output the first of its biases, or -1; empty if there are none.
+        x_parts: Widths of matrices that x consists of, one behind the other in one vector, each with whole
+            blocks; empty for one matrix.
+        out_parts: Likewise for the output.
 
     Example:
         >>> from scfmlip_kernels import Block, BlockMap, BlockPath
@@ -89,15 +93,17 @@ class BlockMap(NamedTuple):
     n_weights: int
     n_species: int = 1
     biases: tuple[int, ...] = ()
+    x_parts: tuple[int, ...] = ()
+    out_parts: tuple[int, ...] = ()
 
     @classmethod
     def from_json(
-        cls, x: list, out: list, paths: list, n_weights: int, n_species: int, biases: list
+        cls, x: list, out: list, paths: list, n_weights: int, n_species: int, *rest: list
     ) -> BlockMap:
         """See `registry`."""
         each = tuple(BlockPath(a, b, first, tuple(strides), scale) for a, b, first, strides, scale in paths)
         blocks = tuple(Block(*b) for b in x), tuple(Block(*b) for b in out)
-        return cls(*blocks, each, n_weights, n_species, tuple(biases))
+        return cls(*blocks, each, n_weights, n_species, *map(tuple, rest))
 
     @property
     def x_dim(self) -> int:
@@ -139,10 +145,23 @@ class BlockMap(NamedTuple):
                         f"{block.dim} columns from {block.first}, the next one is {end}"
                     )
                 end += block.channels * block.dim
+        self._check_parts()
         if self.n_species < 1:
             raise ValueError(f"BlockMap: there must be at least one species, got {self.n_species}")
         for n, path in enumerate(self.paths):
             self._check_path(n, path)
+
+    def _check_parts(self) -> None:
+        for name, blocks, parts in (("x", self.x, self.x_parts), ("output", self.out, self.out_parts)):
+            ends = list(accumulate(parts))
+            whole = parts and ends[-1] != sum(block.channels * block.dim for block in blocks)
+            crossing = any(
+                block.first < end < block.first + block.channels * block.dim for block in blocks for end in ends
+            )
+            if whole or crossing:
+                raise ValueError(f"BlockMap: parts {parts} of the {name} must consist of whole blocks")
+        if self.out_parts and self.biases:
+            raise ValueError("BlockMap: a map to several matrices has no biases")
 
     def _check_path(self, n: int, path: BlockPath) -> None:
         if not (0 <= path.x < len(self.x) and 0 <= path.out < len(self.out)):
@@ -172,7 +191,29 @@ def transposed(text: str) -> str:
         BlockPath(p.out, p.x, p.first, (p.strides[0], p.strides[2], p.strides[1]), p.scale)
         for p in linear.paths
     )
-    return describe(BlockMap(linear.out, linear.x, paths, linear.n_weights, linear.n_species))
+    sizes = linear.n_weights, linear.n_species
+    return describe(BlockMap(linear.out, linear.x, paths, *sizes, (), linear.out_parts, linear.x_parts))
+
+
+def part_of(block: Block, parts: tuple[int, ...]) -> tuple[int, int]:
+    """First column and width of the matrix that holds a block; of the only one 0 and -1."""
+    first = 0
+    for width in parts:
+        if block.first < first + width:
+            return first, width
+        first += width
+    return 0, -1
+
+
+def count_rows(values: Tensor, parts: tuple[int, ...]) -> int:
+    """Rows of a matrix, or of several in one vector."""
+    n_rows = values.shape[0]  # len() would fix the size in a compiled graph
+    return n_rows // sum(parts) if parts else n_rows
+
+
+def allocate(n_rows: int, dim: int, parts: tuple[int, ...], like: Tensor) -> Tensor:
+    """A matrix, or a vector of several."""
+    return like.new_empty(n_rows * dim if parts else (n_rows, dim))
 
 
 def bias_gradient(grad: Tensor, linear: BlockMap) -> Tensor:

@@ -9,7 +9,7 @@ from ..indexed_linear.groups import SpeciesOrder
 from ..operators import operator
 from ..registry import constant_text
 from .kernel import launch_block_linear
-from .maps import BlockMap, bias_gradient, map_of, transposed
+from .maps import BlockMap, allocate, bias_gradient, count_rows, map_of, transposed
 from .plain import block_linear_plain, block_linear_weights_plain
 
 
@@ -22,7 +22,7 @@ def _block_linear(
     ptr: Tensor | None,
     text: str,
 ) -> Tensor:
-    x = x if x.stride(1) == 1 else x.contiguous()
+    x = x if x.stride(-1) == 1 else x.contiguous()
     bias = None if bias is None else bias.contiguous()
     run = launch_block_linear if runs_triton(x) else block_linear_plain
     return run(x, weights.contiguous(), bias, order, ptr, text)
@@ -30,7 +30,8 @@ def _block_linear(
 
 @_block_linear.register_fake
 def _(x, weights, bias, order, ptr, text):
-    return x.new_empty((x.shape[0], map_of(text).out_dim))
+    linear = map_of(text)
+    return allocate(count_rows(x, linear.x_parts), linear.out_dim, linear.out_parts, x)
 
 
 @operator("scfmlip::block_linear_weights")
@@ -90,6 +91,34 @@ vmap_by_loop(_block_linear, "block_linear")
 vmap_by_loop(_block_linear_weights, "block_linear_weights")
 
 
+def _check_x(x: Tensor, linear: BlockMap) -> None:
+    if not linear.x_parts:
+        check_shape("block_linear", "x", x, ("n_rows", linear.x_dim))
+    elif x.ndim != 1 or x.shape[0] % linear.x_dim:
+        raise ValueError(
+            f"block_linear: x must be a vector of matrices with {linear.x_dim} columns, got {list(x.shape)}"
+        )
+
+
+def parts_of(out: Tensor, widths: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """
+    The matrices that a vector from `block_linear` holds.
+
+    Args:
+        out: ``[n_rows * sum(widths)]``.
+        widths: Their numbers of columns, ``out_parts`` of the map.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels.block_linear.op import parts_of
+        >>> [part.tolist() for part in parts_of(torch.arange(6), (1, 2))]
+        [[[0], [1]], [[2, 3], [4, 5]]]
+    """
+    n_rows = len(out) // sum(widths)
+    parts = out.split([n_rows * width for width in widths])
+    return tuple(part.view(n_rows, width) for part, width in zip(parts, widths, strict=True))
+
+
 def block_linear(
     x: Tensor,
     weights: Tensor,
@@ -104,14 +133,14 @@ def block_linear(
     with species, in one operator on rows as they are.
 
     Args:
-        x: ``[n_rows, x_dim]`` float32 or float64.
+        x: ``[n_rows, x_dim]`` float32 or float64, or a vector for a map with ``x_parts``.
         weights: ``[n_weights]``, same dtype.
         linear: Blocks and paths.
         species: From `sort_species`, for maps of several species.
         bias: ``[n_biases]`` what is added to the blocks that the map names; goes with its biases.
 
     Returns:
-        ``[n_rows, out_dim]``. Bitwise reproducible. Differentiable any number of times in ``x``,
+        ``[n_rows, out_dim]``, or a vector for a map with ``out_parts``. Bitwise reproducible. Differentiable any number of times in ``x``,
         ``weights`` and ``bias``.
 
     Raises:
@@ -137,7 +166,7 @@ def block_linear(
         raise ValueError(f"block_linear: this map has {linear.n_biases} biases: pass as many, or none")
     check_tensors("block_linear", **tensors)
     check_floats("block_linear", **tensors)
-    check_shape("block_linear", "x", x, ("n_rows", linear.x_dim))
+    _check_x(x, linear)
     check_shape("block_linear", "weights", weights, (linear.n_weights,))
     if species is None:
         if linear.n_species != 1:
@@ -146,7 +175,8 @@ def block_linear(
             )
         return torch.ops.scfmlip.block_linear(x, weights, bias, None, None, text)
     check_tensors("block_linear", x=x, order=species.order, ptr=species.ptr)
-    check_shape("block_linear", "species.order", species.order, (x.shape[0],))
+    n_rows = count_rows(x, linear.x_parts)
+    check_shape("block_linear", "species.order", species.order, (n_rows,))
     check_shape("block_linear", "species.ptr", species.ptr, (linear.n_species + 1,))
-    check_index("block_linear", "species.order", species.order, x.shape[0], "rows")
+    check_index("block_linear", "species.order", species.order, n_rows, "rows")
     return torch.ops.scfmlip.block_linear(x, weights, bias, *species, text)

@@ -20,7 +20,11 @@ from scfmlip_kernels.grouped_dot.kernel import (
 from scfmlip_kernels.lattice import monomial_count
 from scfmlip_kernels.lattice.device import _forces_kernel
 from scfmlip_kernels.mesh.device import splines_kernel
-from scfmlip_kernels.norm_network.kernel import _norm_network_backward_kernel, _norm_network_kernel, block_sizes
+from scfmlip_kernels.norm_network.kernel import (
+    _norm_network_backward_kernel,
+    _norm_network_kernel,
+    block_sizes,
+)
 from scfmlip_kernels.polynomial_field.kernel import _polynomial_field_kernel, _polynomial_moments_kernel
 from scfmlip_kernels.radial_basis.kernel import _radial_basis_kernel
 from scfmlip_kernels.row_form.kernel import _row_form_kernel, _row_form_sums_kernel
@@ -176,7 +180,11 @@ def _networks(dtype: str, real: str) -> Iterator[Variant]:
         **sizes,
     }
     backward = {**_pointers(real, "grad parameters saved scratch scratch_out out"), **sizes}
-    for label, n_hidden, n_layers, end in (("radial", 64, 3, 1), ("density", 64, 1, 2), ("energy", 128, 3, 0)):
+    for label, n_hidden, n_layers, end in (
+        ("radial", 64, 3, 1),
+        ("density", 64, 1, 2),
+        ("energy", 128, 3, 0),
+    ):
         rows, hidden, num_warps = block_sizes(n_hidden, table)
         options = {"num_warps": num_warps, "num_stages": table["num_stages"]}
         constants = {

@@ -8,9 +8,9 @@ from .channelwise_conv.edges import EdgeOrder, sort_edges
 from .channelwise_conv.product import ChannelwiseProduct, ProductPath
 from .charge_solve import charge_solve
 from .charge_solve.op import ChargeSolve
+from .close_charges import close_charges
 from .columns import take_columns
 from .dispatch import backend
-from .close_charges import close_charges
 from .edge_vectors import edge_vectors
 from .gated import gated
 from .gated.description import Gate
@@ -35,6 +35,8 @@ from .row_form import row_form
 from .row_form.op import row_form_sums
 from .row_form.terms import RowForm
 from .segments import segment_expand, segment_sum
+from .slab_cell import slab_cell
+from .slab_cell.op import slab_strengths
 from .spherical_harmonics import spherical_harmonics
 from .structure_factor import structure_factor
 from .symmetric_contraction import symmetric_contraction
@@ -88,6 +90,8 @@ __all__ = [
     "row_form_sums",
     "segment_expand",
     "segment_sum",
+    "slab_cell",
+    "slab_strengths",
     "sort_edges",
     "sort_pairs",
     "sort_species",

@@ -128,6 +128,6 @@ def turned_groups(
 
 
 def with_matrices(rows: Tensor, form: RowForm, matrices: Tensor, segments: Segments) -> Tensor:
-    """A form of rows ``[n, n_x]`` and of the nine numbers of ``[n_systems, 3, 3]`` matrices, ``[n, n_out]``."""
+    """A form of rows ``[n, n_x]`` and of the numbers of ``[n_systems, 3, 3]`` matrices, ``[n, n_out]``."""
     places = (None, None) if len(matrices) == 1 else (segments.index, segments.ptr)
     return row_form(rows, form, matrices.to(rows.dtype).flatten(1), *places)

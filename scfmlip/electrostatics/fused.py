@@ -130,6 +130,7 @@ def fused_rows(
     sums = _sums(waves, rows, source)
     coefficients = wave_coefficients(sums, waves.waves, waves.window, waves.widths, basis.widths)
     rank = min(basis.l_max, 1)
+    assert isinstance(waves, KSpace)
     field = lattice_field(waves.frac, coefficients.flatten(1, 2), waves.grid, rank, waves.dtype)
     form = _project_form(basis, n_channels)
     if basis.l_max == 0:

@@ -126,10 +126,8 @@ class Geometry:
     @property
     def _only_lattice(self) -> bool:
         """Whether all there is are sums over wave vectors of all systems."""
-        lattice, whole = self.plan.lattice, self.openspace is None and self.counter is None
-        fields = self.external_field is not None or self.external_potential is not None
-        neutral = self.coulomb.background == "none"
-        return whole and self.near is None and not fields and not neutral and lattice is not None
+        others = (self.openspace, self.counter, self.near, self.external_field, self.external_potential)
+        return self.coulomb.background != "none" and all(part is None for part in others)
 
     def _moments(self, multipoles: Tensor) -> Tensor:
         """``[n_atoms, n_channels, n_widths, M]`` after checking."""
@@ -202,8 +200,7 @@ class Geometry:
         if self._only_lattice and with_self and self.kspace is not None:
             fused = fused_energy(self.kspace, rows, self.coulomb.source)
             if fused is not None:
-                fused = fused.to(self.positions.dtype)
-                return fused if multipoles.ndim == 3 else fused[:, 0]
+                return (fused if multipoles.ndim == 3 else fused[:, 0]).to(self.positions.dtype)
         moments = self._moments_of(rows)
         lattice = opened = None
         if self.kspace is not None and self.plan.lattice is not None:
@@ -301,8 +298,7 @@ class Geometry:
         """Potential projected on the functions of ``basis``."""
         given = self._rows(multipoles)
         with_self = self.coulomb.self_interaction if self_interaction is None else self_interaction
-        rank, widths = basis.l_max, basis.widths
-        quirks, source = self.coulomb.quirks, self.coulomb.source
+        rank, widths, source, quirks = basis.l_max, basis.widths, self.coulomb.source, self.coulomb.quirks
         if self._only_lattice and self.kspace is not None:
             fused = fused_rows(self.kspace, given, source, basis, quirks, with_self)
             if fused is not None:
@@ -339,9 +335,9 @@ class Geometry:
             self_interaction: See `energy`.
 
         Returns:
-            Shape, order and dtype of ``multipoles``; V for charges, V/angstrom for dipoles (the gradient
-            of the potential, minus the electric field). External fields are included. Potentials of a slab
-            with a counter-charge are measured from their average over that, here and in `features` and `at`.
+            Shape, order and dtype of ``multipoles``; V for charges, V/angstrom for dipoles (minus the field).
+            External fields are included. Potentials of a slab with a counter-charge are measured from their
+            average over that, here and in `features` and `at`.
 
         Raises:
             ValueError, TypeError: as `energy`.
@@ -379,12 +375,8 @@ class Geometry:
         coulomb = self.coulomb
         if widths is None:
             widths = coulomb.feature_widths or coulomb.source.widths
-        basis = GaussianMultipoles(
-            l_max=coulomb.source.l_max if l_max is None else l_max,
-            widths=to_widths("widths", widths),
-            normalization="receiver",
-            order=coulomb.source.order,
-        )
+        l_max = coulomb.source.l_max if l_max is None else l_max
+        basis = GaussianMultipoles(l_max, to_widths("widths", widths), "receiver", coulomb.source.order)
         if basis.l_max > 1 and coulomb.compat == "graph_longrange":
             raise ValueError("compat='graph_longrange' knows features up to l_max=1: leave compat out")
         self._check_resolved(basis)

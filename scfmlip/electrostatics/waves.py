@@ -152,21 +152,17 @@ class WaveSum(ABC):
         self.correction = None
         if not plan.corrected:
             return
-        normal = torch.take_along_dim(inverse, plan.slab_axis[:, None, None], 2).squeeze(2)
-        height = 1 / normal.norm(dim=-1)
-        normal = normal * height[:, None]
         origin = segments.mean(positions.detach().double())
         if quirks.slab_along_z:  # keep the reference's dependence on the origin
-            normal, origin = torch.zeros_like(normal), torch.zeros_like(origin)
-            normal[:, 2] = 1.0
+            origin = torch.zeros_like(origin)
         self.correction = Correction(
             positions=positions.double(),
             origin=origin,
             volume=self.volume,
             slab=plan.slab,
             box=plan.box if plan.boxed else None,
-            normal=normal,
-            height=height,
+            inverse=inverse,
+            axis=plan.slab_axis,
             segments=segments,
             widths=widths,
             quirks=quirks,

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from scfmlip_kernels import edge_vectors
 
+from .interactions import sorted_edges
 from .polar_rows import strained_positions
-from .tensor_products import sorted_edges
 
 # outputs that are derivatives in the vectors of edges alone, where lengths have to follow from them
 _OF_EDGES = ("compute_edge_forces", "compute_atomic_stresses", "lammps_mliap")

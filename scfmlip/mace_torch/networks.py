@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
 from scfmlip_kernels import NormNetwork, norm_network

@@ -35,8 +35,8 @@ from ..types import BoundaryName
 from ..waiting import together
 from .edge_graph import prepare_edges
 from .graphs import stress_of
-from .kept import kept_of_buffers
 from .joined import join, joining
+from .kept import kept_of_buffers
 from .packed import packed
 from .polar_blocks import FastFeatureMixer, find_block_swaps, maps_of_layer, parameters_to_pack
 from .polar_rows import (

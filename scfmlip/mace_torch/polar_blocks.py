@@ -226,7 +226,9 @@ class FastFeatureMixer(Swapped, MultiLayerFeatureMixer):
         reason = _mixer_reason(self)
         if reason is not None:
             warn_fallback(self, reason)
-            whole = all_node_feats if isinstance(all_node_feats, Tensor) else torch.stack(list(all_node_feats))
+            whole = (
+                all_node_feats if isinstance(all_node_feats, Tensor) else torch.stack(list(all_node_feats))
+            )
             return super().forward(whole)
         if all_node_feats[0].is_cuda:
             return add(

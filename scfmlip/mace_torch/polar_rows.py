@@ -20,7 +20,6 @@ from ..segments import Segments
 from ..types import CARTESIAN_FROM_E3NN, E3NN_FROM_CARTESIAN
 
 _targets: ByIdentity[Tensor] = ByIdentity(4)
-_counts: ByIdentity[Tensor] = ByIdentity(4)
 
 
 def _own(segments: Segments) -> bool:
@@ -104,11 +103,7 @@ def closed_charges(charges: Tensor, update: Tensor, targets: Tensor, segments: S
 
 def centred(positions: Tensor, segments: Segments) -> Tensor:
     """``[n_atoms, 3]`` positions from the mean of their system, which is added up in float64."""
-    if not _own(segments) or not positions.is_cuda:
-        return positions - segments.expand(segments.mean(positions.double())).to(positions.dtype)
-    counts = _counts.get((segments.ptr,), None, lambda: segments.counts.clamp(min=1)[:, None])
-    means = segments.sum(positions.double()) / counts
-    return positions - segments.expand(means.to(positions.dtype))
+    return positions - segments.expand(segments.mean(positions.double())).to(positions.dtype)
 
 
 @lru_cache(maxsize=64)
@@ -163,7 +158,7 @@ def _moments_form(m: int) -> RowForm:
 
 
 def dipoles_and_charges(charges: Tensor, positions: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
-    """``[n_systems, 3]`` dipoles and ``[n_systems]`` charges of multipoles ``[n_atoms, 2, m]`` of two spins."""
+    """Dipoles ``[n_systems, 3]``, charges ``[n_systems]`` of multipoles ``[n_atoms, 2, m]`` of two spins."""
     if _own(segments) and positions.dtype == charges.dtype:
         n_systems = segments.n_segments
         form = _moments_form(charges.shape[2])

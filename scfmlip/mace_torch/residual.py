@@ -23,11 +23,11 @@ from scfmlip_kernels import gated
 from scfmlip_kernels.identity import ByIdentity
 
 from .contraction import one_hot_index
+from .interactions import FAST_INTERACTIONS, FastConvolution, sorted_edges
 from .linear import FastGate, FastLinear, FastReshape
 from .networks import network_of, run_network
 from .radial import FastRadialMLP
 from .swapped import Swapped
-from .tensor_products import FAST_INTERACTIONS, FastConvolution, sorted_edges
 
 _pairs: ByIdentity[Tensor] = ByIdentity(4)
 
@@ -114,7 +114,6 @@ class FastResidualInteraction(_Base):
         size = tables.shape[2]
         linear = mlp.net[0].weight[:, edge_feats.shape[1] :]
         scale = self.source_embedding.instructions[0].path_weight
-        # [2, size, n_hidden]
         matrices = linear.unflatten(1, (2, size)).permute(1, 2, 0)
         offsets = torch.baddbmm(tables.new_empty((1, 1, 1)), tables, matrices, beta=0, alpha=scale)
         return run_network(mlp, edge_feats, end, offsets.flatten(0, 1), pairs)

@@ -89,11 +89,14 @@ def test_biases(path, n_species, dtype, generator, device):
 @pytest.mark.parametrize(("n_species", "n_rows"), [(1, 9), (3, 9), (1, 0)])
 @pytest.mark.parametrize("path", PATHS)
 def test_several_matrices(path, n_species, n_rows, dtype, generator, device):
-    """x and the output as matrices one behind the other, with derivatives."""
+    """X and the output as matrices one behind the other, with derivatives."""
     whole = some_map(n_species)
-    widths = tuple(block.channels * block.dim for block in whole.x), (
-        whole.out[0].channels + 3 * whole.out[1].channels,
-        *(block.channels * block.dim for block in whole.out[2:]),
+    widths = (
+        tuple(block.channels * block.dim for block in whole.x),
+        (
+            whole.out[0].channels + 3 * whole.out[1].channels,
+            *(block.channels * block.dim for block in whole.out[2:]),
+        ),
     )
     linear = whole._replace(x_parts=widths[0], out_parts=widths[1])
     where = "cpu" if path == "cpu" else device

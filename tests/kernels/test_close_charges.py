@@ -15,7 +15,9 @@ F64 = torch.float64
 
 def problem(sizes, m, updated, generator):
     n = sum(sizes)
-    charges, update = (torch.randn(n, k, generator=generator, dtype=F64) for k in (2 * m, 2 * m * updated + 2))
+    charges, update = (
+        torch.randn(n, k, generator=generator, dtype=F64) for k in (2 * m, 2 * m * updated + 2)
+    )
     # of one sign, so that nothing is divided by almost 0
     update[:, -2:] = 0.5 + update[:, -2:].abs()
     targets = torch.randn(len(sizes), 2, generator=generator, dtype=F64)
@@ -35,7 +37,9 @@ def test_values_and_derivatives(path, updated, sizes, m, dtype, generator, devic
     want = close_charges_reference(*exact, index, len(sizes))
     tolerance = 1e-4 if dtype == torch.float32 else 1e-11  # sums of both signs
     assert value.dtype == dtype
-    for a, b in zip([value, *derivatives(value, given, 2)], [want, *derivatives(want, exact, 2)], strict=True):
+    for a, b in zip(
+        [value, *derivatives(value, given, 2)], [want, *derivatives(want, exact, 2)], strict=True
+    ):
         assert_close(a, b, tolerance)
     # first derivatives alone, by the kernel
     weight = torch.randn(value.shape, generator=generator, dtype=F64)
@@ -45,7 +49,9 @@ def test_values_and_derivatives(path, updated, sizes, m, dtype, generator, devic
     for a, b in zip(slopes, torch.autograd.grad((want * weight).sum(), exact), strict=True):
         assert_close(a, b, tolerance)
     if sum(sizes):
-        totals = torch.zeros(len(sizes), 2, dtype=F64).index_add(0, index, value.detach().cpu().double()[:, ::m])
+        totals = torch.zeros(len(sizes), 2, dtype=F64).index_add(
+            0, index, value.detach().cpu().double()[:, ::m]
+        )
         filled = torch.tensor(sizes) > 0
         assert_close(totals[filled], exact[2].detach()[filled], tolerance)
 
@@ -61,7 +67,9 @@ def test_weights_that_add_up_to_nothing(path, generator, device):
     value = close_charges(*given, ptr.to(where), index.to(where))
     want = close_charges_reference(*exact, index, 1)
     assert_close(value, want)
-    for a, b in zip(torch.autograd.grad(value[0, 0], given), torch.autograd.grad(want[0, 0], exact), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(value[0, 0], given), torch.autograd.grad(want[0, 0], exact), strict=True
+    ):
         assert_close(a, b)
 
 

@@ -46,8 +46,11 @@ def test_values_and_derivatives(path, name, which, n, dtype, generator, device):
     used = (0, *(k + 1 for k in range(2) if which[k]))
     mine, theirs = (tuple(t[k] for k in used) for t in (given, exact))
     value, want = run(gated, gate, given, which), run(gated_reference, gate, exact, which)
-    assert value.dtype == dtype and value.shape == (n, gate.n_out)
-    for a, b in zip([value, *derivatives(value, mine, 2)], [want, *derivatives(want, theirs, 2)], strict=True):
+    assert value.dtype == dtype
+    assert value.shape == (n, gate.n_out)
+    for a, b in zip(
+        [value, *derivatives(value, mine, 2)], [want, *derivatives(want, theirs, 2)], strict=True
+    ):
         assert_close(a, b, 1e-5 if dtype == torch.float32 else None)
     # first derivatives alone, by the kernel
     weight = torch.randn(n, gate.n_out, generator=generator, dtype=F64)

@@ -42,7 +42,8 @@ def test_values_and_derivatives(path, name, n, dtype, generator, device):
     exact = tuple(t.detach().to("cpu", F64).requires_grad_() for t in given)
     value = norm_network(*given[:2], network, given[2], index.to(where))
     want = norm_network_reference(*exact[:2], network, exact[2], index)
-    assert value.dtype == dtype and value.shape == (n, network.n_out)
+    assert value.dtype == dtype
+    assert value.shape == (n, network.n_out)
     got = [value, *derivatives(value, given, 2)]
     for a, b in zip(got, [want, *derivatives(want, exact, 2)], strict=True):
         assert_close(a, b, WIDER[dtype])

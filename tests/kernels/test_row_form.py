@@ -13,7 +13,10 @@ pytestmark = pytest.mark.usefixtures("empty_is_nan")
 F64 = torch.float64
 # a column without terms, terms without a column and without a number, and a column with several
 FORM = RowForm(
-    4, 3, 5, ((0, 2, 1, 0.5), (0, 0, 0, -1.0), (1, 3, -1, 2.0), (2, -1, 2, 1.5), (4, 1, 2, 1.0), (4, 1, 0, 3.0))
+    4,
+    3,
+    5,
+    ((0, 2, 1, 0.5), (0, 0, 0, -1.0), (1, 3, -1, 2.0), (2, -1, 2, 1.5), (4, 1, 2, 1.0), (4, 1, 0, 3.0)),
 )
 
 

@@ -110,7 +110,7 @@ def _sorted_paths(linear: BlockMap) -> list:
 
 @lru_cache(maxsize=1024)
 def column_tiles(linear: BlockMap, block: int) -> tuple[tuple[int, ...], ...]:
-    """Rows of: first column, two strides, channels, components, first channel, two paths, first bias, part."""
+    """Rows of: first column, strides, channels, components, first channel, paths, first bias, part."""
     paths, rows = [path.out for path in _sorted_paths(linear)], []
     for n, out in enumerate(linear.out):
         first = sum(p < n for p in paths)

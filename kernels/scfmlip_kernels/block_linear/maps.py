@@ -130,7 +130,9 @@ class BlockMap(NamedTuple):
             len(self.biases) != len(self.out)
             or any(first >= 0 and block.dim != 1 for block, first in zip(self.out, self.biases, strict=True))
         ):
-            raise ValueError("BlockMap: biases are for blocks of the output with one component, -1 for others")
+            raise ValueError(
+                "BlockMap: biases are for blocks of the output with one component, -1 for others"
+            )
         for name, blocks in (("x", self.x), ("out", self.out)):
             end = 0
             for block in sorted(blocks):
@@ -156,7 +158,9 @@ class BlockMap(NamedTuple):
             ends = list(accumulate(parts))
             whole = parts and ends[-1] != sum(block.channels * block.dim for block in blocks)
             crossing = any(
-                block.first < end < block.first + block.channels * block.dim for block in blocks for end in ends
+                block.first < end < block.first + block.channels * block.dim
+                for block in blocks
+                for end in ends
             )
             if whole or crossing:
                 raise ValueError(f"BlockMap: parts {parts} of the {name} must consist of whole blocks")

@@ -64,7 +64,7 @@ def _backward(ctx, grad):
 
 
 def _jvp(args, tangents):
-    x, weights, bias, *rest = args
+    x, weights, _, *rest = args
     x_t, weights_t, bias_t = tangents[:3]
     run = torch.ops.scfmlip.block_linear
     terms = [] if x_t is None else [run(x_t, weights, None, *rest)]
@@ -140,8 +140,8 @@ def block_linear(
         bias: ``[n_biases]`` what is added to the blocks that the map names; goes with its biases.
 
     Returns:
-        ``[n_rows, out_dim]``, or a vector for a map with ``out_parts``. Bitwise reproducible. Differentiable any number of times in ``x``,
-        ``weights`` and ``bias``.
+        ``[n_rows, out_dim]``, or a vector for a map with ``out_parts``. Bitwise reproducible. Differentiable
+        any number of times in ``x``, ``weights`` and ``bias``.
 
     Raises:
         TypeError: for a dtype that is not float32 or float64, or different ones.

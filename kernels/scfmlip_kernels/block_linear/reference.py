@@ -38,8 +38,9 @@ def block_linear_reference(
                     source = x[:, a.first + u * a.strides[0] + component * a.strides[1]]
                     place = b.first + v * b.strides[0] + component * b.strides[1]
                     columns[place] = columns[place] + path.scale * weight * source
-    for block, first in zip(linear.out, linear.biases, strict=True) if bias is not None else ():
-        for v in range(block.channels if first >= 0 else 0):
-            place = block.first + v * block.strides[0]
-            columns[place] = columns[place] + bias[first + v]
+    if bias is not None:
+        for block, first in zip(linear.out, linear.biases, strict=True):
+            for v in range(block.channels if first >= 0 else 0):
+                place = block.first + v * block.strides[0]
+                columns[place] = columns[place] + bias[first + v]
     return torch.stack(columns, 1)

@@ -44,7 +44,9 @@ def _close_charges_kernel(
             if UPDATED:
                 q += tl.load(update_ptr + atom * width + spin * m, mask=inside, other=0.0)
             charge += q.to(tl.float64)
-            weight += tl.load(update_ptr + atom * width + width - 2 + spin, mask=inside, other=0.0).to(tl.float64)
+            weight += tl.load(update_ptr + atom * width + width - 2 + spin, mask=inside, other=0.0).to(
+                tl.float64
+            )
         norm = tl.sum(weight, 0).to(dtype)
         missing = tl.load(targets_ptr + 2 * system + spin) - tl.sum(charge, 0).to(dtype)
         tl.store(totals_ptr + 4 * system + spin, norm)
@@ -58,8 +60,8 @@ def _close_charges_kernel(
                 q = tl.load(charges_ptr + atom * 2 * m + place, mask=inside, other=0.0)
                 if UPDATED:
                     q += tl.load(update_ptr + atom * width + place, mask=inside, other=0.0)
-                w = tl.load(update_ptr + atom * width + width - 2 + spin, mask=inside & (atom * 0 + column == 0),
-                            other=0.0)  # fmt: skip
+                monopole = inside & (atom * 0 + column == 0)
+                w = tl.load(update_ptr + atom * width + width - 2 + spin, mask=monopole, other=0.0)
                 tl.store(out_ptr + atom * 2 * m + place, q + w * share, mask=inside)
 
 

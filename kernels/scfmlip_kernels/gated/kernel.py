@@ -29,10 +29,9 @@ def _function(v, SILU: tl.constexpr):
 @triton.jit
 def _slope(v, SILU: tl.constexpr):
     s = 1.0 / (1.0 + tl.exp(-v))
+    slope = s * (1.0 - s)
     if SILU:
-        slope = s * (1.0 + v * (1.0 - s))
-    else:
-        slope = s * (1.0 - s)
+        slope = s + v * slope
     return slope
 
 
@@ -77,7 +76,9 @@ def _gated_kernel(
     y = _sum_of(x_ptr, divisor_ptr, residual_ptr, row, row * n_in + of_gate, inside)
     v = _sum_of(x_ptr, divisor_ptr, residual_ptr, row, row * n_in + of_value, inside & ~scalar)
     opened = _function(y, GATE_SILU) * GATE_FACTOR * v
-    tl.store(out_ptr + place, tl.where(scalar, _function(y, SCALAR_SILU) * SCALAR_FACTOR, opened), mask=inside)
+    tl.store(
+        out_ptr + place, tl.where(scalar, _function(y, SCALAR_SILU) * SCALAR_FACTOR, opened), mask=inside
+    )
 
 
 @triton.jit

@@ -63,9 +63,7 @@ def gradients_plain(
     return d_x, d_divisor, d_y
 
 
-def tangent_plain(
-    tensors: Sequence[Tensor | None], tangents: Sequence[Tensor | None], gate: Gate
-) -> Tensor:
+def tangent_plain(tensors: Sequence[Tensor | None], tangents: Sequence[Tensor | None], gate: Gate) -> Tensor:
     """Derivative of the values along tangents of x, divisor and residual."""
     x, divisor, residual = tensors
     assert x is not None

@@ -40,9 +40,7 @@ def _(scales, x, groups):
 
 
 @operator("scfmlip::grouped_dot_backward")
-def _grouped_dot_backward(
-    grad: Tensor, x: Tensor, y: Tensor, groups: Sequence[int]
-) -> tuple[Tensor, Tensor]:
+def _grouped_dot_backward(grad: Tensor, x: Tensor, y: Tensor, groups: Sequence[int]) -> tuple[Tensor, Tensor]:
     given = grad.contiguous(), x.contiguous(), y.contiguous()
     return launch_grouped_dot_backward(*given, tuple(groups))
 

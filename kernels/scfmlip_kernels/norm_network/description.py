@@ -15,8 +15,8 @@ class NormNetwork(NamedTuple):
     A network of hidden layers of one width: a linear map, a normalisation (layer norm), silu.
 
     Its parameters lie in one vector, hidden layer after hidden layer: matrix ``[n_hidden, n_in]``, bias, gain
-    and shift of the normalisation, ``[n_hidden]`` each; then matrix ``[n_out, n_hidden]`` and bias of the last
-    layer, unless it ends in ``"ones"``.
+    and shift of the normalisation, ``[n_hidden]`` each; then matrix ``[n_out, n_hidden]`` and bias of the
+    last layer, unless it ends in ``"ones"``.
 
     Attributes:
         n_in: Inputs.
@@ -32,7 +32,7 @@ class NormNetwork(NamedTuple):
     Example:
         >>> from scfmlip_kernels import NormNetwork
         >>> NormNetwork(n_in=8, n_hidden=64, n_layers=2, n_out=1).n_parameters
-        5121
+        5057
     """
 
     n_in: int

@@ -56,7 +56,7 @@ def _norm_network_kernel(
     parameters_ptr,  # see NormNetwork
     offsets_ptr,  # [n_offsets, n_hidden] or None
     index_ptr,  # [n_rows, N_INDICES] int64 or None
-    saved_ptr,  # [N_LAYERS, n_rows, n_hidden] before normalisations, out, then the last map's [n_rows, n_out]
+    saved_ptr,  # [N_LAYERS, n_rows, n_hidden] before normalisations, then the last map's [n_rows, n_out]
     out_ptr,  # [n_rows, n_out]
     n_rows,
     n_in,
@@ -122,8 +122,8 @@ def _norm_network_kernel(
             valid = to < n_out
             given = tl.load(matrix + n_out * n_hidden + to, mask=valid, other=0.0)
             value = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype) + given[None, :]
-            value = _times(value, saved, n_hidden, row, there, matrix, 1, n_hidden, n_hidden, to, valid, mean, rstd,
-                       gain, gain + n_hidden, True, BLOCK_K, PRECISION)  # fmt: skip
+            value = _times(value, saved, n_hidden, row, there, matrix, 1, n_hidden, n_hidden, to, valid,
+                           mean, rstd, gain, gain + n_hidden, True, BLOCK_K, PRECISION)  # fmt: skip
             place = row[:, None] * n_out + to[None, :]
             valid_place = there[:, None] & valid[None, :]
             if END == 2:

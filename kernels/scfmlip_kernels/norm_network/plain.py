@@ -121,9 +121,7 @@ def tangent_plain(
     assert x is not None and parameters is not None
     x_t, parameters_t, offsets_t = tangents[:3]
     parts = parameters_of(parameters, network)
-    along = parameters_of(
-        torch.zeros_like(parameters) if parameters_t is None else parameters_t, network
-    )
+    along = parameters_of(torch.zeros_like(parameters) if parameters_t is None else parameters_t, network)
     layers, hidden = _layers(x, parts, network, offsets, index)
     t = torch.zeros_like(x) if x_t is None else x_t
     for n, layer in enumerate(layers):

@@ -6,7 +6,9 @@ from torch import Tensor
 from .terms import RowForm
 
 
-def row_form_reference(x: Tensor, form: RowForm, m: Tensor | None = None, index: Tensor | None = None) -> Tensor:
+def row_form_reference(
+    x: Tensor, form: RowForm, m: Tensor | None = None, index: Tensor | None = None
+) -> Tensor:
     """One term after another; arguments as in `row_form`, with ``index`` for every row that has numbers."""
     columns = [torch.zeros_like(x[:, :1].sum(1)) for _ in range(form.n_out)]
     for out, column, number, factor in form.terms:

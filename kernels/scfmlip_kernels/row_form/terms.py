@@ -84,13 +84,16 @@ def table_of(text: str, by: str) -> tuple[tuple[tuple[int, ...], ...], tuple[tup
     """Terms of each column of the result (by ``"out"``) or number of a system (``"m"``), padded with -2."""
     form = form_of(text)
     place, n = (0, form.n_out) if by == "out" else (2, form.n_m)
-    mine = [[t for t in form.terms if t[place] == k] for k in range(n)]
-    most = max([1, *map(len, mine)])
-    # columns of x and number, or columns of x and of the result
-    pair = (1, 2) if by == "out" else (1, 0)
+    pairs: list[list[tuple[int, int]]] = [[] for _ in range(n)]
+    weights: list[list[float]] = [[] for _ in range(n)]
+    for out, x, m, factor in form.terms:
+        k = (out, x, m)[place]
+        if k >= 0:
+            # columns of x and numbers, or columns of x and of the result
+            pairs[k].append((x, m if by == "out" else out))
+            weights[k].append(factor)
+    most = max([1, *map(len, pairs)])
     numbers = tuple(
-        (*(v for t in each for v in (t[pair[0]], t[pair[1]])), *(-2,) * (2 * (most - len(each))))
-        for each in mine
+        (*(v for pair in each for v in pair), *(-2,) * (2 * (most - len(each)))) for each in pairs
     )
-    factors = tuple((*(t[3] for t in each), *(0.0,) * (most - len(each))) for each in mine)
-    return numbers, factors
+    return numbers, tuple((*each, *(0.0,) * (most - len(each))) for each in weights)

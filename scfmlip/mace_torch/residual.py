@@ -56,7 +56,7 @@ def _fits(block: Any) -> bool:
     )
 
 
-class FastResidualInteraction(_Base):
+class FastRealAgnosticResidualNonLinearInteractionBlock(_Base):
     """`RealAgnosticResidualNonLinearInteractionBlock`: same arguments, results and parameters."""
 
     _scfmlip_original = blocks.RealAgnosticResidualNonLinearInteractionBlock
@@ -130,6 +130,10 @@ def _one_species(rows: Tensor) -> Tensor:
 def _made_ones(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return torch.ones((n, 1), dtype=dtype, device=device)
+
+
+# the same under a name that fits a line
+FastResidualInteraction = FastRealAgnosticResidualNonLinearInteractionBlock
 
 
 class FastProductBasis(Swapped, blocks.EquivariantProductBasisBlock):

@@ -368,7 +368,7 @@ def test_what_stays_is_named_once():
     ):
         assert line in str(told[0].message)
         assert f"as mace-torch made it: {line}" in str(fast)
-    small = {"FastLinear", "FastReshape", "FastSphericalHarmonics", "FastRadialEmbedding"}
+    small = {"FastLinear", "FastReshape", "FastSphericalHarmonics", "FastRadialEmbedding", "FastActivation"}
     assert swapped(fast) == {"FastScaleShiftMACE", "FastSkipProduct", "FastSymmetricContraction", *small}
     compare(model, fast, mace_batch(frames(), model), 1e-12)
 

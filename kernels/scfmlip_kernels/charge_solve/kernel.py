@@ -4,7 +4,8 @@ Projected conjugate gradients for a ragged batch of small systems, in one launch
 Grid: (systems). One program owns a system: it keeps the vectors of the recursion in registers, reads the
 matrix once per iteration, row after row because it is symmetric, and stops when its own system has converged
 or failed. The preconditioner is the diagonal; the projector enforces the given sums (Gould, Hribar and
-Nocedal, SIAM J. Sci. Comput. 23, 1376 (2001)). Vectors, products and dot products are float64, whatever the dtype of the matrix. No atomics.
+Nocedal, SIAM J. Sci. Comput. 23, 1376 (2001)). Vectors, products and dot products are float64,
+whatever the dtype of the matrix. No atomics.
 """
 
 import torch

@@ -28,6 +28,7 @@ from scfmlip_kernels.norm_network.kernel import (
 from scfmlip_kernels.polynomial_field.kernel import _polynomial_field_kernel, _polynomial_moments_kernel
 from scfmlip_kernels.radial_basis.kernel import _radial_basis_kernel
 from scfmlip_kernels.row_form.kernel import _row_form_kernel, _row_form_sums_kernel
+from scfmlip_kernels.slab_cell.kernel import _slab_cell_kernel, _slab_strengths_kernel
 from scfmlip_kernels.spherical_harmonics.kernel import gradient_kernel, values_kernel
 from scfmlip_kernels.tuned import tuned
 from scfmlip_kernels.wave_weights.kernel import _wave_sums_kernel, _wave_weights_kernel
@@ -299,6 +300,28 @@ def _cells() -> Iterator[Variant]:
         yield Variant("cell_inverse", name, "float64", kernel, signature, {"BLOCK": 32}, _ONE)
 
 
+def _slabs() -> Iterator[Variant]:
+    """Kernels of slabs' cells, in float64 alone."""
+    for derivative in (False, True):
+        constants = {"DERIVATIVE": derivative, "BLOCK": 32}
+        more = ", derivatives" if derivative else ""
+        signature = {
+            **_pointers("fp64", "cell"),
+            **_pointers("i64", "axis"),
+            **_pointers("fp64", "factor grad out"),
+            **_sizes("n"),
+        }
+        yield Variant("slab_cell", "cells" + more, "float64", _slab_cell_kernel, signature, constants, _ONE)
+        signature = {
+            **_pointers("fp64", "inverse volume"),
+            **_pointers("i64", "axis"),
+            **_pointers("fp64", "weight grad out d_volume"),
+            **_sizes("n"),
+        }
+        kernel = _slab_strengths_kernel
+        yield Variant("slab_cell", "strengths" + more, "float64", kernel, signature, constants, _ONE)
+
+
 def small_variants() -> Iterator[Variant]:
     """Every small kernel, at both dtypes where it has two."""
     for dtype, real in (("float32", "fp32"), ("float64", "fp64")):
@@ -309,3 +332,4 @@ def small_variants() -> Iterator[Variant]:
         yield from _networks(dtype, real)
         yield from _rows(dtype, real)
     yield from _cells()
+    yield from _slabs()

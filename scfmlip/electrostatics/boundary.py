@@ -9,7 +9,6 @@ power of the box (molecule). Both need only the charge, dipole and second moment
 
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -242,25 +241,37 @@ class Correction:
         return tuple(self.segments.sum(x) for x in (charge, height_moment, second_z, dipole, trace))  # type: ignore[return-value]
 
     def __post_init__(self) -> None:
-        """Compute what every call of the fused forms uses, with the graph of the first one."""
-        self._strengths = None
+        """Compute what every call uses, with the graph of the first one."""
+        self._strengths = self._axes = None
         if self.positions.is_cuda:
             self._own = self.positions - self.segments.expand(self.origin)
             if self.box is None and self.quirks.slab_charge and not self.quirks.slab_along_z:
                 weight = _weights.get((self.slab,), None, lambda: FIELD_CONSTANT * self.slab)
                 self._strengths = slab_strengths(self.inverse, self.volume, self.axis, weight)
+        if self._strengths is None:
+            self._axes = self._make_axes()
 
-    @cached_property
-    def _geometry(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _make_axes(self) -> tuple[Tensor, Tensor, Tensor]:
         """Unit normals, heights, and products of the normals."""
-        with torch.enable_grad():  # a first call without gradients may be followed by one with gradients
-            normal = torch.take_along_dim(self.inverse, self.axis[:, None, None], 2).squeeze(2)
-            height = 1 / normal.norm(dim=-1)
-            normal = normal * height[:, None]
-            if self.quirks.slab_along_z:
-                normal = torch.zeros_like(normal)
-                normal[:, 2] = 1.0
-            return normal, height, products(normal)
+        normal = torch.take_along_dim(self.inverse, self.axis[:, None, None], 2).squeeze(2)
+        height = 1 / normal.norm(dim=-1)
+        normal = normal * height[:, None]
+        if self.quirks.slab_along_z:
+            normal = torch.zeros_like(normal)
+            normal[:, 2] = 1.0
+        return normal, height, products(normal)
+
+    @property
+    def _geometry(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, made when it is first asked for where most calls do without."""
+        if self._axes is not None:
+            return self._axes
+        # a first call without gradients may be followed by one with gradients
+        with torch.enable_grad():
+            axes = self._make_axes()
+        if not torch.is_inference_mode_enabled():
+            self._axes = axes
+        return axes
 
     @property
     def normal(self) -> Tensor:

@@ -24,8 +24,8 @@ from .generate import lattice_field_kernel
 
 
 def field_warps(rank: int, options: LatticeLaunch) -> int:
-    """Warps of a program: the sums of high ranks need the registers of more."""
-    return options.field_warps * (1 if rank < 3 else 2)
+    """Warps of a program: the sums of high ranks need the registers of more, where threads have 255."""
+    return options.field_warps * (1 if rank < 3 or torch.version.hip is not None else 2)
 
 
 def launch_lattice_field(

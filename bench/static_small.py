@@ -9,13 +9,26 @@ import torch
 
 from scfmlip_kernels.block_linear.kernel import _block_linear_kernel
 from scfmlip_kernels.cell_inverse.kernel import _cell_inverse_backward_kernel, _cell_inverse_kernel
+from scfmlip_kernels.close_charges.kernel import _close_charges_backward_kernel, _close_charges_kernel
 from scfmlip_kernels.edge_vectors.kernel import _edge_sums_kernel, _edge_vectors_kernel
-from scfmlip_kernels.grouped_dot.kernel import _grouped_dot_kernel, _grouped_scale_kernel
+from scfmlip_kernels.gated.kernel import _gated_backward_kernel, _gated_kernel
+from scfmlip_kernels.grouped_dot.kernel import (
+    _grouped_dot_backward_kernel,
+    _grouped_dot_kernel,
+    _grouped_scale_kernel,
+)
 from scfmlip_kernels.lattice import monomial_count
 from scfmlip_kernels.lattice.device import _forces_kernel
 from scfmlip_kernels.mesh.device import splines_kernel
+from scfmlip_kernels.norm_network.kernel import (
+    _norm_network_backward_kernel,
+    _norm_network_kernel,
+    block_sizes,
+)
 from scfmlip_kernels.polynomial_field.kernel import _polynomial_field_kernel, _polynomial_moments_kernel
 from scfmlip_kernels.radial_basis.kernel import _radial_basis_kernel
+from scfmlip_kernels.row_form.kernel import _row_form_kernel, _row_form_sums_kernel
+from scfmlip_kernels.slab_cell.kernel import _slab_cell_kernel, _slab_strengths_kernel
 from scfmlip_kernels.spherical_harmonics.kernel import gradient_kernel, values_kernel
 from scfmlip_kernels.tuned import tuned
 from scfmlip_kernels.wave_weights.kernel import _wave_sums_kernel, _wave_weights_kernel
@@ -36,11 +49,11 @@ def _sizes(names: str) -> dict[str, str]:
 def _linear_maps(dtype: str, real: str) -> Iterator[Variant]:
     parameters = tuned("indexed_linear", torch.device("cpu"), getattr(torch, dtype))
     signature = {
-        **_pointers(real, "x weights"),
+        **_pointers(real, "x weights bias"),
         **_pointers("i64", "order ptr"),
         **_pointers("i32", "tiles paths"),
         **_pointers(real, "scales out"),
-        **_sizes("n_rows n_species x_dim out_dim"),
+        **_sizes("n_rows n_species x_stride out_dim"),
     }
     for species in (False, True):
         constants = {
@@ -127,6 +140,14 @@ def _features(dtype: str, real: str) -> Iterator[Variant]:
     }
     yield Variant("grouped_dot", "scale", dtype, _grouped_scale_kernel, signature, block, _FOUR)
     signature = {
+        **_pointers(real, "grad x y"),
+        **_pointers("i64", "groups"),
+        **_pointers(real, "d_x d_y"),
+        **_sizes("n_results n_columns n_groups"),
+    }
+    kernel = _grouped_dot_backward_kernel
+    yield Variant("grouped_dot", "dot, derivatives", dtype, kernel, signature, block, _FOUR)
+    signature = {
         **_pointers(real, "own field"),
         **_pointers("i64", "shifts"),
         **_pointers("fp64", "out"),
@@ -147,6 +168,97 @@ def _features(dtype: str, real: str) -> Iterator[Variant]:
         yield Variant(
             "mesh_splines", label, dtype, splines_kernel(order, rank), signature, {"BLOCK": 128}, _FOUR
         )
+
+
+def _networks(dtype: str, real: str) -> Iterator[Variant]:
+    """Radial networks of MACE-POLAR, those of its densities, and that of its electron energies."""
+    table = tuned("norm_network", torch.device("cpu"), getattr(torch, dtype))
+    sizes = _sizes("n_rows n_in n_first n_hidden n_out")
+    forward = {
+        **_pointers(real, "x parameters offsets"),
+        **_pointers("i64", "index"),
+        **_pointers(real, "saved out"),
+        **sizes,
+    }
+    backward = {**_pointers(real, "grad parameters saved scratch scratch_out out"), **sizes}
+    for label, n_hidden, n_layers, end in (
+        ("radial", 64, 3, 1),
+        ("density", 64, 1, 2),
+        ("energy", 128, 3, 0),
+    ):
+        rows, hidden, num_warps = block_sizes(n_hidden, table)
+        options = {"num_warps": num_warps, "num_stages": table["num_stages"]}
+        constants = {
+            "EPS": 1e-5,
+            "N_LAYERS": n_layers,
+            "END": end,
+            "BLOCK_ROWS": rows,
+            "BLOCK_HIDDEN": hidden,
+            "BLOCK_K": table["in"],
+            "BLOCK_OUT": table["out"],
+            "PRECISION": table["precision"],
+        }
+        values = {**constants, "N_INDICES": 2}
+        yield Variant("norm_network", label, dtype, _norm_network_kernel, forward, values, options)
+        label = f"{label}, derivatives"
+        yield Variant(
+            "norm_network", label, dtype, _norm_network_backward_kernel, backward, constants, options
+        )
+
+
+def _rows(dtype: str, real: str) -> Iterator[Variant]:
+    """Gates, charges of systems, and forms of rows."""
+    functions = {"SCALAR_SILU": True, "GATE_SILU": False, "SCALAR_FACTOR": 1.7, "GATE_FACTOR": 1.8}
+    given = {**_pointers(real, "x divisor residual")}
+    signature = {
+        **given,
+        **_pointers("i32", "groups"),
+        **_pointers(real, "out"),
+        **_sizes("n_results n_in n_out n_scalars n_gates"),
+    }
+    yield Variant("gated", "values", dtype, _gated_kernel, signature, {**functions, "BLOCK": 256}, _FOUR)
+    signature = {
+        **given,
+        **_pointers(real, "grad"),
+        **_pointers("i32", "groups table"),
+        **_pointers(real, "d_y d_x d_divisor"),
+        **_sizes("n_rows n_in n_out n_scalars n_gates n_most"),
+    }
+    constants = {**functions, "BLOCK_ROWS": 4, "BLOCK_COLUMNS": 128}
+    yield Variant("gated", "derivatives", dtype, _gated_backward_kernel, signature, constants, _FOUR)
+    block = {"UPDATED": True, "BLOCK": 256}
+    signature = {
+        **_pointers(real, "charges update targets"),
+        **_pointers("i64", "ptr"),
+        **_pointers(real, "out totals"),
+        **_sizes("m"),
+    }
+    yield Variant("close_charges", "values", dtype, _close_charges_kernel, signature, block, _FOUR)
+    signature = {
+        **_pointers(real, "grad update totals"),
+        **_pointers("i64", "ptr"),
+        **_pointers(real, "d_charges d_update d_targets"),
+        **_sizes("m"),
+    }
+    kernel = _close_charges_backward_kernel
+    yield Variant("close_charges", "derivatives", dtype, kernel, signature, block, _FOUR)
+    signature = {
+        **_pointers(real, "x m"),
+        **_pointers("i64", "index"),
+        **_pointers("i32", "table"),
+        **_pointers(real, "factors out"),
+        **_sizes("n_results n_out n_m n_most x_stride"),
+    }
+    constants = {"ROW_M": False, "BLOCK": 256}
+    yield Variant("row_form", "values", dtype, _row_form_kernel, signature, constants, _FOUR)
+    signature = {
+        **_pointers(real, "g x"),
+        **_pointers("i64", "ptr"),
+        **_pointers("i32", "table"),
+        **_pointers(real, "factors out"),
+        **_sizes("n_rows n_m n_most g_stride x_stride"),
+    }
+    yield Variant("row_form", "sums", dtype, _row_form_sums_kernel, signature, {"BLOCK": 256}, _FOUR)
 
 
 def _cells() -> Iterator[Variant]:
@@ -188,6 +300,28 @@ def _cells() -> Iterator[Variant]:
         yield Variant("cell_inverse", name, "float64", kernel, signature, {"BLOCK": 32}, _ONE)
 
 
+def _slabs() -> Iterator[Variant]:
+    """Kernels of slabs' cells, in float64 alone."""
+    for derivative in (False, True):
+        constants = {"DERIVATIVE": derivative, "BLOCK": 32}
+        more = ", derivatives" if derivative else ""
+        signature = {
+            **_pointers("fp64", "cell"),
+            **_pointers("i64", "axis"),
+            **_pointers("fp64", "factor grad out"),
+            **_sizes("n"),
+        }
+        yield Variant("slab_cell", "cells" + more, "float64", _slab_cell_kernel, signature, constants, _ONE)
+        signature = {
+            **_pointers("fp64", "inverse volume"),
+            **_pointers("i64", "axis"),
+            **_pointers("fp64", "weight grad out d_volume"),
+            **_sizes("n"),
+        }
+        kernel = _slab_strengths_kernel
+        yield Variant("slab_cell", "strengths" + more, "float64", kernel, signature, constants, _ONE)
+
+
 def small_variants() -> Iterator[Variant]:
     """Every small kernel, at both dtypes where it has two."""
     for dtype, real in (("float32", "fp32"), ("float64", "fp64")):
@@ -195,4 +329,7 @@ def small_variants() -> Iterator[Variant]:
         yield from _edges(dtype, real)
         yield from _graphs(dtype, real)
         yield from _features(dtype, real)
+        yield from _networks(dtype, real)
+        yield from _rows(dtype, real)
     yield from _cells()
+    yield from _slabs()

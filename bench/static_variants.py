@@ -30,7 +30,8 @@ from scfmlip_kernels.indexed_linear.kernel import _indexed_linear_kernel, _index
 from scfmlip_kernels.indexed_linear.tiles import _sum_tiles_kernel, tile_constants
 from scfmlip_kernels.lattice import monomial_count
 from scfmlip_kernels.lattice.tiles import lattice_launch
-from scfmlip_kernels.lattice_field.kernel import _lattice_field_kernel
+from scfmlip_kernels.lattice_field.generate import lattice_field_kernel
+from scfmlip_kernels.lattice_field.kernel import field_warps
 from scfmlip_kernels.listed_pairs.kernel import _listed_pairs_kernel
 from scfmlip_kernels.mesh.grid import KERNEL_BLOCK
 from scfmlip_kernels.mesh_gather.kernel import _mesh_gather_kernel, gather_atoms
@@ -136,10 +137,10 @@ def _electrostatics() -> Iterator[Variant]:
                 "lattice_field",
                 f"rank {rank}",
                 dtype,
-                _lattice_field_kernel,
+                lattice_field_kernel(rank),
                 {**pointers, **sizes},
-                {**common, "PADDED_MONOMIALS": triton.next_power_of_2(count)},
-                options,
+                {**blocks, "BLOCK_ATOMS": tile.field_atoms, "PRECISION": tile.precision},
+                {**options, "num_warps": field_warps(rank, tile)},
             )
         pairs = {**tuned("pairs", device, kind), "block": tuned("pairs", device, torch.float32)["block"]}
         pointers = {name: f"*{real}" for name in ("positions_ptr", "moments_ptr", "constants_ptr")}

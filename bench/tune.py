@@ -51,7 +51,7 @@ RADIAL = ("radial", "radial_edges", "radial_matrix")
 NODES = (200, 2000)
 # which parameters both dtypes must share
 SHARED: dict[str, tuple[str, ...]] = {
-    "lattice": ("rows", "l", "atoms"),
+    "lattice": ("rows", "l", "atoms", "field_atoms"),
     "pairs": ("block",),
     **dict.fromkeys(RADIAL, ()),
 }
@@ -79,6 +79,7 @@ def candidates(quick: bool) -> Iterator[Candidate]:
         grid: dict[str, tuple[Any, ...]]
         if family == "lattice":
             grid = {"rows": (16, 32, 64), "l": (16, 32), "atoms": (16, 32, 64), "num_warps": (4, 8)}
+            grid |= {"field_atoms": (32, 64), "field_warps": (4, 8)} if not quick else {}
             if dtype == "float32":
                 grid["precision"] = ("ieee", "tf32x3")
         elif family in RADIAL:

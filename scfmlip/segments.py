@@ -133,6 +133,8 @@ class Segments:
 
     def mean(self, values: Tensor) -> Tensor:
         """Average ``[n_rows, ...]`` -> ``[n_segments, ...]``; empty segments give 0."""
+        if self.n_segments == 1 and not self.shared:
+            return self.sum(values) / max(self.n_rows, 1)
         counts = self.counts.clamp(min=1).to(values.dtype)
         return self.sum(values) / counts.view(-1, *(1,) * (values.ndim - 1))
 

@@ -8,9 +8,12 @@ from .channelwise_conv.edges import EdgeOrder, sort_edges
 from .channelwise_conv.product import ChannelwiseProduct, ProductPath
 from .charge_solve import charge_solve
 from .charge_solve.op import ChargeSolve
+from .close_charges import close_charges
 from .columns import take_columns
 from .dispatch import backend
 from .edge_vectors import edge_vectors
+from .gated import gated
+from .gated.description import Gate
 from .gaussian_pairs import gaussian_pairs
 from .grouped_dot import grouped_dot
 from .grouped_dot.op import grouped_scale
@@ -23,10 +26,17 @@ from .listed_pairs.pairs import PairList, sort_pairs
 from .mesh import MeshGrid, MeshPlaces, build_mesh_grid, mesh_values, mesh_waves, place_atoms
 from .mesh_gather import mesh_gather
 from .mesh_spread import mesh_spread
+from .norm_network import norm_network
+from .norm_network.description import NormNetwork
 from .polynomial_field import polynomial_field
 from .polynomial_field.op import polynomial_moments
 from .radial_basis import radial_basis
+from .row_form import row_form
+from .row_form.op import row_form_sums
+from .row_form.terms import RowForm
 from .segments import segment_expand, segment_sum
+from .slab_cell import slab_cell
+from .slab_cell.op import slab_strengths
 from .spherical_harmonics import spherical_harmonics
 from .structure_factor import structure_factor
 from .symmetric_contraction import symmetric_contraction
@@ -41,11 +51,14 @@ __all__ = [
     "ChannelwiseProduct",
     "ChargeSolve",
     "EdgeOrder",
+    "Gate",
     "LatticeGrid",
     "MeshGrid",
     "MeshPlaces",
+    "NormNetwork",
     "PairList",
     "ProductPath",
+    "RowForm",
     "SpeciesOrder",
     "SymmetricPolynomial",
     "backend",
@@ -55,7 +68,9 @@ __all__ = [
     "cell_inverse",
     "channelwise_conv",
     "charge_solve",
+    "close_charges",
     "edge_vectors",
+    "gated",
     "gaussian_pairs",
     "grouped_dot",
     "grouped_scale",
@@ -66,12 +81,17 @@ __all__ = [
     "mesh_spread",
     "mesh_values",
     "mesh_waves",
+    "norm_network",
     "place_atoms",
     "polynomial_field",
     "polynomial_moments",
     "radial_basis",
+    "row_form",
+    "row_form_sums",
     "segment_expand",
     "segment_sum",
+    "slab_cell",
+    "slab_strengths",
     "sort_edges",
     "sort_pairs",
     "sort_species",

@@ -13,13 +13,15 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import polynomial_field, polynomial_moments
+from scfmlip_kernels import polynomial_field, polynomial_moments, slab_strengths
 from scfmlip_kernels.constants import constant
+from scfmlip_kernels.identity import ByIdentity
 
 from ..segments import Segments
 from ..types import BoundaryName, Compat
 from ..units import COULOMB_CONSTANT, CUBIC_MADELUNG, FIELD_CONSTANT
 from .density import symmetric_matrices
+from .slab_forms import fits, low_moments, slab_energy, slab_field
 from .tensors import products
 
 
@@ -164,6 +166,9 @@ def _reference_boundaries(name: str, pbc: list[tuple[bool, bool, bool]]) -> tupl
     return [kinds.get(flags, Boundary.PERIODIC) for flags in pbc], [2] * len(pbc)
 
 
+_weights: ByIdentity[Tensor] = ByIdentity(8)
+
+
 @dataclass
 class Correction:
     """
@@ -182,8 +187,8 @@ class Correction:
         volume: ``[n_systems]`` float64.
         slab: ``[n_systems]`` float64, 1 for a slab.
         box: ``[n_systems]`` float64, 1 for a molecule in a box; None if there is none.
-        normal: ``[n_systems, 3]`` float64 unit normals of the slabs.
-        height: ``[n_systems]`` float64, volume over area, angstrom.
+        inverse: ``[n_systems, 3, 3]`` float64 inverse cells.
+        axis: ``[n_systems]`` int64 open direction of slabs.
         segments: The system of each atom.
         widths: Source widths, angstrom.
         quirks: Deviations of a reference code.
@@ -194,8 +199,8 @@ class Correction:
     volume: Tensor
     slab: Tensor
     box: Tensor | None
-    normal: Tensor
-    height: Tensor
+    inverse: Tensor
+    axis: Tensor
     segments: Segments
     widths: tuple[float, ...]
     quirks: Quirks
@@ -236,10 +241,51 @@ class Correction:
         return tuple(self.segments.sum(x) for x in (charge, height_moment, second_z, dipole, trace))  # type: ignore[return-value]
 
     def __post_init__(self) -> None:
-        """Compute what every call of the fused forms uses, with the graph of the first one."""
+        """Compute what every call uses, with the graph of the first one."""
+        self._strengths = self._axes = None
         if self.positions.is_cuda:
             self._own = self.positions - self.segments.expand(self.origin)
-            self._squares = products(self.normal)
+            if self.box is None and self.quirks.slab_charge and not self.quirks.slab_along_z:
+                weight = _weights.get((self.slab,), None, lambda: FIELD_CONSTANT * self.slab)
+                self._strengths = slab_strengths(self.inverse, self.volume, self.axis, weight)
+        if self._strengths is None:
+            self._axes = self._make_axes()
+
+    def _make_axes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit normals, heights, and products of the normals."""
+        normal = torch.take_along_dim(self.inverse, self.axis[:, None, None], 2).squeeze(2)
+        height = 1 / normal.norm(dim=-1)
+        normal = normal * height[:, None]
+        if self.quirks.slab_along_z:
+            normal = torch.zeros_like(normal)
+            normal[:, 2] = 1.0
+        return normal, height, products(normal)
+
+    @property
+    def _geometry(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, made when it is first asked for where most calls do without."""
+        if self._axes is not None:
+            return self._axes
+        # a first call without gradients may be followed by one with gradients
+        with torch.enable_grad():
+            axes = self._make_axes()
+        if not torch.is_inference_mode_enabled():
+            self._axes = axes
+        return axes
+
+    @property
+    def normal(self) -> Tensor:
+        """``[n_systems, 3]`` float64 unit normals of the slabs."""
+        return self._geometry[0]
+
+    @property
+    def height(self) -> Tensor:
+        """``[n_systems]`` float64, volume over area, angstrom."""
+        return self._geometry[1]
+
+    @property
+    def _squares(self) -> Tensor:
+        return self._geometry[2]
 
     def _relative(self, at: tuple[Tensor, Segments] | None) -> Tensor:
         """Positions of the atoms, or of points, about the origins of their systems."""
@@ -269,6 +315,9 @@ class Correction:
 
     def energy(self, moments: Tensor) -> Tensor:
         """``[n_systems, n_channels]`` float64, eV; ``moments`` as in `GaussianMultipoles.to_moments`."""
+        if self._strengths is not None and fits(moments):
+            s = low_moments(self._own, moments, self.segments)
+            return slab_energy(s, self._strengths, self.widths[0])
         charge, m_z, t_zz, dipole, trace = self._moments(moments)
         volume, height = self.volume[:, None], self.height[:, None]
         slab = m_z**2
@@ -381,6 +430,10 @@ class Correction:
     ) -> Tensor:
         """See `field`; in few launches."""
         segments = self.segments if at is None else at[1]
+        if self._strengths is not None and fits(moments):
+            s = low_moments(self._own, moments, self.segments)
+            here = (widths, rank, self._relative(at), segments)
+            return slab_field(s, self._strengths, self.widths[0], *here)
         polynomials, wide = self._polynomials(moments)
         rows = segments.expand(torch.cat((polynomials, wide[..., None]), -1))
         own, wide = rows.split((10, 1), -1)

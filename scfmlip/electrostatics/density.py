@@ -26,6 +26,7 @@ from scfmlip_kernels.constants import constant
 
 from ..types import CARTESIAN_FROM_E3NN, E3NN_FROM_CARTESIAN, MultipoleOrder, Normalization
 from ..units import COULOMB_CONSTANT
+from .forms import by_form
 from .tensors import from_upper_triangles, upper_triangles
 
 # l = 3 needs the octupole's place in `to_moments`; everything below it takes any rank.
@@ -161,6 +162,11 @@ class GaussianMultipoles:
             ``[..., n_widths, 1 | 4 | 10]`` rows ``[q, d_x, d_y, d_z, c_xx, c_xy, c_xz, c_yy, c_yz, c_zz]``,
             the density ``sum_B (-1)^|B| c_B d^B`` of unit Gaussians: e, e angstrom, e angstrom^2.
         """
+        if self.l_max == 0 and self.normalization == "multipoles":
+            return rows.unflatten(-1, (self.n_widths, 1))
+        return by_form(rows, 1, ("to_moments", self), self._to_moments)
+
+    def _to_moments(self, rows: Tensor) -> Tensor:
         parts = self._split(rows)
         if self.normalization == "receiver":
             parts = [part * self.scales(l, rows)[:, None] for l, part in enumerate(parts)]
@@ -181,6 +187,9 @@ class GaussianMultipoles:
         Returns:
             ``[..., dim]`` in the order and normalisation of this basis.
         """
+        return by_form(field, 2, ("project", self), self._project)
+
+    def _project(self, field: Tensor) -> Tensor:
         parts = [field[..., :1], field[..., 1:4], field[..., 4:]][: self.l_max + 1]
         if self.l_max > 1:
             parts[2] = parts[2] @ _cartesian_quadrupoles(field)

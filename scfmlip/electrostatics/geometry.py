@@ -16,6 +16,7 @@ from .boundary import Boundary
 from .counter_charge import CounterCharge
 from .cutoff import truncation_error
 from .density import GaussianMultipoles, to_widths
+from .fused import fused_energy, fused_rows
 from .kspace import KSpace
 from .mesh import Mesh
 from .mesh_error import MeshResolution, mesh_error
@@ -103,8 +104,8 @@ class Geometry:
 
     # shapes ---------------------------------------------------------------------------------------
 
-    def _moments(self, multipoles: Tensor) -> Tensor:
-        """``[n_atoms, n_channels, n_widths, M]`` after checking."""
+    def _rows(self, multipoles: Tensor) -> Tensor:
+        """``[n_atoms, n_channels, dim]`` after checking."""
         source = self.coulomb.source
         checks.check_tensor("multipoles", multipoles, "[n_atoms, (n_channels,) dim]")
         if (
@@ -120,8 +121,20 @@ class Geometry:
         checks.check_same("multipoles", multipoles, self.positions)
         if self.validate and not torch.compiler.is_compiling():
             checks.check_finite("multipoles", multipoles, "e, e angstrom")
-        rows = multipoles if multipoles.ndim == 3 else multipoles[:, None]
-        moments = source.to_moments(rows)
+        return multipoles if multipoles.ndim == 3 else multipoles[:, None]
+
+    @property
+    def _only_lattice(self) -> bool:
+        """Whether all there is are sums over wave vectors of all systems."""
+        others = (self.openspace, self.counter, self.near, self.external_field, self.external_potential)
+        return self.coulomb.background != "none" and all(part is None for part in others)
+
+    def _moments(self, multipoles: Tensor) -> Tensor:
+        """``[n_atoms, n_channels, n_widths, M]`` after checking."""
+        return self._moments_of(self._rows(multipoles))
+
+    def _moments_of(self, rows: Tensor) -> Tensor:
+        moments = self.coulomb.source.to_moments(rows)
         background = self.coulomb.background
         lattice = self.plan.lattice
         if background == "none" and lattice is not None and not torch.compiler.is_compiling():
@@ -182,8 +195,13 @@ class Geometry:
             ValueError: for wrong shapes, NaN, or a charge that the boundary condition cannot hold.
             TypeError: for another dtype.
         """
-        moments = self._moments(multipoles)
+        rows = self._rows(multipoles)
         with_self = self.coulomb.self_interaction if self_interaction is None else self_interaction
+        if self._only_lattice and with_self and self.kspace is not None:
+            fused = fused_energy(self.kspace, rows, self.coulomb.source)
+            if fused is not None:
+                return (fused if multipoles.ndim == 3 else fused[:, 0]).to(self.positions.dtype)
+        moments = self._moments_of(rows)
         lattice = opened = None
         if self.kspace is not None and self.plan.lattice is not None:
             mine = self.plan.lattice.take(moments)
@@ -261,7 +279,7 @@ class Geometry:
         quirks, source = self.coulomb.quirks, self.coulomb.source
         if self.near is None:
             field = self.kspace.field(moments, widths, rank)
-            return field if with_self else field - self_field(moments, source, widths, rank, quirks)
+            return field if with_self else field + self_field(moments, source, widths, rank, quirks, -1.0)
         smooth = self.plan.smoothing.receivers(widths)
         field = self.kspace.field(moments, smooth, rank).double() + self.near.field(moments, widths, rank)
         field = field - self_field(moments.double(), self._smooth_source, smooth, rank, quirks)
@@ -278,10 +296,14 @@ class Geometry:
         external: bool,
     ) -> Tensor:
         """Potential projected on the functions of ``basis``."""
-        moments = self._moments(multipoles)
+        given = self._rows(multipoles)
         with_self = self.coulomb.self_interaction if self_interaction is None else self_interaction
-        rank, widths = basis.l_max, basis.widths
-        quirks, source = self.coulomb.quirks, self.coulomb.source
+        rank, widths, source, quirks = basis.l_max, basis.widths, self.coulomb.source, self.coulomb.quirks
+        if self._only_lattice and self.kspace is not None:
+            fused = fused_rows(self.kspace, given, source, basis, quirks, with_self)
+            if fused is not None:
+                return fused if multipoles.ndim == 3 else fused[:, 0]
+        moments = self._moments_of(given)
         lattice = opened = None
         if self.kspace is not None and self.plan.lattice is not None:
             mine = self.plan.lattice.take(moments)
@@ -313,9 +335,9 @@ class Geometry:
             self_interaction: See `energy`.
 
         Returns:
-            Shape, order and dtype of ``multipoles``; V for charges, V/angstrom for dipoles (the gradient
-            of the potential, minus the electric field). External fields are included. Potentials of a slab
-            with a counter-charge are measured from their average over that, here and in `features` and `at`.
+            Shape, order and dtype of ``multipoles``; V for charges, V/angstrom for dipoles (minus the field).
+            External fields are included. Potentials of a slab with a counter-charge are measured from their
+            average over that, here and in `features` and `at`.
 
         Raises:
             ValueError, TypeError: as `energy`.
@@ -353,12 +375,8 @@ class Geometry:
         coulomb = self.coulomb
         if widths is None:
             widths = coulomb.feature_widths or coulomb.source.widths
-        basis = GaussianMultipoles(
-            l_max=coulomb.source.l_max if l_max is None else l_max,
-            widths=to_widths("widths", widths),
-            normalization="receiver",
-            order=coulomb.source.order,
-        )
+        l_max = coulomb.source.l_max if l_max is None else l_max
+        basis = GaussianMultipoles(l_max, to_widths("widths", widths), "receiver", coulomb.source.order)
         if basis.l_max > 1 and coulomb.compat == "graph_longrange":
             raise ValueError("compat='graph_longrange' knows features up to l_max=1: leave compat out")
         self._check_resolved(basis)

@@ -58,7 +58,9 @@ class _Batch(NamedTuple):
 
     def same(self, cell: Tensor, pbc: Tensor, segments: Segments) -> list[Tensor]:
         """Bools, all of which hold for the same values."""
-        pairs = (self.cell, cell), (self.pbc, pbc), (self.segments.index, segments.index)
+        pairs = [(self.cell, cell), (self.pbc, pbc)]
+        if len(cell) > 1:  # with one system there is nothing that an index could say
+            pairs.append((self.segments.index, segments.index))
         return [(a == b).all() for a, b in pairs]
 
 

@@ -48,7 +48,7 @@ class KSpace(WaveSum):
         field = lattice_field(frac, coefficients, grid, rank, self.dtype)
         if rank == 0:
             return field
-        return turn_derivatives(field, (2 * math.pi * self.inverse.mT).to(self.dtype), segments)
+        return turn_derivatives(field, self.inverse, segments, 2 * math.pi, transposed=True)
 
     def matrices(self, widths: Tensor, dim: int) -> list[Tensor]:
         """

@@ -12,6 +12,7 @@ from scfmlip_kernels.constants import constant
 from ..units import FIELD_CONSTANT
 from .boundary import Quirks
 from .density import GaussianMultipoles, self_interaction, symmetric_matrices
+from .forms import by_form
 from .tensors import upper_triangles
 
 _erf = np.vectorize(math.erf)
@@ -50,6 +51,7 @@ def self_field(
     widths: tuple[float, ...],
     rank: int,
     quirks: Quirks,
+    sign: float = 1.0,
 ) -> Tensor:
     """
     Potential and gradient of each atom's own density at its own position, averaged over Gaussians.
@@ -61,24 +63,36 @@ def self_field(
         rank: 0 for the potential, 1 to add its gradient, 2 its second derivatives; their trace, which no
             quadrupole feels, is left out.
         quirks: Deviations of a reference code.
+        sign: -1 for what has to be added where it is left out.
 
     Returns:
         ``[n_atoms, n_channels, len(widths), 1 | 4 | 10]``, V, V/angstrom and V/angstrom^2.
     """
+    numerical = quirks.numerical_self_interaction
+    key = ("self field", source, widths, rank, numerical, sign)
+    return by_form(moments, 2, key, lambda rows: _self_field(rows, source, widths, rank, numerical, sign))
 
+
+def _self_field(
+    moments: Tensor,
+    source: GaussianMultipoles,
+    widths: tuple[float, ...],
+    rank: int,
+    numerical: bool,
+    sign: float,
+) -> Tensor:
     def unit(s: float, w: float) -> tuple[float, ...]:
-        numerical = quirks.numerical_self_interaction
         return tuple(_trapezoid(l, s, w) for l in (0, 1)) if numerical else self_interaction(s, w)
 
     # of each source width, receiving width and l
-    values = tuple(tuple(unit(s, w) for w in widths) for s in source.widths)
+    values = tuple(tuple(tuple(sign * u for u in unit(s, w)) for w in widths) for s in source.widths)
     table = constant(values, moments.dtype, moments.device)
-    parts = [torch.einsum("nca,aw->ncw", moments[..., 0], table[..., 0])[..., None]]
+    parts = [torch.einsum("...a,aw->...w", moments[..., 0], table[..., 0])[..., None]]
     if rank > 0 and source.l_max > 0:
-        parts.append(torch.einsum("ncai,aw->ncwi", moments[..., 1:4], table[..., 1]))
+        parts.append(torch.einsum("...ai,aw->...wi", moments[..., 1:4], table[..., 1]))
     if rank > 1 and source.l_max > 1:
         second = 6 * upper_triangles(symmetric_matrices(moments[..., 4:]))
-        parts.append(torch.einsum("ncai,aw->ncwi", second, table[..., 2]))
+        parts.append(torch.einsum("...ai,aw->...wi", second, table[..., 2]))
     field = torch.cat(parts, -1)
     missing = (1, 4, 10)[rank] - field.shape[-1]
     return torch.nn.functional.pad(field, (0, missing)) if missing else field

@@ -21,6 +21,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from scfmlip_kernels import slab_cell
+from scfmlip_kernels.identity import ByIdentity
+
 from ..segments import Segments
 from ..units import COULOMB_CONSTANT
 
@@ -95,6 +98,9 @@ def lateral_reach(vectors: Tensor, sigma: float, tolerance: float, l_max: int) -
     return min(reach, start + max(0.0, math.log(max(left(start), 1e-300) / tolerance) / shortest))
 
 
+_factors: ByIdentity[Tensor] = ByIdentity(8)
+
+
 @dataclass
 class SlabPlan:
     """
@@ -127,6 +133,10 @@ class SlabPlan:
 
     def cells(self, cell: Tensor) -> Tensor:
         """``[n_systems, 3, 3]`` with the open vector of every slab along its normal, as high as planned."""
+        if cell.is_cuda and not torch.compiler.is_compiling():
+            parts = (self.slab, self.sign, self.height)
+            factor = _factors.get(parts, None, lambda: torch.where(self.slab, self.sign * self.height, 0.0))
+            return slab_cell(cell, self.axis, factor)
         normal, _ = self.normals(cell)
         open_vector = torch.nn.functional.one_hot(self.axis, 3).bool() & self.slab[:, None]
         return torch.where(open_vector[..., None], (self.height[:, None] * normal)[:, None], cell)

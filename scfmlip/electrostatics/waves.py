@@ -26,6 +26,7 @@ from ..segments import Segments
 from ..units import FIELD_CONSTANT
 from .boundary import Correction, Quirks
 from .density import symmetric_coefficients, symmetric_matrices
+from .forms import turned_groups
 from .plan import LatticePlan
 from .slab import SlabPlan
 from .tensors import from_upper_triangles, inverse_and_volume, products, upper_triangles
@@ -47,7 +48,9 @@ class Places:
     segments: Segments
 
 
-def turn(vectors: Tensor, matrices: Tensor, segments: Segments) -> Tensor:
+def turn(
+    vectors: Tensor, matrices: Tensor, segments: Segments, scale: float = 1.0, transposed: bool = False
+) -> Tensor:
     """
     Multiply each atom's row vectors by its system's matrix.
 
@@ -55,10 +58,17 @@ def turn(vectors: Tensor, matrices: Tensor, segments: Segments) -> Tensor:
         vectors: ``[n, ..., 3]``.
         matrices: ``[n_systems, 3, 3]``.
         segments: The system of each row.
+        scale: Factor of the matrices.
+        transposed: Whether to use the transposed matrices.
 
     Returns:
         Shape of ``vectors``.
     """
+    found = turned_groups(vectors, matrices, segments, scale, transposed)
+    if found is not None:
+        return found
+    matrices = matrices.mT if transposed else matrices
+    matrices = (matrices if scale == 1.0 else scale * matrices).to(vectors.dtype)
     if len(matrices) == 1:
         return vectors @ matrices[0]
     each = segments.expand(matrices)
@@ -66,7 +76,9 @@ def turn(vectors: Tensor, matrices: Tensor, segments: Segments) -> Tensor:
     return torch.einsum("nci,nij->ncj", rows, each).reshape(vectors.shape)
 
 
-def turn_derivatives(field: Tensor, matrices: Tensor, segments: Segments) -> Tensor:
+def turn_derivatives(
+    field: Tensor, matrices: Tensor, segments: Segments, scale: float = 1.0, transposed: bool = False
+) -> Tensor:
     """
     A field and its derivatives along other axes.
 
@@ -74,15 +86,21 @@ def turn_derivatives(field: Tensor, matrices: Tensor, segments: Segments) -> Ten
         field: ``[n, n_channels, 1 | 4 | 10]``, values, gradients, second derivatives xx, xy, xz, yy, yz, zz.
         matrices: ``[n_systems, 3, 3]``, gradients times which are the new ones.
         segments: The system of each row.
+        scale: Factor of the matrices.
+        transposed: Whether to use the transposed matrices.
 
     Returns:
         Shape of ``field``.
     """
-    parts = [field[..., :1], turn(field[..., 1:4], matrices, segments)]
+    if field.shape[-1] == 4:
+        found = turned_groups(field, matrices, segments, scale, transposed)
+        if found is not None:
+            return found
+    parts = [field[..., :1], turn(field[..., 1:4], matrices, segments, scale, transposed)]
     if field.shape[-1] > 4:
         second = from_upper_triangles(field[..., 4:])
         for _ in range(2):  # once for each index
-            second = turn(second, matrices, segments).mT
+            second = turn(second, matrices, segments, scale, transposed).mT
         parts.append(upper_triangles(second))
     return torch.cat(parts, -1)
 
@@ -134,21 +152,17 @@ class WaveSum(ABC):
         self.correction = None
         if not plan.corrected:
             return
-        normal = torch.take_along_dim(inverse, plan.slab_axis[:, None, None], 2).squeeze(2)
-        height = 1 / normal.norm(dim=-1)
-        normal = normal * height[:, None]
         origin = segments.mean(positions.detach().double())
         if quirks.slab_along_z:  # keep the reference's dependence on the origin
-            normal, origin = torch.zeros_like(normal), torch.zeros_like(origin)
-            normal[:, 2] = 1.0
+            origin = torch.zeros_like(origin)
         self.correction = Correction(
             positions=positions.double(),
             origin=origin,
             volume=self.volume,
             slab=plan.slab,
             box=plan.box if plan.boxed else None,
-            normal=normal,
-            height=height,
+            inverse=inverse,
+            axis=plan.slab_axis,
             segments=segments,
             widths=widths,
             quirks=quirks,
@@ -264,17 +278,25 @@ class WaveSum(ABC):
     def _sums(self, moments: Tensor) -> Tensor:
         """``[n_points, n_channels, n_widths, 2]`` structure factors of each width."""
         n_atoms, n_channels, n_widths, size = moments.shape
+        turned = None
+        if size == 4:
+            turned = turned_groups(moments, self.inverse, self.segments, 2 * math.pi, False)
         if size > 1:
-            axes, parts = 2 * math.pi * self.inverse, [moments[..., :1]]
-            parts.append(turn(moments[..., 1:4].double(), axes, self.segments).to(self.dtype))
-            if size > 4:
-                second = symmetric_matrices(moments[..., 4:].double())
-                for _ in range(2):  # once for each index
-                    second = turn(second, axes, self.segments).mT
-                parts.append(symmetric_coefficients(second).to(self.dtype))
-            moments = torch.cat(parts, -1)
+            moments = self._along_axes(moments) if turned is None else turned
         sums = self.structure_factors(moments.reshape(n_atoms, n_channels * n_widths, size))
         return self.segments.combine(sums).unflatten(1, (n_channels, n_widths))
+
+    def _along_axes(self, moments: Tensor) -> Tensor:
+        """Moments in reciprocal lattice vectors times 2 pi."""
+        parts = [moments[..., :1]]
+        axes = self.inverse, self.segments, 2 * math.pi
+        parts.append(turn(moments[..., 1:4].double(), *axes).to(self.dtype))
+        if moments.shape[-1] > 4:
+            second = symmetric_matrices(moments[..., 4:].double())
+            for _ in range(2):  # once for each index
+                second = turn(second, *axes).mT
+            parts.append(symmetric_coefficients(second).to(self.dtype))
+        return torch.cat(parts, -1)
 
     def energy(self, moments: Tensor) -> Tensor:
         """``[n_systems, n_channels]`` float64, eV, including self-interaction."""

@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
 from mace.modules.symmetric_contraction import SymmetricContraction
 from torch import Tensor
 
-from scfmlip_kernels import SymmetricPolynomial, symmetric_contraction
+from scfmlip_kernels import SymmetricPolynomial, symmetric_contraction, take_columns
 from scfmlip_kernels.identity import ByIdentity
 
 from .swapped import Swapped, warn_fallback
@@ -35,6 +36,9 @@ def one_hot_index(attributes: Tensor, module: torch.nn.Module) -> Tensor | None:
     if check and not on_cpu:
         module._scfmlip_seen = True
     index = _species.get((attributes,), check, lambda: _species_of(attributes, check))
+    if check and not on_cpu:  # the next calls ask without the check
+        found = index
+        _species.get((attributes,), False, lambda: found)
     if index is None:
         warn_fallback(module, "node_attrs are not one-hot")
     return index
@@ -124,4 +128,16 @@ class FastSymmetricContraction(Swapped, SymmetricContraction):
             return SymmetricContraction.forward(self, x, y)
         weights = torch.cat([w for c in self.contractions for w in (c.weights_max, *c.weights)], 1)
         out = symmetric_contraction(x, weights, index, self._scfmlip_polynomial)
+        if out.is_cuda and not torch.compiler.is_compiling():
+            return take_columns(out.flatten(1), _part_columns(out.shape[1], self._scfmlip_dims))
         return torch.cat([part.flatten(1) for part in out.split(self._scfmlip_dims, -1)], -1)
+
+
+@lru_cache(maxsize=64)
+def _part_columns(n_channels: int, dims: tuple[int, ...]) -> tuple[int, ...]:
+    """Columns of ``[n_channels, sum(dims)]`` rows, part after part."""
+    columns, first, width = [], 0, sum(dims)
+    for dim in dims:
+        columns += [u * width + first + d for u in range(n_channels) for d in range(dim)]
+        first += dim
+    return tuple(columns)

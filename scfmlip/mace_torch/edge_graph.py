@@ -22,7 +22,8 @@ from torch import Tensor
 
 from scfmlip_kernels import edge_vectors
 
-from .tensor_products import sorted_edges
+from .interactions import sorted_edges
+from .polar_rows import strained_positions
 
 # outputs that are derivatives in the vectors of edges alone, where lengths have to follow from them
 _OF_EDGES = ("compute_edge_forces", "compute_atomic_stresses", "lammps_mliap")
@@ -75,9 +76,7 @@ def prepare_edges(
         found = edge_vectors(positions, data["shifts"], edges)
     vectors, lengths = found.split((3, 1), 1)
     if strained and strain_positions:
-        symmetric = 0.5 * (displacement + displacement.mT)
-        each = symmetric if n_graphs == 1 else symmetric[batch]
-        data["positions"] = positions + (positions[:, None] @ each)[:, 0]
+        data["positions"] = strained_positions(positions, displacement, batch, ptr)
     return GraphContext(
         is_lammps=False,
         num_graphs=n_graphs,

@@ -12,13 +12,14 @@ from typing import Any
 import mace  # noqa: F401  (import it before e3nn, which fails to load its constants otherwise)
 import torch
 from e3nn import o3
+from e3nn.nn import Activation
 from mace.modules.gate import GatedEquivariantBlock
 from mace.modules.irreps_tools import reshape_irreps
 from torch import Tensor
 
-from scfmlip_kernels import Block, BlockMap, BlockPath, block_linear, grouped_scale, take_columns
-from scfmlip_kernels.constants import constant
+from scfmlip_kernels import Block, BlockMap, BlockPath, Gate, block_linear, gated, take_columns
 
+from .joined import joined_result
 from .swapped import Swapped, Swaps
 
 
@@ -31,7 +32,7 @@ def irreps_blocks(irreps: Any) -> tuple[Block, ...] | None:
 
 
 def linear_map(linear: Any) -> BlockMap | None:
-    """An ``o3.Linear`` as a map between blocks, without its biases; None if it is not one."""
+    """An ``o3.Linear`` as a map between blocks; None if it is not one."""
     x, out = irreps_blocks(linear.irreps_in), irreps_blocks(linear.irreps_out)
     if x is None or out is None or linear.weight_numel != linear.weight.numel():
         return None
@@ -42,19 +43,18 @@ def linear_map(linear: Any) -> BlockMap | None:
         mul_in, mul_out = ins.path_shape
         paths.append(BlockPath(ins.i_in, ins.i_out, first, (0, mul_out, 1), ins.path_weight))
         first += mul_in * mul_out
-    return BlockMap(x, out, tuple(paths), first)
+    return BlockMap(x, out, tuple(paths), first, 1, _biases(linear, out))
 
 
-def bias_places(linear: Any) -> tuple[int, ...]:
-    """For each column of the output its place among the biases, or their number where it has none."""
-    slices, count = linear.irreps_out.slices(), linear.bias.numel()
-    places, first = [count] * linear.irreps_out.dim, 0
+def _biases(linear: Any, out: tuple[Block, ...]) -> tuple[int, ...]:
+    """For each block of the output the first of its biases, or -1."""
+    if not linear.bias.numel():
+        return ()
+    places, first = [-1] * len(out), 0
     for ins in linear.instructions:
         if ins.i_in < 0:
-            columns = slices[ins.i_out]
-            size = columns.stop - columns.start
-            places[columns] = range(first, first + size)
-            first += size
+            places[ins.i_out] = first
+            first += out[ins.i_out].channels
     return tuple(places)
 
 
@@ -67,14 +67,11 @@ class FastLinear(Swapped, o3.Linear):
         """``[n, irreps_in.dim]`` -> ``[n, irreps_out.dim]``."""
         if not features.is_cuda or weight is not None or features.ndim != 2:
             return super().forward(features, weight, bias)
-        out = block_linear(features, self.weight, self._scfmlip_map)
+        known = None if torch.compiler.is_compiling() else joined_result(self, features)
+        if known is not None:
+            return known
         mine: Any = self.bias if bias is None else bias
-        if not mine.numel():
-            return out
-        if mine.numel() == out.shape[1]:
-            return out + mine
-        places = constant(self._scfmlip_biases, torch.int64, mine.device)
-        return out + torch.nn.functional.pad(mine, (0, 1)).index_select(0, places)
+        return block_linear(features, self.weight, self._scfmlip_map, None, mine if mine.numel() else None)
 
 
 class FastReshape(Swapped, reshape_irreps):
@@ -99,15 +96,47 @@ class FastGate(Swapped, GatedEquivariantBlock):
         """``[n, irreps_in.dim]`` -> ``[n, irreps_out.dim]``."""
         if not features.is_cuda or features.ndim != 2:
             return super().forward(features)
-        sizes = (self._s_len, self._g_len, features.shape[1] - self._s_len - self._g_len)
-        if self._act_scalar is self._act_gate and self._scalar_cst == self._gate_cst:
-            head, gated = features.split((sizes[0] + sizes[1], sizes[2]), 1)
-            scalars, gates = (self._act_gate(head) * self._gate_cst).split(sizes[:2], 1)
-        else:
-            scalars, gates, gated = features.split(sizes, 1)
-            scalars = self._act_scalar(scalars) * self._scalar_cst
-            gates = self._act_gate(gates) * self._gate_cst
-        return torch.cat((scalars, grouped_scale(gates, gated, self._scfmlip_groups)), 1)
+        return gated(features, self._scfmlip_gate)
+
+
+class FastActivation(Swapped, Activation):
+    """e3nn's silu of scalars, in one launch on a GPU."""
+
+    _scfmlip_original = Activation
+
+    def forward(self, features: Tensor, dim: int = -1) -> Tensor:
+        """Shape of ``features``."""
+        if not features.is_cuda or features.ndim != 2 or dim not in (-1, 1):
+            return super().forward(features, dim)
+        return gated(features, self._scfmlip_gate)
+
+
+def _function_name(function: Any) -> str | None:
+    """A function by the name that `Gate` knows."""
+    if function is torch.nn.functional.silu:
+        return "silu"
+    return "sigmoid" if function in (torch.sigmoid, torch.nn.functional.sigmoid) else None
+
+
+def _activation_gate(module: Any) -> Gate | None:
+    """An activation of one block of scalars as a gate without gates."""
+    if len(module.acts) != 1 or module.acts[0] is None:
+        return None
+    (act,) = module.acts
+    name = _function_name(act.f)
+    if name is None:
+        return None
+    return Gate(module.irreps_in.dim, scalar=name, scalar_factor=1.0 if act._is_id else float(act.cst))
+
+
+def _gate(module: Any) -> Gate | None:
+    """A gate's description; None if it has another form."""
+    groups = _gate_groups(module)
+    names = _function_name(module._act_scalar), _function_name(module._act_gate)
+    if groups is None or names[0] is None or names[1] is None:
+        return None
+    factors = float(module._scalar_cst), float(module._gate_cst)
+    return Gate(module._s_len, groups, module._g_len, names[0], names[1], *factors)
 
 
 def _gate_groups(module: Any) -> tuple[int, ...] | None:
@@ -144,12 +173,15 @@ def find_linear_swaps(model: torch.nn.Module) -> Swaps:
         if type(module) is o3.Linear and module.shared_weights and module.internal_weights:
             found = linear_map(module)
             if found is not None:
-                extra = {"_scfmlip_map": found, "_scfmlip_biases": bias_places(module)}
-                swaps[id(module)] = (FastLinear, extra)
+                swaps[id(module)] = (FastLinear, {"_scfmlip_map": found})
         elif type(module) is GatedEquivariantBlock:
-            groups = _gate_groups(module)
-            if groups is not None:
-                swaps[id(module)] = (FastGate, {"_scfmlip_groups": groups})
+            gate = _gate(module)
+            if gate is not None:
+                swaps[id(module)] = (FastGate, {"_scfmlip_gate": gate})
+        elif type(module) is Activation:
+            gate = _activation_gate(module)
+            if gate is not None:
+                swaps[id(module)] = (FastActivation, {"_scfmlip_gate": gate})
         elif type(module) is reshape_irreps:
             columns = _reshaped_columns(module)
             if columns is not None:

@@ -26,19 +26,30 @@ from mace.modules.extensions import PolarMACE
 from mace.modules.utils import get_atomic_virials_stresses, get_outputs, prepare_graph
 from torch import Tensor
 
-from scfmlip_kernels.constants import constant
-
 from ..distributed import Halo, shared_segments
 from ..electrostatics import Coulomb, Geometry
 from ..electrostatics.external import Embedding, ExternalCharges
 from ..electrostatics.kept import kept_plans
 from ..segments import Segments
-from ..types import CARTESIAN_FROM_E3NN, E3NN_FROM_CARTESIAN, BoundaryName
+from ..types import BoundaryName
 from ..waiting import together
 from .edge_graph import prepare_edges
 from .graphs import stress_of
+from .joined import join, joining
 from .kept import kept_of_buffers
-from .polar_blocks import find_block_swaps
+from .packed import packed
+from .polar_blocks import FastFeatureMixer, find_block_swaps, maps_of_layer, parameters_to_pack
+from .polar_rows import (
+    centred,
+    closed_charges,
+    dipoles_and_charges,
+    field_energies,
+    half_field_features,
+    in_e3nn_order,
+    of_both_spins,
+    spin_targets,
+    strained_cells,
+)
 from .polar_slabs import warn_of_slabs
 from .polar_tables import PolarSums
 from .swapped import SwappedModel, Swaps, not_compiled
@@ -67,7 +78,7 @@ class Layers(NamedTuple):
         node_e0: ``[n_atoms]`` eV of isolated atoms.
         node_energy: ``[n_atoms]`` eV of all layers.
         features: ``[n_atoms, .]`` of each layer.
-        charges: ``[n_atoms, 2, (l + 1)^2]`` first multipoles of both spins.
+        charges: ``[n_atoms, 2 (l + 1)^2]`` first multipoles of both spins.
         edge_attrs: ``[n_edges, .]`` harmonics, as far as field updates use them.
         edge_feats: ``[n_edges, .]`` radial features.
     """
@@ -123,6 +134,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         positions, cell = data["positions"], _strained_cell(data, displacement)
         pbc = data["pbc"].view(-1, 3)
         plans, _ = kept_plans(self).look(positions, cell, pbc, segments)
+        warn_of_slabs(self, data, plans)
         if "slab_axis" in data:
             return prepare_upright(coulomb, positions, cell, pbc, segments, plans)
         return coulomb.prepare(positions, cell, plan=plans.plan(coulomb)), None
@@ -144,23 +156,6 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         )
         pbc, cell = data["pbc"].view(-1, 3), _strained_cell(data, displacement)
         return Embedding(coulomb, external, data["positions"], cell, pbc, data["batch"], None)
-
-    @staticmethod
-    def _close_charges(charges: Tensor, weights: Tensor, targets: Tensor, segments: Segments) -> Tensor:
-        """
-        Distribute the missing charge of each spin channel over the atoms by Fukui weights.
-
-        ``charges [n, 2, m]``, ``weights [n, 2]``, ``targets [n_systems, 2]``; sums in float64.
-        """
-
-        def total(values: Tensor) -> Tensor:
-            return segments.expand(segments.sum(values.double())).to(charges.dtype)
-
-        norm = total(weights)
-        weights = weights / torch.where(norm == 0, torch.ones_like(norm), norm)
-        missing = segments.expand(targets) - total(charges[:, :, 0])
-        monopoles = charges[:, :, 0] + weights * missing
-        return torch.cat((monopoles[..., None], charges[..., 1:]), -1)
 
     @not_compiled("PolarMACE")
     @together()
@@ -190,15 +185,15 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         ctx = (
             prepare_graph(data, *wanted) if of_edges else prepare_edges(data, *wanted, strain_positions=True)
         )
-        warn_of_slabs(self, data)
         fermi_level = data["fermi_level"] if fermi_level is None else fermi_level
         field = data["external_field"] if external_field is None else external_field
-        layers = self._layers(data, ctx)
         displacement = ctx.displacement if strained else None
-        sums = PolarSums(self, *self._geometry(data, displacement, segments, use_pbc_evaluator))
-        embedding = self._embedding(data, displacement)
-        charges, first, features = self._recursion(data, layers, field, sums, embedding, segments)
-        out = self._energies(data, layers, charges, first, features, field, sums, embedding, segments)
+        with packed(parameters_to_pack(self) if leaf.is_cuda else {}), joining():
+            layers = self._layers(data, ctx)
+            sums = PolarSums(self, *self._geometry(data, displacement, segments, use_pbc_evaluator))
+            embedding = self._embedding(data, displacement)
+            charges, first, features = self._recursion(data, layers, field, sums, embedding, segments)
+            out = self._energies(data, layers, charges, first, features, field, sums, embedding, segments)
         forces, virials, stress, hessian, edge_forces = get_outputs(
             energy=out["energy"],
             positions=leaf,
@@ -248,18 +243,20 @@ class FastPolarMACE(SwappedModel, PolarMACE):
     def _layers(self, data: dict[str, Tensor], ctx: Any) -> Layers:
         """Run the MACE backbone, and read energy and charges from each of its layers."""
         atoms, heads = ctx.num_atoms_arange, ctx.node_heads
-        node_e0 = self.atomic_energies_fn(data["node_attrs"])[atoms, heads]
+        single = len(self.heads) == 1
+        node_e0 = self.atomic_energies_fn(data["node_attrs"])
+        node_e0 = node_e0[: len(atoms)].flatten() if single else node_e0[atoms, heads]
         node_feats = self.node_embedding(data["node_attrs"])
-        places = constant(E3NN_FROM_CARTESIAN, torch.int64, ctx.vectors.device)
-        edge_attrs = self.spherical_harmonics(ctx.vectors.index_select(-1, places))
+        edge_attrs = self.spherical_harmonics(in_e3nn_order(ctx.vectors))
         edge_feats, cutoff = self.radial_embedding(
             ctx.lengths, data["node_attrs"], data["edge_index"], self.atomic_numbers
         )
         features: list[Tensor] = []
         energies: list[Tensor] = []
-        charges: Any = 0.0
+        charges: list[Tensor] = []
         attrs, given = data["node_attrs"], ctx.interaction_kwargs
-        own = attrs[: len(atoms)]  # ghosts stand behind the atoms of this process, in the first layer only
+        # ghosts stand behind the atoms of this process, in the first layer only
+        own = attrs if len(attrs) == len(atoms) else attrs[: len(atoms)]
         for i, (interaction, product, source) in enumerate(
             zip(self.interactions, self.products, self.lr_source_maps, strict=True)
         ):
@@ -276,25 +273,32 @@ class FastPolarMACE(SwappedModel, PolarMACE):
             )
             node_feats = product(node_feats=node_feats, sc=skip, node_attrs=own)
             features.append(node_feats)
+            if node_feats.is_cuda:
+                join(node_feats, maps_of_layer(self, i), ("maps", i))
             readout = self.readouts[min(i, len(self.readouts) - 1)]
-            energies.append(readout(node_feats, heads)[atoms, heads])
-            charges = charges + source(node_feats).squeeze(-2)
+            each = readout(node_feats, heads)
+            energies.append(each.flatten() if single else each[atoms, heads])
+            charges.append(source(node_feats).squeeze(-2))
+        total = sum(energies[1:], energies[0])
         return Layers(
             node_e0,
-            self.scale_shift(torch.stack(energies).sum(0), heads),
+            self._scaled(total) if single else self.scale_shift(total, heads),
             features,
-            charges.unflatten(1, (2, charges.shape[1] // 2)),
+            sum(charges[1:], charges[0]),
             edge_attrs[:, : self.from_ell_max_field_update],
             edge_feats,
         )
 
-    def _external_features(self, positions: Tensor, field: Tensor) -> Tensor:
-        """``[n_atoms, .]`` features of a field ``[n_atoms, 3]`` V/angstrom, of the energy field . dipole."""
+    def _scaled(self, energies: Tensor) -> Tensor:
+        """The energies of models with one head, scaled and shifted."""
+        return torch.addcmul(self.scale_shift.shift, energies, self.scale_shift.scale)
+
+    def _features_of_field(self, positions: Tensor, field: Tensor, segments: Segments) -> Tensor:
+        """``[n_atoms, 2 n_features]`` half the features of a field on either spin, over their norms."""
         matrix: Any = self.external_field_contribution.matrix
-        along = (positions * field).sum(1, keepdim=True)
-        # columns of the matrix: the potential, then the field along z, x, y
-        x, y, z = field.split(1, 1)
-        return torch.cat((along, z, x, y), 1) @ matrix.T
+        norms: Any = self.field_feature_norms
+        values = kept_of_buffers(self, "field", [matrix, norms], lambda: _host(matrix, norms))
+        return half_field_features(positions, field, segments, *values)
 
     def _recursion(
         self,
@@ -312,29 +316,30 @@ class FastPolarMACE(SwappedModel, PolarMACE):
             ``[n_atoms, 2, (l + 1)^2]`` final and initial charges of both spins, and the features of the last
             potential.
         """
-        positions, attrs = data["positions"], data["node_attrs"][: segments.n_rows]
+        positions, attrs = data["positions"], data["node_attrs"]
+        attrs = attrs if len(attrs) == segments.n_rows else attrs[: segments.n_rows]
         dtype = layers.edge_attrs.dtype
-        excess = data["total_spin"] - 1
-        targets = torch.stack(
-            ((data["total_charge"] + excess) / 2, (data["total_charge"] - excess) / 2), -1
-        ).to(dtype)
+        targets = spin_targets(data, dtype)
         fukui_input = layers.features[-1]
         if getattr(self, "_fukui_to_mul_ir", None) is not None:
             fukui_input = self._fukui_to_mul_ir(fukui_input)
         weights = self.fukui_source_map(fukui_input)
-        first = charges = self._close_charges(layers.charges, weights, targets, segments)
-        mixed = self.layer_feature_mixer(torch.stack(layers.features))
-        center = segments.expand(segments.mean(positions.double())).to(dtype)
-        half_external = 0.5 * self._external_features(positions - center, segments.expand(field))
+        first = charges = closed_charges(layers.charges, weights, targets, segments)
+        mixer: Any = self.layer_feature_mixer
+        known = isinstance(mixer, FastFeatureMixer)
+        mixed = mixer(layers.features if known else torch.stack(layers.features))
+        outside = self._features_of_field(centred(positions, segments).to(dtype), field, segments)
         from_mul_ir = getattr(self, "_field_from_mul_ir", None) or (lambda values: values)
+        norms = self.field_feature_norms.repeat(2)
         if embedding is not None:
-            outside = embedding.features(self.field_feature_widths, self.field_feature_max_l)
-            half_external = half_external + 0.5 * from_mul_ir(outside)
-        features = positions.new_zeros((len(positions), self.potential_irreps.dim))
+            more = 0.5 * from_mul_ir(embedding.features(self.field_feature_widths, self.field_feature_max_l))
+            outside = outside + more.repeat(1, 2) / norms
+        features = outside
+        if not len(self.field_dependent_charges_maps):
+            features = positions.new_zeros((len(positions), self.potential_irreps.dim))
         for update in self.field_dependent_charges_maps:
-            both = sums.features(torch.stack((self._mul_ir(charges[:, 0]), self._mul_ir(charges[:, 1])), 1))
-            spins = [from_mul_ir(both[:, 0]), from_mul_ir(both[:, 1])]
-            features = torch.cat([(s + half_external) / self.field_feature_norms for s in spins], -1)
+            both = sums.features(self._mul_ir(charges.unflatten(1, (2, -1))))
+            features = torch.addcdiv(outside, from_mul_ir(both).flatten(1), norms)
             change = update(
                 node_attrs=attrs,
                 node_feats=mixed,
@@ -342,10 +347,10 @@ class FastPolarMACE(SwappedModel, PolarMACE):
                 edge_feats=layers.edge_feats,
                 edge_index=data["edge_index"],
                 potential_features=features,
-                local_charges=charges.flatten(1),
+                local_charges=charges,
             )
-            charges = charges + change[:, :-2].view_as(charges)
-            charges = self._close_charges(charges, change[:, -2:], targets, segments)
+            charges = closed_charges(charges, change, targets, segments)
+        charges, first = (rows.unflatten(1, (2, -1)) for rows in (charges, first))
         return charges, first, features
 
     def _energies(
@@ -376,20 +381,16 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         )
         if not self.add_local_electron_energy:
             electron_energy = torch.zeros_like(electron_energy)
-        spins = torch.stack((self._mul_ir(charges[:, 0]), self._mul_ir(charges[:, 1])), 1)
-        density = self._mul_ir(charges.sum(1))
-        spin_density = self._mul_ir(charges[:, 0] - charges[:, 1])
+        spins = self._mul_ir(charges)
+        density, spin_density = of_both_spins(spins, 1), of_both_spins(spins, -1)
         electrostatic = sums.energy(density)
         if embedding is not None:
             electrostatic = electrostatic + per_system((density * embedding.potential()).sum(1))
-        dipole = per_system(positions * density[:, :1])
-        if density.shape[1] > 1:
-            places = constant(CARTESIAN_FROM_E3NN, torch.int64, density.device)
-            dipole = dipole + per_system(density[:, 1:4]).index_select(1, places)
+        dipole, total_charge = dipoles_and_charges(spins, positions, segments)
         interaction = per_system(layers.node_energy)
         total = per_system(layers.node_e0).to(interaction.dtype) + interaction + electron_energy
         return {
-            "energy": total + electrostatic + (field * dipole).sum(-1),
+            "energy": total + electrostatic + field_energies(field, dipole),
             "node_energy": layers.node_e0.double() + layers.node_energy.double(),
             "interaction_energy": interaction,
             "node_feats": torch.cat(layers.features, -1),
@@ -399,7 +400,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
             "charges": density[:, 0],
             "spins": spin_density[:, 0],
             "dipole": dipole,
-            "total_charge": per_system(density[:, 0]),
+            "total_charge": total_charge,
             "electrostatic_energy": electrostatic,
             "electron_energy": electron_energy,
             "electrostatic_potentials": None,
@@ -446,7 +447,10 @@ def _segments(data: dict[str, Any], lammps_mliap: bool) -> Segments:
 
 def _strained_cell(data: dict[str, Tensor], displacement: Tensor | None) -> Tensor:
     """``[n_systems, 3, 3]`` strained cells of a batch whose positions are strained already."""
-    cell = data["cell"].view(-1, 3, 3)
-    if displacement is not None:
-        cell = cell + cell @ (0.5 * (displacement + displacement.mT))
-    return cell.to(data["positions"].dtype)
+    return strained_cells(data["cell"].view(-1, 3, 3), displacement).to(data["positions"].dtype)
+
+
+def _host(matrix: Tensor, norms: Tensor) -> tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]:
+    """The features of fields and their norms as numbers."""
+    rows = matrix.detach().to("cpu", torch.float64).tolist()
+    return tuple(map(tuple, rows)), tuple(norms.detach().to("cpu", torch.float64).tolist())

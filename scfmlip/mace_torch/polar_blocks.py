@@ -13,7 +13,7 @@ charges) or of the node features, the two matrices are multiplied in the cheaper
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mace  # noqa: F401  (import it before e3nn, which fails to load its constants otherwise)
@@ -29,7 +29,10 @@ from mace.modules.field_blocks import (
 from torch import Tensor
 
 from .irreps import add, apply_linear, chain, from_blocks, linear_biases, linear_paths, to_blocks
-from .polar_flat import flat_dot, flat_scale
+from .joined import joinable
+from .networks import network_of, network_or_own, network_tensors
+from .polar_flat import dot_tensors, flat_dot, flat_scale
+from .residual import FastResidualInteraction
 from .swapped import Swapped, Swaps, warn_fallback
 
 
@@ -172,7 +175,7 @@ class FastFieldUpdate(Swapped, AgnosticEmbeddedOneBodyVariableUpdate):
         ]
         invariants = _product(self.dot_products, node_feats, sources)
         scalars = torch.cat([invariants, self.source_embedding(node_attrs)], -1)
-        return self.readout(_modulated(self.tp_out, node_feats, self.nonlinearity(scalars)))
+        return self.readout(_modulated(self.tp_out, node_feats, network_or_own(self.nonlinearity, scalars)))
 
 
 class FastFieldReadout(Swapped, OneBodyMLPFieldReadout):
@@ -210,7 +213,7 @@ class FastFieldReadout(Swapped, OneBodyMLPFieldReadout):
             _product(self.dot_products_q, node_feats, charges),
             _product(self.dot_products_v, node_feats, [(self.linear_up_v, field_feats)]),
         ]
-        return self.mlp(torch.cat(invariants, -1)).squeeze(-1)
+        return network_or_own(self.mlp, torch.cat(invariants, -1)).squeeze(-1)
 
 
 class FastFeatureMixer(Swapped, MultiLayerFeatureMixer):
@@ -218,13 +221,16 @@ class FastFeatureMixer(Swapped, MultiLayerFeatureMixer):
 
     _scfmlip_original = MultiLayerFeatureMixer
 
-    def forward(self, all_node_feats: Tensor) -> Tensor:
-        """``[n_layers, n, irreps.dim]`` to ``[n, irreps.dim]``."""
+    def forward(self, all_node_feats: Tensor | Sequence[Tensor]) -> Tensor:
+        """``[n_layers, n, irreps.dim]``, or the layers one by one, to ``[n, irreps.dim]``."""
         reason = _mixer_reason(self)
         if reason is not None:
             warn_fallback(self, reason)
-            return super().forward(all_node_feats)
-        if all_node_feats.is_cuda:
+            whole = (
+                all_node_feats if isinstance(all_node_feats, Tensor) else torch.stack(list(all_node_feats))
+            )
+            return super().forward(whole)
+        if all_node_feats[0].is_cuda:
             return add(
                 [f(x) for f, x in zip(self.linears, all_node_feats, strict=True)], all_node_feats[0], ()
             )
@@ -233,6 +239,52 @@ class FastFeatureMixer(Swapped, MultiLayerFeatureMixer):
             values = apply_linear(linear, to_blocks(feats, linear.irreps_in))
             total = values if not total else [a + b for a, b in zip(total, values, strict=True)]
         return from_blocks(total)
+
+
+def maps_of_layer(model: Any, layer: int) -> list[Any]:
+    """Linear maps that read the features of a layer of a PolarMACE, those that can run together."""
+    readout = model.readouts[min(layer, len(model.readouts) - 1)]
+    found = [getattr(readout, "linear", getattr(readout, "linear_1", None))]
+    found.append(getattr(model.lr_source_maps[layer], "linear", None))
+    if isinstance(model.layer_feature_mixer, FastFeatureMixer):
+        found.append(model.layer_feature_mixer.linears[layer])
+    if layer + 1 < len(model.interactions):
+        block = model.interactions[layer + 1]
+        if isinstance(block, FastResidualInteraction):
+            found += [block.skip_tp, block.linear_up]
+    elif getattr(model, "_fukui_to_mul_ir", None) is None:
+        found.append(model.fukui_source_map.linear_1)
+    return joinable(found)
+
+
+def parameters_to_pack(model: Any) -> dict[Any, list[Tensor]]:
+    """Parameters that networks, maps and products of a PolarMACE take as one vector, see `packed`."""
+    groups: dict[Any, list[Tensor]] = {}
+    for layer in range(len(model.interactions)):
+        maps = maps_of_layer(model, layer)
+        if len(maps) > 1:
+            groups["maps", layer] = [linear.weight for linear in maps]
+
+    def network(mlp: Any, end: str = "linear") -> None:
+        if type(mlp).__name__ == "RadialMLP" and network_of(mlp) is not None:
+            groups[id(mlp)] = network_tensors(mlp, end)
+
+    for block in model.interactions:
+        if isinstance(block, FastResidualInteraction):
+            network(block.conv_tp_weights, "ones")
+            network(block.density_fn)
+    for update in model.field_dependent_charges_maps:
+        if isinstance(update, FastFieldUpdate) and _update_reason(update) is None:
+            embedding = update.potential_embedding
+            linears = (embedding.potential_linear, embedding.node_feats_linear, embedding.charge_embedding)
+            groups[id(update.dot_products)] = dot_tensors(linears)
+            network(update.nonlinearity)
+    energy = model.local_electron_energy
+    if isinstance(energy, FastFieldReadout) and _readout_reason(energy) is None:
+        groups[id(energy.dot_products_q)] = dot_tensors((energy.linear_up_q,))
+        groups[id(energy.dot_products_v)] = dot_tensors((energy.linear_up_v,))
+        network(energy.mlp)
+    return groups
 
 
 # original class: our class, and a function that says why a block keeps its own code

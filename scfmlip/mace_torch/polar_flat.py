@@ -11,6 +11,7 @@ multiplied by W first, all of them in one launch, so that one map leads from the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -32,6 +33,7 @@ from scfmlip_kernels import (
 from scfmlip_kernels.constants import constant
 
 from .linear import irreps_blocks
+from .packed import packed_vector
 
 
 class DotMaps(NamedTuple):
@@ -44,7 +46,7 @@ class DotMaps(NamedTuple):
         mixed: From the inputs, one behind the other, to ``W y``.
         groups: Invariant of each column of the features.
         n_invariants: Their number.
-        biased: Whether a column of ones follows the inputs.
+        n_biases: Numbers at the end of the matrices that are added to the result of ``mixed``.
     """
 
     compose: BlockMap
@@ -53,7 +55,7 @@ class DotMaps(NamedTuple):
     mixed: BlockMap
     groups: tuple[int, ...]
     n_invariants: int
-    biased: bool
+    n_biases: int
 
 
 class ScaleMaps(NamedTuple):
@@ -99,6 +101,11 @@ def _dot_maps(product: Any, linears: tuple[Any, ...]) -> DotMaps | None:
         return None
     degree = {i2: k for k, (_, i2, *_) in enumerate(paths)}
     species, inputs, mixed, column = [], [], [], 0
+    biased = [ins.i_out for linear in linears for ins in linear.instructions if ins.i_in < 0]
+    # of one map, to one block of scalars that are multiplied; its factor is in the matrices already
+    if biased and (len(linears) > 1 or len(biased) > 1 or biased[0] not in degree or x[biased[0]].dim != 1):
+        return None
+    shared = paths[degree[biased[0]]][4] if biased else 1.0
     for linear in linears:
         blocks = irreps_blocks(linear.irreps_in) if isinstance(linear, o3.Linear) else None
         if blocks is None or linear.irreps_out != product.irreps_in1:
@@ -109,26 +116,29 @@ def _dot_maps(product: Any, linears: tuple[Any, ...]) -> DotMaps | None:
             k, first = degree.get(ins.i_out), len(species) * n
             species += [0 if k is None else k] * ins.path_shape[0]
             if k is not None:
-                scale = ins.path_weight * paths[k][4]
+                scale = ins.path_weight * paths[k][4] / shared
                 mixed.append(BlockPath(len(inputs) + ins.i_in, ins.i_out, first, (0, n, 1), scale))
         inputs += [block._replace(first=block.first + column) for block in blocks]
         column += linear.irreps_in.dim
-    biased = [ins.i_out for linear in linears for ins in linear.instructions if ins.i_in < 0]
-    for i_out in biased:  # a bias is a row of weights of an input that is 1
-        k = degree.get(i_out)
-        if k is not None:
-            mixed.append(BlockPath(len(inputs), i_out, len(species) * n, (0, n, 1), paths[k][4]))
-        species.append(0 if k is None else k)
-    if biased:
-        inputs.append(Block(column, 1, 1))
+    n_weights = len(species) * n
+    biases = [-1] * len(x)
+    for i_out in biased:
+        biases[i_out] = 0
+        species.append(degree[i_out])
     one, n_species = Block(0, n, 1), len(paths)
     compose = BlockMap(
-        (one,), (one,), (BlockPath(0, 0, 0, (n * n, 1, n)),), product.weight.numel(), n_species
+        (one,), (one,), (BlockPath(0, 0, 0, (n * n, 1, n), shared),), product.weight.numel(), n_species
     )
     counts = [species.count(k) for k in range(n_species)]
     order = tuple(sorted(range(len(species)), key=lambda row: species[row]))
-    whole = BlockMap(tuple(inputs), x, tuple(mixed), len(species) * n)
-    return DotMaps(compose, order, (0, *accumulate(counts)), whole, tuple(_channels(x)), n, bool(biased))
+    whole = BlockMap(tuple(inputs), x, tuple(mixed), n_weights, biases=tuple(biases) if biased else ())
+    groups = tuple(_channels(x))
+    return DotMaps(compose, order, (0, *accumulate(counts)), whole, groups, n, len(biased) * n)
+
+
+def dot_tensors(linears: Sequence[Any]) -> list[Tensor]:
+    """The parameters of linear maps in the order of `DotMaps`."""
+    return [*(linear.weight for linear in linears), *(l.bias for l in linears if l.bias.numel())]
 
 
 def flat_dot(product: Any, x: Tensor, sources: list[tuple[Any, Tensor]]) -> Tensor | None:
@@ -151,13 +161,14 @@ def flat_dot(product: Any, x: Tensor, sources: list[tuple[Any, Tensor]]) -> Tens
     maps = known[1]
     if maps is None:
         return None
-    weights = [linear.weight for linear in linears]
-    rows = torch.cat([*weights, *(l.bias for l in linears if l.bias.numel())]).view(-1, maps.n_invariants)
+    rows = packed_vector(id(product), dot_tensors(linears)).view(-1, maps.n_invariants)
     species = SpeciesOrder(*(constant(t, torch.int64, x.device) for t in (maps.order, maps.ptr)))
-    matrices = block_linear(rows, product.weight, maps.compose, species)
-    ones = [x.new_ones(len(x), 1)] if maps.biased else []
-    inputs = torch.cat([*(values for _, values in sources), *ones], 1)
-    mixed = block_linear(inputs, matrices.flatten(), maps.mixed)
+    matrices = block_linear(rows, product.weight, maps.compose, species).flatten()
+    inputs = sources[0][1] if len(sources) == 1 else torch.cat([values for _, values in sources], 1)
+    bias = None
+    if maps.n_biases:
+        matrices, bias = matrices.split((maps.mixed.n_weights, maps.n_biases))
+    mixed = block_linear(inputs, matrices, maps.mixed, None, bias)
     return grouped_dot(x, mixed, maps.groups, maps.n_invariants)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..waiting import when
+from ..electrostatics.kept import Plans
 
 _PADDING = (
     "the height of mace-torch's padded cell, five cutoffs times the atoms' largest coordinate. mace-torch "
@@ -28,17 +28,22 @@ _OTHER = (
 )
 
 
-def warn_of_slabs(model: Any, data: Mapping[str, Tensor]) -> None:
+def warn_of_slabs(model: Any, data: Mapping[str, Tensor], plans: Plans) -> None:
     """
     Warn once per model and kind of partly periodic system about what is wrong with its energies.
 
     Args:
         model: The accelerated PolarMACE; it remembers which warnings were given.
         data: A batch, in mace-torch's layout.
+        plans: Its plans, which know whether the periodicity has changed.
     """
     pbc = data["pbc"].view(-1, 3)
-    partly = pbc.any(1) & ~pbc.all(1)
-    when(partly.any(), lambda: _tell(model, pbc, partly, data["total_charge"]))
+
+    def ask() -> bool:
+        return bool((pbc.any(1) & ~pbc.all(1)).any())
+
+    if plans.fact("partly periodic", ask):
+        _tell(model, pbc, pbc.any(1) & ~pbc.all(1), data["total_charge"])
 
 
 def _tell(model: Any, pbc: Tensor, partly: Tensor, total_charge: Tensor) -> None:

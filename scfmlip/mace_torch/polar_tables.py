@@ -155,6 +155,9 @@ class PolarSums:
 
     def __init__(self, model: Any, geometry: Geometry, turn: Turn | None = None) -> None:
         self.model, self.geometry, self.turn = model, geometry, turn
+        # what is wrong with charges shows in the energy, which is checked
+        self._unchecked = copy.copy(geometry)
+        self._unchecked.validate = geometry.validate and not geometry.positions.is_cuda
         double = geometry.positions.dtype == torch.float64
         buffers = [*model.coulomb_energy.buffers(), *model.electric_potential_descriptor.buffers()]
         self.tables = (
@@ -171,8 +174,8 @@ class PolarSums:
         model, geometry, tables = self.model, self.geometry, self.tables
         widths, l_max = tuple(model.field_feature_widths), model.field_feature_max_l
         if tables is None:
-            return geometry.features(rows, widths, l_max, self_interaction=model.field_si)
-        moments = geometry._moments(rows)
+            return self._unchecked.features(rows, widths, l_max, self_interaction=model.field_si)
+        moments = self._unchecked._moments(rows)
         basis = GaussianMultipoles(l_max, widths, "receiver", "e3nn")
         rank = 0 if l_max == 0 else 1
         terms = model.electric_potential_descriptor

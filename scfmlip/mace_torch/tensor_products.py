@@ -28,55 +28,18 @@ from torch import Tensor
 
 from scfmlip_kernels import (
     ChannelwiseProduct,
-    EdgeOrder,
     block_linear,
-    channelwise_conv,
     indexed_linear,
-    sort_edges,
     sort_species,
 )
-from scfmlip_kernels.identity import ByIdentity
 
-from ..distributed import Halo
 from ..nn.descriptors import channelwise_product
 from .contraction import FastSymmetricContraction, one_hot_index, symmetric_polynomial
 from .edges import find_edge_swaps
+from .interactions import FAST_INTERACTIONS, FastConvolution
 from .linear import find_linear_swaps, skip_map
-from .radial import FastFullyConnectedNet, FastRadialMLP, has_linear_end, last_radial_layer
+from .radial import FastFullyConnectedNet, FastRadialMLP, has_linear_end
 from .swapped import Swapped, Swaps
-
-INTERACTIONS = (
-    "RealAgnosticInteractionBlock",
-    "RealAgnosticResidualInteractionBlock",
-    "RealAgnosticDensityInteractionBlock",
-    "RealAgnosticDensityResidualInteractionBlock",
-    "RealAgnosticAttResidualInteractionBlock",
-    "RealAgnosticResidualNonLinearInteractionBlock",
-)
-
-
-class FastConvolution(Swapped, o3.TensorProduct):
-    """
-    `conv_tp` with gather and sum inside.
-
-    Its third argument holds hidden radial features (see the module), or weights if there is no radial
-    network.
-    """
-
-    _scfmlip_original = o3.TensorProduct
-
-    def forward(self, x: Tensor, y: Tensor, weight: Tensor, edge_index: Tensor) -> Tensor:
-        """Node features, edge attributes, hidden radial features, edges -> ``[n_nodes, .]``."""
-        edges = sorted_edges(edge_index, x.shape[0])
-        return channelwise_conv(x, y, weight, edges, self._scfmlip_product, last_radial_layer(self))
-
-
-_edges: ByIdentity[EdgeOrder] = ByIdentity(4)
-
-
-def sorted_edges(edge_index: Tensor, n_nodes: int) -> EdgeOrder:
-    """Edges ``[2, n_edges]`` sorted for convolutions, once for all layers of a model."""
-    return _edges.get((edge_index,), n_nodes, lambda: sort_edges(edge_index[0], edge_index[1], n_nodes))
 
 
 class SkipPath(NamedTuple):
@@ -192,43 +155,8 @@ class HeadBiasReadout(Swapped, blocks.NonLinearBiasReadoutBlock):
 HEAD_READOUTS = {readout._scfmlip_original: readout for readout in (HeadReadout, HeadBiasReadout)}
 
 
-def _with_ghosts(
-    self: Any, node_feats: Tensor, lammps_class: Any, lammps_natoms: tuple[int, int], first_layer: bool
-) -> Tensor:
-    """Own rows with those of ghosts, by a halo of ours, whose derivatives are not of first order alone."""
-    if isinstance(lammps_class, Halo):
-        if first_layer:  # made from the elements, which ranks know of their ghosts
-            return node_feats
-        return lammps_class.extend(node_feats[: lammps_class.n_owned].contiguous())
-    return blocks.InteractionBlock.handle_lammps(self, node_feats, lammps_class, lammps_natoms, first_layer)
-
-
-def _fast_interaction(original: type) -> type:
-    """A subclass that passes ``edge_index`` to its ``conv_tp``, the block's own switch for fused products."""
-    name = f"Fast{original.__name__}"
-    docstring = f"`{original.__name__}` whose ``conv_tp`` gathers and sums."
-    return type(
-        name,
-        (Swapped, original),
-        {
-            "__module__": __name__,
-            "__qualname__": name,
-            "__doc__": docstring,
-            "_scfmlip_original": original,
-            "conv_fusion": True,
-            "handle_lammps": _with_ghosts,
-        },
-    )
-
-
-FAST_INTERACTIONS = {
-    getattr(blocks, name): _fast_interaction(getattr(blocks, name))
-    for name in INTERACTIONS
-    if hasattr(blocks, name)
-}
-globals().update(
-    {fast.__qualname__: fast for fast in FAST_INTERACTIONS.values()}
-)  # pickle finds these classes by name
+# files of earlier versions name these classes here
+globals().update({fast.__qualname__: fast for fast in FAST_INTERACTIONS.values()})
 
 
 def find_swaps(model: torch.nn.Module) -> tuple[Swaps, dict[int, str]]:
@@ -274,10 +202,23 @@ def find_swaps(model: torch.nn.Module) -> tuple[Swaps, dict[int, str]]:
             mine.update(theirs)  # type: ignore[arg-type]
     for module in model.modules():
         if isinstance(module, blocks.EquivariantProductBasisBlock):
+            swaps.update(_product_swaps(module))
             product: Any = module.symmetric_contractions
             if id(product) not in swaps and id(product) not in left and not _is_ours(product):
                 left[id(product)] = "a contraction of another library"
     return swaps, left
+
+
+def _product_swaps(module: Any) -> Swaps:
+    """The swap of an agnostic product, which makes its one species in every call."""
+    from .residual import FastProductBasis
+
+    config = getattr(module, "cueq_config", None)
+    if type(module) is not blocks.EquivariantProductBasisBlock or not getattr(
+        module, "use_agnostic_product", False
+    ):
+        return {}
+    return {} if config is not None and config.enabled else {id(module): (FastProductBasis, {})}
 
 
 def _is_ours(module: torch.nn.Module) -> bool:
@@ -306,8 +247,16 @@ def _interaction_swaps(module: Any) -> Swaps | str:
         swaps[id(radial)] = (ends[type(radial)], {})
     # a block built with fused convolutions already passes its edges
     if not hasattr(module, "conv_fusion"):
-        swaps[id(module)] = (FAST_INTERACTIONS[type(module)], {})
+        swaps[id(module)] = (_interaction_class(type(module)), {})
     return swaps
+
+
+def _interaction_class(original: type) -> type:
+    """The class that runs a block in fewest launches."""
+    from .residual import FastResidualInteraction
+
+    fast = FAST_INTERACTIONS[original]
+    return FastResidualInteraction if issubclass(FastResidualInteraction, fast) else fast
 
 
 def _fast_convolution(conv_tp: torch.nn.Module) -> tuple[type, ChannelwiseProduct] | None:

@@ -7,6 +7,7 @@ from tolerances import assert_close
 
 from kernels.problems import DTYPES, PATHS, derivatives, submodule
 from scfmlip_kernels import Block, BlockMap, BlockPath, block_linear, sort_species
+from scfmlip_kernels.block_linear.op import parts_of
 from scfmlip_kernels.block_linear.reference import block_linear_reference
 
 pytestmark = pytest.mark.usefixtures("empty_is_nan")
@@ -64,6 +65,63 @@ def test_channels_around_the_tiles(path, generator, device):
     assert_close(block_linear(x, weights, linear), block_linear_reference(x, weights, linear))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n_species", [1, 3])
+@pytest.mark.parametrize("path", PATHS)
+def test_biases(path, n_species, dtype, generator, device):
+    """Of scalars alone; a block with biases to which no path leads; columns of a wider matrix."""
+    linear = some_map(n_species)
+    linear = linear._replace(out=(*linear.out, Block(linear.out_dim, 3, 1)), biases=(3, -1, -1, -1, 0))
+    where = "cpu" if path == "cpu" else device
+    x, weights, index = problem(generator, linear, 9, dtype, where)
+    x = torch.cat((x, x[:, :3]), 1)[:, : linear.x_dim].detach()
+    bias = torch.randn(linear.n_biases, generator=generator, dtype=F64).to(where, dtype)
+    inputs = tuple(t.requires_grad_() for t in (x, weights, bias))
+    value = block_linear(*inputs[:2], linear, order_of(linear, index), bias)
+    got = [value, *derivatives(value, inputs, 1)]
+    inputs = tuple(t.detach().to(F64).requires_grad_() for t in inputs)
+    value = block_linear_reference(*inputs[:2], linear, index, inputs[2])
+    for a, b in zip(got, [value, *derivatives(value, inputs, 1)], strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n_species", "n_rows"), [(1, 9), (3, 9), (1, 0)])
+@pytest.mark.parametrize("path", PATHS)
+def test_several_matrices(path, n_species, n_rows, dtype, generator, device):
+    """X and the output as matrices one behind the other, with derivatives."""
+    whole = some_map(n_species)
+    widths = (
+        tuple(block.channels * block.dim for block in whole.x),
+        (
+            whole.out[0].channels + 3 * whole.out[1].channels,
+            *(block.channels * block.dim for block in whole.out[2:]),
+        ),
+    )
+    linear = whole._replace(x_parts=widths[0], out_parts=widths[1])
+    where = "cpu" if path == "cpu" else device
+    x, weights, index = problem(generator, whole, n_rows, dtype, where)
+    flat = torch.cat([part.flatten() for part in x.split(widths[0], 1)])
+    inputs = (flat.requires_grad_(), weights.requires_grad_())
+    parts = parts_of(block_linear(*inputs, linear, order_of(linear, index)), widths[1])
+    value = torch.cat(parts, 1)
+    got = [value, *derivatives(value, inputs, 2)]
+    exact = tuple(t.detach().to("cpu", F64).requires_grad_() for t in inputs)
+    value = block_linear_reference(torch.cat(parts_of(exact[0], widths[0]), 1), exact[1], whole, index.cpu())
+    for a, b in zip(got, [value, *derivatives(value, exact, 2)], strict=True):
+        assert_close(a, b)
+
+
+def test_gradcheck_of_biases(generator):
+    linear = some_map(1, (2, 2, 1))
+    linear = linear._replace(biases=(0, -1, -1, -1))
+    x, weights, _ = problem(generator, linear, 3)
+    given = tuple(t.requires_grad_() for t in (x, weights, torch.randn(6, generator=generator, dtype=F64)))
+    run = lambda *t: block_linear(*t[:2], linear, None, t[2])  # noqa: E731
+    assert torch.autograd.gradcheck(run, given, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(run, given)
+
+
 def test_gradcheck(generator):
     linear = some_map(2, (2, 2, 1))
     x, weights, index = problem(generator, linear, 3)
@@ -80,7 +138,7 @@ def test_opcheck(generator):
         x, weights, index = problem(generator, linear)
         order = order_of(linear, index) or (None, None)
         grad = torch.randn(7, linear.out_dim, dtype=F64, requires_grad=True)
-        arguments = (x.requires_grad_(), weights.requires_grad_(), *order, text_of(linear))
+        arguments = (x.requires_grad_(), weights.requires_grad_(), None, *order, text_of(linear))
         torch.library.opcheck(torch.ops.scfmlip.block_linear.default, arguments)
         arguments = (x, grad, *order, text_of(linear))
         torch.library.opcheck(torch.ops.scfmlip.block_linear_weights.default, arguments)
@@ -116,6 +174,9 @@ def test_refuses(generator):
     for wrong, message in (
         (linear._replace(x=linear.x[1:]), "must cover its columns"),
         (linear._replace(n_weights=3), "there are 3"),
+        (linear._replace(out_parts=(3, linear.out_dim - 3)), "must consist of whole blocks"),
+        (linear._replace(biases=(0, 1, -1, -1)), "blocks of the output with one component"),
+        (linear._replace(biases=(0, -1, -1, -1)), "this map has 15 biases: pass as many"),
         (linear._replace(x=(first._replace(layout="rows"), *linear.x[1:])), "layout must be"),
         (linear._replace(paths=(BlockPath(0, 1, 0, (0, 1, 1)),)), "maps 1 components to 3"),
         (linear._replace(paths=(BlockPath(0, 9, 0, (0, 1, 1)),)), "names blocks 0 of x and 9"),

@@ -22,6 +22,7 @@ FAMILIES = {
     "coulomb": {"measured", "charges", "dipoles"},
     "listed_pairs": {"block", "num_warps", "num_stages"},
     "lattice": set(LatticeLaunch._fields),
+    "norm_network": {"rows", "in", "out", "num_warps", "num_stages", "precision"},
     "mesh": {"atoms", "gather_atoms", "num_warps", "num_stages", "precision"},
     "pairs": {"block", "sources", "num_warps", "num_stages"},
     "charge_solve": {"tile", "num_warps", "num_stages"},

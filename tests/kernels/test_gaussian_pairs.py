@@ -346,3 +346,15 @@ def test_softened_sums_end_at_order_three(path, device):
     value = gaussian_pairs(r, moments, WIDTHS[:1], pointers([3]), 1, softening=0.1)
     with pytest.raises(NotImplementedError, match="order 3, not 4"):
         value.sum().backward()
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("rank", [0, 2])
+def test_splits_of_the_sources_add_up(rank, monkeypatch, device):
+    """Several programs for one target, as small systems get on a GPU; some have no source."""
+    sizes = (70, 0, 3)
+    positions, moments = (x.to(device) for x in problem(sizes, 1, n_channels=2))
+    whole = gaussian_pairs(positions, moments, WIDTHS[:1], pointers(sizes), rank)
+    monkeypatch.setattr(submodule("gaussian_pairs.kernel"), "splits_for", lambda *_: 4)
+    parts = gaussian_pairs(positions, moments, WIDTHS[:1], pointers(sizes), rank)
+    assert_equal_by_degree(parts, whole, rank, 1e-13)

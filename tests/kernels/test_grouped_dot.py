@@ -33,6 +33,19 @@ def test_values_and_derivatives(path, n, dtype, generator, device):
             assert_close(a, b)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("path", PATHS)
+def test_first_derivatives_alone(path, dtype, generator, device):
+    """Both in one launch, as force passes take them."""
+    x, y, g = (torch.randn(37, k, generator=generator, dtype=F64) for k in (7, 7, 5))
+    given = tuple(t.to("cpu" if path == "cpu" else device, dtype).requires_grad_() for t in (x, y))
+    value = grouped_dot(*given, GROUPS, N_GROUPS)
+    exact = tuple(t.requires_grad_() for t in (x, y))
+    want = torch.autograd.grad(grouped_dot_reference(*exact, GROUPS, N_GROUPS), exact, g)
+    for a, b in zip(torch.autograd.grad(value, given, g.to(value)), want, strict=True):
+        assert_close(a, b)
+
+
 def test_gradcheck(generator):
     x, y, s = (torch.randn(3, k, generator=generator, dtype=F64).requires_grad_() for k in (7, 7, 5))
     for run, given in (

@@ -161,7 +161,7 @@ def test_atom_tiles_cover_the_atoms_once(sizes, generator, device):
     points = 2 * pointers(sizes)
     for table, ptr in ((grid, pointers(sizes)), (grid_at_points(grid, points), points)):
         visits = torch.zeros(int(ptr[-1]), dtype=torch.int64)
-        block = lattice_launch(torch.device(device), torch.float32).atoms
+        block = lattice_launch(torch.device(device), torch.float32).field_atoms
         for first, last, first_row, last_row in table.atom_tiles.tolist():
             visits[first : min(first + block, last)] += 1
             system = int((ptr[1:] <= first).sum())

@@ -17,22 +17,23 @@ from torch import Tensor
 from ..constants import constant
 from ..indexed_linear.tiles import most_tiles, species_tile
 from ..tuned import compiler_options, tuned
-from .maps import BlockMap, map_of
+from .maps import BlockMap, allocate, count_rows, map_of, part_of
 
 
 @triton.jit(do_not_specialize=["n_species"])
 def _block_linear_kernel(
     x_ptr,  # [n_rows, x_dim]
     weights_ptr,  # [n_weights]
+    bias_ptr,  # [n_biases] or None
     order_ptr,  # [n_rows] int64, rows sorted by species
     ptr_ptr,  # [n_species + 1] int64
-    tiles_ptr,  # [n_tiles, 8] int32, see `column_tiles`
-    paths_ptr,  # [n_paths, 8] int32, see `path_rows`
+    tiles_ptr,  # [n_tiles, 11] int32, see `column_tiles`
+    paths_ptr,  # [n_paths, 10] int32, see `path_rows`
     scales_ptr,  # [n_paths] factors of the paths
     out_ptr,  # [n_rows, out_dim]
     n_rows,
     n_species,
-    x_dim,
+    x_stride,
     out_dim,
     HAS_SPECIES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -42,7 +43,7 @@ def _block_linear_kernel(
     PRECISION: tl.constexpr,
 ):
     dtype = x_ptr.dtype.element_ty
-    tile = tiles_ptr + tl.program_id(1) * 8
+    tile = tiles_ptr + tl.program_id(1) * 11
     first_column = tl.load(tile)
     channel_stride = tl.load(tile + 1)
     component_stride = tl.load(tile + 2)
@@ -70,11 +71,17 @@ def _block_linear_kernel(
         column = first_channel + tl.arange(0, BLOCK_OUT)
         inside = column < n_channels
         total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype)
+        if bias_ptr is not None:
+            first_bias = tl.load(tile + 8)
+            has_bias = inside & (column * 0 + first_bias >= 0)
+            total += tl.load(bias_ptr + first_bias + column, mask=has_bias, other=0.0)[None, :]
         for number in range(first_path, last_path):
-            path = paths_ptr + number * 8
+            path = paths_ptr + number * 10
             n_in = tl.load(path + 3)
             in_stride = tl.load(path + 1)
-            x = x_ptr + atom * x_dim + tl.load(path) + component * tl.load(path + 2)
+            width = tl.load(path + 9)
+            start_x = tl.load(path) + tl.load(path + 8).to(tl.int64) * (n_rows - 1)
+            x = x_ptr + start_x + atom * tl.where(width < 0, x_stride, width) + component * tl.load(path + 2)
             weights = weights_ptr + tl.load(path + 4) + species * tl.load(path + 5)
             weights = weights + column * tl.load(path + 7)
             scale = tl.load(scales_ptr + number)
@@ -89,7 +96,10 @@ def _block_linear_kernel(
                     other=0.0,
                 )
                 total = tl.dot(left, right * scale, total, input_precision=PRECISION, out_dtype=dtype)
-        out = out_ptr + (atom * out_dim + first_column + component * component_stride)[:, None]
+        out_width = tl.load(tile + 10)
+        start_out = first_column + tl.load(tile + 9).to(tl.int64) * (n_rows - 1)
+        out_row = start_out + atom * tl.where(out_width < 0, out_dim, out_width)
+        out = out_ptr + (out_row + component * component_stride)[:, None]
         tl.store(out + (column * channel_stride)[None, :], total, mask=there[:, None] & inside[None, :])
 
 
@@ -100,23 +110,26 @@ def _sorted_paths(linear: BlockMap) -> list:
 
 @lru_cache(maxsize=1024)
 def column_tiles(linear: BlockMap, block: int) -> tuple[tuple[int, ...], ...]:
-    """Rows of: first column, two strides, channels, components, first channel, first and last path."""
+    """Rows of: first column, strides, channels, components, first channel, paths, first bias, part."""
     paths, rows = [path.out for path in _sorted_paths(linear)], []
     for n, out in enumerate(linear.out):
         first = sum(p < n for p in paths)
         mine = (first, first + paths.count(n))
         for channel in range(0, out.channels, block):
-            rows.append((out.first, *out.strides, out.channels, out.dim, channel, *mine))
+            bias = linear.biases[n] if linear.biases else -1
+            part = part_of(out, linear.out_parts)
+            rows.append((out.first, *out.strides, out.channels, out.dim, channel, *mine, bias, *part))
     return tuple(rows)
 
 
 @lru_cache(maxsize=1024)
 def path_rows(linear: BlockMap) -> tuple[tuple[int, ...], ...]:
-    """Rows of: first column of x, its two strides and channels, first weight, strides of the weights."""
+    """Rows of: first column of x, two strides, channels, first weight, strides of the weights, part of x."""
     rows = []
     for path in _sorted_paths(linear):
         x = linear.x[path.x]
-        rows.append((x.first, *x.strides, x.channels, path.first, *path.strides))
+        part = part_of(x, linear.x_parts)
+        rows.append((x.first, *x.strides, x.channels, path.first, *path.strides, *part))
     return tuple(rows)
 
 
@@ -127,14 +140,20 @@ def path_scales(linear: BlockMap) -> tuple[float, ...]:
 
 
 def launch_block_linear(
-    x: Tensor, weights: Tensor, order: Tensor | None, ptr: Tensor | None, text: str
+    x: Tensor,
+    weights: Tensor,
+    bias: Tensor | None,
+    order: Tensor | None,
+    ptr: Tensor | None,
+    text: str,
 ) -> Tensor:
-    """Allocate and launch; ``x [n_rows, x_dim]`` and ``weights [n_weights]`` are contiguous."""
-    linear, n_rows = map_of(text), len(x)
-    out = x.new_empty((n_rows, linear.out_dim))
+    """Allocate and launch; the columns of x and the weights are neighbours in memory."""
+    linear = map_of(text)
+    n_rows = count_rows(x, linear.x_parts)
+    out = allocate(n_rows, linear.out_dim, linear.out_parts, x)
     if not out.numel():
         return out
-    if not linear.paths:
+    if not linear.paths and bias is None:
         return out.zero_()
     options = tuned("indexed_linear", x.device, x.dtype)
     block_out = max(16, options["out"] // 2)  # blocks are read with strides, which takes registers
@@ -146,15 +165,16 @@ def launch_block_linear(
     _block_linear_kernel[(n_tiles, len(tiles))](
         x_ptr=x,
         weights_ptr=weights,
+        bias_ptr=bias,
         order_ptr=order,
         ptr_ptr=ptr,
         tiles_ptr=constant(tiles, torch.int32, x.device),
-        paths_ptr=constant(path_rows(linear), torch.int32, x.device),
-        scales_ptr=constant(path_scales(linear), x.dtype, x.device),
+        paths_ptr=constant(path_rows(linear) or ((0,) * 10,), torch.int32, x.device),
+        scales_ptr=constant(path_scales(linear) or (0.0,), x.dtype, x.device),
         out_ptr=out,
         n_rows=n_rows,
         n_species=linear.n_species,
-        x_dim=linear.x_dim,
+        x_stride=x.stride(0),
         out_dim=linear.out_dim,
         HAS_SPECIES=order is not None,
         BLOCK_ROWS=options["rows"],

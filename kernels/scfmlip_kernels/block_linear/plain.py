@@ -6,14 +6,16 @@ from torch import Tensor
 from ..dispatch import runs_triton
 from ..indexed_linear.cpu import indexed_linear_cpu, indexed_linear_weights_cpu
 from ..indexed_linear.kernel import launch_indexed_linear_weights
-from .maps import Block, BlockMap, BlockPath, map_of
+from .maps import Block, BlockMap, BlockPath, allocate, count_rows, map_of, part_of
 
 
-def _channels(rows: Tensor, block: Block) -> Tensor:
-    """``[n_rows, dim, channels]`` view of a block."""
+def _channels(rows: Tensor, block: Block, parts: tuple[int, ...] = ()) -> Tensor:
+    """``[n_rows, dim, channels]`` view of a block of a matrix, or of several in one vector."""
     channel, component = block.strides
-    size, offset = (len(rows), block.dim, block.channels), rows.storage_offset() + block.first
-    return rows.as_strided(size, (rows.stride(0), component, channel), offset)
+    n_rows, (before, width) = count_rows(rows, parts), part_of(block, parts)
+    offset = rows.storage_offset() + block.first + before * (n_rows - 1)
+    step = width if parts else rows.stride(0)
+    return rows.as_strided((n_rows, block.dim, block.channels), (step, component, channel), offset)
 
 
 def _matrices(weights: Tensor, linear: BlockMap, path: BlockPath) -> Tensor:
@@ -23,19 +25,30 @@ def _matrices(weights: Tensor, linear: BlockMap, path: BlockPath) -> Tensor:
 
 
 def block_linear_plain(
-    x: Tensor, weights: Tensor, order: Tensor | None, ptr: Tensor | None, text: str
+    x: Tensor,
+    weights: Tensor,
+    bias: Tensor | None,
+    order: Tensor | None,
+    ptr: Tensor | None,
+    text: str,
 ) -> Tensor:
     """``[n_rows, out_dim]``; arguments as in `kernel.launch_block_linear`."""
     linear = map_of(text)
-    out = x.new_zeros((len(x), linear.out_dim))
+    out = allocate(count_rows(x, linear.x_parts), linear.out_dim, linear.out_parts, x).zero_()
+    if not out.numel():
+        return out
+    if bias is not None:
+        for block, first in zip(linear.out, linear.biases, strict=True):
+            if first >= 0:
+                _channels(out, block).add_(bias[first : first + block.channels])
     for path in linear.paths:
-        rows = _channels(x, linear.x[path.x])
+        rows = _channels(x, linear.x[path.x], linear.x_parts)
         matrices = _matrices(weights, linear, path) * path.scale
         if order is None or ptr is None:
             value = rows @ matrices[0]
         else:
             value = indexed_linear_cpu(rows.contiguous(), matrices, order, ptr)
-        _channels(out, linear.out[path.out]).add_(value)
+        _channels(out, linear.out[path.out], linear.out_parts).add_(value)
     return out
 
 
@@ -45,8 +58,11 @@ def block_linear_weights_plain(
     """``[n_weights]`` sums over rows of x times grad, in the places of the weights."""
     linear = map_of(text)
     out = x.new_zeros(linear.n_weights)
+    if not x.numel():
+        return out
     for path in linear.paths:
-        left, right = _channels(x, linear.x[path.x]), _channels(grad, linear.out[path.out])
+        left = _channels(x, linear.x[path.x], linear.x_parts)
+        right = _channels(grad, linear.out[path.out], linear.out_parts)
         if order is None or ptr is None:
             found = (left.flatten(0, 1).mT @ right.flatten(0, 1))[None]
         elif runs_triton(x):

@@ -7,7 +7,11 @@ from .maps import BlockMap
 
 
 def block_linear_reference(
-    x: Tensor, weights: Tensor, linear: BlockMap, index: Tensor | None = None
+    x: Tensor,
+    weights: Tensor,
+    linear: BlockMap,
+    index: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """
     One number after another.
@@ -17,6 +21,7 @@ def block_linear_reference(
         weights: ``[n_weights]``.
         linear: The map.
         index: ``[n_rows]`` species of each row; all 0 if None.
+        bias: ``[n_biases]``, for a map with biases.
 
     Returns:
         ``[n_rows, out_dim]``.
@@ -33,4 +38,9 @@ def block_linear_reference(
                     source = x[:, a.first + u * a.strides[0] + component * a.strides[1]]
                     place = b.first + v * b.strides[0] + component * b.strides[1]
                     columns[place] = columns[place] + path.scale * weight * source
+    if bias is not None:
+        for block, first in zip(linear.out, linear.biases, strict=True):
+            for v in range(block.channels if first >= 0 else 0):
+                place = block.first + v * block.strides[0]
+                columns[place] = columns[place] + bias[first + v]
     return torch.stack(columns, 1)

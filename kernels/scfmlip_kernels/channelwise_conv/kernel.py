@@ -151,5 +151,7 @@ def launch_channelwise_conv_backward(
             **compiler,
         )
     d_x = sum_rows(d_rows, by_sender, sender_ptr, compiler) if wants_x else x.new_empty(0)
-    d_y = d_parts.sum(1) if wants_y else x.new_empty(0)
+    d_y = x.new_empty(0)
+    if wants_y:
+        d_y = d_parts[:, 0] if d_parts.shape[1] == 1 else d_parts.sum(1)
     return d_x, d_y, d_w

@@ -2,9 +2,10 @@
 Projected conjugate gradients for a ragged batch of small systems, in one launch.
 
 Grid: (systems). One program owns a system: it keeps the vectors of the recursion in registers, reads the
-matrix once per iteration, and stops when its own system has converged or failed. The preconditioner is the
-diagonal; the projector enforces the given sums (Gould, Hribar and Nocedal, SIAM J. Sci. Comput. 23, 1376
-(2001)). Vectors, products and dot products are float64, whatever the dtype of the matrix. No atomics.
+matrix once per iteration, row after row because it is symmetric, and stops when its own system has converged
+or failed. The preconditioner is the diagonal; the projector enforces the given sums (Gould, Hribar and
+Nocedal, SIAM J. Sci. Comput. 23, 1376 (2001)). Vectors, products and dot products are float64,
+whatever the dtype of the matrix. No atomics.
 """
 
 import torch
@@ -23,19 +24,25 @@ MAX_ATOMS = 1024
 
 @triton.jit
 def _product(matrix_ptr, vector, scratch_ptr, n, BLOCK: tl.constexpr, BLOCK_ROWS: tl.constexpr):
-    """Matrix times vector, by blocks of rows, through scratch memory of this program."""
+    """
+    Symmetric matrix times vector: the sum of its rows, each times a number of the vector.
+
+    Threads own columns, so nothing is exchanged between them until the blocks of rows are added at the end.
+    The vector goes through scratch memory of this program.
+    """
     column = tl.arange(0, BLOCK)
     inside = column < n
+    tl.debug_barrier()
+    tl.store(scratch_ptr + column, vector, mask=inside)
+    tl.debug_barrier()
+    total = tl.zeros((BLOCK_ROWS, BLOCK), tl.float64)
     for start in range(0, n, BLOCK_ROWS):
         row = start + tl.arange(0, BLOCK_ROWS)
         valid = (row < n)[:, None] & inside[None, :]
         place = row.to(tl.int64)[:, None] * n + column[None, :]
         tile = tl.load(matrix_ptr + place, mask=valid, other=0.0).to(tl.float64)
-        tl.store(scratch_ptr + row, tl.sum(tile * vector[None, :], 1), mask=row < n)
-    tl.debug_barrier()
-    out = tl.load(scratch_ptr + column, mask=inside, other=0.0)
-    tl.debug_barrier()
-    return out
+        total += tile * tl.load(scratch_ptr + row, mask=row < n, other=0.0)[:, None]
+    return tl.sum(total, 0)
 
 
 @triton.jit

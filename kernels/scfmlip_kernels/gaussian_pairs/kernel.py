@@ -1,9 +1,9 @@
 """
 Derivatives of erf(r / sqrt(2) S) / (r + softening), summed over all pairs of a system.
 
-Grid: (blocks of targets, channels x widths). One program owns BLOCK targets of one system and walks over all
-of the system's sources; the sums over each block of sources are added in float64. It needs no atomics and no
-neighbour list.
+Grid: (blocks of targets, channels x widths, splits of the sources). One program owns BLOCK targets of one
+system and walks over its share of the system's sources; the sums over each block of sources are added in
+float64. It needs no atomics and no neighbour list: each split writes its own sums, which the launcher adds.
 
 With F_n = ((1/r) d/dr)^n f and sources of charge q and dipole d at distance vector r,
     rank 0    q F0 - (d.r) F1
@@ -23,10 +23,12 @@ from torch import Tensor
 
 from ..constants import constant
 from ..lattice.monomials import monomial_count, rank_of_count
-from ..lattice.tiles import channel_parts, check_places
+from ..lattice.tiles import channel_parts, check_places, splits_for
 from ..tuned import compiler_options, tuned
 
 MAX_SOURCE_RANK = 1
+# fewest sources for which another program is worth the sum over splits
+_SOURCES_OF_A_SPLIT = 64
 MAX_RANK = 2
 
 
@@ -57,7 +59,7 @@ def _gaussian_pairs_kernel(
     moments_ptr,  # [n_channels, n_widths, N_MOMENTS, n_atoms]
     constants_ptr,  # [n_widths + 1]: alpha = 1 / (sqrt(2) S) of each width, then the softening
     tiles_ptr,  # [n_tiles, 3] int32: first target, first and last atom of the system
-    out_ptr,  # [n_channels, n_widths, N_OUT, n_atoms] float64
+    out_ptr,  # [n_splits, n_channels, n_widths, N_OUT, n_atoms] float64
     n_atoms,
     n_widths,
     group_size,
@@ -94,7 +96,8 @@ def _gaussian_pairs_kernel(
     vyz = tl.zeros((BLOCK,), tl.float64)
     vzz = tl.zeros((BLOCK,), tl.float64)
     sources_ptr = moments_ptr + column * N_MOMENTS * n_atoms
-    for block in range(begin, end, BLOCK_SOURCES):
+    split = tl.program_id(2)
+    for block in range(begin + split * BLOCK_SOURCES, end, tl.num_programs(2) * BLOCK_SOURCES):
         j = block + tl.arange(0, BLOCK_SOURCES)
         valid = j < end
         xj = tl.load(positions_ptr + j, mask=valid, other=0.0)
@@ -173,6 +176,7 @@ def _gaussian_pairs_kernel(
                 vxy += tl.sum(q * x * y * f2, 1).to(tl.float64)
                 vxz += tl.sum(q * x * z * f2, 1).to(tl.float64)
                 vyz += tl.sum(q * y * z * f2, 1).to(tl.float64)
+    column += split.to(tl.int64) * tl.num_programs(1)
     out = out_ptr + column * N_OUT * n_atoms + i
     tl.store(out, v, mask=inside)
     if RANK >= 1:
@@ -213,8 +217,10 @@ def launch_gaussian_pairs(
     if len(parts) > 1:
         rest = (widths, atom_ptr, rank, softening, group_size)
         return torch.cat([launch_gaussian_pairs(positions, part, *rest) for part in parts], 1)
-    out = positions.new_zeros((n_channels, n_widths, n_out, n_atoms), dtype=torch.float64)
     tiles = pair_tiles(atom_ptr, positions.device)
+    n_programs, largest = tiles.shape[0] * n_channels * n_widths, int(atom_ptr.diff().max()) if n_atoms else 0
+    n_splits = splits_for(n_programs, largest, _SOURCES_OF_A_SPLIT, positions)
+    out = positions.new_zeros((n_splits, n_channels, n_widths, n_out, n_atoms), dtype=torch.float64)
     # the tiles use float32's block size
     options = {
         **tuned("pairs", moments.device, moments.dtype),
@@ -222,7 +228,7 @@ def launch_gaussian_pairs(
     }
     if tiles.shape[0] and n_channels and n_widths:
         alphas = tuple(1 / (2**0.5 * width) for width in widths.tolist())
-        _gaussian_pairs_kernel[(tiles.shape[0], n_channels * n_widths)](
+        _gaussian_pairs_kernel[(tiles.shape[0], n_channels * n_widths, n_splits)](
             positions_ptr=positions.T.contiguous(),
             moments_ptr=moments.permute(1, 2, 3, 0).contiguous(),
             constants_ptr=constant((*alphas, softening), moments.dtype, positions.device),
@@ -240,7 +246,8 @@ def launch_gaussian_pairs(
             BLOCK_SOURCES=options["sources"],
             **compiler_options(options["num_warps"], options["num_stages"], moments),
         )
-    return out.permute(3, 0, 1, 2).to(moments.dtype).contiguous()
+    sums = out[0] if n_splits == 1 else out.sum(0)
+    return sums.permute(3, 0, 1, 2).to(moments.dtype).contiguous()
 
 
 def kernel_holds(moments: Tensor, rank: int) -> bool:

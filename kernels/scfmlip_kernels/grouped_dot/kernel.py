@@ -61,13 +61,34 @@ def _grouped_scale_kernel(
     tl.store(out_ptr + place, scale * tl.load(x_ptr + place, mask=inside, other=0.0), mask=inside)
 
 
+@triton.jit
+def _grouped_dot_backward_kernel(
+    grad_ptr,  # [n_rows, n_groups]
+    x_ptr,  # [n_rows, n_columns]
+    y_ptr,  # [n_rows, n_columns]
+    groups_ptr,  # [n_columns] int64 group of each column
+    d_x_ptr,  # [n_rows, n_columns]
+    d_y_ptr,  # [n_rows, n_columns]
+    n_results,
+    n_columns,
+    n_groups,
+    BLOCK: tl.constexpr,
+):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < n_results
+    group = tl.load(groups_ptr + place % n_columns, mask=inside, other=0)
+    grad = tl.load(grad_ptr + place // n_columns * n_groups + group, mask=inside, other=0.0)
+    tl.store(d_x_ptr + place, grad * tl.load(y_ptr + place, mask=inside, other=0.0), mask=inside)
+    tl.store(d_y_ptr + place, grad * tl.load(x_ptr + place, mask=inside, other=0.0), mask=inside)
+
+
 @lru_cache(maxsize=1024)
 def columns_of(groups: tuple[int, ...], n_groups: int) -> tuple[tuple[int, ...], ...]:
     """Columns of each group, padded with -1 to the most."""
     found: list[list[int]] = [[] for _ in range(n_groups)]
     for column, group in enumerate(groups):
         found[group].append(column)
-    most = max(1, *map(len, found))
+    most = max([1, *map(len, found)])
     return tuple((*columns, *(-1,) * (most - len(columns))) for columns in found)
 
 
@@ -107,3 +128,25 @@ def launch_grouped_scale(scales: Tensor, x: Tensor, groups: tuple[int, ...]) -> 
             **compiler_options(4, 1, x),
         )
     return out
+
+
+def launch_grouped_dot_backward(
+    grad: Tensor, x: Tensor, y: Tensor, groups: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """``[n_rows, n_columns]`` derivatives in x and y; contiguous arguments."""
+    d_x, d_y = torch.empty_like(x), torch.empty_like(y)
+    if d_x.numel():
+        _grouped_dot_backward_kernel[(triton.cdiv(d_x.numel(), _BLOCK),)](
+            grad_ptr=grad,
+            x_ptr=x,
+            y_ptr=y,
+            groups_ptr=constant(groups, torch.int64, x.device),
+            d_x_ptr=d_x,
+            d_y_ptr=d_y,
+            n_results=d_x.numel(),
+            n_columns=len(groups),
+            n_groups=grad.shape[1],
+            BLOCK=_BLOCK,
+            **compiler_options(4, 1, x),
+        )
+    return d_x, d_y

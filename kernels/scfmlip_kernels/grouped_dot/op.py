@@ -9,7 +9,7 @@ from ..checks import check_floats, check_shape, check_tensors, outside_autocast
 from ..constants import constant
 from ..dispatch import runs_triton, vmap_by_loop
 from ..operators import operator
-from .kernel import launch_grouped_dot, launch_grouped_scale
+from .kernel import launch_grouped_dot, launch_grouped_dot_backward, launch_grouped_scale
 
 
 @operator("scfmlip::grouped_dot")
@@ -39,6 +39,17 @@ def _(scales, x, groups):
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
+@operator("scfmlip::grouped_dot_backward")
+def _grouped_dot_backward(grad: Tensor, x: Tensor, y: Tensor, groups: Sequence[int]) -> tuple[Tensor, Tensor]:
+    given = grad.contiguous(), x.contiguous(), y.contiguous()
+    return launch_grouped_dot_backward(*given, tuple(groups))
+
+
+@_grouped_dot_backward.register_fake
+def _(grad, x, y, groups):
+    return x.new_empty(x.shape), y.new_empty(y.shape)
+
+
 def _setup_dot(ctx, inputs, output):
     x, y, ctx.groups, _ = inputs
     ctx.save_for_backward(x, y)
@@ -47,6 +58,8 @@ def _setup_dot(ctx, inputs, output):
 def _dot_backward(ctx, grad):
     x, y = ctx.saved_tensors
     d_x = d_y = None
+    if all(ctx.needs_input_grad[:2]) and not torch.is_grad_enabled() and runs_triton(x):
+        return *torch.ops.scfmlip.grouped_dot_backward(grad, x, y, ctx.groups), None, None
     if ctx.needs_input_grad[0]:
         d_x = torch.ops.scfmlip.grouped_scale(grad, y, ctx.groups)
     if ctx.needs_input_grad[1]:
@@ -72,6 +85,7 @@ def _scale_backward(ctx, grad):
 _grouped_dot.register_autograd(_dot_backward, setup_context=_setup_dot)
 _grouped_scale.register_autograd(_scale_backward, setup_context=_setup_scale)
 vmap_by_loop(_grouped_dot, "grouped_dot")
+vmap_by_loop(_grouped_dot_backward, "grouped_dot_backward")
 vmap_by_loop(_grouped_scale, "grouped_scale")
 
 

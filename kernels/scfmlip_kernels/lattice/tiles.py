@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..tuned import tuned
 
-_BLOCKS = ("rows", "l", "atoms")
+_BLOCKS = ("rows", "l", "atoms", "field_atoms")
 
 
 class LatticeLaunch(NamedTuple):
@@ -22,6 +22,8 @@ class LatticeLaunch(NamedTuple):
     num_warps: int
     num_stages: int
     precision: str
+    field_atoms: int
+    field_warps: int
 
 
 def lattice_launch(device: torch.device, dtype: torch.dtype) -> LatticeLaunch:
@@ -117,6 +119,6 @@ def build_atom_tiles(row_ptr: Tensor, atom_ptr: Tensor, options: LatticeLaunch) 
     tiles = [
         (atom, ptr[i + 1], rows[i], rows[i + 1])
         for i in range(len(ptr) - 1)
-        for atom in range(ptr[i], ptr[i + 1], options.atoms)
+        for atom in range(ptr[i], ptr[i + 1], options.field_atoms)
     ]
     return torch.tensor(tiles, dtype=torch.int32).reshape(-1, 4)

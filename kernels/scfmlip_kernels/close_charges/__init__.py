@@ -1,0 +1,3 @@
+from .op import close_charges
+
+__all__ = ["close_charges"]

@@ -1,0 +1,3 @@
+from .op import gated
+
+__all__ = ["gated"]

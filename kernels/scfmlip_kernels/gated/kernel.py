@@ -1,0 +1,199 @@
+"""
+Gates: functions of scalars, and columns times functions of their gates.
+
+Grid of the values: blocks of results. Grid of the derivatives: blocks of rows, because the divisor of a row
+needs a sum over its columns; columns of a gate stand in a small table. No atomics.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..constants import constant
+from ..grouped_dot.kernel import columns_of
+from ..tuned import compiler_options
+from .description import Gate
+
+_BLOCK, _ROWS, _COLUMNS = 256, 4, 128
+
+
+@triton.jit
+def _function(v, SILU: tl.constexpr):
+    s = 1.0 / (1.0 + tl.exp(-v))
+    if SILU:
+        s = v * s
+    return s
+
+
+@triton.jit
+def _slope(v, SILU: tl.constexpr):
+    s = 1.0 / (1.0 + tl.exp(-v))
+    slope = s * (1.0 - s)
+    if SILU:
+        slope = s + v * slope
+    return slope
+
+
+@triton.jit
+def _sum_of(x_ptr, divisor_ptr, residual_ptr, row, place, inside):
+    """A row's number divided, plus the residual."""
+    y = tl.load(x_ptr + place, mask=inside, other=0.0)
+    if divisor_ptr is not None:
+        y = y / tl.load(divisor_ptr + row, mask=inside, other=1.0)
+    if residual_ptr is not None:
+        y += tl.load(residual_ptr + place, mask=inside, other=0.0)
+    return y
+
+
+@triton.jit
+def _gated_kernel(
+    x_ptr,  # [n_rows, n_in]
+    divisor_ptr,  # [n_rows] or None
+    residual_ptr,  # [n_rows, n_in] or None
+    groups_ptr,  # [n_gated] int32 gate of each gated column
+    out_ptr,  # [n_rows, n_out]
+    n_results,
+    n_in,
+    n_out,
+    n_scalars,
+    n_gates,
+    SCALAR_SILU: tl.constexpr,
+    GATE_SILU: tl.constexpr,
+    SCALAR_FACTOR: tl.constexpr,
+    GATE_FACTOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < n_results
+    row = place // n_out
+    column = place % n_out
+    scalar = column < n_scalars
+    gate = tl.load(groups_ptr + column - n_scalars, mask=inside & ~scalar, other=0)
+    # of a scalar its own place twice
+    of_gate = tl.where(scalar, column, n_scalars + gate)
+    of_value = tl.where(scalar, column, column + n_gates)
+    y = _sum_of(x_ptr, divisor_ptr, residual_ptr, row, row * n_in + of_gate, inside)
+    v = _sum_of(x_ptr, divisor_ptr, residual_ptr, row, row * n_in + of_value, inside & ~scalar)
+    opened = _function(y, GATE_SILU) * GATE_FACTOR * v
+    tl.store(
+        out_ptr + place, tl.where(scalar, _function(y, SCALAR_SILU) * SCALAR_FACTOR, opened), mask=inside
+    )
+
+
+@triton.jit
+def _gated_backward_kernel(
+    x_ptr,  # [n_rows, n_in]
+    divisor_ptr,  # [n_rows] or None
+    residual_ptr,  # [n_rows, n_in] or None
+    grad_ptr,  # [n_rows, n_out]
+    groups_ptr,  # [n_gated] int32 gate of each gated column
+    table_ptr,  # [n_gates, n_most] int32 gated columns of each gate, -1 where there are fewer
+    d_y_ptr,  # [n_rows, n_in] derivatives in the residual
+    d_x_ptr,  # [n_rows, n_in] or None where they are the same
+    d_divisor_ptr,  # [n_rows] or None
+    n_rows,
+    n_in,
+    n_out,
+    n_scalars,
+    n_gates,
+    n_most,
+    SCALAR_SILU: tl.constexpr,
+    GATE_SILU: tl.constexpr,
+    SCALAR_FACTOR: tl.constexpr,
+    GATE_FACTOR: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    dtype = x_ptr.dtype.element_ty
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    first = n_scalars + n_gates
+    along = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype)
+    for start in range(0, n_in, BLOCK_COLUMNS):
+        column = start + tl.arange(0, BLOCK_COLUMNS)[None, :]
+        inside = (row < n_rows) & (column < n_in)
+        scalar = inside & (column < n_scalars)
+        is_gate = inside & (column >= n_scalars) & (column < first)
+        rest = inside & (column >= first)
+        place = row * n_in + column
+        y = _sum_of(x_ptr, divisor_ptr, residual_ptr, row, place, inside)
+        of_scalar = tl.load(grad_ptr + row * n_out + column, mask=scalar, other=0.0)
+        d_y = of_scalar * _slope(y, SCALAR_SILU) * SCALAR_FACTOR
+        gate = tl.load(groups_ptr + column - first, mask=rest, other=0)
+        opening = _sum_of(x_ptr, divisor_ptr, residual_ptr, row, row * n_in + n_scalars + gate, rest)
+        of_rest = tl.load(grad_ptr + row * n_out + column - n_gates, mask=rest, other=0.0)
+        d_y += of_rest * _function(opening, GATE_SILU) * GATE_FACTOR
+        total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype)
+        for term in range(n_most):
+            gated = tl.load(table_ptr + (column - n_scalars) * n_most + term, mask=is_gate, other=-1)
+            there = is_gate & (gated >= 0)
+            g = tl.load(grad_ptr + row * n_out + n_scalars + gated, mask=there, other=0.0)
+            total += g * _sum_of(x_ptr, divisor_ptr, residual_ptr, row, row * n_in + first + gated, there)
+        d_y = tl.where(is_gate, total * _slope(y, GATE_SILU) * GATE_FACTOR, d_y)
+        tl.store(d_y_ptr + place, d_y, mask=inside)
+        if d_x_ptr is not None:
+            d_x = d_y / tl.load(divisor_ptr + row, mask=row < n_rows, other=1.0)
+            tl.store(d_x_ptr + place, d_x, mask=inside)
+            along += d_x * tl.load(x_ptr + place, mask=inside, other=0.0)
+    if d_divisor_ptr is not None:
+        line = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        divisor = tl.load(divisor_ptr + line, mask=line < n_rows, other=1.0)
+        tl.store(d_divisor_ptr + line, -tl.sum(along, 1) / divisor, mask=line < n_rows)
+
+
+def _options(gate: Gate, x: Tensor) -> dict:
+    return {
+        "groups_ptr": constant(gate.groups or (0,), torch.int32, x.device),
+        "n_in": gate.n_in,
+        "n_out": gate.n_out,
+        "n_scalars": gate.n_scalars,
+        "n_gates": gate.n_gates,
+        "SCALAR_SILU": gate.scalar == "silu",
+        "GATE_SILU": gate.gate == "silu",
+        "SCALAR_FACTOR": gate.scalar_factor,
+        "GATE_FACTOR": gate.gate_factor,
+        **compiler_options(4, 1, x),
+    }
+
+
+def launch_gated(x: Tensor, divisor: Tensor | None, residual: Tensor | None, gate: Gate) -> Tensor:
+    """``[n_rows, n_out]``; contiguous arguments."""
+    out = x.new_empty((len(x), gate.n_out))
+    if out.numel():
+        _gated_kernel[(triton.cdiv(out.numel(), _BLOCK),)](
+            x_ptr=x,
+            divisor_ptr=divisor,
+            residual_ptr=residual,
+            out_ptr=out,
+            n_results=out.numel(),
+            BLOCK=_BLOCK,
+            **_options(gate, x),
+        )
+    return out
+
+
+def launch_gated_backward(
+    x: Tensor, divisor: Tensor | None, residual: Tensor | None, grad: Tensor, gate: Gate
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives in x, the divisor and the residual; contiguous arguments. Without a divisor one is both."""
+    d_y = torch.empty_like(x)
+    d_x = d_y if divisor is None else torch.empty_like(x)
+    d_divisor = x.new_empty(0) if divisor is None else torch.empty_like(divisor)
+    if x.numel():
+        table = columns_of(gate.groups, gate.n_gates) or ((-1,),)
+        _gated_backward_kernel[(triton.cdiv(len(x), _ROWS),)](
+            x_ptr=x,
+            divisor_ptr=divisor,
+            residual_ptr=residual,
+            grad_ptr=grad,
+            table_ptr=constant(table, torch.int32, x.device),
+            d_y_ptr=d_y,
+            d_x_ptr=None if divisor is None else d_x,
+            d_divisor_ptr=None if divisor is None else d_divisor,
+            n_rows=len(x),
+            n_most=len(table[0]),
+            BLOCK_ROWS=_ROWS,
+            BLOCK_COLUMNS=_COLUMNS,
+            **_options(gate, x),
+        )
+    return d_x, d_divisor, d_y

@@ -1,0 +1,3 @@
+from .op import norm_network
+
+__all__ = ["norm_network"]

@@ -1,0 +1,3 @@
+from .op import row_form
+
+__all__ = ["row_form"]

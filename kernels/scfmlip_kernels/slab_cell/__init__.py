@@ -1,0 +1,3 @@
+from .op import slab_cell
+
+__all__ = ["slab_cell"]

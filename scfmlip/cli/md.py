@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name, text in (
         ("temperature", "mean temperature {:.1f} K"),
         ("drift", "drift {:+.3g} meV/atom/ps"),
+        ("shadow_drift", "of the shadow energy {:+.3g}"),
         ("charge", "mean charge {:+.4f} e"),
         ("scf_iterations", "{:.1f} iterations a step"),
     ):

@@ -141,3 +141,28 @@ def test_a_restart_is_exact(generator):
         other = fixed_point(affine, START, arguments, memory=again, **options)
         assert torch.equal(one.state, other.state)
         memory, again = one.memory, other.memory
+
+
+@pytest.mark.parametrize("constraint", [{}, CONSTRAINT], ids=["free", "charge"])
+def test_rows_that_change_places(constraint, generator):
+    """The inverse of permuted equations is the permuted inverse; a potential keeps its place."""
+    (matrix, source), (after, _) = trajectory(generator, 2)
+    options = {"batch_idx": INDEX, "tolerance": 1e-8, **constraint}
+    memory = fixed_point(affine, START, (matrix, source), memory=SolverMemory(), **options).memory
+    same = fixed_point(affine, START, (after, source), memory=memory, **options)
+    # within each system, so that the same constraint holds
+    order = torch.cat([start + torch.randperm(n, generator=generator) for start, n in ((0, 25), (25, 35))])
+    moved = memory.moved(N, lambda rows: rows[order])
+    assert moved.size == memory.size == 1
+    there = after[order][:, order], source[order]
+    found = fixed_point(affine, START, there, memory=moved, **options)
+    assert found.iterations.tolist() == same.iterations.tolist()
+    assert found.evaluations == same.evaluations
+    assert_close(found.state, same.state[order], 1e-9)
+    fresh = fixed_point(affine, START, there, **options)
+    assert found.evaluations < fresh.evaluations
+    assert SolverMemory.from_state(moved.state_dict()).size == 1
+
+
+def test_an_empty_memory_has_nothing_to_move():
+    assert SolverMemory().moved(3, lambda rows: rows[:0]) == SolverMemory()

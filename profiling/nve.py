@@ -107,7 +107,7 @@ def options(output: Path, structure: Path, model: str, steps: int, **others: Any
 def teach(folder: Path) -> str:
     """`equilibrated` after lessons in water from the fixed-point model; forces and charges."""
     best = folder / "lessons" / "best.safetensors"
-    frames: Any = read(folder.parent / "water-fixed_point" / "heat" / "trajectory.traj", "1:")
+    frames: Any = read(folder.parent / "water-fixed_point" / "heat" / "trajectory.traj", "1::2")
     teacher = Calculator(path("models/al_water-fixed_point.safetensors"), dtype="float64")
     lessons = []
     for i, frame in enumerate(frames):

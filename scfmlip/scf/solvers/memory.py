@@ -30,7 +30,8 @@ class SolverMemory:
     An empty one, ``SolverMemory()``, asks for the first. `state_dict` and `from_state` are for restarts.
 
     Attributes:
-        spaces: Basis, pseudo-inverse and projector of each `KrylovInverse`, the first one first.
+        spaces: Basis, pseudo-inverse, projector and overlaps with earlier ones of each `KrylovInverse`, the
+            first one first.
         affine: Whether the map was recognised as affine, so that this needs not be asked again.
         fresh: Evaluations of the solve that had none.
         fewest: Least evaluations of a solve since then.
@@ -50,7 +51,7 @@ class SolverMemory:
         [4, 1]
     """
 
-    spaces: tuple[tuple[Tensor, Tensor, Tensor], ...] = ()
+    spaces: tuple[tuple[Tensor, Tensor, Tensor, Tensor], ...] = ()
     affine: bool = False
     fresh: int = 0
     fewest: int = 0
@@ -59,11 +60,11 @@ class SolverMemory:
     def inverse(self, batch: Segments) -> KrylovInverse | None:
         """The inverse for equations of these systems; None if there is none of this size."""
         found = None
-        for basis, pinv, projector in self.spaces:
+        for basis, pinv, projector, cross in self.spaces:
             fits = basis.shape[1] == batch.n_rows and len(pinv) == batch.n_segments
             if not fits or basis.device != batch.index.device:
                 return None
-            found = KrylovInverse(basis, pinv, projector, batch, found)
+            found = KrylovInverse(basis, pinv, projector, batch, found, cross)
         return found
 
     def after(
@@ -119,8 +120,8 @@ class SolverMemory:
         counts = [len(basis) for basis, *_ in self.spaces]
         there = move(torch.cat(rows, 1).flatten(1)).unflatten(1, (sum(counts), self.size))
         spaces = []
-        for (basis, *maps), part in zip(self.spaces, there.split(counts, 1), strict=True):
-            spaces.append((torch.cat((part.transpose(0, 1).flatten(1), basis[:, kept:]), 1), *maps))
+        for (basis, *others), part in zip(self.spaces, there.split(counts, 1), strict=True):
+            spaces.append((torch.cat((part.transpose(0, 1).flatten(1), basis[:, kept:]), 1), *others))
         return replace(self, spaces=tuple(spaces))
 
     def state_dict(self) -> dict[str, Any]:
@@ -138,7 +139,7 @@ class SolverMemory:
     def from_state(cls, state: Mapping[str, Any], device: torch.device | str = "cpu") -> SolverMemory:
         """What `state_dict` was called of, on a device."""
         moved = ([part.to(device) for part in space] for space in state["spaces"])
-        spaces = tuple((basis, pinv, projector) for basis, pinv, projector in moved)
+        spaces = tuple((basis, pinv, projector, cross) for basis, pinv, projector, cross in moved)
         return cls(
             spaces,
             bool(state["affine"]),
@@ -148,8 +149,8 @@ class SolverMemory:
         )
 
 
-def _factors(inverse: KrylovInverse | None) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
+def _factors(inverse: KrylovInverse | None) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], ...]:
     """The tensors of an inverse and of those before it, the first one first."""
     if inverse is None:
         return ()
-    return (*_factors(inverse.first), (inverse.basis, inverse.pinv, inverse.projector))
+    return tuple((s.basis, s.pinv, s.projector, s.cross) for s, _ in inverse.spaces)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class System:
 SYSTEMS = {
     "water-fixed_point": System(True, "fixed_point", 250, 6000),
     "slab-fixed_point": System(False, "fixed_point", 100, 4000),
-    "water-equilibrated": System(True, "equilibrated", 250, 2000),
+    "water-equilibrated": System(True, "equilibrated", 250, 1000),
     "slab-equilibrated": System(False, "equilibrated", 100, 4000),
 }
 
@@ -105,8 +106,11 @@ def options(output: Path, structure: Path, model: str, steps: int, **others: Any
 
 
 def teach(folder: Path) -> str:
-    """`equilibrated` after lessons in water from the fixed-point model; forces and charges."""
+    """`equilibrated` after lessons in water from the fixed-point model, whose structure it starts from."""
     best = folder / "lessons" / "best.safetensors"
+    if best.is_file():
+        return str(best)
+    shutil.copy(folder.parent / "water-fixed_point" / "thermal.xyz", folder / "relaxed.xyz")
     frames: Any = read(folder.parent / "water-fixed_point" / "heat" / "trajectory.traj", "1::2")
     teacher = Calculator(path("models/al_water-fixed_point.safetensors"), dtype="float64")
     lessons = []
@@ -124,7 +128,7 @@ def teach(folder: Path) -> str:
         {
             "data": {"train": str(folder / "lessons.xyz"), "valid_fraction": 0.1},
             "start_from": str(path("models/al_water-equilibrated.safetensors")),
-            "stages": [{"epochs": 20, "lr": 0.004, "loss": loss}],
+            "stages": [{"epochs": 12, "lr": 0.004, "loss": loss}],
             "schedule": {"name": "cosine", "min_lr": 1e-5, "warmup_steps": 20},
             "batch_size": 4,
             "output": str(best.parent),

@@ -10,7 +10,7 @@ from ..devices import free_memory
 
 # numbers kept for an edge per feature of the radial networks, for an atom per component of the messages, and
 # for an edge beside them: its vector, spherical harmonics, their gradients. Fitted to 28 measurements on a
-# CPU, with forces (profiling/reports/2026-11-29-dynamics.md), 0.9 to 1.2 times which they give above 150 MiB
+# CPU, with forces (profiling/reports/2026-11-29-dynamics.md), whose 0.87 to 1.23 fold they give above 150 MiB
 _PER_RADIAL, _PER_COMPONENT, _PER_EDGE = 1.45, 2.6, 135.0
 # how far an estimate may be off, and bytes that always fit
 _ERROR, _SURELY_FREE = 1.5, 2**28

@@ -126,11 +126,21 @@ class KrylovInverse:
     def _apply(self, r: Tensor, transposed: bool) -> Tensor:
         """Factor by factor: ``scale r + sum_j W_j weights_j``, whose overlaps follow from those of ``r``."""
         known = self.batch.dot(self.vectors, r.expand_as(self.vectors)).T[..., None]
-        weights, scale = torch.zeros_like(known), 1.0
+        weights: Tensor | None = None
+        scale = 1.0
         for space, mine in self.spaces if transposed else reversed(self.spaces):
-            overlap = scale * known[:, mine] + self.overlaps[:, mine] @ weights
-            weights, scale = space.sign * weights, space.sign * scale
-            weights[:, mine] = space._weigh(overlap, transposed)
+            overlap = known[:, mine] if scale == 1.0 else scale * known[:, mine]
+            if weights is not None:
+                others = slice(0, mine.start) if transposed else slice(mine.stop, None)
+                overlap = overlap + self.overlaps[:, mine, others] @ weights
+                weights = weights if space.sign == 1.0 else space.sign * weights
+            own = space._weigh(overlap, transposed)
+            if weights is None:
+                weights = own
+            else:
+                weights = torch.cat((weights, own) if transposed else (own, weights), 1)
+            scale = space.sign * scale
+        assert weights is not None
         return scale * r + (self.batch.expand(weights[..., 0]).T * self.vectors).sum(0)
 
     def _weigh(self, overlap: Tensor, transposed: bool) -> Tensor:

@@ -113,9 +113,10 @@ class Segments:
         return parts
 
     def highest(self, values: Tensor) -> Tensor:
-        """``[n_rows]`` -> ``[n_segments]`` largest value, -inf without rows; without a graph."""
-        low = values.new_full((self.n_segments,), -torch.inf)
-        return low.scatter_reduce(0, self.index, values.detach(), "amax")
+        """``[n_rows, ...]`` -> ``[n_segments, ...]`` largest values, -inf without rows; without a graph."""
+        low = values.new_full((self.n_segments, *values.shape[1:]), -torch.inf)
+        index = self.index.view(-1, *(1,) * (values.ndim - 1)).expand_as(values)
+        return low.scatter_reduce(0, index, values.detach(), "amax")
 
     def sum_gradient(self, values: Tensor) -> Tensor:
         """Numbers of segments, behind which gradients are whole, see `scfmlip.distributed.collectives`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from pathlib import Path
 
 
@@ -22,21 +23,30 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--steps", type=int, help="number of steps in all, instead of the file's")
     parser.add_argument("--device", help="auto, cpu or cuda, instead of the file's")
     parser.add_argument("--fresh", action="store_true", help="start over")
-    parser.add_argument("--check", action="store_true", help="evaluate the first frame and stop")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="evaluate the first frame, say how much memory a step takes, and stop",
+    )
     parser.add_argument("--quiet", action="store_true", help="the result only, no progress bar")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The command."""
+    from ..devices import free_memory
     from ..md import Run, load_config, run_md
 
     config = load_config(arguments.config)
     given = {name: getattr(arguments, name) for name in ("output", "steps", "device")}
     config = dataclasses.replace(config, **{k: v for k, v in given.items() if v is not None})
     if arguments.check:
-        Run(config, fresh=arguments.fresh)
+        calc = Run(config, fresh=arguments.fresh).calc
+        needed, free = calc.memory_check.needed, free_memory(calc.device)
         print(f"{arguments.config} is fine")
+        if needed is not None:
+            there = f", {free / 2**20:,.0f} MiB are free" if free < math.inf else ""
+            print(f"a step takes about {math.ceil(needed / 2**20):,} MiB of memory on {calc.device}{there}")
         return 0
     try:
         summary = run_md(config, fresh=arguments.fresh, quiet=arguments.quiet)
@@ -50,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name, text in (
         ("temperature", "mean temperature {:.1f} K"),
         ("drift", "drift {:+.3g} meV/atom/ps"),
+        ("shadow_drift", "of the shadow energy {:+.3g}"),
         ("charge", "mean charge {:+.4f} e"),
         ("scf_iterations", "{:.1f} iterations a step"),
     ):

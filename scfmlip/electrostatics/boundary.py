@@ -238,7 +238,11 @@ class Correction:
         second_z = second_z + spread
         if self.quirks.box_second_moment:
             trace = trace + 3 * spread
-        return tuple(self.segments.sum(x) for x in (charge, height_moment, second_z, dipole, trace))  # type: ignore[return-value]
+        # in one sum, which ranks that share a system make together
+        numbers = torch.stack((charge, height_moment, second_z, trace), -1)
+        sums = self.segments.sum(torch.cat((numbers, dipole), -1))
+        charge, height_moment, second_z, trace = sums[..., :4].unbind(-1)
+        return charge, height_moment, second_z, sums[..., 4:], trace
 
     def __post_init__(self) -> None:
         """Compute what every call uses, with the graph of the first one."""

@@ -214,10 +214,12 @@ def slab_steps(extents: Tensor) -> Tensor:
 def slab_extents(positions: Tensor, normal: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
     """Lowest and highest ``position . normal`` of each system, ``[n_systems]``; (inf, -inf) without atoms."""
     z = (positions.detach().double() * segments.expand(normal.detach())).sum(-1)
-    return -segments.highest(-z), segments.highest(z)
+    low, high = segments.highest(torch.stack((-z, z), 1)).unbind(1)
+    return -low, high
 
 
 def extents_of(positions: Tensor, segments: Segments) -> Tensor:
     """Lengths of the systems along x, y and z, ``[n_systems, 3]`` angstrom; 0 without atoms."""
     r = positions.detach().double()
-    return torch.stack([(segments.highest(x) + segments.highest(-x)).clamp(min=0.0) for x in r.unbind(1)], 1)
+    high, low = segments.highest(torch.cat((r, -r), 1)).split(3, 1)
+    return (high + low).clamp(min=0.0)

@@ -84,6 +84,9 @@ class Calculator(AseCalculator):
     compute born_charges (e), polarizability (e angstrom^2/V) and work_functions (eV, lower and upper side of
     a slab). With external charges, the results include external_forces (eV/angstrom).
 
+    Attributes:
+        memory_check: Its ``needed`` is the estimate of bytes that the last step takes beside what was there.
+
     Raises:
         FileNotFoundError, TypeError: for a missing file, or an object that is not a model.
         ValueError: for a pickle without ``trust_pickle``, an unavailable device or head, or a charge that is
@@ -154,7 +157,7 @@ class Calculator(AseCalculator):
                 "cuda_graph=True is for mace-torch models that are accelerated: leave it out for models of "
                 "scfmlip.models, and with accelerate=False"
             )
-        self._check_memory = MemoryCheck(loaded, self.device)
+        self.memory_check = MemoryCheck(loaded, self.device)
         if self.ours:
             self._adopt(loaded, fermi_level, extrapolator)
             return
@@ -245,7 +248,7 @@ class Calculator(AseCalculator):
         batch = make_batch(
             self.model, [frame], self.device, self.dtype, self.head, names, neighbours=self.neighbours
         )
-        self._check_memory(len(frame), batch["edge_index"].shape[1])
+        self.memory_check(len(frame), batch["edge_index"].shape[1])
         crystal = bool(frame.pbc.all())
         options: dict[str, Any] = {
             "compute_stress": crystal or (self._always_stress and frame.cell.rank == 3)

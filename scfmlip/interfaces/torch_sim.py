@@ -17,6 +17,7 @@ from ase import Atoms
 from torch import Tensor
 from torch_sim.models.interface import ModelInterface  # pyright: ignore[reportMissingImports]
 
+from ..scf import SolverMemory, StateExtrapolator
 from .ase import Calculator
 
 # the state's extras and what atoms.info calls them, with the sign that leads from one to the other
@@ -49,13 +50,19 @@ class TorchSimModel(ModelInterface):
         dtype: torch.float64 or torch.float32.
         compute_forces: Whether forces are wanted.
         compute_stress: Whether the stress is.
+        extrapolation: Order of the polynomial through the densities of the last calls that solves start from;
+            0 repeats the last ones, for Monte Carlo and other jumps, None uses nothing of earlier calls.
         options: Further options of the calculator: head, charge, spin, fermi_level, trust_pickle.
 
     Outputs: ``energy [n_systems]`` eV, ``forces [n_atoms, 3]``, ``stress [n_systems, 3, 3]`` eV/angstrom^3,
     and for models with charges ``partial_charges [n_atoms]`` e, ``density_coefficients``, ``dipole
     [n_systems, 3]`` e angstrom, ``found_fermi_level``, ``scf_iterations``, ``scf_residual`` ``[n_systems]``.
 
-    A self-consistent model starts from the densities of the last call, where that had the same elements.
+    A self-consistent model starts from the densities of the last calls, fixed points also with the
+    approximate inverse of their solves, where those had the same elements in the same systems.
+
+    Raises:
+        ValueError: for another dtype, or an order that is none; as `scfmlip.ase.Calculator`.
     """
 
     def __init__(
@@ -66,6 +73,7 @@ class TorchSimModel(ModelInterface):
         *,
         compute_forces: bool = True,
         compute_stress: bool = True,
+        extrapolation: int | None = 3,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -77,7 +85,9 @@ class TorchSimModel(ModelInterface):
         self._device, self._dtype = self._calc.device, dtype
         self._compute_forces, self._compute_stress = compute_forces, compute_stress
         self._memory_scales_with = "n_atoms_x_density"
-        self._last: tuple[Tensor, Tensor, dict[str, Tensor]] | None = None
+        self._warm: _WarmStart | None = None
+        if extrapolation is not None and self._calc.ours and self.model.has_charges:
+            self._warm = _WarmStart(extrapolation) if self.model.rule.iterates else None
 
     @ModelInterface.compute_stress.setter
     def compute_stress(self, value: bool) -> None:
@@ -118,7 +128,7 @@ class TorchSimModel(ModelInterface):
             ConvergenceError: for a solve that failed; names the systems.
         """
         calc = self._calc
-        frames, start = self._frames(state), self._start(state)
+        frames, start = self._frames(state), {} if self._warm is None else self._warm.start(state)
         out = calc.evaluate(frames, start, self._compute_forces, self._compute_stress)
         found: dict[str, Tensor] = {"energy": out["energy"]}
         if self._compute_forces:
@@ -128,21 +138,55 @@ class TorchSimModel(ModelInterface):
         for name, called in _OUTPUTS.items():
             if out.get(name) is not None:
                 found[called] = out[name]
-        self._remember(state, out)
+        if self._warm is not None:
+            self._warm.add(state, out)
         return {name: value.detach().to(self._dtype) for name, value in found.items()}
 
-    def _start(self, state: Any) -> dict[str, Tensor]:
-        """The last call's densities, if that was of the same systems."""
-        if self._last is None:
-            return {}
-        numbers, index, start = self._last
-        same = torch.equal(numbers, state.atomic_numbers) and torch.equal(index, state.system_idx)
-        return start if same else {}
 
-    def _remember(self, state: Any, out: dict[str, Any]) -> None:
-        if not (self._calc.ours and self.model.has_charges and self.model.rule.iterates):
+class _WarmStart:
+    """
+    What solves of the last calls leave to the next one.
+
+    Args:
+        order: Of the polynomial through densities and Fermi levels.
+    """
+
+    def __init__(self, order: int) -> None:
+        self._densities, self._levels = StateExtrapolator(order), StateExtrapolator(order)
+        self._memory = SolverMemory()
+        self._systems: tuple[Tensor, Tensor] | None = None
+        self._places: tuple[Tensor, Tensor] | None = None
+
+    def start(self, state: Any) -> dict[str, Any]:
+        """Options of `scfmlip.models.Model` for a state; nothing of calls that had other systems."""
+        systems = state.atomic_numbers, state.system_idx
+        if not _equal(self._systems, systems):
+            self._systems, self._places = (systems[0].clone(), systems[1].clone()), None
+            self._densities.states, self._levels.states, self._memory = [], [], SolverMemory()
+        start: dict[str, Any] = {"solver_memory": self._memory}
+        # of a geometry that it has had, from what it found there
+        again = self._again(state)
+        parts = {"initial_density": self._densities, "initial_level": self._levels}
+        for name, part in parts.items():
+            guess = part.states[-1] if again and part.states else part.guess()
+            if guess is not None:
+                start[name] = guess
+        return start
+
+    def add(self, state: Any, out: dict[str, Any]) -> None:
+        """Keep what a call found."""
+        if self._again(state):
             return
-        start = {"initial_density": out["density_coefficients"].detach()}
+        self._places = state.positions.detach().clone(), state.cell.detach().clone()
+        self._densities.add(out["density_coefficients"])
         if out.get("fermi_level") is not None:
-            start["initial_level"] = out["fermi_level"].detach()
-        self._last = state.atomic_numbers.clone(), state.system_idx.clone(), start
+            self._levels.add(out["fermi_level"])
+        if out.get("solver_memory") is not None:
+            self._memory = out["solver_memory"]
+
+    def _again(self, state: Any) -> bool:
+        return _equal(self._places, (state.positions, state.cell))
+
+
+def _equal(known: tuple[Tensor, Tensor] | None, given: tuple[Tensor, Tensor]) -> bool:
+    return known is not None and all(torch.equal(a, b) for a, b in zip(known, given, strict=True))

@@ -106,6 +106,8 @@ class FastActivation(Swapped, Activation):
 
     def forward(self, features: Tensor, dim: int = -1) -> Tensor:
         """Shape of ``features``."""
+        if isinstance(features, torch.fx.Proxy):  # mace-torch traces a model that it compiles
+            return super().forward(features, dim)
         if not features.is_cuda or features.ndim != 2 or dim not in (-1, 1):
             return super().forward(features, dim)
         return gated(features, self._scfmlip_gate)

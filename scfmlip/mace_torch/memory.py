@@ -8,11 +8,10 @@ import torch
 
 from ..devices import free_memory
 
-# numbers kept for an edge per feature of the radial networks, and for an atom per component of the messages;
-# measured on a CPU, with forces (profiling/reports/2026-11-29-dynamics.md)
-_PER_RADIAL, _PER_COMPONENT = 2.0, 1.6
-# numbers of an edge beside them: its vector and spherical harmonics, and their gradients
-_PER_EDGE = 25.0
+# numbers kept for an edge per feature of the radial networks, for an atom per component of the messages, and
+# for an edge beside them: its vector, spherical harmonics, their gradients. Fitted to 28 measurements on a
+# CPU, with forces (profiling/reports/2026-11-29-dynamics.md), whose 0.87 to 1.23 fold they give above 150 MiB
+_PER_RADIAL, _PER_COMPONENT, _PER_EDGE = 1.45, 2.6, 135.0
 # how far an estimate may be off, and bytes that always fit
 _ERROR, _SURELY_FREE = 1.5, 2**28
 
@@ -21,7 +20,7 @@ def step_memory(model: Any, n_atoms: int, n_edges: int) -> float | None:
     """
     Bytes that energy and forces of a network of MACE's kind take at most, within about a factor of two.
 
-    ``itemsize (n_edges (2 R + 25) + 1.6 n_atoms C)``, where R counts the hidden features of all layers'
+    ``itemsize (n_edges (1.45 R + 135) + 2.6 n_atoms C)``, where R counts the hidden features of all layers'
     radial networks, and C the components of all layers' messages. What wave vectors or a mesh take comes on
     top of it (`scfmlip.electrostatics` refuses those that do not fit), and so does a dense charge solve.
 
@@ -69,10 +68,14 @@ class MemoryCheck:
     Args:
         model: As for `step_memory`.
         device: Where it runs.
+
+    Attributes:
+        needed: Bytes that the last step takes about; None before it and if unknown.
     """
 
     def __init__(self, model: Any, device: torch.device) -> None:
         self.model, self.device = model, device
+        self.needed: float | None = None
         self._largest = 0.0
 
     def __call__(self, n_atoms: int, n_edges: int) -> None:
@@ -82,7 +85,7 @@ class MemoryCheck:
         Raises:
             ValueError: if it needs far more memory than there is; says how much, and what to do.
         """
-        needed = step_memory(self.model, n_atoms, n_edges)
+        needed = self.needed = step_memory(self.model, n_atoms, n_edges)
         if needed is None or needed < max(_SURELY_FREE, 1.1 * self._largest):
             return
         free = free_memory(self.device)

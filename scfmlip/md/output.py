@@ -33,6 +33,7 @@ COLUMNS = {
     "total_energy": "eV",
     "conserved": "eV",
     "drift": "meV/atom",
+    "shadow_drift": "meV/atom",
     "volume": "angstrom^3",
     "pressure": "GPa",
     "charge": "e",
@@ -205,13 +206,24 @@ def open_trajectory(path: Path) -> XyzTrajectory | AseTrajectory:
 class Log(AppendedText):
     """Rows of numbers as CSV, one column for each of `COLUMNS`; empty where there is no such number."""
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.columns = list(COLUMNS)
+
     def start(self, text: str = "") -> None:
         """A new file with the header."""
+        self.columns = list(COLUMNS)
         super().start(_line(_HEADER) + text)
+
+    def resume(self, size: int) -> None:
+        """Go on behind the first ``size`` bytes, with the file's columns: an older one may have fewer."""
+        super().resume(size)
+        with open(self.path, newline="") as file:
+            self.columns = _names(next(csv.reader(file)))
 
     def add(self, row: Mapping[str, Any]) -> None:
         """One more row."""
-        self.write(_line(["" if row.get(name) is None else repr(row[name]) for name in COLUMNS]))
+        self.write(_line(["" if row.get(name) is None else repr(row[name]) for name in self.columns]))
 
 
 def _line(cells: list[str]) -> str:
@@ -220,11 +232,15 @@ def _line(cells: list[str]) -> str:
     return text.getvalue()
 
 
+def _names(header: list[str]) -> list[str]:
+    return [name.split(" (")[0] for name in header]
+
+
 def read_log(path: Path) -> dict[str, np.ndarray]:
     """Columns of a log by name, NaN where a row has nothing."""
     with open(path, newline="") as file:
         header, *rows = csv.reader(file)
-    names = [name.split(" (")[0] for name in header]
+    names = _names(header)
     table = np.array([[float(cell) if cell else np.nan for cell in row] for row in rows])
     table = table.reshape(len(rows), len(names))
     return {name: table[:, i] for i, name in enumerate(names)}

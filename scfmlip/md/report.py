@@ -18,8 +18,8 @@ def summarise(table: Table) -> dict[str, float]:
     Means over the second half of a log, and the slope of the conserved quantity over all of it.
 
     Returns:
-        ``temperature`` (K), ``charge`` (e), ``scf_iterations``, ``drift`` (meV/atom/ps, least squares), as
-        far as the log has them.
+        ``temperature`` (K), ``charge`` (e), ``scf_iterations``, ``drift`` and ``shadow_drift`` (meV/atom/ps,
+        least squares), as far as the log has them.
     """
     found: dict[str, float] = {}
     half = len(table["step"]) // 2
@@ -27,9 +27,12 @@ def summarise(table: Table) -> dict[str, float]:
         values = table[name][half:]
         if len(values) and np.isfinite(values).all():
             found[name] = float(values.mean())
-    drift, time = table["drift"], table["time"]
-    if len(drift) > 2 and np.isfinite(drift).all():
-        found["drift"] = float(np.polyfit(time / 1000, drift, 1)[0])
+    for name in ("drift", "shadow_drift"):
+        # the shadow energy is that of a step, of which the first frame has none
+        time, values = table["time"], table.get(name, np.zeros(0))
+        there = np.isfinite(values)
+        if there.sum() > 2 and there[1:].all():
+            found[name] = float(np.polyfit(time[there] / 1000, values[there], 1)[0])
     return found
 
 
@@ -37,9 +40,12 @@ def plot_log(path: Path, table: Table) -> None:
     """Temperature, conserved quantity, charge and Fermi level, and iterations against time."""
     from matplotlib.figure import Figure
 
+    conserved = [("", table["drift"])]
+    if "shadow_drift" in table and np.isfinite(table["shadow_drift"]).any():
+        conserved = [("total energy", table["drift"]), ("shadow energy", table["shadow_drift"])]
     panels: list[tuple[str, list[tuple[str, np.ndarray]]]] = [
         ("temperature (K)", [("", table["temperature"])]),
-        ("conserved quantity (meV/atom)", [("", table["drift"])]),
+        ("conserved quantity (meV/atom)", conserved),
         ("total charge (e)", [("", table["charge"])]),
         ("Fermi level (eV)", [("", table["fermi_level"])]),
         ("pressure (GPa)", [("", table["pressure"])]),
@@ -53,8 +59,10 @@ def plot_log(path: Path, table: Table) -> None:
     figure = Figure((3.8 * columns, 2.8 * rows), layout="constrained")
     axes: Any = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (label, curves) in zip(axes, shown, strict=False):
-        for _, values in curves:
-            axis.plot(table["time"] / 1000, values, linewidth=0.9)
+        for name, values in curves:
+            axis.plot(table["time"] / 1000, values, linewidth=0.9, label=name or None)
+        if len(curves) > 1:
+            axis.legend(fontsize="small", frameon=False)
         axis.set(xlabel="time (ps)", ylabel=label)
     for axis in axes[len(shown) :]:
         axis.set_axis_off()

@@ -27,6 +27,7 @@ from .output import Log, frame_of, open_trajectory, read_log
 from .report import plot_log, summarise
 from .restart import digest, load_restart, save_restart
 from .schedule import Schedule
+from .shadow import shadow_of
 
 # what may differ between a run and its continuation
 _FREE = ("steps", "output", "device", "restart_interval", "structure", "model", "trust_pickle")
@@ -223,7 +224,9 @@ class Run:
         self.dynamics = self._make_dynamics()
 
     def _make_dynamics(self) -> Any:
-        return self.method.make(self.atoms, self.config.timestep * units.fs, self.config, self.rng)
+        step = self.config.timestep * units.fs
+        self.shadow = shadow_of(self.config, self.atoms, step)
+        return self.method.make(self.atoms, step, self.config, self.rng)
 
     def _check_same(self, state: dict[str, Any]) -> None:
         """
@@ -292,9 +295,7 @@ class Run:
         atoms, results = self.atoms, self.calc.results
         kinetic, potential = float(atoms.get_kinetic_energy()), float(results["energy"])
         conserved = None if self.method.conserved is None else self.method.conserved(self.dynamics)
-        if conserved is not None and math.isnan(self.first):
-            self.first = conserved
-        drift = None if conserved is None else 1000 * (conserved - self.first) / len(atoms)
+        self.first = conserved if conserved is not None and math.isnan(self.first) else self.first
         row: dict[str, Any] = {
             "step": self.step,
             "time": self.time,
@@ -303,7 +304,8 @@ class Run:
             "kinetic_energy": kinetic,
             "total_energy": potential + kinetic,
             "conserved": conserved,
-            "drift": drift,
+            "drift": self._per_atom(conserved),
+            "shadow_drift": self._per_atom(self.shadow and self.shadow.energy),
             "max_force": float(np.sqrt((results["forces"].astype(float) ** 2).sum(1).max())),
         }
         if atoms.cell.rank == 3:
@@ -322,6 +324,10 @@ class Run:
             if name in results:
                 row[name] = float(results[name])
         return Moment(row, frame_of(atoms, results, self.step, self.time))
+
+    def _per_atom(self, energy: float | None) -> float | None:
+        """Its change since the first frame, meV/atom."""
+        return None if energy is None else 1000 * (energy - self.first) / len(self.atoms)
 
     def _check_finite(self) -> None:
         """
@@ -353,9 +359,13 @@ class Run:
         number = self.step + 1
         self.calc.time = number * self.config.timestep
         try:
+            if self.shadow is not None:
+                self.shadow.begin(self.atoms)
             self.dynamics.step()
             self.atoms.get_forces()
             self._check_finite()
+            if self.shadow is not None:
+                self.shadow.end(self.atoms)
         except (ValueError, RuntimeError, ArithmeticError) as error:
             raise MdError(self._say(number, error)) from error
         self.step = self.dynamics.nsteps = number
@@ -468,8 +478,8 @@ def run_md(config: MdConfig, fresh: bool = False, quiet: bool = False) -> dict[s
 
     Returns:
         ``steps`` in all, ``first`` of this call, ``seconds`` it took, and of the second half of the log: mean
-        ``temperature``, ``charge``, ``scf_iterations``, and ``drift`` of the conserved quantity in
-        meV/atom/ps, of the whole.
+        ``temperature``, ``charge``, ``scf_iterations``, and ``drift`` of the conserved quantity and
+        ``shadow_drift`` of velocity Verlet's shadow energy in meV/atom/ps, of the whole.
 
     Raises:
         MdError: for a step that failed.

@@ -424,11 +424,12 @@ class Model(torch.nn.Module):
             order = tuple(E3NN_ROWS_FROM_CARTESIAN[: rows.shape[1]])
             out["charges"] = rows[:, 0]
             out["density_coefficients"] = rows.index_select(1, constant(order, torch.int64, rows.device))
-            out["total_charge"] = system.sum(rows[:, 0])
-            out["dipole"] = density.dipole
-            if density.dipole is None:
-                moments = rows[:, :1] * system.positions
-                out["dipole"] = system.sum(moments + rows[:, 1:4] if rows.shape[1] > 1 else moments)
+            moments = rows[:, :1] * system.positions
+            moments = moments + rows[:, 1:4] if rows.shape[1] > 1 else moments
+            # in one sum, which ranks that share a system make together
+            sums = system.sum(torch.cat((rows[:, :1], moments), 1))
+            out["total_charge"] = sums[:, 0]
+            out["dipole"] = sums[:, 1:] if density.dipole is None else density.dipole
             if potential and density.geometry is not None:
                 out["electrostatic_potential"] = density.potential(system)
         out.update(result.extra)

@@ -58,11 +58,13 @@ class Seen(NamedTuple):
         plans: Plans of Coulomb operators, kept from the model's last call where they hold.
         periodic: ``[n_systems]`` bool, along any direction; None if all are.
         field: Whether there is an external field.
+        segments: The system of each atom.
     """
 
     plans: Plans
     periodic: Tensor | None
     field: bool
+    segments: Segments
 
 
 def look_at(batch: dict[str, Tensor], rule: ChargeRule, domain: Domain | None = None) -> Seen:
@@ -79,7 +81,8 @@ def look_at(batch: dict[str, Tensor], rule: ChargeRule, domain: Domain | None = 
     periodic = pbc.any(1)
     questions = [empty.any(), any_bad(positions), periodic.all()]
     questions += [] if field is None else [field.detach().any()]
-    given = positions, _meaningful(cell, periodic), pbc, _segments(batch, domain)
+    segments = _segments(batch, domain)
+    given = positions, _meaningful(cell, periodic), pbc, segments
     plans, (bad, unknown, everywhere, *fields) = kept_plans(rule).look(*given, questions)
     if bad:
         system = int(torch.nonzero(empty.any(1))[0])
@@ -89,7 +92,7 @@ def look_at(batch: dict[str, Tensor], rule: ChargeRule, domain: Domain | None = 
         )
     if unknown and rule.has_geometry:
         check_finite("positions", positions, "angstrom")
-    return Seen(plans, None if everywhere else periodic, any(fields))
+    return Seen(plans, None if everywhere else periodic, any(fields), segments)
 
 
 def make_system(
@@ -136,7 +139,7 @@ def make_system(
     positions = batch["positions"]
     everywhere = positions if domain is None else domain.halo.extend(positions)
     vectors = positions[receiver] - everywhere[sender] + batch["shifts"]
-    segments = _segments(batch, domain)
+    segments = seen.segments
     seen.plans.bind(positions, cell, pbc, segments)
     return System(
         batch=batch,

@@ -147,15 +147,16 @@ def make_criterion(
         evenly: ``[n]`` the totals spread evenly, a lower bound of any solution's norm; None without totals.
     """
     ones = torch.ones_like(first) if state is None else state
-    unit = batch.norm(ones).clamp(min=1.0)
+    # one sum, because each costs time over several processes
+    norms = batch.norm(torch.stack((ones, first) if evenly is None else (ones, first, evenly)))
+    unit, own = norms[0].clamp(min=1.0), norms[1]
     criterion = Criterion(batch, tolerance, dtype, unit, unit, state)
-    own = batch.norm(first)
     large = tolerance * own > BELIEVED * unit
     if bool(large.any()):
         known = torch.nan_to_num(criterion.size(nothing()), nan=torch.inf)
         own = torch.where(large, torch.minimum(own, torch.maximum(known, unit)), own)
     if evenly is not None:
-        own = torch.maximum(own, batch.norm(evenly))
+        own = torch.maximum(own, norms[2])
     return replace(criterion, own=torch.maximum(own, SMALLEST * unit))
 
 

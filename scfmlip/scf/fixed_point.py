@@ -330,7 +330,8 @@ class FixedPointSearch:
             known = None
             result = self._search(start, value, None)
         if self.memory is not None:
-            self.memory = self.memory.after(result, known, self.affine)
+            size = math.prod(self.problem.like.shape[1:])
+            self.memory = self.memory.after(result, known, self.affine, size)
         self.result = result
         return result
 

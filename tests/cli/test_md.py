@@ -1,5 +1,7 @@
 """``scfmlip md``: what a user types and sees."""
 
+import re
+
 import pytest
 
 pytest.importorskip("mace", reason="needs mace-torch")
@@ -17,12 +19,15 @@ def _shared(monkeypatch):
 def test_md(tmp_path, capsys):
     path = str(write_yaml(tmp_path, options(tmp_path, "qeq", steps=3)))
     assert main(["md", path, "--check"]) == 0
-    assert "is fine" in capsys.readouterr().out
+    fine, memory = capsys.readouterr().out.splitlines()
+    assert "is fine" in fine
+    assert re.fullmatch(r"a step takes about \d+ MiB of memory on cpu, [\d,]+ MiB are free", memory)
     assert not (tmp_path / "run").exists()
     assert main(["md", path]) == 0
     seen = capsys.readouterr()
     assert "3 steps, 1.5 fs" in seen.out
     assert "drift" in seen.out
+    assert "of the shadow energy" in seen.out
     assert "holds trajectory.xyz, log.csv, md.png and restart.pt" in seen.out
     assert not seen.err  # no terminal, no bar: tests/test_progress.py
     assert main(["md", path, "--steps", "5", "--quiet"]) == 0

@@ -74,3 +74,32 @@ def test_dynamics():
         totals.append(float(state.energy + kinetic))
     assert np.ptp(potentials) > 1e-5
     assert np.ptp(totals) < 0.05 * np.ptp(potentials)
+
+
+def count_iterations(extrapolation, case="passive", steps=12):
+    """Of two crystals that move; forces at the end."""
+    frames = [crystal(), crystal().repeat((2, 1, 1))]
+    model = TorchSimModel(make_model(case), charge=0.0, compute_stress=False, extrapolation=extrapolation)
+    state, rng, counts = states(frames), np.random.default_rng(1), []
+    speed = torch.tensor(rng.normal(scale=0.004, size=state.positions.shape))
+    for _ in range(steps):
+        state.positions = state.positions + speed
+        out = model(state)
+        counts.append(out["scf_iterations"].double().mean().item())
+    return np.mean(counts[4:]), out["forces"], model, state
+
+
+def test_solves_start_from_the_last_ones():
+    """Fewer iterations, the same forces; other systems start afresh, the same geometry where it ended."""
+    warm, forces, model, state = count_iterations(3)
+    cold, reference, _, _ = count_iterations(None)
+    assert warm < 0.7 * cold
+    np.testing.assert_allclose(forces.numpy(), reference.numpy(), atol=1e-8)
+    assert model(state)["scf_iterations"].max() <= 1
+    swapped = states([crystal().repeat((2, 1, 1)), crystal()])
+    fresh = TorchSimModel(make_model("passive"), charge=0.0, compute_stress=False, extrapolation=None)
+    found, want = model(swapped), fresh(swapped)
+    np.testing.assert_allclose(found["forces"].numpy(), want["forces"].numpy(), atol=1e-8)
+    assert torch.equal(found["scf_iterations"], want["scf_iterations"])
+    with pytest.raises(ValueError, match="order of the extrapolation"):
+        TorchSimModel(make_model("passive"), charge=0.0, extrapolation=-1)

@@ -199,3 +199,46 @@ def test_constraints_of_the_file(tmp_path):
     run = Run(dataclasses.replace(made, ensemble="nve"))
     run.go(quiet=True)
     assert not (run.atoms.positions - read(made.structure).positions)[0].any()
+
+
+def test_the_shadow_energy_stays(tmp_path):
+    """Where the total energy moves by the square of the time step, it does by the fourth power."""
+    spread = {}
+    for step in (0.5, 0.25):
+        made = config(
+            tmp_path, "qeq", timestep=step, steps=round(10 / step), output=str(tmp_path / f"{step}")
+        )
+        summary = run_md(made, quiet=True)
+        table = read_log(tmp_path / f"{step}" / "log.csv")
+        assert np.isnan(table["shadow_drift"][0]), "it is that of a step"
+        shadow = table["shadow_drift"][1:]
+        assert summary["shadow_drift"] == pytest.approx(np.polyfit(table["time"][1:] / 1000, shadow, 1)[0])
+        spread[step] = np.ptp(shadow)
+        assert spread[step] < 0.1 * np.ptp(table["drift"])
+    assert spread[0.5] / spread[0.25] == pytest.approx(16, rel=0.4)
+
+
+def test_no_shadow_energy_without_velocity_verlet(tmp_path):
+    summary = run_md(config(tmp_path, "qeq", steps=3, ensemble="langevin"), quiet=True)
+    assert np.isnan(read_log(tmp_path / "run" / "log.csv")["shadow_drift"]).all()
+    assert "shadow_drift" not in summary
+
+
+def test_a_log_of_an_older_version_goes_on(tmp_path):
+    """It keeps the columns that it has."""
+    made = config(tmp_path, "qeq", steps=2, restart_interval=2)
+    run_md(made, quiet=True)
+    path = tmp_path / "run" / "log.csv"
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    column = list(COLUMNS).index("shadow_drift")
+    old = "".join(",".join([*cells[:column], *cells[column + 1 :]]) + "\n" for cells in lines)
+    path.write_text(old)
+    run = Run(dataclasses.replace(made, steps=4))
+    run._written["log"] = len(old)
+    run.go(quiet=True)
+    table = read_log(path)
+    assert list(table) == [name for name in COLUMNS if name != "shadow_drift"]
+    np.testing.assert_array_equal(table["step"], range(5))
+    assert np.isfinite(table["drift"]).all()
+    md_run.plot_log(tmp_path / "old.png", table)
+    assert set(md_run.summarise(table)) >= {"drift", "temperature"}

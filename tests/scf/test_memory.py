@@ -6,6 +6,8 @@ from tolerances import assert_close
 
 from scfmlip import fixed_point
 from scfmlip.scf import SolverMemory
+from scfmlip.scf.solvers.gmres import KrylovInverse
+from scfmlip.segments import Segments
 
 F64 = torch.float64
 SIZES = (25, 35)
@@ -100,8 +102,9 @@ def test_a_memory_that_misleads_is_left_out(poison, generator):
     (matrix, source), *_ = trajectory(generator, 1)
     options = {"batch_idx": INDEX, "tolerance": 1e-8}
     memory = fixed_point(affine, START, (matrix, source), memory=SolverMemory(), **options).memory
-    (basis, pinv, projector), *_ = memory.spaces
-    wrong = SolverMemory(((basis * poison, pinv * poison, projector),), True, memory.fresh, memory.fewest)
+    (basis, pinv, projector, cross), *_ = memory.spaces
+    poisoned = (basis * poison, pinv * poison, projector, cross)
+    wrong = SolverMemory((poisoned,), True, memory.fresh, memory.fewest)
     found = fixed_point(affine, START, (matrix, source), memory=wrong, **options)
     assert found.status.tolist() == [0, 0]
     assert_close(found.state, torch.linalg.solve(torch.eye(N, dtype=F64) - matrix, source), 1e-6)
@@ -141,3 +144,46 @@ def test_a_restart_is_exact(generator):
         other = fixed_point(affine, START, arguments, memory=again, **options)
         assert torch.equal(one.state, other.state)
         memory, again = one.memory, other.memory
+
+
+@pytest.mark.parametrize("constraint", [{}, CONSTRAINT], ids=["free", "charge"])
+def test_rows_that_change_places(constraint, generator):
+    """The inverse of permuted equations is the permuted inverse; a potential keeps its place."""
+    (matrix, source), (after, _) = trajectory(generator, 2)
+    options = {"batch_idx": INDEX, "tolerance": 1e-8, **constraint}
+    memory = fixed_point(affine, START, (matrix, source), memory=SolverMemory(), **options).memory
+    same = fixed_point(affine, START, (after, source), memory=memory, **options)
+    # within each system, so that the same constraint holds
+    order = torch.cat([start + torch.randperm(n, generator=generator) for start, n in ((0, 25), (25, 35))])
+    moved = memory.moved(N, lambda rows: rows[order])
+    assert moved.size == memory.size == 1
+    there = after[order][:, order], source[order]
+    found = fixed_point(affine, START, there, memory=moved, **options)
+    assert found.iterations.tolist() == same.iterations.tolist()
+    assert found.evaluations == same.evaluations
+    assert_close(found.state, same.state[order], 1e-9)
+    fresh = fixed_point(affine, START, there, **options)
+    assert found.evaluations < fresh.evaluations
+    assert SolverMemory.from_state(moved.state_dict()).size == 1
+
+
+def test_an_empty_memory_has_nothing_to_move():
+    assert SolverMemory().moved(3, lambda rows: rows[:0]) == SolverMemory()
+
+
+def test_a_product_of_inverses(generator):
+    """Taken with one set of dot products it is the product of dense matrices, and so is its transpose."""
+    batch, inverse, dense = Segments.of(INDEX, 2), None, torch.eye(N, dtype=F64)
+    for sign, k in ((-1.0, 4), (1.0, 2), (1.0, 3)):
+        parts = [torch.linalg.qr(torch.randn(n, k + 1, generator=generator, dtype=F64)).Q.T for n in SIZES]
+        hessenberg = torch.randn(2, k + 1, k, generator=generator, dtype=F64)
+        inverse = KrylovInverse.of_space(torch.cat(parts, 1), hessenberg, batch, 1e-14, inverse)
+        blocks = []
+        for basis, h in zip(parts, hessenberg, strict=True):
+            pinv, eye = torch.linalg.pinv(h), torch.eye(basis.shape[1], dtype=F64)
+            inside = basis[:-1].T @ pinv @ basis
+            blocks.append(inside + sign * (eye - basis.T @ h @ pinv @ basis))
+        dense = dense @ torch.block_diag(*blocks)
+    r = torch.randn(N, generator=generator, dtype=F64)
+    assert_close(inverse(r), dense @ r, 1e-10)
+    assert_close(inverse.transposed(r), dense.T @ r, 1e-10)

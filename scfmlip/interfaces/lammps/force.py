@@ -96,6 +96,7 @@ class ForceField:
         if self._is_new(step, atoms) or self.near is None:
             pairs = engine.pairs()
             self.near = Neighbourhood(self.communicator, atoms, box, pairs, self.species, self.device)
+            self.states.follow(atoms.ids[: atoms.n_owned], self.communicator, self.device)
         near = self.near
         own = torch.tensor(atoms.positions[: atoms.n_owned], dtype=self.dtype, device=self.device)
         edges = near.edges(atoms.positions, self.cutoff)

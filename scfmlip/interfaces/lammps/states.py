@@ -1,7 +1,8 @@
 """
-What stays with atoms while they move from rank to rank: the last densities, which solves start from.
+What stays with atoms while they move from rank to rank: what solves start from.
 
-They are kept in a ``fix property/atom`` of LAMMPS, whose values go where their atoms go.
+The last densities are kept in a ``fix property/atom`` of LAMMPS, whose values go where their atoms go. Rows
+of the approximate inverse that solves hand on are sent after them.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ...scf import StateExtrapolator
+from ...distributed import Communicator, build_halo
+from ...scf import SolverMemory, StateExtrapolator
 from .engine import STATE, Engine
 
 
@@ -43,19 +46,44 @@ class AtomStates:
         # the Fermi levels that belong to them, the same on every rank
         self._levels = StateExtrapolator(extrapolation or 0)
         self._known = 0
+        self._memory, self._ids = SolverMemory(), np.zeros(0, dtype=np.int64)
         names = ["d_scfmlip_charge"] * self.charges + ["d_scfmlip_potential"] * self.potential
         if self.keeps:
             names.append(f"d2_{STATE} {self.dim * (self._extrapolator.order + 1)}")
         if names:
             engine.lmp.command(f"fix {STATE} all property/atom {' '.join(names)}")
 
-    def start(self, n_owned: int, like: Tensor) -> dict[str, Tensor]:
-        """What `Model.forward` starts a solve from, by name: a density, and the Fermi level if it has one."""
-        density = self.guess(n_owned, like) if self.keeps else None
-        if density is None:
+    def start(self, n_owned: int, like: Tensor) -> dict[str, Any]:
+        """
+        What `Model.forward` starts a solve from, by name.
+
+        A density, the Fermi level if it has one, and what earlier solves hand on.
+        """
+        if not self.keeps:
             return {}
-        level = self._levels.guess()
-        return {"initial_density": density} | ({} if level is None else {"initial_level": level.to(like)})
+        density, level = self.guess(n_owned, like), self._levels.guess()
+        start: dict[str, Any] = {"solver_memory": self._memory}
+        if density is not None:
+            start["initial_density"] = density
+            if level is not None:
+                start["initial_level"] = level.to(like)
+        return start
+
+    def follow(self, ids: NDArray[np.int64], communicator: Communicator, device: torch.device) -> None:
+        """
+        Let what solves hand on go where the atoms have gone; every rank calls it together.
+
+        Args:
+            ids: ``[n_owned]`` of own atoms, as they are now.
+            communicator: The ranks.
+            device: Of tensors.
+        """
+        before, self._ids = self._ids, ids.copy()
+        if not (self.keeps and self._memory.spaces):
+            return
+        changed = torch.tensor([float(not np.array_equal(before, ids))])
+        if bool(communicator.all_reduce(changed, "max")):
+            self._memory = _moved(self._memory, before, ids, communicator, device)
 
     def guess(self, n_owned: int, like: Tensor) -> Tensor | None:
         """``[n_owned, dim]`` rows ``[q, d_y, d_z, d_x]``; None before the first step."""
@@ -83,6 +111,8 @@ class AtomStates:
             self._known += 1
         if out.get("fermi_level") is not None:
             self._levels.add(out["fermi_level"].double())
+        if out.get("solver_memory") is not None:
+            self._memory = out["solver_memory"]
         if n_owned == 0:
             return
         shown = {"d_scfmlip_charge": "charges" if self.charges else None}
@@ -96,3 +126,25 @@ class AtomStates:
             assert array is not None
             last = out["density_coefficients"].double().cpu().numpy()
             array[:] = np.concatenate((np.array(array)[:, self.dim :], last), 1)
+
+
+def _moved(
+    memory: SolverMemory,
+    before: NDArray[np.int64],
+    now: NDArray[np.int64],
+    communicator: Communicator,
+    device: torch.device,
+) -> SolverMemory:
+    """What solves hand on, for own atoms ``now`` that were ``before``; an empty one where atoms are new."""
+    own = torch.tensor(before, device=device)
+    try:
+        wanted = np.setdiff1d(now, before)
+        halo, ghost = build_halo(communicator, own, torch.tensor(wanted, device=device))
+    except ValueError:
+        # of ids that nobody had, on every rank
+        return SolverMemory()
+    ids = np.concatenate((before, wanted))
+    place = np.concatenate((np.arange(len(before)), len(before) + ghost.cpu().numpy()))
+    order = np.argsort(ids)
+    rows = torch.tensor(place[order[np.searchsorted(ids, now, sorter=order)]], device=device)
+    return memory.moved(len(before), lambda values: halo.copy_out(values)[rows])

@@ -55,7 +55,7 @@ class FormalCharges(torch.nn.Module):
 def spread_charge(q: Tensor, system: System) -> Tensor:
     """Shift charges evenly so that each system has its total charge."""
     assert system.total_charge is not None
-    counts = system.sum(torch.ones_like(q))
+    counts = system.segments.counts.to(q.dtype)
     return q + system.expand((system.total_charge - system.sum(q)) / counts)
 
 

@@ -7,6 +7,7 @@ number per system, in float64, so systems converge, stop and fail independently.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -36,7 +37,11 @@ class KrylovInverse:
         pinv: ``[n_systems, k, k + 1]`` H+.
         projector: ``[n_systems, k + 1, k + 1]`` H H+.
         batch: The systems.
-        first: Right preconditioner of that solve; the combination is then an inverse of A itself.
+        first: Right preconditioner of that solve; the combination is then an inverse of A itself, the product
+            of ``first`` and this. Dot products with the vectors of all spaces are taken at once: between them
+            the vectors' overlaps with each other are enough.
+        cross: ``[n_systems, m, k + 1]`` overlaps of ``first``'s vectors with these; found when needed if
+            None.
     """
 
     def __init__(
@@ -46,10 +51,41 @@ class KrylovInverse:
         projector: Tensor,
         batch: Segments,
         first: KrylovInverse | None = None,
+        cross: Tensor | None = None,
     ) -> None:
         self.basis, self.pinv, self.projector = basis, pinv, projector
         self.batch, self.first = batch, first
         self.sign = -1.0 if first is None else 1.0
+        if cross is not None:
+            self.cross = cross
+
+    @functools.cached_property
+    def cross(self) -> Tensor:
+        """See the arguments."""
+        if self.first is None:
+            return self.basis.new_zeros((self.batch.n_segments, 0, len(self.basis)))
+        earlier, mine = torch.broadcast_tensors(self.first.vectors[:, None], self.basis[None])
+        return self.batch.dot(earlier, mine).movedim(-1, 0)
+
+    @functools.cached_property
+    def vectors(self) -> Tensor:
+        """``[m, n]`` of all spaces, the first one's first."""
+        return self.basis if self.first is None else torch.cat((self.first.vectors, self.basis))
+
+    @functools.cached_property
+    def spaces(self) -> tuple[tuple[KrylovInverse, slice], ...]:
+        """All of them, the first one first, and where their vectors are."""
+        before = () if self.first is None else self.first.spaces
+        return (*before, (self, slice(len(self.vectors) - len(self.basis), len(self.vectors))))
+
+    @functools.cached_property
+    def overlaps(self) -> Tensor:
+        """``[n_systems, m, m]`` of different spaces' vectors; zero for those of one space."""
+        if self.first is None:
+            return self.basis.new_zeros((self.batch.n_segments, len(self.basis), len(self.basis)))
+        empty = self.basis.new_zeros((self.batch.n_segments, len(self.basis), len(self.basis)))
+        above = torch.cat((self.first.overlaps, self.cross), 2)
+        return torch.cat((above, torch.cat((self.cross.mT, empty), 2)), 1)
 
     @classmethod
     def of_space(
@@ -81,28 +117,39 @@ class KrylovInverse:
 
     def __call__(self, r: Tensor) -> Tensor:
         """``M r``, all ``[n]`` float64."""
-        overlap = self._overlap(r)
-        weights = -self.sign * self.projector @ overlap
-        weights[:, :-1] += self.pinv @ overlap
-        out = self.sign * r + self._combine(weights)
-        return out if self.first is None else self.first(out)
+        return self._apply(r, False)
 
     def transposed(self, r: Tensor) -> Tensor:
         """``M^T r``."""
-        if self.first is not None:
-            r = self.first.transposed(r)
-        overlap = self._overlap(r)
-        return self.sign * r + self._combine(
-            self.pinv.mT @ overlap[:, :-1] - self.sign * self.projector @ overlap
-        )
+        return self._apply(r, True)
 
-    def _overlap(self, r: Tensor) -> Tensor:
-        """Overlaps with the basis, ``[n_systems, k + 1, 1]``."""
-        return self.batch.dot(self.basis, r.expand_as(self.basis)).T[..., None]
+    def _apply(self, r: Tensor, transposed: bool) -> Tensor:
+        """Factor by factor: ``scale r + sum_j W_j weights_j``, whose overlaps follow from those of ``r``."""
+        known = self.batch.dot(self.vectors, r.expand_as(self.vectors)).T[..., None]
+        weights: Tensor | None = None
+        scale = 1.0
+        for space, mine in self.spaces if transposed else reversed(self.spaces):
+            overlap = known[:, mine] if scale == 1.0 else scale * known[:, mine]
+            if weights is not None:
+                others = slice(0, mine.start) if transposed else slice(mine.stop, None)
+                overlap = overlap + self.overlaps[:, mine, others] @ weights
+                weights = weights if space.sign == 1.0 else space.sign * weights
+            own = space._weigh(overlap, transposed)
+            if weights is None:
+                weights = own
+            else:
+                weights = torch.cat((weights, own) if transposed else (own, weights), 1)
+            scale = space.sign * scale
+        assert weights is not None
+        return scale * r + (self.batch.expand(weights[..., 0]).T * self.vectors).sum(0)
 
-    def _combine(self, weights: Tensor) -> Tensor:
-        """``[n]`` combination of the basis with ``weights [n_systems, k + 1, 1]``."""
-        return (self.batch.expand(weights[..., 0]).T * self.basis).sum(0)
+    def _weigh(self, overlap: Tensor, transposed: bool) -> Tensor:
+        """What this factor adds of its own vectors, ``[n_systems, k + 1, 1]``, for overlaps with them."""
+        rest = -self.sign * self.projector @ overlap
+        if transposed:
+            return rest + self.pinv.mT @ overlap[:, :-1]
+        rest[:, :-1] += self.pinv @ overlap
+        return rest
 
 
 class RootResult(NamedTuple):

@@ -5,7 +5,10 @@ from ase.build import bulk
 from models.cases import BACKBONE, ELEMENTS, make_model, rattled
 from models.cases import slab as thin_slab
 
-from interfaces.lammps.engines import guarded, report, single_point
+from interfaces.lammps.engines import collect, guarded, make_lammps, report, restricted, single_point
+from scfmlip.interfaces.lammps import attach
+from scfmlip.interfaces.lammps.states import AtomStates
+from scfmlip.scf import SolverMemory
 
 
 def crystal(n=2):
@@ -89,8 +92,45 @@ def les(name):
     return single_point(build(config), {"crystal": crystal, "slab": slab}[name](), ELEMENTS)
 
 
+def handed_on(name):
+    """Mean iterations of a step with and without what solves hand on, while atoms change ranks."""
+    found, moves, keep, hotter = {}, [], AtomStates.start, "velocity all create 30000 7 loop geom"
+    move = SolverMemory.moved
+    SolverMemory.moved = lambda self, *given: (moves.append(len(self.spaces)), move(self, *given))[1]
+    for label in ("with", "without"):
+        if label == "without":
+            AtomStates.start = lambda *given: {k: v for k, v in keep(*given).items() if k != "solver_memory"}
+        lmp = make_lammps(restricted(crystal()), ELEMENTS, commands=(*HOT, hotter))
+        attached = attach(lmp, make_model(name), elements=ELEMENTS, charge=0.0)
+        lmp.command("run 0")
+        counts = []
+        for _ in range(40):
+            lmp.command("run 1 pre no post no")
+            counts.append(attached.results["scf_iterations"])
+        found[label] = float(np.mean(counts))
+        found[f"charges_{label}"] = collect(lmp, attached)["q"]
+        lmp.close()
+    SolverMemory.moved, AtomStates.start = move, keep
+    differ = float(np.abs(found.pop("charges_with") - found.pop("charges_without")).max())
+    return {**found, "charges_differ": differ, "moves": len(moves), "spaces": max(moves, default=0)}
+
+
+def reductions(name):
+    """Of one step, without those of a new list of neighbours."""
+    lmp = make_lammps(restricted(crystal()), ELEMENTS, commands=("fix nve all nve",))
+    attached = attach(lmp, make_model(name), elements=ELEMENTS)
+    lmp.command("run 1")
+    before = attached.communicator.traffic.copy()
+    lmp.command("run 4 pre no")
+    counted = attached.communicator.traffic.since(before).reductions / 4
+    lmp.close()
+    return {"reductions": counted}
+
+
 CASES = {
     "les": les,
+    "handed_on": handed_on,
+    "reductions": reductions,
     "foreign": foreign,
     "triclinic": lambda name: case(name, crystal()),
     "charged": lambda name: case(name, crystal(), charge=0.7),

@@ -34,6 +34,19 @@ def test_two_ranks():
     assert 0 in slab["own_atoms"]
 
 
+@pytest.mark.parametrize("n", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_solves_hand_on(n):
+    """What one solve hands on to the next goes where atoms go; what a step without a solve sends."""
+    pytest.importorskip("lammps", exc_type=(ImportError, OSError))
+    out = run_ranks(n, SCRIPT, "handed_on:passive", "reductions:local", timeout=900).stdout
+    handed, counted = (json.loads(line) for line in out.splitlines() if line.startswith("{"))
+    assert handed["moves"] >= 3
+    assert handed["spaces"] >= 2
+    assert handed["with"] < 0.85 * handed["without"]
+    assert handed["charges_differ"] < 1e-6
+    assert counted["reductions"] == 9
+
+
 ALL = (
     "short_range",
     "fixed",
@@ -85,7 +98,9 @@ def test_charged_cells(n):
 @pytest.mark.parametrize("n", [1, 3])
 def test_after_dynamics(n):
     """A hundred steps in which atoms change ranks, and boxes that change."""
-    found = check(n, "moved:short_range", "moved:qeq", "moved:affine", "npt:short_range", "npt:affine")
+    found = check(
+        n, "moved:short_range", "moved:qeq", "moved:affine", "moved:passive", "npt:short_range", "npt:affine"
+    )
     assert n == 1 or any(row["own_atoms"] != found[0]["own_atoms"] for row in found)
 
 

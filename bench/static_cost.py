@@ -31,8 +31,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .progress import Bar
+from .static_electrostatics import Variant
 from .static_small import small_variants
-from .static_variants import Variant, variants
+from .static_variants import variants
 
 RESULTS = Path(__file__).parent / "results" / "static_cost.csv"
 TARGETS = {
@@ -137,9 +138,9 @@ def _amd(text: str) -> dict[str, int]:
 
 def measure(variant: Variant, target: str) -> Cost:
     """Compile one kernel for one architecture, as the launcher would, and read the result."""
-    options: dict[str, int] = dict(variant.options)
-    if TARGETS[target].backend == "cuda":
-        options["maxnreg"] = 255
+    nvidia = TARGETS[target].backend == "cuda"
+    chosen = variant.options if nvidia else variant.options | variant.amd
+    options = chosen | {"maxnreg": 255} if nvidia else chosen
     signature = {**variant.signature, **dict.fromkeys(variant.constants, "constexpr")}
     # tensors start at multiples of 16 bytes, sizes are anything
     aligned = {
@@ -156,7 +157,7 @@ def measure(variant: Variant, target: str) -> Cost:
         variant=variant.label,
         dtype=variant.dtype,
         target=target,
-        parameters=" ".join(f"{k}={v}" for k, v in {**blocks, **variant.options}.items()),
+        parameters=" ".join(f"{k}={v}" for k, v in {**blocks, **chosen}.items()),
         shared_bytes=compiled.metadata.shared,
         seconds=round(seconds, 1),
         triton=triton.__version__,

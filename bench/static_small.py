@@ -33,7 +33,7 @@ from scfmlip_kernels.spherical_harmonics.kernel import gradient_kernel, values_k
 from scfmlip_kernels.tuned import tuned
 from scfmlip_kernels.wave_weights.kernel import _wave_sums_kernel, _wave_weights_kernel
 
-from .static_variants import Variant
+from .static_electrostatics import Variant
 
 _ONE, _FOUR = {"num_warps": 1, "num_stages": 1}, {"num_warps": 4, "num_stages": 1}
 

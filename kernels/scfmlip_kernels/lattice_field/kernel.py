@@ -23,9 +23,17 @@ from ..tuned import compiler_options
 from .generate import lattice_field_kernel
 
 
-def field_warps(rank: int, options: LatticeLaunch) -> int:
-    """Warps of a program: the sums of high ranks need the registers of more, where threads have 255."""
-    return options.field_warps * (1 if rank < 3 or torch.version.hip is not None else 2)
+def field_warps(rank: int, options: LatticeLaunch, amd: bool | None = None) -> int:
+    """
+    Warps of a program: the sums of high ranks need the registers of more, where threads have 255.
+
+    Args:
+        rank: Of the derivatives.
+        options: Launch parameters.
+        amd: Whether AMD's GPUs are meant, where threads have 512 registers; None for those of this PyTorch.
+    """
+    amd = torch.version.hip is not None if amd is None else amd
+    return options.field_warps * (1 if rank < 3 or amd else 2)
 
 
 def launch_lattice_field(

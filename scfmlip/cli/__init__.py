@@ -11,6 +11,8 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 from .errors import WRONG_INPUT, Terminated, describe
 from .quiet import silence_imports
@@ -52,12 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, debug = "scfmlip", False
     silence_imports()
     try:
-        with _stops_on_signals(), warnings.catch_warnings():
+        with _stops_on_signals() as interrupt, warnings.catch_warnings():
             # warnings about e3nn's and mace-torch's constants and scripted modules do not concern the user
             warnings.filterwarnings("ignore", message=".*TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD.*")
             warnings.filterwarnings("ignore", message="The TorchScript type system")
             arguments = build_parser().parse_args(argv)
             command, debug = f"scfmlip {arguments.command}", arguments.debug
+            interrupt.begun = True
             status = arguments.run(arguments)
             sys.stdout.flush()
             return status
@@ -77,24 +80,49 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _stops_on_signals() -> Iterator[None]:
+def _stops_on_signals() -> Iterator[_Interrupt]:
     """
-    Convert SIGTERM and SIGHUP to `Terminated`.
+    Convert SIGTERM and SIGHUP to `Terminated`; see `_Interrupt` about Ctrl-C.
 
     Not in torchrun's processes: they wait for each other where Python cannot handle signals, and simply end.
     """
-    kept = {}
+    kept: dict[int, Any] = {}
+    interrupt = _Interrupt()
     if threading.current_thread() is threading.main_thread() and os.environ.get("WORLD_SIZE", "1") == "1":
         for name in ("SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
             # nohup ignores SIGHUP
             if number is not None and signal.getsignal(number) is signal.SIG_DFL:
                 kept[number] = signal.signal(number, _stop)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            kept[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:
-        yield
+        yield interrupt
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
+
+
+class _Interrupt:
+    """
+    Ctrl-C: `KeyboardInterrupt`, or the end at once where that would abort the process.
+
+    Packages that load call Python from machine code, which an exception may kill with a dump of its memory.
+    Nothing is unfinished before a command has ``begun``; after that only compiled modules end at once.
+    """
+
+    def __init__(self) -> None:
+        self.begun = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            code = frame.f_code
+            loads = code.co_filename.startswith("<frozen importlib._bootstrap")
+            if loads and (not self.begun or code.co_qualname.startswith("ExtensionFileLoader.")):
+                os.write(2, b"scfmlip: interrupted\n")
+                os._exit(130)
+            frame = frame.f_back
+        raise KeyboardInterrupt
 
 
 def _stop(number: int, _: object) -> None:

@@ -1,5 +1,6 @@
 """Whatever goes wrong at the command line takes one line and has a status."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 pytest.importorskip("mace", reason="needs mace-torch")
 
 import scfmlip
-from scfmlip.cli import bench, build_parser, evaluate, main
+from scfmlip.cli import _stops_on_signals, bench, build_parser, evaluate, main
 from scfmlip.data import path
 
 MODEL = str(path("models/al_water-equilibrated.safetensors"))
@@ -162,6 +163,23 @@ def test_ctrl_c_while_packages_load_takes_one_line(wait, tmp_path):
     assert process.returncode in (130, -signal.SIGINT)
     assert "Traceback" not in printed
     assert printed.strip().splitlines()[-1].endswith(": interrupted")
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_ctrl_c_within_an_import(begun, tmp_path, monkeypatch, capfd):
+    """It ends the process before a command has begun; after that the command can clear away."""
+    (tmp_path / "loads_long.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "loads_long", raising=False)
+
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(KeyboardInterrupt if begun else SystemExit), _stops_on_signals() as interrupt:
+        interrupt.begun = begun
+        importlib.import_module("loads_long")
+    assert capfd.readouterr().err == ("" if begun else "scfmlip: interrupted\n")
 
 
 def test_a_reader_that_leaves_is_no_error():

@@ -138,6 +138,40 @@ def measure(atoms: int, systems: int, program: str, device: torch.device) -> dic
     return {"seconds": min(seconds), "peak_mib": peak, "iterations": iterations, "probe": probe}
 
 
+def measured(atoms: int, systems: int, device: str) -> dict[str, dict]:
+    """A row of each program in a process of its own; one that fails or differs is named and left out."""
+    rows: dict[str, dict] = {}
+    for program in ("tensor", "matrix", "scfmlip"):
+        if atoms > LARGEST.get(program, atoms):
+            continue
+        worker = ["--worker", str(atoms), str(systems), program, device]
+        command = [sys.executable, "-m", "bench.equilibration", *worker]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            why = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            say(f"{systems:3d} x {atoms:5d}  {program}: FAILED ({done.returncode}) {why[:300]}")
+        else:
+            rows[program] = json.loads(done.stdout.splitlines()[-1])
+    if "scfmlip" not in rows:
+        return {}
+    ours = rows["scfmlip"]
+    truth = ours.pop("probe")
+    for program, row in list(rows.items()):
+        probe = row.pop("probe", truth)
+        largest = max(map(abs, truth))
+        row["error"] = max(abs(a - b) for a, b in zip(probe, truth, strict=True)) / largest
+        if row["error"] > 1e-4:
+            say(f"{systems:3d} x {atoms:5d}  {program} DIFFERS by {row['error']:.1e}: no rows written")
+            return {}
+        ratio = row["seconds"] / ours["seconds"]
+        memory = row["peak_mib"] / max(ours["peak_mib"], 0.1)
+        say(
+            f"{systems:3d} x {atoms:5d}  {program:8s} {1e3 * row['seconds']:9.1f} ms  x{ratio:6.1f}  "
+            f"{row['peak_mib']:8.1f} MiB  x{memory:6.1f}  error {row['error']:.0e}"
+        )
+    return rows
+
+
 def main() -> None:
     """Measure all sizes, append rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -162,39 +196,12 @@ def main() -> None:
         "commit": commit(),
     }
     common["date"] = time.strftime("%Y-%m-%d")
+    failed = False
     for atoms, systems in Bar(sizes):
-        rows = {}
-        for program in ("tensor", "matrix", "scfmlip"):
-            if atoms > LARGEST.get(program, atoms):
-                continue
-            command = [
-                sys.executable,
-                "-m",
-                "bench.equilibration",
-                "--worker",
-                str(atoms),
-                str(systems),
-                program,
-                options.device,
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            rows[program] = json.loads(done.stdout.splitlines()[-1])
-        ours = rows["scfmlip"]
-        for program, row in rows.items():
-            pairs = list(
-                zip(row.pop("probe") if program != "scfmlip" else ours["probe"], ours["probe"], strict=True)
-            )
-            row["error"] = max(abs(a - b) for a, b in pairs) / max(abs(b) for _, b in pairs)
-            if row["error"] > 1e-4:
-                raise SystemExit(
-                    f"{atoms} x {systems}: {program} differs by {row['error']:.1e}; no row written"
-                )
-            ratio = row["seconds"] / ours["seconds"]
-            memory = row["peak_mib"] / max(ours["peak_mib"], 0.1)
-            say(
-                f"{systems:3d} x {atoms:5d}  {program:8s} {1e3 * row['seconds']:9.1f} ms  x{ratio:6.1f}  "
-                f"{row['peak_mib']:8.1f} MiB  x{memory:6.1f}  error {row['error']:.0e}"
-            )
+        rows = measured(atoms, systems, options.device)
+        failed = failed or "scfmlip" not in rows
+        if not rows:
+            continue
         fresh = not file.exists()
         with file.open("a", newline="") as stream:
             writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore")
@@ -204,6 +211,8 @@ def main() -> None:
                 shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()}
                 line = {"atoms": atoms, "systems": systems, "program": program, **shown, **common}
                 writer.writerow({c: line[c] for c in COLUMNS})
+    if failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

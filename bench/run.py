@@ -76,6 +76,10 @@ class Run:
                 say(f"    {name}: DISAGREES, {reason}: not timed")
                 if name.startswith("scfmlip"):
                     self.failed.append(f"{problem.case.name} {problem.size} {mode} {problem.dtype}")
+            except Exception as error:  # of a peer: the others are measured all the same
+                say(f"    {name}: FAILED, {type(error).__name__}: {str(error)[:300]}")
+                if name.startswith("scfmlip"):
+                    self.failed.append(f"{problem.case.name} {problem.size} {mode} {problem.dtype}")
         return found
 
     def measure(self, case: Case, size: Size, mode: Mode, dtype: str) -> None:

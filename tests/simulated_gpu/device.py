@@ -30,6 +30,7 @@ import torch
 import torch.autograd.graph
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_iter, tree_map
 
@@ -296,12 +297,16 @@ def _run(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
     inputs, options = held(args), held(kwargs)
     out = func(*inputs, **options)
     in_place = name.endswith("_") and not name.endswith("__") and isinstance(args[0], OnGpu)
+    if in_place and torch.Tag.inplace_view in func.tags:
+        with no_dispatch():  # squeeze_ and the like: the sizes that the tensor shows
+            func(*args, **kwargs)
+        return args[0]
     if _tapes and (in_place or isinstance(kwargs.get("out"), OnGpu)):
         _tapes[-1].append(lambda: func(*inputs, **options))
     elif not name.startswith(("empty", "new_empty")) and not _shares_memory(out, (inputs, options)):
         _record(out, lambda: func(*inputs, **options))
-    if name.endswith("_") and not name.endswith("__") and isinstance(args[0], OnGpu):
-        return args[0]  # in place: the very tensor
+    if in_place:
+        return args[0]  # the very tensor
     if isinstance(kwargs.get("out"), OnGpu):
         return kwargs["out"]
     if name in ("_local_scalar_dense", "item", "equal", "is_nonzero"):

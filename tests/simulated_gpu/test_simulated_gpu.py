@@ -259,6 +259,20 @@ def test_it_is_as_strict_as_a_gpu():
         assert held(y.grad).tolist() == [2.0] * 3
 
 
+def test_shapes_that_change_in_place():
+    """Products with vectors make them, and their gradients."""
+    with simulated_gpu():
+        matrix = to_gpu(torch.eye(3, dtype=torch.float64)).requires_grad_()
+        vector = to_gpu(torch.arange(3, dtype=torch.float64)).requires_grad_()
+        product = vector @ matrix
+        energy = product @ matrix @ product
+        assert (product.shape, energy.shape) == ((3,), ())
+        energy.backward()
+        assert (matrix.grad.shape, vector.grad.shape) == ((3, 3), (3,))
+        row = to_gpu(torch.zeros(1, 3)).squeeze_(0)
+        assert row.shape == held(row).shape == (3,)
+
+
 def test_kernels_run_where_their_tensors_are(monkeypatch):
     """Triton launches on the current device, which need not be the tensors'."""
     visited = []

@@ -15,14 +15,10 @@ replay repeats every operation on the memory that it had. Times mean nothing, an
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import copy
-import re
-import traceback
 import types
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -35,10 +31,10 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_iter, tree_map
 
 from scfmlip_kernels.operators import OPERATORS
+from simulated_gpu.log import Log, source_line, tapes
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 MULTIPROCESSORS, MEMORY = 132, 80 << 30
-ROOT = Path(__file__).parents[2]
 # operators that launch nothing: memory, views and questions about tensors
 _FREE = {
     "empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "detach", "alias", "lift_fresh",
@@ -50,91 +46,6 @@ _READS = {
     "_unique2", "unique_dim", "unique_consecutive", "bincount", "histc", "inverse_info",
 }  # fmt: skip
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
-
-
-class Log:
-    """
-    What happened on the simulated GPU.
-
-    Attributes:
-        kernels: Launches of Triton kernels, by name.
-        operators: Launches of PyTorch's operators, by name; each counts as one.
-        waits: What made the host wait, by kind and place in the sources.
-        places: Launches of any kind, by place in the sources.
-    """
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self.kernels: collections.Counter = collections.Counter()
-        self.operators: collections.Counter = collections.Counter()
-        self.waits: collections.Counter = collections.Counter()
-        self.places: collections.Counter = collections.Counter()
-
-    @property
-    def launches(self) -> int:
-        """Of any kind."""
-        return sum(self.kernels.values()) + sum(self.operators.values())
-
-    @property
-    def n_waits(self) -> int:
-        """How often the host waited."""
-        return sum(self.waits.values())
-
-    def wait(self, kind: str) -> None:
-        """The host waits; while a graph is captured, a GPU refuses."""
-        if _tapes:
-            raise RuntimeError(f"operation not permitted when stream is capturing: {kind}, at {_place()}")
-        self.waits[kind, _place()] += 1
-
-    def report(self) -> str:
-        """Waits by place, and the most frequent launches, as text."""
-        lines = [f"{n:5d} {kind:32s} {place}" for (kind, place), n in self.waits.most_common()]
-        lines += [f"{n:5d} launches of {name}" for name, n in self.kernels.most_common()]
-        lines += [f"{n:5d} launches at {place}" for place, n in self.places.most_common(40)]
-        return "\n".join(lines)
-
-    def by_line(self, most: int = 60) -> str:
-        """Launches by file and by line, as a table."""
-        files: collections.Counter = collections.Counter()
-        for place, n in self.places.items():
-            files[re.sub(r":\d+( of .*)?", "", place)] += n
-        rows = [*files.most_common(20), *self.places.most_common(most)]
-        return "\n".join(f"{n:6d} {place}" for place, n in rows)
-
-
-def _place() -> str:
-    """
-    The innermost line of the project, else of mace-torch or e3nn.
-
-    Where `torch.autograd.detect_anomaly` has kept it, that is the line of the forward operation in backward
-    passes of PyTorch's operators, and of ours their name with the line of their backward pass.
-    """
-    here = _innermost((frame.filename, frame.lineno) for frame in reversed(traceback.extract_stack()))
-    node = torch._C._current_autograd_node()
-    kept = None if node is None else node.metadata.get("traceback_")
-    if not kept:
-        return here or "elsewhere"
-    if node.name().startswith("scfmlip_"):
-        return f"{here} of {node.name()}"
-    found = re.findall(r'File "(.*?)", line (\d+)', "".join(kept))
-    forward = _innermost((name, int(line)) for name, line in reversed(found)) or node.name()
-    return f"{forward} backward"
-
-
-def _innermost(frames: Iterable[tuple[str, int | None]]) -> str | None:
-    elsewhere = None
-    for name, line in frames:
-        path = Path(name)
-        if path.name in ("waiting.py", "kept.py", "looks.py"):  # who asks through them
-            continue
-        if path.is_relative_to(ROOT) and "simulated_gpu" not in path.parts and ".venv" not in path.parts:
-            return f"{path.relative_to(ROOT)}:{line}"
-        if elsewhere is None and any(part in ("mace", "e3nn") for part in path.parts):
-            elsewhere = f"{'/'.join(path.parts[-3:])}:{line}"
-    return elsewhere
 
 
 class OnGpu(torch.Tensor):
@@ -187,13 +98,11 @@ class OnGpu(torch.Tensor):
 
 
 _logs: list[Log] = []
-# what the graph that is captured repeats
-_tapes: list[list[Callable[[], Any]]] = []
 
 
 def _record(memory: Any, again: Callable[[], Any]) -> None:
     """While a graph is captured: an operation that makes new memory, to be done again on the same memory."""
-    if not _tapes:
+    if not tapes:
         return
     targets = [held(t) for t in tree_iter(memory) if isinstance(t, Tensor)]
 
@@ -202,7 +111,7 @@ def _record(memory: Any, again: Callable[[], Any]) -> None:
         for target, value in zip(targets, values, strict=True):
             target.copy_(value)
 
-    _tapes[-1].append(repeat)
+    tapes[-1].append(repeat)
 
 
 class Graph:
@@ -221,11 +130,11 @@ class Graph:
 @contextlib.contextmanager
 def _capture(graph: Graph, *_: Any, **__: Any) -> Iterator[None]:
     """`torch.cuda.graph`."""
-    _tapes.append(graph.tape)
+    tapes.append(graph.tape)
     try:
         yield
     finally:
-        _tapes.pop()
+        tapes.pop()
 
 
 class _Stream:
@@ -272,12 +181,12 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         host = []
     if any(t.ndim > 0 for t in host) and name != "_to_copy":
         shapes = [tuple(t.shape) for t in host]
-        raise RuntimeError(f"{name}: tensors on cuda:0 and on the CPU, {shapes}, at {_place()}")
+        raise RuntimeError(f"{name}: tensors on cuda:0 and on the CPU, {shapes}, at {source_line()}")
     writes = any(r.alias_info is not None and r.alias_info.is_write for r in func._schema.returns)
     view = any(r.alias_info is not None for r in func._schema.returns) and not writes
     if not view and name not in _FREE:
         log.operators[name] += 1
-        log.places[_place()] += 1
+        log.places[source_line()] += 1
     return _run(func, name, args, kwargs)
 
 
@@ -301,8 +210,8 @@ def _run(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         with no_dispatch():  # squeeze_ and the like: the sizes that the tensor shows
             func(*args, **kwargs)
         return args[0]
-    if _tapes and (in_place or isinstance(kwargs.get("out"), OnGpu)):
-        _tapes[-1].append(lambda: func(*inputs, **options))
+    if tapes and (in_place or isinstance(kwargs.get("out"), OnGpu)):
+        tapes[-1].append(lambda: func(*inputs, **options))
     elif not name.startswith(("empty", "new_empty")) and not _shares_memory(out, (inputs, options)):
         _record(out, lambda: func(*inputs, **options))
     if in_place:
@@ -373,7 +282,7 @@ def _make(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         log.wait("tensor of numbers of the host")
     elif not name.startswith("empty"):
         log.operators[name] += 1
-        log.places[_place()] += 1
+        log.places[source_line()] += 1
     out = func(*args, **{**kwargs, "device": CPU})
     if not name.startswith("empty"):
         _record(out, lambda: func(*held(args), **{**held(kwargs), "device": CPU}))
@@ -430,17 +339,17 @@ def _launch(run: Any) -> Any:
         name = self.fn.__name__
         for key, value in bound.items():
             if isinstance(value, Tensor) and not isinstance(value, OnGpu):
-                raise RuntimeError(f"{name}: the pointer {key} is on the CPU, at {_place()}")
+                raise RuntimeError(f"{name}: the pointer {key} is on the CPU, at {source_line()}")
         sizes = tuple(int(v) for v in (grid(bound) if callable(grid) else grid))
         sizes += (1,) * (3 - len(sizes))
         if sizes[0] >= 2**31 or max(sizes[1:]) > 65535:
             raise RuntimeError(f"{name}: a grid of {sizes} is beyond CUDA's limits")
         _log().kernels[name] += 1
-        _log().places[_place()] += 1
+        _log().places[source_line()] += 1
         with torch._C.DisableTorchFunction(), _disable_current_modes():
             given, options = held(args), held(kwargs)
-            if _tapes:
-                _tapes[-1].append(lambda: run(self, *given, grid=grid, warmup=warmup, **options))
+            if tapes:
+                tapes[-1].append(lambda: run(self, *given, grid=grid, warmup=warmup, **options))
             return run(self, *given, grid=grid, warmup=warmup, **options)
 
     return launch
@@ -472,7 +381,7 @@ def simulated_gpu() -> Iterator[Log]:
         "current_device": lambda: 0,
         "mem_get_info": lambda *_: (MEMORY, MEMORY),
         "is_available": lambda: True,
-        "is_current_stream_capturing": lambda: bool(_tapes),
+        "is_current_stream_capturing": lambda: bool(tapes),
         "synchronize": lambda *_: _log().wait("synchronize"),
         "CUDAGraph": Graph,
         "graph": _capture,

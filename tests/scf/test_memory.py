@@ -187,3 +187,14 @@ def test_a_product_of_inverses(generator):
     r = torch.randn(N, generator=generator, dtype=F64)
     assert_close(inverse(r), dense @ r, 1e-10)
     assert_close(inverse.transposed(r), dense.T @ r, 1e-10)
+
+
+def test_what_an_earlier_version_wrote_is_forgotten():
+    """It had no overlaps between spaces; a solve without it is slower, not wrong."""
+    scale = torch.tensor([[0.5], [0.2]], dtype=torch.float64)
+    start = torch.zeros(2, 1, dtype=torch.float64)
+    known = fixed_point(lambda s: 1 + scale * s, start, memory=SolverMemory()).memory
+    state = known.state_dict()
+    assert len(SolverMemory.from_state(state).spaces) == 1
+    old = {**state, "spaces": [space[:3] for space in state["spaces"]]}
+    assert SolverMemory.from_state(old) == SolverMemory()

@@ -137,7 +137,9 @@ class SolverMemory:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], device: torch.device | str = "cpu") -> SolverMemory:
-        """What `state_dict` was called of, on a device."""
+        """What `state_dict` was called of, on a device; empty if an earlier version wrote it."""
+        if any(len(space) != 4 for space in state["spaces"]):  # a restart file of an earlier version
+            return cls()
         moved = ([part.to(device) for part in space] for space in state["spaces"])
         spaces = tuple((basis, pinv, projector, cross) for basis, pinv, projector, cross in moved)
         return cls(

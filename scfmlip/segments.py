@@ -104,6 +104,10 @@ class Segments:
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum ``[n_rows, ...]`` float32 or float64 -> ``[n_segments, ...]``; empty segments give 0."""
+        return self.own_sum(values)
+
+    def own_sum(self, values: Tensor) -> Tensor:
+        """As `sum`, over the rows of this process alone: a part, for `combine`."""
         if self.order is None:
             return segment_sum(values, self.ptr, self.index)
         return segment_sum(values[self.order], self.ptr, self.index[self.order])
@@ -111,6 +115,14 @@ class Segments:
     def combine(self, parts: Tensor) -> Tensor:
         """What has been summed over the rows of this process, of any shape, over all rows there are."""
         return parts
+
+    def combine_all(self, *parts: Tensor) -> tuple[Tensor, ...]:
+        """As `combine`, of several tensors of one dtype together: one message where there are any."""
+        if not self.shared:
+            return parts
+        sizes = [part.numel() for part in parts]
+        whole = self.combine(torch.cat([part.reshape(-1) for part in parts]))
+        return tuple(v.view(part.shape) for v, part in zip(whole.split(sizes), parts, strict=True))
 
     def highest(self, values: Tensor) -> Tensor:
         """``[n_rows, ...]`` -> ``[n_segments, ...]`` largest values, -inf without rows; without a graph."""

@@ -60,9 +60,13 @@ class SharedSegments(Segments):
 
     def sum(self, values: Tensor) -> Tensor:
         """As `Segments.sum`, over all ranks."""
-        n_own = self.n_rows - self.n_unknowns
-        own = all_reduce(values[:n_own].sum(0, keepdim=True), self.communicator)
-        return own + values[n_own:].sum(0, keepdim=True) if self.n_unknowns else own
+        own = all_reduce(self.own_sum(values), self.communicator)
+        unknown = values[self.n_rows - self.n_unknowns :]
+        return own + unknown.sum(0, keepdim=True) if self.n_unknowns else own
+
+    def own_sum(self, values: Tensor) -> Tensor:
+        """As `Segments.own_sum`; of rows that belong to atoms."""
+        return values[: self.n_rows - self.n_unknowns].sum(0, keepdim=True)
 
     def combine(self, parts: Tensor) -> Tensor:
         """As `Segments.combine`, over all ranks."""

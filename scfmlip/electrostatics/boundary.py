@@ -205,15 +205,32 @@ class Correction:
     widths: tuple[float, ...]
     quirks: Quirks
 
-    def _moments(self, moments: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _moments(
+        self, moments: Tensor, sums: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """
         Charge, dipole along the normal, second moment along it, dipole vector, trace of the second.
 
-        ``moments [n_atoms, n_channels, n_widths, M]`` -> each ``[n_systems, n_channels(, 3)]``.
+        Of ``moments [n_atoms, n_channels, n_widths, M]``, or sums: each ``[n_systems, n_channels(, 3)]``.
+        """
+        if sums is None and moments.is_cuda:
+            return self._fused_moments(moments.double())
+        sums = self.segments.combine(self.own_sums(moments)) if sums is None else sums
+        charge, height_moment, second_z, trace = sums[..., :4].unbind(-1)
+        return charge, height_moment, second_z, sums[..., 4:], trace
+
+    def own_sums(self, moments: Tensor) -> Tensor:
+        """
+        Sums over the atoms of this process, which ranks that share a system add up.
+
+        Args:
+            moments: As in `energy`.
+
+        Returns:
+            ``[n_systems, n_channels, 7]`` float64: charge, dipole along the normal, second moment along it,
+            trace of the second moment, dipole.
         """
         m = moments.double()
-        if m.is_cuda:
-            return self._fused_moments(m)
         q = m[..., 0]
         variance = constant(self.widths, q.dtype, q.device) ** 2
         normal = self.segments.expand(self.normal)[:, None]
@@ -238,11 +255,8 @@ class Correction:
         second_z = second_z + spread
         if self.quirks.box_second_moment:
             trace = trace + 3 * spread
-        # in one sum, which ranks that share a system make together
         numbers = torch.stack((charge, height_moment, second_z, trace), -1)
-        sums = self.segments.sum(torch.cat((numbers, dipole), -1))
-        charge, height_moment, second_z, trace = sums[..., :4].unbind(-1)
-        return charge, height_moment, second_z, sums[..., 4:], trace
+        return self.segments.own_sum(torch.cat((numbers, dipole), -1))
 
     def __post_init__(self) -> None:
         """Compute what every call uses, with the graph of the first one."""
@@ -317,12 +331,21 @@ class Correction:
         """``[n_systems, n_channels]`` along the normals, e angstrom^2."""
         return self._moments(moments)[2]
 
-    def energy(self, moments: Tensor) -> Tensor:
-        """``[n_systems, n_channels]`` float64, eV; ``moments`` as in `GaussianMultipoles.to_moments`."""
-        if self._strengths is not None and fits(moments):
+    def energy(self, moments: Tensor, sums: Tensor | None = None) -> Tensor:
+        """
+        Energy of the correction.
+
+        Args:
+            moments: As in `GaussianMultipoles.to_moments`.
+            sums: `own_sums` of all processes, where they are known.
+
+        Returns:
+            ``[n_systems, n_channels]`` float64, eV.
+        """
+        if sums is None and self._strengths is not None and fits(moments):
             s = low_moments(self._own, moments, self.segments)
             return slab_energy(s, self._strengths, self.widths[0])
-        charge, m_z, t_zz, dipole, trace = self._moments(moments)
+        charge, m_z, t_zz, dipole, trace = self._moments(moments, sums)
         volume, height = self.volume[:, None], self.height[:, None]
         slab = m_z**2
         if self.quirks.slab_charge:
@@ -341,6 +364,7 @@ class Correction:
         widths: tuple[float, ...],
         rank: int,
         at: tuple[Tensor, Segments] | None = None,
+        sums: Tensor | None = None,
     ) -> Tensor:
         """
         Potential and derivatives of the correction at the atoms, averaged over Gaussians.
@@ -350,13 +374,14 @@ class Correction:
             widths: Widths of the receiving Gaussians, angstrom.
             rank: 0 for the potential, 1 to add its gradient, 2 its second derivatives.
             at: Points to use instead of the atoms: float64 positions, and their systems.
+            sums: `own_sums` of all processes, where they are known.
 
         Returns:
             ``[n_atoms, n_channels, n_widths, 1 | 4 | 10]`` float64, V, V/angstrom and V/angstrom^2.
         """
-        if moments.is_cuda:
+        if sums is None and moments.is_cuda:
             return self._fused_field(moments, widths, rank, at)
-        charge, m_z, t_zz, dipole, trace = self._moments(moments)
+        charge, m_z, t_zz, dipole, trace = self._moments(moments, sums)
         volume, height = self.volume[:, None], self.height[:, None]
         boxes = torch.zeros_like(self.slab) if self.box is None else self.box
         positions, segments = at or (self.positions, self.segments)

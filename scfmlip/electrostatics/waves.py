@@ -273,10 +273,17 @@ class WaveSum(ABC):
         Returns:
             ``[n_points, n_channels, 2]`` float64, real and imaginary part.
         """
-        return (self._sums(moments) * self.form_factors(self.widths)[:, None, :, None]).sum(2)
+        return self._density(self._sums(moments))
+
+    def _density(self, sums: Tensor) -> Tensor:
+        return (sums * self.form_factors(self.widths)[:, None, :, None]).sum(2)
 
     def _sums(self, moments: Tensor) -> Tensor:
         """``[n_points, n_channels, n_widths, 2]`` structure factors of each width."""
+        return self.segments.combine(self._own_sums(moments))
+
+    def _own_sums(self, moments: Tensor) -> Tensor:
+        """The same of the atoms of this process."""
         n_atoms, n_channels, n_widths, size = moments.shape
         turned = None
         if size == 4:
@@ -284,7 +291,16 @@ class WaveSum(ABC):
         if size > 1:
             moments = self._along_axes(moments) if turned is None else turned
         sums = self.structure_factors(moments.reshape(n_atoms, n_channels * n_widths, size))
-        return self.segments.combine(sums).unflatten(1, (n_channels, n_widths))
+        return sums.unflatten(1, (n_channels, n_widths))
+
+    def _all_sums(self, moments: Tensor, *others: Tensor) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+        """Structure factors, sums of the correction, and other parts of sums; ranks send one message."""
+        own = self._own_sums(moments)
+        if self.correction is None or not self.segments.shared:  # a process alone has faster ways
+            sums, *rest = self.segments.combine_all(own, *others)
+            return sums, None, tuple(rest)
+        sums, low, *rest = self.segments.combine_all(own, self.correction.own_sums(moments), *others)
+        return sums, low, tuple(rest)
 
     def _along_axes(self, moments: Tensor) -> Tensor:
         """Moments in reciprocal lattice vectors times 2 pi."""
@@ -300,13 +316,21 @@ class WaveSum(ABC):
 
     def energy(self, moments: Tensor) -> Tensor:
         """``[n_systems, n_channels]`` float64, eV, including self-interaction."""
+        return self.energy_with(moments)[0]
+
+    def energy_with(self, moments: Tensor, *others: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The energy, and sums over ranks of float64 parts of other sums, all in one message."""
+        sums, low, rest = self._all_sums(moments, *others)
+        return self._energy(moments, sums, low), rest
+
+    def _energy(self, moments: Tensor, sums: Tensor, low: Tensor | None) -> Tensor:
         if self.waves is not None:
-            per_point = wave_energies(self._sums(moments), self.waves, self.window, self.widths)
+            per_point = wave_energies(sums, self.waves, self.window, self.widths)
         else:
-            per_point = self.coulomb[:, None] * (self.density(moments) ** 2).sum(-1)
+            per_point = self.coulomb[:, None] * (self._density(sums) ** 2).sum(-1)
         energy = self.points.sum(per_point)
         if self.correction is not None:
-            energy = energy + self.correction.energy(moments)
+            energy = energy + self.correction.energy(moments, low)
         return energy
 
     def field(self, moments: Tensor, widths: tuple[float, ...], rank: int) -> Tensor:
@@ -322,14 +346,26 @@ class WaveSum(ABC):
             ``[n_atoms, n_channels, len(widths), 1 | 4 | 10]`` in the positions' dtype, V, V/angstrom and
             V/angstrom^2.
         """
+        sums, low, _ = self._all_sums(moments)
+        return self._field(moments, widths, rank, sums, low)
+
+    def field_and_energy(
+        self, moments: Tensor, rank: int, *others: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """What `field` gives for the sources' own widths, and what `energy_with` does."""
+        sums, low, rest = self._all_sums(moments, *others)
+        field = self._field(moments, self.widths, rank, sums, low)
+        return field, self._energy(moments, sums, low), rest
+
+    def _field(
+        self, moments: Tensor, widths: tuple[float, ...], rank: int, sums: Tensor, low: Tensor | None
+    ) -> Tensor:
         if self.waves is not None:
-            coefficients = wave_coefficients(
-                self._sums(moments), self.waves, self.window, self.widths, widths
-            )
+            coefficients = wave_coefficients(sums, self.waves, self.window, self.widths, widths)
         else:
             factors = 2 * self.coulomb[:, None] * self.form_factors(widths)
-            coefficients = self.density(moments)[:, :, None, :] * factors[:, None, :, None]
+            coefficients = self._density(sums)[:, :, None, :] * factors[:, None, :, None]
         out = self.series(coefficients.flatten(1, 2), rank).unflatten(1, (moments.shape[1], len(widths)))
         if self.correction is not None:
-            out = out + self.correction.field(moments, widths, rank).to(self.dtype)
+            out = out + self.correction.field(moments, widths, rank, sums=low).to(self.dtype)
         return out

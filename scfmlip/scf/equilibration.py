@@ -28,6 +28,7 @@ from .solution import ChargeSolution, Status, report
 from .solvers.conjugate_gradients import LinearResult, conjugate_gradients
 from .solvers.dense import DenseSolver
 from .solvers.one_launch import MAX_ATOMS, SmallSolver, solves_small
+from .solvers.one_message import OneMessage
 from .solvers.preconditioners import atom_widths, check_preconditioner, make_preconditioner
 from .splitting import Interaction as InteractionName
 
@@ -84,18 +85,27 @@ def _make_solver(
         dense = DenseSolver(problem, apply, dim, dtype, matrices)
         return lambda source, totals, initial: dense.solve(source, totals, options.tolerance)
     precondition = make_preconditioner(options.preconditioner, problem, positions, cell, hardness, widths)
+    together = None
+    if shared and problem.groups.whole:
+        together = OneMessage(problem, interaction, hardness, precondition, dtype)
 
     def iterate(
         source: Tensor, totals: Tensor, initial: Tensor | None, tolerance: float, max_iterations: int
     ) -> LinearResult:
+        if together is not None:
+            return together.solve(source, totals, initial, tolerance, max_iterations)
         return conjugate_gradients(
             problem, apply, source, totals, initial, precondition, tolerance, max_iterations, dtype
         )
 
+    def is_soft() -> bool:
+        if together is not None:
+            return together.soft
+        return bool(problem.segments.sum((hardness <= 0).double().sum(1)).any())
+
     def solve(source: Tensor, totals: Tensor, initial: Tensor | None) -> LinearResult:
         result = iterate(source, totals, initial, options.tolerance, options.max_iterations)
-        soft = problem.segments.sum((hardness <= 0).double().sum(1))
-        if not bool(soft.any()):
+        if not is_soft():
             return result
         # if the hardness is not positive, a generic direction tells whether this is a minimum
         generator = torch.Generator().manual_seed(0)
@@ -200,12 +210,9 @@ def _functional(
     """``chi.s + 1/2 s.(J + K) s`` plus the energy in external fields, ``[n_systems]``."""
     interaction = problem.prepare(positions, cell, widths, external_field, external_potential)
     local = (electronegativity * state + 0.5 * hardness * state**2).double().sum(1)
-    energy = problem.segments.sum(local) + interaction.energy(state)
     if not problem.constrained:
-        groups = problem.groups
-        given = groups.segments.expand(totals) * state[:, 0]
-        energy = energy - problem.segments.sum(given.double())
-    return energy.to(state.dtype)
+        local = local - (problem.groups.segments.expand(totals) * state[:, 0]).double()
+    return interaction.energy(state, local).to(state.dtype)
 
 
 def _equilibrate(given: Given, equations: _Equilibration, geometry: Geometry) -> tuple[Tensor, Tensor | None]:

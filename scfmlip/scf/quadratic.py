@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..electrostatics import Coulomb, CoulombPlan, Geometry
+from ..electrostatics.joint import energy_with, potential_and_energy
 from ..electrostatics.range_split import NeighbourPairs, ShortRange
 from ..segments import Segments
 from .constraints import ChargeGroups
@@ -140,7 +141,31 @@ class Interaction:
         out = problem.collect(rows)
         return out if self.short is None else out + self.short.potential(state)
 
-    def energy(self, state: Tensor) -> Tensor:
-        """``1/2 s.K s`` plus external energies, ``[n_systems]`` float64."""
-        energy = self.geometry.energy(self.problem.spread(state), self_interaction=True).double()
+    def product(self, state: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """
+        ``K s`` and ``s.K s`` of several states, without external potentials, and other sums over atoms.
+
+        Args:
+            state: ``[n_atoms, n_channels, dim]``.
+            others: float64 parts of other sums, of the atoms of this process.
+
+        Returns:
+            Shape of ``state``, ``[n_systems, n_channels]`` float64, and the other sums over all ranks; see
+            `potential_and_energy`.
+        """
+        problem, short = self.problem, self.short
+        if short is not None:
+            potential = self.potential(state)
+            form = problem.segments.own_sum((state.double() * potential.double()).sum(-1))
+            form, *rest = problem.segments.combine_all(form, *others)
+            return potential, form, tuple(rest)
+        rows, energy, rest = potential_and_energy(self.geometry, problem.spread(state), *others)
+        return problem.collect(rows), 2 * energy, rest
+
+    def energy(self, state: Tensor, own: Tensor | None = None) -> Tensor:
+        """``1/2 s.K s`` plus external energies and the sum of ``own [n_atoms]``, ``[n_systems]`` float64."""
+        problem = self.problem
+        parts = () if own is None else (problem.segments.own_sum(own.double()),)
+        energy, more = energy_with(self.geometry, problem.spread(state), *parts)
+        energy = sum(more, energy)
         return energy if self.short is None else energy + self.short.energy(state[:, 0])

@@ -110,8 +110,8 @@ def _value(
     whole = problem.prepare(positions, cell, widths, external_field, external_potential)
     bare = problem.prepare(positions, cell, widths)
     local = electronegativity * state + 0.5 * hardness * (state**2 - step**2)
-    energy = problem.segments.sum(local.double().sum(1))
-    return (energy + whole.energy(state) - bare.energy(step)).to(state.dtype) + gain
+    energy = whole.energy(state, local.double().sum(1)) - bare.energy(step)
+    return energy.to(state.dtype) + gain
 
 
 @runs_eagerly

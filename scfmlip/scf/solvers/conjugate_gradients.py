@@ -99,41 +99,77 @@ def conjugate_gradients(
     walk = ConjugateDirections(
         batch, flat(apply), flat(step_back), state.flatten(), slope.flatten(), project, given
     )
-    verdict = judge(walk)
-    status = ended(torch.full_like(scale, int(Status.ITERATIONS), dtype=torch.int64), verdict)
-    iterations = torch.zeros_like(status)
-    best, since = verdict.residual, iterations
-    looks = Looks()
+    progress, looks = Progress(judge(walk), tolerance), Looks()
     for step in range(max_iterations):
-        active = status == Status.ITERATIONS
-        if looks.ended(step, active, verdict.residual, tolerance):
+        if looks.ended(step, progress.active, progress.verdict.residual, tolerance):
             break
         walk.look()
-        status = torch.where(active & (walk.curvature <= 0), Status.INDEFINITE, status)
-        status = torch.where(active & ~torch.isfinite(walk.curvature), Status.NOT_FINITE, status)
-        active = status == Status.ITERATIONS
+        progress.met(walk.curvature)
+        active = progress.active
         walk.move(active)
-        iterations = iterations + active
-        fresh = judge(walk)
-        verdict = Verdict(*(torch.where(active, new, old) for new, old in zip(fresh, verdict, strict=True)))
-        better = verdict.residual < best
-        since = torch.where(better, 0, since + 1)
-        best = torch.where(better, verdict.residual, best)
-        # accept rounding where the residual no longer improves
-        reached = verdict._replace(converged=verdict.residual <= tolerance)
-        stuck = (since > _PATIENCE) & ((best < 1e-3) | verdict.rounded)
-        status = ended(status, reached._replace(converged=reached.converged | (stuck & verdict.converged)))
-        status = torch.where((status == Status.ITERATIONS) & stuck, int(Status.STAGNATED), status)
+        progress.iterations = progress.iterations + active
+        progress.moved(judge(walk))
         walk.turn(active)
     slope = walk.slope.view(shape)
     return LinearResult(
         problem.feasible(walk.x.view(shape), totals),
         chemical_potential(problem, slope),
-        iterations,
-        verdict.residual,
-        given_up(ended(status, verdict), verdict),
+        progress.iterations,
+        progress.verdict.residual,
+        progress.given_up(),
         slope,
     )
+
+
+class Progress:
+    """
+    How far the systems of a batch have come, and which of them continue.
+
+    Attributes:
+        verdict: Of each system's last point.
+        status: ``[n_systems]`` int64, `Status.ITERATIONS` for those that continue.
+        iterations: ``[n_systems]`` int64.
+
+    Args:
+        verdict: Of the first point.
+        tolerance: Relative residual.
+    """
+
+    def __init__(self, verdict: Verdict, tolerance: float) -> None:
+        self.verdict, self.tolerance = verdict, tolerance
+        status = torch.full_like(verdict.residual, int(Status.ITERATIONS), dtype=torch.int64)
+        self.status = ended(status, verdict)
+        self.iterations = torch.zeros_like(self.status)
+        self._best, self._since = verdict.residual, self.iterations
+
+    @property
+    def active(self) -> Tensor:
+        """``[n_systems]`` bool."""
+        return self.status == Status.ITERATIONS
+
+    def met(self, curvature: Tensor) -> None:
+        """End systems whose direction has no minimum."""
+        status = torch.where(self.active & (curvature <= 0), int(Status.INDEFINITE), self.status)
+        self.status = torch.where(self.active & ~torch.isfinite(curvature), int(Status.NOT_FINITE), status)
+
+    def moved(self, fresh: Verdict) -> None:
+        """The verdict of new points of the active systems; end those that need no more."""
+        active = self.active
+        kept = (torch.where(active, new, old) for new, old in zip(fresh, self.verdict, strict=True))
+        self.verdict = verdict = Verdict(*kept)
+        better = verdict.residual < self._best
+        self._since = torch.where(better, 0, self._since + 1)
+        self._best = torch.where(better, verdict.residual, self._best)
+        # accept rounding where the residual no longer improves
+        reached = verdict.residual <= self.tolerance
+        stuck = (self._since > _PATIENCE) & ((self._best < 1e-3) | verdict.rounded)
+        reached = verdict._replace(converged=reached | (stuck & verdict.converged))
+        status = ended(self.status, reached)
+        self.status = torch.where((status == Status.ITERATIONS) & stuck, int(Status.STAGNATED), status)
+
+    def given_up(self) -> Tensor:
+        """``[n_systems]`` the status at the end."""
+        return given_up(ended(self.status, self.verdict), self.verdict)
 
 
 def norm_of(problem: QuadraticProblem, values: Tensor) -> Tensor:

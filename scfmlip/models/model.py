@@ -271,7 +271,7 @@ class Model(torch.nn.Module):
             initial_level: ``[n_systems]`` eV, the ``fermi_level`` that belongs to it. At given charge fixed
                 points solve for the level too, and a density alone is a poor first guess.
             solver_memory: Of the call for the last step, or an empty `scfmlip.scf.SolverMemory`; the output
-                ``solver_memory`` is for the next step's. For the rule "fixed_point"; others ignore it.
+                ``solver_memory`` is for the next step's. For "fixed_point" and "equilibrated" only.
             domain: The batch is this rank's part of one system that several ranks share, who all call this
                 together. Results of systems are then those of the whole, of atoms those of own ones.
 

@@ -27,15 +27,23 @@ from .quadratic import Interaction, QuadraticProblem
 from .solution import ChargeSolution, Status, report
 from .solvers.conjugate_gradients import LinearResult, conjugate_gradients
 from .solvers.dense import DenseSolver
+from .solvers.memory import SolverMemory
 from .solvers.one_launch import MAX_ATOMS, SmallSolver, solves_small
 from .solvers.one_message import OneMessage
-from .solvers.preconditioners import atom_widths, check_preconditioner, make_preconditioner
+from .solvers.preconditioners import (
+    atom_widths,
+    check_preconditioner,
+    make_factor,
+    make_preconditioner,
+)
 from .splitting import Interaction as InteractionName
 
 Method = Literal["auto", "cg", "dense"]
 PreconditionerName = Literal["auto", "none", "jacobi", "fsai"]
 # "auto" factorises systems of up to this many degrees of freedom (measured on 2 cores)
 DENSE_UP_TO = 500
+# directions that a solve hands on
+_KEPT = 24
 
 
 Solver = Callable[[Tensor, Tensor, Tensor | None], LinearResult]
@@ -58,6 +66,7 @@ def _make_solver(
     cell: Tensor | None,
     hardness: Tensor,
     widths: Tensor | None,
+    memory: SolverMemory | None,
 ) -> Solver:
     """Make the solver at one geometry, ``(source, totals, initial) -> result``."""
     interaction = problem.prepare(positions, cell, widths)
@@ -84,37 +93,80 @@ def _make_solver(
         matrices = _whole_matrices(problem, interaction, hardness)
         dense = DenseSolver(problem, apply, dim, dtype, matrices)
         return lambda source, totals, initial: dense.solve(source, totals, options.tolerance)
-    precondition = make_preconditioner(options.preconditioner, problem, positions, cell, hardness, widths)
-    together = None
-    if shared and problem.groups.whole:
-        together = OneMessage(problem, interaction, hardness, precondition, dtype)
+    return _Iteration(problem, options, interaction, apply, positions, cell, hardness, widths, memory)
 
-    def iterate(
-        source: Tensor, totals: Tensor, initial: Tensor | None, tolerance: float, max_iterations: int
+
+class _Iteration:
+    """Conjugate gradients at one geometry, ``(source, totals, initial) -> result``."""
+
+    def __init__(
+        self,
+        problem: QuadraticProblem,
+        options: _Options,
+        interaction: Interaction,
+        apply: Callable[[Tensor], Tensor],
+        positions: Tensor,
+        cell: Tensor | None,
+        hardness: Tensor,
+        widths: Tensor | None,
+        memory: SolverMemory | None,
+    ) -> None:
+        self.problem, self.options, self.apply, self.hardness = problem, options, apply, hardness
+        self.memory, self.dtype = memory, positions.dtype
+        self.batch = problem.segments.repeated(hardness.shape[1])
+        self.together = self.inverse = factor = None
+        name = options.preconditioner
+        if memory is not None and name in ("auto", "fsai"):
+            factor = memory.sparse_factor(len(positions), positions.device)
+        if factor is None:
+            factor = make_factor(name, problem, positions, cell, hardness, widths)
+        self.factor = factor
+        self.precondition = make_preconditioner(name, problem, hardness, widths, factor)
+        if problem.segments.shared and problem.groups.whole:
+            self.together = OneMessage(problem, interaction, hardness, self.precondition, self.dtype)
+        elif memory is not None and not problem.segments.shared:
+            self._remember(memory)
+
+    def _remember(self, memory: SolverMemory) -> None:
+        """Precondition with what earlier solves have found as well, if that is anything."""
+        self.inverse = memory.conjugate(self.batch)
+        if self.inverse is None:
+            return
+        plain, shape = self.precondition, self.hardness.shape
+        both = self.inverse.around(lambda v: plain(v.view(shape)).flatten())
+        self.precondition = lambda values: both(values.flatten()).view(shape)
+
+    def _iterate(
+        self, source: Tensor, totals: Tensor, initial: Tensor | None, tolerance: float, max_iterations: int
     ) -> LinearResult:
-        if together is not None:
-            return together.solve(source, totals, initial, tolerance, max_iterations)
-        return conjugate_gradients(
-            problem, apply, source, totals, initial, precondition, tolerance, max_iterations, dtype
-        )
+        if self.together is not None:
+            return self.together.solve(source, totals, initial, tolerance, max_iterations)
+        given = (self.problem, self.apply, source, totals, initial, self.precondition)
+        keep = 0 if self.memory is None or self.problem.segments.shared else _KEPT
+        return conjugate_gradients(*given, tolerance, max_iterations, self.dtype, keep=keep)
 
-    def is_soft() -> bool:
-        if together is not None:
-            return together.soft
-        return bool(problem.segments.sum((hardness <= 0).double().sum(1)).any())
+    def _soft(self) -> bool:
+        """Whether some hardness is not positive."""
+        if self.together is not None:
+            return self.together.soft
+        return bool(self.problem.segments.sum((self.hardness <= 0).double().sum(1)).any())
 
-    def solve(source: Tensor, totals: Tensor, initial: Tensor | None) -> LinearResult:
-        result = iterate(source, totals, initial, options.tolerance, options.max_iterations)
-        if not is_soft():
+    def __call__(self, source: Tensor, totals: Tensor, initial: Tensor | None) -> LinearResult:
+        options = self.options
+        result = self._iterate(source, totals, initial, options.tolerance, options.max_iterations)
+        if not self._soft():
             return result
         # if the hardness is not positive, a generic direction tells whether this is a minimum
         generator = torch.Generator().manual_seed(0)
         probe = torch.randn(source.shape, generator=generator, dtype=source.dtype).to(source.device)
-        other = iterate(probe, torch.zeros_like(totals), None, 1e-3, min(options.max_iterations, 30))
+        other = self._iterate(probe, torch.zeros_like(totals), None, 1e-3, min(options.max_iterations, 30))
         saddle = (result.status == Status.CONVERGED) & (other.status == Status.INDEFINITE)
         return result._replace(status=torch.where(saddle, int(Status.INDEFINITE), result.status))
 
-    return solve
+    def remembered(self, memory: SolverMemory, result: LinearResult) -> SolverMemory:
+        """For the next solve."""
+        count = int(result.iterations.max()) if len(result.iterations) else 0
+        return memory.after_conjugate(result.directions, self.inverse, self.factor, count, self.batch)
 
 
 def _whole_matrices(
@@ -151,15 +203,18 @@ class _Equilibration(Equations):
         initial: Tensor | None = None,
         name: str = "charge equilibration",
         solver: Solver | None = None,
+        memory: SolverMemory | None = None,
     ) -> None:
         self.problem, self.options, self.initial, self.name = problem, options, initial, name
-        self.solver = solver
+        self.solver, self.memory = solver, memory
         self.result: LinearResult | None = None
 
     def solve(self, parameters: Sequence[Tensor]) -> Tensor:
         source, totals, *matrix = parameters
         if self.solver is None:
-            self.solver = _make_solver(self.problem, self.options, *matrix)
+            positions, cell, hardness, widths = matrix
+            fixed = (positions, cell, hardness, widths, self.memory)
+            self.solver = _make_solver(self.problem, self.options, *fixed)
         self.result = self.solver(source.double(), totals.double(), self.initial)
         self._report(self.result)
         x = self.result.state.flatten()
@@ -189,6 +244,12 @@ class _Equilibration(Equations):
         """States ``[n_atoms, dim]`` and the multipliers ``[n_groups]``, or None at constant potential."""
         size = source.numel()
         return x[:size].view(source.shape), None if len(x) == size else x[size:]
+
+    def remembered(self) -> SolverMemory | None:
+        """For the next solve, after `solve`; None if nobody asked."""
+        if self.memory is None or self.result is None or not isinstance(self.solver, _Iteration):
+            return self.memory
+        return self.solver.remembered(self.memory, self.result)
 
     def _report(self, result: LinearResult) -> None:
         """Raise or warn about systems that did not converge."""
@@ -244,6 +305,7 @@ def charge_equilibration(
     max_iterations: int = 500,
     interaction: InteractionName = "auto",
     on_failure: Literal["raise", "warn", "ignore"] = "raise",
+    memory: SolverMemory | None = None,
 ) -> ChargeSolution:
     """
     Minimise ``chi.s + 1/2 s.(J + K) s`` at given total charges or at a given potential.
@@ -285,6 +347,9 @@ def charge_equilibration(
             and slabs. "direct" never splits, "split" always does.
         on_failure: What to do if a system does not converge. The other systems are right in any case;
             ``status`` says which ones.
+        memory: For "cg", of the last solve of nearly the same equations, or an empty `SolverMemory`: what was
+            found there preconditions this solve, and ``solution.memory`` is for the next one. Other methods
+            hand it on as it is. Of processes that share a system each keeps its sparse factor.
 
     Returns:
         The solution.
@@ -330,7 +395,7 @@ def charge_equilibration(
         initial = initial[:, :size]
     guess = None if initial is None else initial.detach()
     options = _Options(method, preconditioner, tolerance, max_iterations, on_failure)
-    equations = _Equilibration(problem, options, guess)
+    equations = _Equilibration(problem, options, guess, memory=memory)
     state, multiplier = _equilibrate(given, equations, geometry)
     result = equations.result
     assert result is not None
@@ -359,4 +424,5 @@ def charge_equilibration(
         result.iterations,
         result.residual,
         result.status,
+        equations.remembered(),
     )

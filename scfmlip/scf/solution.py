@@ -5,10 +5,14 @@ from __future__ import annotations
 import enum
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ..waiting import when
+
+if TYPE_CHECKING:
+    from .solvers.memory import SolverMemory
 
 
 class Status(enum.IntEnum):
@@ -147,6 +151,7 @@ class ChargeSolution:
         iterations: ``[n_systems]`` int64 of the forward solve; 0 for the dense method.
         residual: ``[n_systems]`` float64, norm of the projected gradient relative to that of the source.
         status: ``[n_systems]`` int64, see `Status`.
+        memory: For the next solve, if this one was given one; else None.
 
     Example:
         >>> import torch, scfmlip
@@ -166,6 +171,7 @@ class ChargeSolution:
     iterations: Tensor
     residual: Tensor
     status: Tensor
+    memory: SolverMemory | None = None
 
     def __repr__(self) -> str:
         more = f"energy {shown(self.energy, 'eV')}", f"charges {shown(self.charges, 'e')}"

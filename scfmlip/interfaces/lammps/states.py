@@ -79,10 +79,14 @@ class AtomStates:
             device: Of tensors.
         """
         before, self._ids = self._ids, ids.copy()
-        if not (self.keeps and self._memory.spaces):
+        if not (self.keeps and (self._memory.spaces or self._memory.symmetric)):
             return
         changed = torch.tensor([float(not np.array_equal(before, ids))])
-        if bool(communicator.all_reduce(changed, "max")):
+        if not bool(communicator.all_reduce(changed, "max")):
+            return
+        if self._memory.symmetric:  # a preconditioner of own neighbours, which are others now
+            self._memory = SolverMemory()
+        else:
             self._memory = _moved(self._memory, before, ids, communicator, device)
 
     def guess(self, n_owned: int, like: Tensor) -> Tensor | None:

@@ -28,7 +28,7 @@ from ..options import check_guess, check_whole
 from ..quadratic import QuadraticProblem
 from ..solution import ChargeSolution, Status
 from ..solvers.conjugate_gradients import conjugate_gradients, preconditioned_projector
-from ..solvers.preconditioners import check_preconditioner, make_preconditioner
+from ..solvers.preconditioners import check_preconditioner, make_factor, make_preconditioner
 
 # damping of the auxiliary motion: order, kappa, alpha, c_0 .. c_order from Niklasson et al. 2009, table 1
 _DISSIPATION = {
@@ -199,7 +199,8 @@ def shadow_equilibration(
         def apply(state: Tensor) -> Tensor:
             return problem.apply(fixed, stiff, state.to(dtype)).double()
 
-        precondition = make_preconditioner(preconditioner, problem, positions, cell, stiff, own)
+        factor = make_factor(preconditioner, problem, positions, cell, stiff, own)
+        precondition = make_preconditioner(preconditioner, problem, stiff, own, factor)
         source, totals = given.source.detach().double(), given.totals.detach().double()
         start = auxiliary[:, :size].detach()
         found = conjugate_gradients(

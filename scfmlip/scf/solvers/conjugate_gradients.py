@@ -38,6 +38,8 @@ class LinearResult(NamedTuple):
         iterations, status: ``[n_systems]`` int64.
         residual: ``[n_systems]`` float64, relative.
         gradient: ``[n_atoms, dim]`` float64 gradient of the functional at ``state``, without multipliers.
+        directions: ``[k, n_atoms dim]`` float64 first directions, scaled to a curvature of 1, and their
+            projected images; None if they were not asked for, or there was none.
     """
 
     state: Tensor
@@ -46,6 +48,7 @@ class LinearResult(NamedTuple):
     residual: Tensor
     status: Tensor
     gradient: Tensor
+    directions: tuple[Tensor, Tensor] | None = None
 
 
 def conjugate_gradients(
@@ -59,6 +62,7 @@ def conjugate_gradients(
     max_iterations: int,
     dtype: torch.dtype,
     choose: bool = True,
+    keep: int = 0,
 ) -> LinearResult:
     """
     Minimise ``source.s + 1/2 s.A s`` at given totals.
@@ -77,6 +81,7 @@ def conjugate_gradients(
         max_iterations: Most iterations of one system.
         dtype: dtype in which ``apply`` computes; it sets the smallest tolerance.
         choose: Start from evenly spread charges if the first guess is worse: its rounding would remain.
+        keep: How many directions to keep for a `ConjugateInverse`.
     """
     tolerance = max(tolerance, FLOOR[dtype])
 
@@ -97,7 +102,7 @@ def conjugate_gradients(
     else:
         step_back, project = precondition, None
     walk = ConjugateDirections(
-        batch, flat(apply), flat(step_back), state.flatten(), slope.flatten(), project, given
+        batch, flat(apply), flat(step_back), state.flatten(), slope.flatten(), project, given, keep
     )
     progress, looks = Progress(judge(walk), tolerance), Looks()
     for step in range(max_iterations):
@@ -118,6 +123,7 @@ def conjugate_gradients(
         progress.verdict.residual,
         progress.given_up(),
         slope,
+        walk.kept,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ...segments import Segments
+from .conjugate_inverse import ConjugateInverse
 from .gmres import KrylovInverse, RootResult
+from .preconditioners import SparseFactor
 
 # Krylov spaces that are multiplied at first, and as atoms move on: each is applied in every iteration
 _FIRST, _SPACES = 2, 4
@@ -19,7 +22,7 @@ _FIRST, _SPACES = 2, 4
 @dataclass(frozen=True)
 class SolverMemory:
     """
-    The approximate inverse that `fixed_point` found along earlier solves, for the next one.
+    The approximate inverse that `fixed_point` or `charge_equilibration` found along earlier solves.
 
     Solves along a trajectory have nearly the same matrix. An inverse from the Krylov space of one solve
     preconditions the next ones; what the second still had to find is multiplied to it, and what others find
@@ -30,12 +33,15 @@ class SolverMemory:
     An empty one, ``SolverMemory()``, asks for the first. `state_dict` and `from_state` are for restarts.
 
     Attributes:
-        spaces: Basis, pseudo-inverse, projector and overlaps with earlier ones of each `KrylovInverse`, the
-            first one first.
+        spaces: Of each `KrylovInverse` its basis, pseudo-inverse, projector and overlaps with earlier ones;
+            of each space of a `ConjugateInverse` directions, images and overlaps. The first one comes first.
         affine: Whether the map was recognised as affine, so that this needs not be asked again.
         fresh: Evaluations of the solve that had none.
         fewest: Least evaluations of a solve since then.
         size: Numbers of a row of the state.
+        symmetric: Whether the spaces are those of conjugate gradients.
+        factor: Parts of a `SparseFactor`, the preconditioner of conjugate gradients; it may be kept while
+            atoms move.
 
     Example:
         >>> import torch, scfmlip
@@ -51,21 +57,41 @@ class SolverMemory:
         [4, 1]
     """
 
-    spaces: tuple[tuple[Tensor, Tensor, Tensor, Tensor], ...] = ()
+    spaces: tuple[tuple[Tensor, ...], ...] = ()
     affine: bool = False
     fresh: int = 0
     fewest: int = 0
     size: int = 0
+    symmetric: bool = False
+    factor: tuple[Tensor, ...] = ()
 
     def inverse(self, batch: Segments) -> KrylovInverse | None:
         """The inverse for equations of these systems; None if there is none of this size."""
         found = None
+        if self.symmetric:
+            return None
         for basis, pinv, projector, cross in self.spaces:
             fits = basis.shape[1] == batch.n_rows and len(pinv) == batch.n_segments
             if not fits or basis.device != batch.index.device:
                 return None
             found = KrylovInverse(basis, pinv, projector, batch, found, cross)
         return found
+
+    def conjugate(self, batch: Segments) -> ConjugateInverse | None:
+        """As `inverse`, for equations with a symmetric positive matrix."""
+        if not (self.symmetric and self.spaces):
+            return None
+        directions, _, cross = self.spaces[0]
+        fits = directions.shape[1] == batch.n_rows and len(cross) == batch.n_segments
+        if not fits or directions.device != batch.index.device:
+            return None
+        return ConjugateInverse(self.spaces, batch)
+
+    def sparse_factor(self, n_atoms: int, device: torch.device) -> SparseFactor | None:
+        """The preconditioner for that many atoms; None if there is none."""
+        if not self.factor or len(self.factor[0]) != n_atoms or self.factor[0].device != device:
+            return None
+        return SparseFactor(*self.factor)
 
     def after(
         self, result: RootResult, used: KrylovInverse | None, affine: bool, size: int = 0
@@ -83,14 +109,52 @@ class SolverMemory:
         if found is None or found is used:
             # nothing was left to do
             return SolverMemory() if used is None else self
+        whole = _factors(found)
         if used is None:
-            return SolverMemory(_factors(found), affine, count, count, size)
+            return SolverMemory(whole, affine, count, count, size)
+        return self._renewed(whole if found.first is used else self.spaces, count)
+
+    def after_conjugate(
+        self,
+        found: tuple[Tensor, Tensor] | None,
+        used: ConjugateInverse | None,
+        factor: SparseFactor | None,
+        count: int,
+        batch: Segments,
+    ) -> SolverMemory:
+        """
+        What to hand on after conjugate gradients.
+
+        Args:
+            found: ``[k, n]`` directions with ``p.A p = 1`` and their images; None if they were not kept.
+            used: What `conjugate` gave to the solve, or None.
+            factor: The preconditioner.
+            count: Iterations.
+            batch: The system of each number.
+        """
+        if count == 0:
+            return self
+        parts = () if factor is None else factor.parts
+        same = len(parts) == len(self.factor) and all(map(operator.is_, parts, self.factor))
+        goes_on = self.symmetric and same and (used is not None or not self.spaces)
+        earlier = self.spaces if goes_on else ()
+        whole = earlier
+        if found is not None:
+            old = torch.cat([space[0] for space in earlier]) if earlier else found[0][:0]
+            pairs = torch.broadcast_tensors(old[:, None], found[1][None])
+            whole = (*earlier, (*found, batch.dot(*pairs).movedim(-1, 0)))
+        if goes_on:
+            return self._renewed(whole, count)
+        return SolverMemory(whole, False, count, count, 0, True, parts)
+
+    def _renewed(self, whole: tuple[tuple[Tensor, ...], ...], count: int) -> SolverMemory:
+        """With the spaces there are now, or as before, or empty, by how much they helped."""
         stale = count > self.fewest
-        if count > self.fresh or (count > self.fewest + 1 and len(self.spaces) >= _SPACES):
+        full = len(self.spaces) >= _SPACES or len(whole) == len(self.spaces)
+        if count > self.fresh or (full and count > self.fewest + max(1, self.fewest // 4)):
             return SolverMemory()
-        grows = found.first is used and len(self.spaces) < (_SPACES if stale else _FIRST)
-        spaces = _factors(found) if grows else self.spaces
-        return SolverMemory(spaces, affine, self.fresh, min(self.fewest, count), self.size)
+        grows = len(self.spaces) < (_SPACES if stale else _FIRST)
+        return replace(self, spaces=whole if grows else self.spaces, fewest=min(self.fewest, count))
 
     def moved(self, n_rows: int, move: Callable[[Tensor], Tensor]) -> SolverMemory:
         """
@@ -111,8 +175,8 @@ class SolverMemory:
             >>> int(scfmlip.fixed_point(lambda s: 1 + scale[order] * s, first, memory=known).iterations)
             1
         """
-        if not self.spaces:
-            return self
+        if self.symmetric or not self.spaces:
+            return SolverMemory()
         kept = n_rows * self.size
         rows = [
             basis[:, :kept].unflatten(1, (n_rows, self.size)).transpose(0, 1) for basis, *_ in self.spaces
@@ -133,25 +197,23 @@ class SolverMemory:
             "fresh": self.fresh,
             "fewest": self.fewest,
             "size": self.size,
+            "symmetric": self.symmetric,
+            "factor": [part.cpu() for part in self.factor],
         }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], device: torch.device | str = "cpu") -> SolverMemory:
         """What `state_dict` was called of, on a device; empty if an earlier version wrote it."""
-        if any(len(space) != 4 for space in state["spaces"]):  # a restart file of an earlier version
-            return cls()
-        moved = ([part.to(device) for part in space] for space in state["spaces"])
-        spaces = tuple((basis, pinv, projector, cross) for basis, pinv, projector, cross in moved)
-        return cls(
-            spaces,
-            bool(state["affine"]),
-            int(state["fresh"]),
-            int(state["fewest"]),
-            int(state.get("size", 0)),
-        )
+        symmetric = bool(state.get("symmetric", False))
+        if any(len(space) != (3 if symmetric else 4) for space in state["spaces"]):
+            return cls()  # a restart file of an earlier version
+        spaces = tuple(tuple(part.to(device) for part in space) for space in state["spaces"])
+        numbers = (int(state["fresh"]), int(state["fewest"]), int(state.get("size", 0)))
+        factor = tuple(part.to(device) for part in state.get("factor", ()))
+        return cls(spaces, bool(state["affine"]), *numbers, symmetric, factor)
 
 
-def _factors(inverse: KrylovInverse | None) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], ...]:
+def _factors(inverse: KrylovInverse | None) -> tuple[tuple[Tensor, ...], ...]:
     """The tensors of an inverse and of those before it, the first one first."""
     if inverse is None:
         return ()

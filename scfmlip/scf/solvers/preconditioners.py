@@ -62,24 +62,46 @@ def atom_widths(problem: QuadraticProblem, like: Tensor) -> Tensor:
     return widths[index]
 
 
-def make_preconditioner(
+def make_factor(
     name: Literal["auto", "none", "jacobi", "fsai"] | str,
     problem: QuadraticProblem,
     positions: Tensor,
     cell: Tensor | None,
     hardness: Tensor,
     widths: Tensor | None = None,
+) -> SparseFactor | None:
+    """The sparse factor that a preconditioner of this name has, or None."""
+    largest = int(problem.plan.atom_ptr.diff().max()) if len(positions) else 0
+    near = problem.pairs is not None and problem.pairs.cutoff >= _SHORTEST
+    if name in ("none", "jacobi") or (name == "auto" and largest > _ALL_PAIRS and not near):
+        return None
+    width = atom_widths(problem, hardness) if widths is None else widths.detach().double()
+    return SparseFactor.of(problem, positions.detach(), cell, hardness.detach(), width)
+
+
+def make_preconditioner(
+    name: Literal["auto", "none", "jacobi", "fsai"] | str,
+    problem: QuadraticProblem,
+    hardness: Tensor,
+    widths: Tensor | None,
+    factor: SparseFactor | None,
 ) -> Callable[[Tensor], Tensor]:
-    """Make a function that applies an approximate inverse to ``[n_atoms, dim]`` float64."""
+    """
+    Make a function that applies an approximate inverse to ``[n_atoms, dim]`` float64.
+
+    Args:
+        name: See `check_preconditioner`.
+        problem: Sizes.
+        hardness: ``[n_atoms, dim]``.
+        widths: ``[n_atoms]`` if atoms have their own.
+        factor: From `make_factor`, for these atoms; from places that they have had before, too.
+    """
     if name == "none":
         return lambda values: values
     width = atom_widths(problem, hardness) if widths is None else widths.detach().double()
     inverse = 1 / diagonal(width, hardness).abs().clamp(min=1e-6)
-    largest = int(problem.plan.atom_ptr.diff().max()) if len(positions) else 0
-    near = problem.pairs is not None and problem.pairs.cutoff >= _SHORTEST
-    if name == "jacobi" or (name == "auto" and largest > _ALL_PAIRS and not near):
+    if factor is None:
         return lambda values: inverse * values
-    factor = SparseFactor(problem, positions.detach(), cell, hardness.detach(), width)
 
     def apply(values: Tensor) -> Tensor:
         charges = factor.apply(values[:, 0].contiguous())
@@ -97,16 +119,36 @@ class SparseFactor:
     The entries of A between near atoms are those of two Gaussians in free space. Adding images and background
     in a crystal makes the entries more accurate but the inverse worse: in small cells the largest eigenvalue
     of the product rose from 1.3 to 483.
+
+    Attributes:
+        index, values: ``[n_atoms, m + 1]`` rows of G: atoms and entries, 0 where there is none; the atom
+            itself comes last.
+        row, column, entries: ``[n_entries]`` of G^T, sorted by column: its rows as segments, so that sums are
+            deterministic.
+        ptr: ``[n_atoms + 1]`` int64 first entry of each column.
     """
 
     def __init__(
-        self,
+        self, index: Tensor, values: Tensor, row: Tensor, column: Tensor, entries: Tensor, ptr: Tensor
+    ) -> None:
+        self.index, self.values = index, values
+        self.row, self.column, self.entries, self.ptr = row, column, entries, ptr
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """What it is made of."""
+        return self.index, self.values, self.row, self.column, self.entries, self.ptr
+
+    @classmethod
+    def of(
+        cls,
         problem: QuadraticProblem,
         positions: Tensor,
         cell: Tensor | None,
         hardness: Tensor,
         width: Tensor,
-    ) -> None:
+    ) -> SparseFactor:
+        """The factor for atoms at these places."""
         if problem.pairs is not None and problem.pairs.cutoff >= _SHORTEST:
             neighbours, vectors, valid = listed_neighbours(problem, positions.double(), cell)
         else:
@@ -144,14 +186,12 @@ class SparseFactor:
             factors.append(column / column[:, -1:].sqrt())
         values = torch.cat(factors) if factors else width.new_zeros(0, m + 1)
         values = torch.where(used, values, torch.zeros_like(values)).double()
-        # padded rows of G, and the rows of its transpose as segments, so that sums are deterministic
-        self.index, self.values = index, values
         flat = index[used]
         order = torch.argsort(flat, stable=True)
         row = torch.arange(n_atoms, device=positions.device)[:, None].expand_as(index)[used]
-        self.row, self.column, self.entries = row[order], flat[order], values[used][order]
         counts = torch.bincount(flat, minlength=n_atoms)
-        self.ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+        ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+        return cls(index, values, row[order], flat[order], values[used][order], ptr)
 
     def apply(self, values: Tensor) -> Tensor:
         """``G^T G v``, ``[n_atoms]`` float64."""

@@ -55,6 +55,7 @@ class ConjugateDirections:
         slope: ``A x + b`` at the starting point.
         project: Projector on the allowed directions; None if all are allowed.
         given: The constraint, instead of ``project`` and of values of ``precondition`` that satisfy it.
+        keep: How many directions to keep for a `ConjugateInverse`.
 
     Example:
         >>> import torch
@@ -79,7 +80,10 @@ class ConjugateDirections:
         slope: Tensor,
         project: Map | None = None,
         given: GivenSum | None = None,
+        keep: int = 0,
     ) -> None:
+        self.keep = keep
+        self._kept: list[tuple[Tensor, Tensor]] = []
         self.batch, self.apply, self.precondition = batch, apply, precondition
         self.project, self.given = project, given
         self.x, self.slope = x, slope
@@ -126,6 +130,8 @@ class ConjugateDirections:
 
     def move(self, moving: Tensor) -> None:
         """Move the systems in ``moving [n_systems]`` to the minimum along the direction."""
+        if len(self._kept) < self.keep:
+            self._remember(moving)
         length = self._rz / torch.where(moving, self.curvature, 1.0)
         length = self.batch.expand(torch.where(moving, length, 0.0))
         where = self.batch.expand(moving)
@@ -137,6 +143,24 @@ class ConjugateDirections:
         else:
             self.gradient = self.slope if self.project is None else self.project(self.slope)
         self._next, self._next_rz = self._preconditioned()
+
+    def _remember(self, moving: Tensor) -> None:
+        """Keep the direction of moving systems, and its image, scaled to a curvature of 1."""
+        image = self._turned
+        if image is None:
+            image = self._image if self.project is None else self.project(self._image)
+        scale = self.batch.expand(torch.where(moving, self.curvature, 1.0).rsqrt())
+        where = self.batch.expand(moving)
+        parts = (torch.where(where, scale * rows, 0.0) for rows in (self.direction, image))
+        self._kept.append((next(parts), next(parts)))
+
+    @property
+    def kept(self) -> tuple[Tensor, Tensor] | None:
+        """``[k, n]`` directions so far with a curvature of 1, and their projected images; None if none."""
+        if not self._kept:
+            return None
+        directions, images = (torch.stack(rows) for rows in zip(*self._kept, strict=True))
+        return directions, images
 
     def turn(self, moving: Tensor) -> None:
         """Turn the systems in ``moving [n_systems]`` to the next direction."""

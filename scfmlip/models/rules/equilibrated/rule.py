@@ -144,6 +144,7 @@ class Equilibrated(ChargeRule):
             initial=system.reference_density,
             tolerance=config.tolerance,
             max_iterations=config.max_iterations,
+            memory=system.reference_memory,
         )
         operator = geometry if pairs is None else lambda: system.prepare(self.coulomb)
         density = RuleDensity(solution.state, operator, slots)
@@ -156,6 +157,8 @@ class Equilibrated(ChargeRule):
             "scf_residual": solution.residual,
             "scf_status": solution.status,
         }
+        if solution.memory is not None:
+            extra["solver_memory"] = solution.memory
         if pairs is None:
             electrostatic = geometry.energy(density.rows)
         else:

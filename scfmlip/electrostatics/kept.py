@@ -121,6 +121,11 @@ class Plans:
         self._mine.append((coulomb, plan))
         return plan
 
+    @property
+    def known(self) -> tuple[CoulombPlan, ...]:
+        """Plans of earlier calls that hold in this one."""
+        return tuple(plan for _, plan in self._known or ())
+
     def fact(self, name: str, ask: Callable[[], R]) -> R:
         """
         What follows from cells, periodicity and systems alone; asked once.

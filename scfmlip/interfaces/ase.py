@@ -72,7 +72,7 @@ class Calculator(AseCalculator):
             None uses nothing of previous steps.
         skin: angstrom by which the neighbour list reaches beyond the cutoff, see
             `scfmlip.neighbours.SkinList`; results are those of a new list.
-        cuda_graph: Capture steps on a GPU as CUDA graphs, see `scfmlip.accelerate`; for mace-torch models.
+        cuda_graph: Capture steps on a GPU as CUDA graphs, see `scfmlip.accelerate`.
         trust_pickle: Allow reading a file that mace wrote. It is a pickle, and reading it runs whatever code
             its author put there; `scfmlip convert` makes a file that runs none.
 
@@ -152,14 +152,14 @@ class Calculator(AseCalculator):
         # who has asked for it once is given it with the forces, not by another evaluation
         self._always_stress = False
         self.model: Any
-        if cuda_graph and (self.ours or not accelerate):
+        if cuda_graph and not accelerate:
             raise ValueError(
-                "cuda_graph=True is for mace-torch models that are accelerated: leave it out for models of "
-                "scfmlip.models, and with accelerate=False"
+                "cuda_graph=True is for models that are accelerated: leave it out with accelerate=False"
             )
         self.memory_check = MemoryCheck(loaded, self.device)
         if self.ours:
             self._adopt(loaded, fermi_level, extrapolator)
+            self.model = self.model.with_cuda_graphs() if cuda_graph else self.model
             return
         if fermi_level is not None:
             raise ValueError(

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from .protocol import is_density_model
 from .step_graphs import StepGraphs, check_cuda
 from .swapped import Swapped, SwappedModel, Swaps
 
@@ -139,9 +140,10 @@ def accelerate(
             that use OpenEquivariance's kernels are not replaced.
         compat: "mace": if a PolarMACE evaluates molecules and periodic systems in one batch, correct the
             molecules as molecules in boxes, as mace-torch does in such batches only.
-        cuda_graph: Capture steps on a GPU as CUDA graphs, see the page on GPUs: for dynamics, whose atoms,
-            cell and weights stay. Results have no graph of autograd; calls with ``training=True`` and for
-            Hessians or edge forces run as usual. Not for MACELES.
+        cuda_graph: Capture steps on a GPU as CUDA graphs: for dynamics, whose atoms, cell and weights stay.
+            Results have no graph of autograd; calls with ``training=True`` and for Hessians or edge forces
+            run as usual. Not for MACELES. With it, ``model`` may be one of `scfmlip.models` whose rule does
+            not iterate.
 
     Returns:
         The accelerated model, an instance of the same mace-torch class. `restore` returns the original class,
@@ -178,6 +180,8 @@ def accelerate(
             f"accelerate takes the eager model, got a {type(model).__name__}: accelerate it first, then "
             "compile"
         )
+    if cuda_graph and is_density_model(model):
+        return model.with_cuda_graphs()  # type: ignore[operator]
     if not isinstance(model, MACE):
         raise TypeError(
             "accelerate takes a mace-torch model (MACE, ScaleShiftMACE, PolarMACE, MACELES), got "

@@ -31,7 +31,10 @@ _LABELS = ("energy", "forces", "stress", "virials", "polarizability", "rcell", "
 # largest difference between a captured step and a plain one, relative to the largest number
 _SAME = {torch.float32: 1e-3, torch.float64: 1e-8}
 # what exists for every edge, or needs derivatives beyond the first
-_PLAIN = ("training", "compute_hessian", "compute_edge_forces", "compute_atomic_stresses", "compute_response")
+_PLAIN = (
+    *("training", "compute_hessian", "compute_edge_forces", "compute_atomic_stresses"),
+    *("compute_response", "compute_stability"),
+)
 
 _ROUGH = (
     "an edge beyond the cutoff changes the energy of this {}, which is not smooth there: its edges cannot be "
@@ -123,35 +126,26 @@ class StepGraphs:
         ):
             return run(data, **options)
         with self._lock, torch.cuda.device(device):
-            token = model.capture_token(data)
-            if token is None or not data["edge_index"].shape[1]:
-                return run(data, **options)
             read = [k for k in data if k not in _LABELS and not k.endswith("weight")]
             given = {k: data[k].detach() for k in read}
-            weights = (*model.parameters(), *model.buffers())
-            return self._step(model, run, given, options, (*token, *weights), weights)
+            state = _state(model, data, given, options) if data["edge_index"].shape[1] else None
+            if state is None:
+                return run(data, **options)
+            return self._step(model, run, given, options, *state)
 
     def _step(
-        self,
-        model: Any,
-        run: Step,
-        data: dict[str, Tensor],
-        options: dict[str, Any],
-        held: tuple,
-        weights: tuple,
+        self, model: Any, run: Step, data: dict[str, Tensor], options: dict[str, Any], key: tuple, held: tuple
     ) -> dict[str, Any]:
         n_edges = data["edge_index"].shape[1]
-        key = (
-            tuple(sorted((k, None if k in _EDGES else v.shape, v.dtype) for k, v in data.items())),
-            tuple(sorted(options.items())),
-            tuple(id(part) for part in held),
-            tuple((w.data_ptr(), w._version, w.device) for w in weights),
-        )
         graph = next(
             (g for g in self._graphs if g.key == key and _fits(g.capacity, n_edges, self._padded)), None
         )
         if graph is None:
-            graph = self._new(model, run, data, options, key, held)
+            plain = run(dict(data), **options)
+            state = _state(model, data, data, options)  # plans that were missing have been made
+            if state is None:
+                return plain
+            graph = self._new(model, run, data, options, *state, plain)
         self._graphs = [graph, *(g for g in self._graphs if g is not graph)][: self.most]
         _fill(graph, data)
         graph.replay()
@@ -159,10 +153,16 @@ class StepGraphs:
         return {k: v.clone() if isinstance(v, Tensor) else v for k, v in graph.outputs.items()}
 
     def _new(
-        self, model: Any, run: Step, data: dict[str, Tensor], options: dict[str, Any], key: tuple, held: tuple
+        self,
+        model: Any,
+        run: Step,
+        data: dict[str, Tensor],
+        options: dict[str, Any],
+        key: tuple,
+        held: tuple,
+        plain: dict[str, Any],
     ) -> _Graph:
         """Capture a step, and compare it with the plain one."""
-        plain = run(dict(data), **options)
         want = {k: v.detach().clone() for k, v in plain.items() if isinstance(v, Tensor)}
         reach = 2.0 * float(model.r_max)
         for padded in (True, False) if self._padded else (False,):
@@ -186,6 +186,24 @@ class StepGraphs:
             f"a captured step of this {type(model).__name__} has other numbers than a plain one: leave "
             "cuda_graph=True out"
         )
+
+
+def _state(
+    model: Any, data: Mapping[str, Any], given: dict[str, Tensor], options: dict[str, Any]
+) -> tuple[tuple, tuple] | None:
+    """What a graph is for, and what has to live as long as it; None where a step cannot be captured."""
+    token = model.capture_token(data)
+    if token is None:
+        return None
+    weights = (*model.parameters(), *model.buffers())
+    held = (*token, *weights)
+    key = (
+        tuple(sorted((k, None if k in _EDGES else v.shape, v.dtype) for k, v in given.items())),
+        tuple(sorted(options.items())),
+        tuple(id(part) for part in held),
+        tuple((w.data_ptr(), w._version, w.device) for w in weights),
+    )
+    return key, held
 
 
 def _bucket(n_edges: int, padded: bool) -> int:

@@ -15,6 +15,7 @@ from ..distributed import Domain, all_reduce
 from ..electrostatics.external import ExternalCharges
 from ..mace_torch.graphs import stress_of
 from ..mace_torch.inputs import INPUTS
+from ..mace_torch.step_graphs import StepGraphs, check_cuda
 from ..scf import SolverMemory
 from ..scf.eager import leaves_inference_mode
 from ..types import E3NN_ROWS_FROM_CARTESIAN
@@ -97,6 +98,9 @@ class Model(torch.nn.Module):
         (torch.Size([1]), torch.Size([3, 3]), 0.0)
     """
 
+    # captured steps, see `with_cuda_graphs`
+    _graphs: StepGraphs | None = None
+
     def __init__(self, config: ModelConfig, backbone: Backbone | None = None) -> None:
         super().__init__()
         self.config = config
@@ -175,12 +179,51 @@ class Model(torch.nn.Module):
         """
         other = copy.copy(self)
         other._modules = dict(self._modules)
+        other._graphs = None if self._graphs is None else StepGraphs()
         other.config = dataclasses.replace(self.config, constraint=constraint)
         rule = copy.copy(self.rule)
         rule.context = dataclasses.replace(rule.context, constraint=constraint)
         other._check_constraint()
         other.rule = rule
         return other
+
+    def with_cuda_graphs(self) -> Model:
+        """
+        The same model, whose steps on a GPU are captured as CUDA graphs; weights are shared.
+
+        For dynamics, whose atoms, cell and weights stay. Results have no graph of autograd; calls with
+        ``training=True``, for responses, with first guesses or of ranks that share a system run as usual.
+
+        Raises:
+            ValueError: without CUDA, or for a rule that iterates until it has converged: the host has to look
+                whether it has.
+        """
+        if self.rule.iterates:
+            raise ValueError(
+                f"cuda_graph=True: a step of the rule {name_of(self.config.rule)!r} cannot be captured, the "
+                "host looks whether its charges have converged: leave cuda_graph out"
+            )
+        check_cuda()
+        graphed = copy.copy(self)
+        graphed._graphs = StepGraphs()
+        return graphed
+
+    def __call__(self, batch: dict[str, Tensor], *args: Any, **options: Any) -> dict[str, Tensor | None]:
+        """`forward`, as a CUDA graph for a model of `with_cuda_graphs`."""
+        plain = args or any(not isinstance(v, bool | None) for k, v in options.items() if k != "scf")
+        if self._graphs is None or plain or torch.compiler.is_compiling():
+            return super().__call__(batch, *args, **options)
+        return self._graphs.step(self, super().__call__, batch, options)
+
+    def capture_token(self, batch: dict[str, Tensor]) -> tuple | None:
+        """What a captured step depends on besides shapes and weights; None where it cannot be captured."""
+        if ExternalCharges.from_batch(batch) is not None:
+            return None
+        seen = look_at(batch, self.rule)
+        plans = seen.plans.known
+        if any(plan.near is not None for plan in plans):  # neighbours are listed on the host
+            return None
+        return (seen.field, seen.periodic is None, *plans)
 
     def _check_constraint(self) -> None:
         kind, constraint = rule_class(name_of(self.config.rule)), self.config.constraint

@@ -108,6 +108,10 @@ class Segments:
             return segment_sum(values, self.ptr, self.index)
         return segment_sum(values[self.order], self.ptr, self.index[self.order])
 
+    def agree(self, flag: bool) -> bool:
+        """Whether a flag is set on every process that holds rows."""
+        return flag
+
     def combine(self, parts: Tensor) -> Tensor:
         """What has been summed over the rows of this process, of any shape, over all rows there are."""
         return parts

@@ -64,6 +64,10 @@ class SharedSegments(Segments):
         own = all_reduce(values[:n_own].sum(0, keepdim=True), self.communicator)
         return own + values[n_own:].sum(0, keepdim=True) if self.n_unknowns else own
 
+    def agree(self, flag: bool) -> bool:
+        """As `Segments.agree`, on all ranks."""
+        return not bool(self.communicator.all_reduce(torch.tensor([float(not flag)]), "max"))
+
     def combine(self, parts: Tensor) -> Tensor:
         """As `Segments.combine`, over all ranks."""
         return all_reduce(parts, self.communicator)

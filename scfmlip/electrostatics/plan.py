@@ -15,7 +15,8 @@ from ..segments import Segments
 from .boundary import Boundary
 from .checks import check_mesh, check_wave_vectors
 from .mesh_error import MeshResolution
-from .near_field import NearPlan, Smoothing, near_list
+from .near_field import NearPlan, Smoothing
+from .near_list import near_list
 from .slab import SlabPlan, plan_slabs
 
 
@@ -224,6 +225,22 @@ class CoulombPlan:
             return self.lattice.cells(cell)
         systems = self.lattice.systems
         return cell.index_copy(0, systems, self.lattice.cells(cell.index_select(0, systems)))
+
+    def join(self, lattice: Tensor | None, opened: Tensor | None, per_system: bool) -> Tensor:
+        """The rows of the two sub-batches, of which one may not be there, in the order of the batch."""
+        if opened is None:
+            assert lattice is not None
+            return lattice
+        if lattice is None:
+            return opened
+        assert self.lattice is not None and self.open is not None
+        n = self.n_systems if per_system else self.segments.n_rows
+        out = lattice.new_zeros((n, *lattice.shape[1:]))
+        for sub, values in ((self.lattice, lattice), (self.open, opened)):
+            place = sub.systems if per_system else sub.atoms
+            assert place is not None
+            out = out.index_copy(0, place, values)
+        return out
 
     def with_neighbours(self, positions: Tensor, cell: Tensor) -> CoulombPlan:
         """

@@ -145,29 +145,36 @@ def check_whole_gradients(ranks):
     torch.testing.assert_close(ranks.all_reduce(copy.grad), copy.detach() ** 2 * 3 * total)
 
 
-def check_coulomb(ranks, method, pbc):
-    """Energy, potential and their derivatives of atoms that ranks share, the last of which has none."""
+def check_coulomb(ranks, method, pbc, **options):
+    """Energy, potential, features and derivatives of atoms that ranks share, the last of which has none."""
     torch.manual_seed(1)
     cell = torch.diag(torch.tensor([7.0, 8.0, 9.0], dtype=torch.float64)) + 0.3
     places, rows = torch.rand(13, 3, dtype=torch.float64) @ cell, torch.randn(13, 4, dtype=torch.float64)
     places[:, 2] = 3 + 0.4 * places[:, 2]
-    coulomb = scfmlip.Coulomb(l_max=1, sigma=1.2, method=method, tolerance=1e-8)
+    options = {"l_max": 1, "sigma": 1.2, "tolerance": 1e-8, **options}
+    coulomb = scfmlip.Coulomb(method=method, **options)
+    rows = torch.cat([rows] * coulomb.source.n_widths, 1)
     mine = torch.nonzero(owners(13, ranks, True) == ranks.rank).flatten()
 
     def derivatives(which, segments, share):
         leaves = [t.clone().requires_grad_() for t in (places[which], rows[which], cell)]
         geometry = coulomb.prepare(leaves[0], leaves[2], torch.tensor(pbc), segments)
+        assert (geometry.smooth_width is not None) == bool(coulomb.smooth)
         energy, potential = geometry.energy(leaves[1]), geometry.potential(leaves[1])
-        loss = share * energy.sum() + (torch.sin(potential) * rows[which]).sum()
-        return energy, potential, *torch.autograd.grad(loss, leaves)
+        features = geometry.features(leaves[1], 1.7)
+        loss = share * energy.sum() + (torch.sin(potential) * rows[which]).sum() + torch.cos(features).sum()
+        grads = torch.autograd.grad(loss, leaves, create_graph=True)
+        second = torch.autograd.grad((grads[0] ** 2).sum() + (grads[1] ** 3).sum(), leaves[:2])
+        return energy, potential, features, *grads, *second
 
     got = derivatives(mine, shared_segments(len(mine), ranks, mine.device), 1 / ranks.size)
     want = derivatives(torch.arange(13), None, 1.0)
     for i, (a, b) in enumerate(zip(got, want, strict=True)):
-        if i == 4:
+        if i == 5:
             a = ranks.all_reduce(a)
-        b = b[mine] if i in (1, 2, 3) else b
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+        b = b if i in (0, 5) else b[mine]
+        scale = max(1.0, float(b.abs().max())) if b.numel() else 1.0
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11 * scale)
 
 
 def check_ids(ranks):
@@ -191,6 +198,8 @@ if __name__ == "__main__":
         for method in ("direct", "mesh"):
             for periodic in ([True, True, True], [True, True, False]):
                 check_coulomb(found, method, periodic)
+                for sigma in (0.6, (0.5, 1.6)):
+                    check_coulomb(found, method, periodic, sigma=sigma, smooth=1.1, feature_widths=(1.7,))
         print(f"rank {found.rank} of {found.size} is content")
         if sys.argv[1] != "mpi":
             torch.distributed.destroy_process_group()

@@ -108,6 +108,11 @@ class Segments:
             return segment_sum(values, self.ptr, self.index)
         return segment_sum(values[self.order], self.ptr, self.index[self.order])
 
+    @property
+    def host_counts(self) -> list[int]:
+        """Rows of each segment, of all processes, on the host."""
+        return self.ptr.diff().tolist()
+
     def agree(self, flag: bool) -> bool:
         """Whether a flag is set on every process that holds rows."""
         return flag

@@ -64,6 +64,11 @@ class SharedSegments(Segments):
         own = all_reduce(values[:n_own].sum(0, keepdim=True), self.communicator)
         return own + values[n_own:].sum(0, keepdim=True) if self.n_unknowns else own
 
+    @property
+    def host_counts(self) -> list[int]:
+        """As `Segments.host_counts`."""
+        return self.counts.long().tolist()
+
     def agree(self, flag: bool) -> bool:
         """As `Segments.agree`, on all ranks."""
         return not bool(self.communicator.all_reduce(torch.tensor([float(not flag)]), "max"))

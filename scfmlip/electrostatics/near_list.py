@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -158,16 +158,12 @@ def point_list(
         mine, here = host[begin:end], at[ends[i] : ends[i + 1]]
         if not len(mine) or not len(here):
             continue
-        images, owners, shift = _images(mine, here, cells[i], flags[i], reach)
-        point, image = _near(here, images, reach)
-        if apart:
-            other = (owners[image] != point) | shift[image].any(1)
-            point, image = point[other], image[other]
+        point, image, owners, shift = pairs_around(mine, here, cells[i], flags[i], reach, apart)
         target.append(point + ends[i])
         source.append(image + n_sources)
         atoms.append(owners + begin)
         steps.append(shift)
-        n_sources += len(images)
+        n_sources += len(owners)
     empty = [np.zeros(0, dtype=np.int64)]
     index = [torch.from_numpy(np.concatenate(parts or empty)) for parts in (target, source, atoms)]
     shift = torch.from_numpy(np.concatenate(steps or [np.zeros((0, 3))])).double()
@@ -175,6 +171,47 @@ def point_list(
     device = positions.device
     pairs = PairList(*(part.to(device) for part in listed))
     return NearList(pairs, index[2].to(device), shift.to(device), reach, positions, cell, halo)
+
+
+class Around(NamedTuple):
+    """
+    Pairs of points and images of atoms.
+
+    Attributes:
+        point, image: ``[n_pairs]`` int64.
+        owners: ``[n_images]`` int64 atom of each image.
+        shift: ``[n_images, 3]`` float64 lattice vectors, as numbers, that lead to it.
+    """
+
+    point: np.ndarray
+    image: np.ndarray
+    owners: np.ndarray
+    shift: np.ndarray
+
+
+def pairs_around(
+    atoms: np.ndarray, points: np.ndarray, cell: np.ndarray, periodic: np.ndarray, reach: float, apart: bool
+) -> Around:
+    """
+    Points and images of atoms within reach of each other.
+
+    Args:
+        atoms: ``[n_atoms, 3]`` angstrom.
+        points: ``[n_points, 3]`` angstrom.
+        cell: ``[3, 3]`` angstrom.
+        periodic: ``[3]`` bool.
+        reach: Angstrom.
+        apart: The points are the first of the atoms, which are no neighbours of their own.
+    """
+    if not len(points):
+        nothing = np.zeros(0, dtype=np.int64)
+        return Around(nothing, nothing, nothing, np.zeros((0, 3)))
+    images, owners, shift = _images(atoms, points, cell, periodic, reach)
+    point, image = _near(points, images, reach)
+    if apart:
+        other = (owners[image] != point) | shift[image].any(1)
+        point, image = point[other], image[other]
+    return Around(point, image, owners, shift)
 
 
 def _near(points: np.ndarray, places: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:

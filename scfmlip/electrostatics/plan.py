@@ -217,6 +217,11 @@ class CoulombPlan:
         """Width, angstrom, that waves are smoothed to, the rest over neighbours; None where none are."""
         return None if self.near is None else self.smoothing.width
 
+    @property
+    def atom_counts(self) -> list[int]:
+        """Atoms of each system, of all processes that share it."""
+        return self.segments.host_counts if self.segments.shared else self.atom_ptr.diff().tolist()
+
     def cells(self, cell: Tensor) -> Tensor:
         """``[n_systems, 3, 3]`` the user's cells, with the cells of slabs replaced by those of the sums."""
         if self.lattice is None or self.lattice.slabs is None:

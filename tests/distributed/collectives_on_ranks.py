@@ -177,6 +177,34 @@ def check_coulomb(ranks, method, pbc, **options):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11 * scale)
 
 
+def check_widths(ranks, pbc, **options):
+    """Charges with widths of their own, whose neighbours other ranks own; the last rank has none."""
+    torch.manual_seed(2)
+    cell = torch.diag(torch.tensor([7.0, 8.0, 9.0], dtype=torch.float64)) + 0.3
+    places, chi, hardness = torch.rand(13, 3).double() @ cell, torch.randn(13).double(), torch.rand(13) + 1.0
+    places[:, 2] = 3 + 0.4 * places[:, 2]
+    hardness, widths = hardness.double(), torch.linspace(0.4, 0.9, 13, dtype=torch.float64)
+    coulomb = scfmlip.Coulomb(l_max=0, sigma=1.1, tolerance=1e-10)
+    mine = torch.nonzero(owners(13, ranks, True) == ranks.rank).flatten()
+
+    def found(which, segments, share):
+        leaves = [t[which].clone().requires_grad_() for t in (places, chi, hardness, widths)]
+        geometry = coulomb.prepare(leaves[0], cell, torch.tensor(pbc), segments)
+        given = {**options, "widths": leaves[3]} if "interaction" not in options else options
+        solution = scfmlip.charge_equilibration(
+            geometry, leaves[1], leaves[2], 0.3, method="cg", tolerance=1e-12, **given
+        )
+        loss = share * solution.energy.sum() + (solution.charges**3).sum()
+        wanted = leaves if "widths" in given else leaves[:3]
+        return solution.energy, solution.charges, *torch.autograd.grad(loss, wanted)
+
+    got = found(mine, shared_segments(len(mine), ranks, mine.device), 1 / ranks.size)
+    want = found(torch.arange(13), None, 1.0)
+    torch.testing.assert_close(got[0], want[0], rtol=1e-10, atol=0)
+    for a, b in zip(got[1:], want[1:], strict=True):
+        torch.testing.assert_close(a, b[mine], rtol=1e-9, atol=1e-9)
+
+
 def check_ids(ranks):
     """Ids that are nobody's or belong to two atoms are refused on every rank."""
     for owned, wanted in (([5], []), ([ranks.rank], [999])):
@@ -198,6 +226,8 @@ if __name__ == "__main__":
         for method in ("direct", "mesh"):
             for periodic in ([True, True, True], [True, True, False]):
                 check_coulomb(found, method, periodic)
+                check_widths(found, periodic)
+                check_widths(found, periodic, interaction="split")
                 for sigma in (0.6, (0.5, 1.6)):
                     check_coulomb(found, method, periodic, sigma=sigma, smooth=1.1, feature_widths=(1.7,))
         print(f"rank {found.rank} of {found.size} is content")

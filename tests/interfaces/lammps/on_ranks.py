@@ -1,5 +1,8 @@
 """What every rank of test_equal_to_ase.py does: cases by name, one line of errors for each."""
 
+import copy
+import dataclasses
+
 import numpy as np
 from ase.build import bulk
 from models.cases import BACKBONE, ELEMENTS, make_model, rattled
@@ -58,10 +61,21 @@ def case(name, atoms, **options):
         from scfmlip.interfaces.lammps.attach import with_mesh
 
         model, _ = with_mesh(model), options.pop("mesh")
+    if "smooth" in options:
+        model = smoothed(model, options.pop("smooth"))
     given = dict(info)
     if "counter_charge" in options:
         info["counter_charge"] = options["counter_charge"]
     return single_point(model, atoms, ELEMENTS, info=info, **given, **options)
+
+
+def smoothed(model, width):
+    """The same model, whose waves are those of wider Gaussians, and neighbours add the rest."""
+    other = copy.copy(model)
+    other._modules = dict(model._modules)
+    other.rule = copy.copy(model.rule)
+    other.rule.coulomb = dataclasses.replace(model.rule.coulomb, smooth=width)
+    return other
 
 
 def foreign(name):
@@ -141,6 +155,10 @@ CASES = {
     "moved_empty": lambda name: case(name, vacuum(), processors="1 1 *", steps=20, commands=HOT),
     "mesh": lambda name: case(name, crystal(), mesh=True),
     "mesh_slab": lambda name: case(name, slab(), mesh=True),
+    "narrow": lambda name: case(name, crystal(), smooth=1.7),
+    "narrow_slab": lambda name: case(name, slab(), smooth=1.7),
+    "narrow_empty": lambda name: case(name, vacuum(), processors="1 1 *", smooth=1.7),
+    "narrow_moved": lambda name: case(name, crystal(), smooth=1.7, steps=100, commands=HOT),
     "float32": lambda name: case(name, crystal(), dtype="float32"),
     "moved": lambda name: case(name, crystal(), steps=100, commands=HOT),
 }

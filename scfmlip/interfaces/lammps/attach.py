@@ -265,6 +265,12 @@ def _inputs(model: Model, given: dict[str, Any], counter_charge: Sequence[float]
     if absent:
         meant = [f"{name} ({INPUTS[which].meaning})" for name in absent if (which := input_of(name))]
         raise ValueError(f"this model's energy depends on {' and '.join(meant)}: give it to attach")
+    foreign = [name for name in model.embedding_specs if name not in INPUTS]
+    if foreign:
+        raise ValueError(
+            f"this model's network embeds {' and '.join(foreign)}, which LAMMPS does not know and attach does "
+            "not take: use scfmlip.ase.Calculator, whose frames hold it"
+        )
     if counter_charge is not None:
         low, high = (number(v, "counter_charge") for v in counter_charge)
         inputs["counter_charge"] = [low, high]

@@ -106,6 +106,27 @@ def les(name):
     return single_point(build(config), {"crystal": crystal, "slab": slab}[name](), ELEMENTS)
 
 
+EMBEDDED = {
+    "total_charge": {"type": "categorical", "per": "graph", "num_classes": 21, "offset": 10, "emb_dim": 4},
+    "total_spin": {"type": "continuous", "per": "graph", "in_dim": 1, "emb_dim": 4},
+}
+
+
+def embedding_model(specs=EMBEDDED):
+    """A network that embeds charge and spin of the whole system."""
+    from scfmlip.models import build
+
+    backbone = {**BACKBONE, "options": {"embedding_specs": specs}}
+    return build({"elements": ELEMENTS, "backbone": backbone, "rule": "local", "dtype": "float64", "seed": 5})
+
+
+def embedded(name):
+    """Such a network; ``name`` of a system."""
+    atoms = {"crystal": crystal, "vacuum": vacuum}[name]()
+    info = {"charge": 1, "spin": 2}
+    return single_point(embedding_model(), atoms, ELEMENTS, info=info, **info)
+
+
 def handed_on(name):
     """Mean iterations of a step with and without what solves hand on, while atoms change ranks."""
     found, moves, keep, hotter = {}, [], AtomStates.start, "velocity all create 30000 7 loop geom"
@@ -146,6 +167,7 @@ CASES = {
     "handed_on": handed_on,
     "reductions": reductions,
     "foreign": foreign,
+    "embedded": embedded,
     "triclinic": lambda name: case(name, crystal()),
     "charged": lambda name: case(name, crystal(), charge=0.7),
     "empty": lambda name: case(name, vacuum(), processors="1 1 *"),

@@ -108,6 +108,19 @@ class Segments:
             return segment_sum(values, self.ptr, self.index)
         return segment_sum(values[self.order], self.ptr, self.index[self.order])
 
+    def share(self, rows: Tensor) -> Tensor:
+        """Of rows that every process has alike, those that are left to this one."""
+        return rows
+
+    def of_others(self, index: Tensor) -> Segments:
+        """
+        Other rows of the same systems.
+
+        Args:
+            index: ``[n_rows]`` int64 system of each, sorted.
+        """
+        return Segments.of(index, self.n_segments)
+
     @property
     def host_counts(self) -> list[int]:
         """Rows of each segment, of all processes, on the host."""

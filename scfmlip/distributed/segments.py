@@ -64,6 +64,14 @@ class SharedSegments(Segments):
         own = all_reduce(values[:n_own].sum(0, keepdim=True), self.communicator)
         return own + values[n_own:].sum(0, keepdim=True) if self.n_unknowns else own
 
+    def share(self, rows: Tensor) -> Tensor:
+        """As `Segments.share`: each rank takes every so manyth."""
+        return rows[self.communicator.rank :: self.communicator.size]
+
+    def of_others(self, index: Tensor) -> SharedSegments:
+        """As `Segments.of_others`: of this rank."""
+        return shared_segments(len(index), self.communicator, index.device)
+
     @property
     def host_counts(self) -> list[int]:
         """As `Segments.host_counts`."""

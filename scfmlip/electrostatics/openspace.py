@@ -8,17 +8,44 @@ finite differences; the same pair operator then runs on four points per atom.
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import gaussian_pairs
+from scfmlip_kernels import gaussian_pairs, listed_pairs, sort_pairs
 from scfmlip_kernels.lattice.monomials import rank_of_count
 
+from ..distributed import SharedSegments, halo_of_all
 from ..segments import Segments
 from ..units import COULOMB_CONSTANT
 from .boundary import Quirks
 
 
+class AllAtoms:
+    """
+    All atoms of an isolated system that processes share, on each of them; every one makes it together.
+
+    Args:
+        positions: ``[n_atoms, 3]`` angstrom of own atoms.
+        segments: Of them.
+
+    Attributes:
+        halo: Gathers rows of own atoms and, behind them, of all others.
+        positions: ``[n_all, 3]`` angstrom.
+        pairs: Of every own atom and every other.
+    """
+
+    def __init__(self, positions: Tensor, segments: Segments) -> None:
+        assert isinstance(segments, SharedSegments)
+        n_own, device = len(positions), positions.device
+        self.halo = halo_of_all(segments.communicator, n_own, device)
+        self.positions = self.halo.extend(positions)
+        target, source = torch.ones(n_own, self.halo.n_all, dtype=torch.bool, device=device).nonzero().T
+        other = target != source
+        self.pairs = sort_pairs(target[other], source[other], n_own, self.halo.n_all)
+
+
 class OpenSpace:
     """
     One batch of isolated systems, ready for any multipoles.
+
+    Where processes share one, each sums over the pairs of its own atoms with all there are.
 
     Args:
         positions: ``[n_atoms, 3]`` angstrom, float32 or float64.
@@ -38,6 +65,7 @@ class OpenSpace:
     ) -> None:
         self.positions, self.host_ptr, self.segments = positions, host_ptr, segments
         self.widths, self.quirks = widths, quirks
+        self._others: AllAtoms | None = None
 
     def _displaced(self, offset: float) -> Tensor:
         """Each atom and its three copies displaced by +offset along x, y, z: ``[4 n_atoms, 3]``."""
@@ -50,9 +78,23 @@ class OpenSpace:
         n_sources = moments.shape[2]
         total = torch.tensor([(s**2 + w**2) ** 0.5 for s in self.widths for w in widths], dtype=torch.float64)
         sources = moments[:, :, :, None].expand(-1, -1, -1, len(widths), -1).flatten(2, 3)
-        out = gaussian_pairs(self.positions, sources, total, self.host_ptr, rank)
+        if self.segments.shared:
+            out = self._shared_pairs(sources, total, rank)
+        else:
+            out = gaussian_pairs(self.positions, sources, total, self.host_ptr, rank)
         out = out.unflatten(2, (n_sources, len(widths))).sum(2)
         return COULOMB_CONSTANT * out
+
+    def _shared_pairs(self, sources: Tensor, total: Tensor, rank: int) -> Tensor:
+        """As `gaussian_pairs`: own atoms with those of all processes, which are gathered."""
+        if self._others is None:
+            # a first call without gradients may be followed by one with gradients
+            with torch.enable_grad():
+                self._others = AllAtoms(self.positions, self.segments)
+        others = self._others
+        widths = torch.stack((total, torch.full_like(total, torch.inf)), 1)
+        rows = others.halo.extend(sources)
+        return listed_pairs(self.positions, others.positions, rows, widths, others.pairs, rank)
 
     def _finite_difference(
         self, moments: Tensor, widths: tuple[float, ...], rank: int, offset: float

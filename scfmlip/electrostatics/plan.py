@@ -37,6 +37,11 @@ class SubBatch:
     host_ptr: Tensor
     segments: Segments
 
+    @property
+    def counts(self) -> list[int]:
+        """Atoms of each system, of all processes that share it."""
+        return self.segments.host_counts if self.segments.shared else self.host_ptr.diff().tolist()
+
     def take(self, values: Tensor) -> Tensor:
         """Select this sub-batch's rows from per-atom values of the batch."""
         return values if self.atoms is None else values.index_select(0, self.atoms)

@@ -157,7 +157,7 @@ class Backbone(torch.nn.Module):
 
 @contextlib.contextmanager
 def _embedded_at_ghosts(mace: torch.nn.Module, domain: Domain) -> Iterator[None]:
-    """Inside, numbers of the one system are embedded at ghosts too, which mace-torch's own forward forgets."""
+    """Inside, numbers of the one system are embedded at ghosts too, which mace-torch's forward forgets."""
     module = getattr(mace, "joint_embedding", None)
     if module is None:
         yield

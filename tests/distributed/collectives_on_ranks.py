@@ -163,7 +163,7 @@ def check_coulomb(ranks, method, pbc, **options):
         energy, potential = geometry.energy(leaves[1]), geometry.potential(leaves[1])
         features = geometry.features(leaves[1], 1.7)
         loss = share * energy.sum() + (torch.sin(potential) * rows[which]).sum() + torch.cos(features).sum()
-        grads = torch.autograd.grad(loss, leaves, create_graph=True)
+        grads = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
         second = torch.autograd.grad((grads[0] ** 2).sum() + (grads[1] ** 3).sum(), leaves[:2])
         return energy, potential, features, *grads, *second
 
@@ -230,6 +230,8 @@ if __name__ == "__main__":
                 check_widths(found, periodic, interaction="split")
                 for sigma in (0.6, (0.5, 1.6)):
                     check_coulomb(found, method, periodic, sigma=sigma, smooth=1.1, feature_widths=(1.7,))
+            check_coulomb(found, method, [False, False, False], tolerance=1e-10)
+        check_widths(found, [False, False, False])
         print(f"rank {found.rank} of {found.size} is content")
         if sys.argv[1] != "mpi":
             torch.distributed.destroy_process_group()

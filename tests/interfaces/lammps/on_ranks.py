@@ -64,6 +64,9 @@ def case(name, atoms, **options):
     if "smooth" in options:
         model = smoothed(model, options.pop("smooth"))
     given = dict(info)
+    ions = options.pop("outside", {})
+    info.update(ions)
+    given.update(ions)
     if "counter_charge" in options:
         info["counter_charge"] = options["counter_charge"]
     return single_point(model, atoms, ELEMENTS, info=info, **given, **options)
@@ -127,6 +130,19 @@ def embedded(name):
     return single_point(embedding_model(), atoms, ELEMENTS, info=info, **info)
 
 
+IONS = {
+    "external_charges": [1.0, -0.6, 0.3],
+    "external_positions": [[2.1, 0.3, 5.2], [1.0, 1.4, 6.1], [0.2, 3.0, 7.0]],
+}
+
+
+def outside(name, atoms, **options):
+    """Charges outside the model; the forces on them are those of one process too."""
+    found = case(name, atoms, outside=IONS, **options)
+    assert found.get("external_forces", 1.0) < 1e-9
+    return found
+
+
 def handed_on(name):
     """Mean iterations of a step with and without what solves hand on, while atoms change ranks."""
     found, moves, keep, hotter = {}, [], AtomStates.start, "velocity all create 30000 7 loop geom"
@@ -177,6 +193,10 @@ CASES = {
     "moved_empty": lambda name: case(name, vacuum(), processors="1 1 *", steps=20, commands=HOT),
     "mesh": lambda name: case(name, crystal(), mesh=True),
     "mesh_slab": lambda name: case(name, slab(), mesh=True),
+    "outside": lambda name: outside(name, crystal()),
+    "outside_slab": lambda name: outside(name, slab()),
+    "outside_empty": lambda name: outside(name, vacuum(), processors="1 1 *"),
+    "outside_narrow": lambda name: outside(name, vacuum(), processors="1 1 *", smooth=1.7),
     "narrow": lambda name: case(name, crystal(), smooth=1.7),
     "narrow_slab": lambda name: case(name, slab(), smooth=1.7),
     "narrow_empty": lambda name: case(name, vacuum(), processors="1 1 *", smooth=1.7),

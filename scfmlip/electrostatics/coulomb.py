@@ -240,12 +240,6 @@ class Coulomb:
         segments = batch_idx
         if not isinstance(segments, Segments):
             segments = Segments.counted(atom_ptr.diff(), torch.device(device))
-        if segments.shared and len(lattice) < len(boundaries) and self.quirks.open_offsets is not None:
-            raise ValueError(
-                f"several processes share a system without periodicity, whose dipoles compat={self.compat!r} "
-                "makes of charges, in one process only: run it on one, or make two or three directions "
-                "periodic"
-            )
         host_cells = slabs = None
         choice = Choice(self.cutoff, Smoothing(0.0, self.source.widths), 0.0, 0.0)
         given = (boundaries, axes, lattice, segments, positions, device)

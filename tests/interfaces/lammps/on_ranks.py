@@ -4,7 +4,7 @@ import copy
 import dataclasses
 
 import numpy as np
-from ase.build import bulk
+from ase.build import bulk, molecule
 from models.cases import BACKBONE, ELEMENTS, make_model, rattled
 from models.cases import slab as thin_slab
 
@@ -33,6 +33,19 @@ def slab():
     atoms = thin_slab().repeat((2, 1, 1))
     atoms.cell[2] = [0, 0, 24.0]
     atoms.info.clear()
+    return atoms
+
+
+def cluster():
+    """Three waters in the lower part of a box."""
+    atoms = molecule("H2O")
+    for shift in ((3.1, 0.4, 2.2), (0.3, 2.9, 5.0)):
+        other = molecule("H2O")
+        other.positions += shift
+        atoms += other
+    atoms = rattled(atoms, 5)
+    atoms.set_cell([12.0, 13.0, 16.0])
+    atoms.positions += 2.5 - atoms.positions.min(0)
     return atoms
 
 
@@ -197,6 +210,10 @@ CASES = {
     "outside_slab": lambda name: outside(name, slab()),
     "outside_empty": lambda name: outside(name, vacuum(), processors="1 1 *"),
     "outside_narrow": lambda name: outside(name, vacuum(), processors="1 1 *", smooth=1.7),
+    "cluster": lambda name: case(name, cluster(), processors="1 1 *"),
+    "cluster_moved": lambda name: case(name, cluster(), steps=20, commands=HOT),
+    "cluster_mesh": lambda name: case(name, cluster(), mesh=True),
+    "outside_cluster": lambda name: outside(name, cluster(), processors="1 1 *"),
     "narrow": lambda name: case(name, crystal(), smooth=1.7),
     "narrow_slab": lambda name: case(name, slab(), smooth=1.7),
     "narrow_empty": lambda name: case(name, vacuum(), processors="1 1 *", smooth=1.7),

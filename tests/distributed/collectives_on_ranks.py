@@ -177,6 +177,30 @@ def check_coulomb(ranks, method, pbc, **options):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11 * scale)
 
 
+def check_traffic(ranks):
+    """Narrow Gaussians send their rows once for each evaluation, and what a derivative leaves once back."""
+    torch.manual_seed(4)
+    cell, mine = 9.0 * torch.eye(3).double(), torch.nonzero(owners(13, ranks, False) == ranks.rank).flatten()
+    places, rows = (torch.rand(13, n, dtype=torch.float64)[mine].requires_grad_() for n in (3, 4))
+    segments, coulomb = shared_segments(len(mine), ranks, mine.device), scfmlip.Coulomb(sigma=0.6, smooth=1.1)
+    geometry = coulomb.prepare(9.0 * places, cell, None, segments)
+
+    def sent(call):
+        before = ranks.traffic.copy()
+        out, since = call(), ranks.traffic.since(before)
+        assert since.message_bytes > 0
+        return out, (since.exchanges, since.reductions)
+
+    with torch.no_grad():
+        # structure factors, and the charge that the average of neighbours follows from
+        assert sent(lambda: geometry.potential(rows))[1] == (1, 2)
+    energy, counts = sent(lambda: geometry.energy(rows).sum() / ranks.size)
+    assert counts == (1, 3)
+    assert sent(lambda: torch.autograd.grad(energy, rows, retain_graph=True))[1] == (1, 3)
+    # places are sent once for a geometry
+    assert sent(lambda: torch.autograd.grad(energy, (rows, places)))[1] == (2, 3)
+
+
 def check_widths(ranks, pbc, **options):
     """Charges with widths of their own, whose neighbours other ranks own; the last rank has none."""
     torch.manual_seed(2)
@@ -221,6 +245,8 @@ if __name__ == "__main__":
         check_communicator(found)
         check_ids(found)
         check_whole_gradients(found)
+        if found.size > 1:
+            check_traffic(found)
         check_gradients(found, empty=False)
         check_gradients(found, empty=True)
         for method in ("direct", "mesh"):

@@ -221,7 +221,8 @@ def _near(points: np.ndarray, places: np.ndarray, reach: float) -> tuple[np.ndar
     except ImportError as error:
         raise ImportError("atoms near points come from scipy: pip install scipy") from error
     if not len(places):
-        return (np.zeros(0, dtype=np.int64),) * 2
+        nothing = np.zeros(0, dtype=np.int64)
+        return nothing, nothing
     found = KDTree(points).sparse_distance_matrix(KDTree(places), reach, output_type="ndarray")
     return found["i"].astype(np.int64), found["j"].astype(np.int64)
 

@@ -191,6 +191,9 @@ def check_traffic(ranks):
         assert since.message_bytes > 0
         return out, (since.exchanges, since.reductions)
 
+    if ranks.size > 1:
+        with pytest.raises(ValueError, match="values at points are not known"):
+            geometry.at(places.detach(), rows.detach())
     with torch.no_grad():
         # structure factors, and the charge that the average of neighbours follows from
         assert sent(lambda: geometry.potential(rows))[1] == (1, 2)

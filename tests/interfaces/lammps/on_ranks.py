@@ -1,12 +1,10 @@
 """What every rank of test_equal_to_ase.py does: cases by name, one line of errors for each."""
 
-import copy
-import dataclasses
-
 import numpy as np
 from ase.build import bulk, molecule
 from models.cases import BACKBONE, ELEMENTS, make_model, rattled
 from models.cases import slab as thin_slab
+from models.models_on_ranks import IONS, smoothed
 
 from interfaces.lammps.engines import collect, guarded, make_lammps, report, restricted, single_point
 from scfmlip.interfaces.lammps import attach
@@ -85,15 +83,6 @@ def case(name, atoms, **options):
     return single_point(model, atoms, ELEMENTS, info=info, **given, **options)
 
 
-def smoothed(model, width):
-    """The same model, whose waves are those of wider Gaussians, and neighbours add the rest."""
-    other = copy.copy(model)
-    other._modules = dict(model._modules)
-    other.rule = copy.copy(model.rule)
-    other.rule.coulomb = dataclasses.replace(model.rule.coulomb, smooth=width)
-    return other
-
-
 def foreign(name):
     """A model of mace-torch's, as it is; ``name`` of a block of its interactions, or PolarMACE."""
     from mace_torch.mace_models import mace_model
@@ -141,12 +130,6 @@ def embedded(name):
     atoms = {"crystal": crystal, "vacuum": vacuum}[name]()
     info = {"charge": 1, "spin": 2}
     return single_point(embedding_model(), atoms, ELEMENTS, info=info, **info)
-
-
-IONS = {
-    "external_charges": [1.0, -0.6, 0.3],
-    "external_positions": [[2.1, 0.3, 5.2], [1.0, 1.4, 6.1], [0.2, 3.0, 7.0]],
-}
 
 
 def outside(name, atoms, **options):

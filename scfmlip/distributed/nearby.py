@@ -46,7 +46,8 @@ def halo_within(
     if len(wanted):
         corners = np.stack((wanted.max(0), -wanted.min(0)))
     rows, counts = [np.zeros(0, dtype=np.int64)], []
-    for rank, (high, low) in enumerate(communicator.gather(torch.from_numpy(corners)).numpy()):
+    boxes = communicator.gather(torch.from_numpy(corners).to(positions.device)).cpu().numpy()
+    for rank, (high, low) in enumerate(boxes):
         # steps along each vector that lead an atom into the box
         first, last = np.ceil(-low - margin - places), np.floor(high + margin - places)
         inside = np.where(periodic, first <= last, (first <= 0) & (last >= 0)).all(1)
@@ -72,5 +73,6 @@ def halo_of_all(communicator: Communicator, n_owned: int, device: torch.device) 
 
 def _made(communicator: Communicator, n_owned: int, send_rows: Tensor, send: list[int]) -> Halo:
     """The halo, once ranks know how many rows come from each other; in one sum of short tables."""
-    receive = communicator.gather(torch.tensor(send))[:, communicator.rank].tolist()
+    table = communicator.gather(torch.tensor(send, device=send_rows.device))
+    receive = table[:, communicator.rank].tolist()
     return Halo(communicator, n_owned, send_rows, send, receive)

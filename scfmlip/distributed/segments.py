@@ -55,8 +55,9 @@ class SharedSegments(Segments):
 
     @functools.cached_property
     def _counts(self) -> Tensor:
-        own = self.communicator.all_reduce(torch.tensor([float(self.n_rows - self.n_unknowns)]).double())
-        return own.to(self.index.device) + self.n_unknowns
+        like = {"dtype": torch.float64, "device": self.index.device}
+        own = torch.tensor([self.n_rows - self.n_unknowns], **like)
+        return self.communicator.all_reduce(own) + self.n_unknowns
 
     def sum(self, values: Tensor) -> Tensor:
         """As `Segments.sum`, over all ranks."""
@@ -79,7 +80,8 @@ class SharedSegments(Segments):
 
     def agree(self, flag: bool) -> bool:
         """As `Segments.agree`, on all ranks."""
-        return not bool(self.communicator.all_reduce(torch.tensor([float(not flag)]), "max"))
+        missing = torch.tensor([float(not flag)], device=self.index.device)
+        return not bool(self.communicator.all_reduce(missing, "max"))
 
     def combine(self, parts: Tensor) -> Tensor:
         """As `Segments.combine`, over all ranks."""

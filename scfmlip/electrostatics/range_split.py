@@ -224,13 +224,16 @@ class ShortRange:
         self.first, self.second = pairs.edge_index
         counts = torch.bincount(self.first, minlength=len(positions))
         self.edge_ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-        self.pairs = pairs
-        vector = pairs.everywhere(positions)[self.second] - positions[self.first]
+        self.pairs, far, wider = pairs, positions, widths
+        if pairs.halo is not None:  # in one exchange
+            far, wider = pairs.everywhere(torch.cat((positions, widths[:, None]), 1)).split((3, 1), 1)
+            wider = wider[:, 0]
+        vector = far[self.second] - positions[self.first]
         if cell is not None:
             matrices = cell[plan.segments.index[self.first]] if plan.n_systems > 1 else cell
             vector = vector + (pairs.edge_shift.to(vector.dtype)[:, None] @ matrices)[:, 0]
         square = (vector**2).sum(-1)
-        own = widths[self.first] ** 2 + pairs.everywhere(widths)[self.second] ** 2
+        own = widths[self.first] ** 2 + wider[self.second] ** 2
         wide = torch.full_like(own, 2 * smooth**2)
         self.pair = gaussian_interaction(square, own) - gaussian_interaction(square, wide)
         self.pair = COULOMB_CONSTANT * self.pair

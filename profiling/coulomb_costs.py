@@ -100,7 +100,7 @@ def near_rows(l_max: int, dtype: torch.dtype, repeats: int) -> list[tuple[list[f
             def run(sub=sub, plan=plan, cells=cells, moments=moments, positions=positions, counted=counted):
                 r = positions.clone().requires_grad_()
                 near = NearField(sub, plan.smoothing, plan.near, r, cells, torch.linalg.det(cells))
-                near.energy(moments).sum().backward()
+                near.energies(moments).sum().backward()
                 counted[:] = [len(near.near.pairs.near)]
 
             elapsed = best(run, repeats)

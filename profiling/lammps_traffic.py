@@ -1,13 +1,14 @@
 """
 Reductions, messages and bytes of one step in LAMMPS, on as many ranks as mpiexec starts.
 
-    mpiexec -n 4 python -m profiling.lammps_traffic [--repeat 4] [--rules short_range local ...]
+    mpiexec -n 4 python -m profiling.lammps_traffic [--repeat 4] [--rules short_range ...] [--case narrow]
 
 MgO, rattled, small random networks of a 5 angstrom cutoff in float64: what is sent depends on the rule, the
 cell and the neighbours, and not on weights. A step is one of dynamics, first guesses kept; the mean over ten.
 """
 
 import argparse
+import dataclasses
 import json
 import time
 
@@ -28,25 +29,33 @@ RULES = {
     "affine": ("fixed_point", "charge"),
     "many_body": ({"name": "fixed_point", "response": "many_body", "channels": 4}, "charge"),
     "recursion": ("recursion", "charge_spin"),
+    "feedback": ({"name": "equilibrated", "feedback": {"hidden_irreps": "8x0e+8x1o"}}, "charge"),
+    "covalent": ({"name": "equilibrated", "sigma": "covalent"}, "charge"),
 }
+# of the density, angstrom, and what its waves are smoothed to where neighbours add the rest
+NARROW, SMOOTH = 0.6, 1.2
 STEPS = 10
 
 
-def make_model(rule, constraint):
+def make_model(rule, constraint, narrow=False):
     """A network of two layers with random weights."""
-    return scfmlip.models.build(
+    covalent = isinstance(rule, dict) and rule.get("sigma") == "covalent"
+    model = scfmlip.models.build(
         {
             "elements": ["O", "Mg"],
             "backbone": {"r_max": 5.0, "hidden_irreps": "8x0e+8x1o", "MLP_irreps": "4x0e", "radial_MLP": [8]},
-            "density": {"l_max": 1, "sigma": 1.5},
+            "density": {"l_max": 0 if covalent else 1, "sigma": NARROW if narrow else 1.5},
             "rule": rule,
             "constraint": constraint,
             "dtype": "float64",
         }
     )
+    if narrow:
+        model.rule.coulomb = dataclasses.replace(model.rule.coulomb, smooth=SMOOTH)
+    return model
 
 
-def make_lammps(n):
+def make_lammps(n, periodic=True):
     """``8 n^3`` atoms of MgO."""
     lmp = lammps.lammps(cmdargs=["-log", "none", "-screen", "none"])
     atoms = bulk("MgO", "rocksalt", a=4.21, cubic=True).repeat(n)
@@ -55,7 +64,7 @@ def make_lammps(n):
     edge = 4.21 * n
     lmp.commands_string(
         f"""units metal
-        boundary p p p
+        boundary {"p p p" if periodic else "s s s"}
         region box block 0 {edge} 0 {edge} 0 {edge}
         create_box 2 box
         mass 1 15.999
@@ -68,15 +77,18 @@ def make_lammps(n):
     return lmp, len(atoms)
 
 
-def measure(rule, n):
+def measure(rule, n, kind):
     """One row of counts."""
     comm = MPI.COMM_WORLD
-    lmp, n_atoms = make_lammps(n)
+    lmp, n_atoms = make_lammps(n, kind != "cluster")
     spin = {"spin": 1} if rule == "recursion" else {}
     given = {} if RULES[rule][1] == "none" else {"charge": 0.0}
     if rule == "recursion":  # random weights make large forces
         lmp.command("timestep 1e-5")
-    attached = attach(lmp, make_model(*RULES[rule]), elements=["O", "Mg"], **given, **spin)
+    if kind == "outside":
+        places = np.random.default_rng(0).uniform(0, 4.21 * n, (10, 3))
+        given = {**given, "external_charges": [0.1, -0.1] * 5, "external_positions": places}
+    attached = attach(lmp, make_model(*RULES[rule], kind == "narrow"), elements=["O", "Mg"], **given, **spin)
     lmp.command("run 2")
     before, start = attached.communicator.traffic.copy(), time.perf_counter()
     lmp.command(f"run {STEPS} pre no")
@@ -88,7 +100,7 @@ def measure(rule, n):
     largest = np.empty_like(mine)
     comm.Allreduce(mine / STEPS, largest, op=MPI.MAX)
     names = ("reductions", "reduced_bytes", "exchanges", "messages", "message_bytes")
-    row = {"rule": rule, "ranks": comm.size, "atoms": n_atoms}
+    row = {"rule": rule, "case": kind, "ranks": comm.size, "atoms": n_atoms}
     row.update({name: round(value, 1) for name, value in zip(names, largest.tolist(), strict=True)})
     row["iterations"] = attached.results["scf_iterations"]
     row["ghosts"] = comm.allreduce(attached.force.near.halo.n_ghosts, op=MPI.MAX)
@@ -102,10 +114,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeat", type=int, default=3, help="cubic cells along an edge")
     parser.add_argument("--rules", nargs="+", default=list(RULES), choices=list(RULES))
+    kinds = ("crystal", "narrow", "outside", "cluster")
+    parser.add_argument("--case", default="crystal", choices=kinds, help="narrow Gaussians, ten ions, ...")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for rule in arguments.rules:
-        row = measure(rule, arguments.repeat)
+        row = measure(rule, arguments.repeat, arguments.case)
         if MPI.COMM_WORLD.rank == 0:
             print(json.dumps(row), flush=True)
 

@@ -112,6 +112,28 @@ class Segments:
             return segment_sum(values, self.ptr, self.index)
         return segment_sum(values[self.order], self.ptr, self.index[self.order])
 
+    def share(self, rows: Tensor) -> Tensor:
+        """Of rows that every process has alike, those that are left to this one."""
+        return rows
+
+    def of_others(self, index: Tensor) -> Segments:
+        """
+        Other rows of the same systems.
+
+        Args:
+            index: ``[n_rows]`` int64 system of each, sorted.
+        """
+        return Segments.of(index, self.n_segments)
+
+    @property
+    def host_counts(self) -> list[int]:
+        """Rows of each segment, of all processes, on the host."""
+        return self.ptr.diff().tolist()
+
+    def agree(self, flag: bool) -> bool:
+        """Whether a flag is set on every process that holds rows."""
+        return flag
+
     def combine(self, parts: Tensor) -> Tensor:
         """What has been summed over the rows of this process, of any shape, over all rows there are."""
         return parts

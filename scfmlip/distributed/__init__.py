@@ -4,6 +4,7 @@ from .collectives import all_reduce, share_gradient, sum_gradient
 from .communicator import Communicator, SingleProcess, Traffic
 from .domain import Domain
 from .halo import Halo, build_halo
+from .nearby import halo_of_all, halo_within
 from .segments import SharedSegments, shared_segments
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "Traffic",
     "all_reduce",
     "build_halo",
+    "halo_of_all",
+    "halo_within",
     "share_gradient",
     "shared_segments",
     "sum_gradient",

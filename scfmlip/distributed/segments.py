@@ -55,8 +55,9 @@ class SharedSegments(Segments):
 
     @functools.cached_property
     def _counts(self) -> Tensor:
-        own = self.communicator.all_reduce(torch.tensor([float(self.n_rows - self.n_unknowns)]).double())
-        return own.to(self.index.device) + self.n_unknowns
+        like = {"dtype": torch.float64, "device": self.index.device}
+        own = torch.tensor([self.n_rows - self.n_unknowns], **like)
+        return self.communicator.all_reduce(own) + self.n_unknowns
 
     def sum(self, values: Tensor) -> Tensor:
         """As `Segments.sum`, over all ranks."""
@@ -67,6 +68,24 @@ class SharedSegments(Segments):
     def own_sum(self, values: Tensor) -> Tensor:
         """As `Segments.own_sum`; of rows that belong to atoms."""
         return values[: self.n_rows - self.n_unknowns].sum(0, keepdim=True)
+
+    def share(self, rows: Tensor) -> Tensor:
+        """As `Segments.share`: each rank takes every so manyth."""
+        return rows[self.communicator.rank :: self.communicator.size]
+
+    def of_others(self, index: Tensor) -> SharedSegments:
+        """As `Segments.of_others`: of this rank."""
+        return shared_segments(len(index), self.communicator, index.device)
+
+    @property
+    def host_counts(self) -> list[int]:
+        """As `Segments.host_counts`."""
+        return self.counts.long().tolist()
+
+    def agree(self, flag: bool) -> bool:
+        """As `Segments.agree`, on all ranks."""
+        missing = torch.tensor([float(not flag)], device=self.index.device)
+        return not bool(self.communicator.all_reduce(missing, "max"))
 
     def combine(self, parts: Tensor) -> Tensor:
         """As `Segments.combine`, over all ranks."""

@@ -20,7 +20,8 @@ from scfmlip_kernels.tuned import tuned
 
 from .cutoff import cutoff_for_tolerance
 from .mesh_error import MeshResolution, cell_sizes, choose_mesh, few_waves, mesh_cost
-from .near_field import Crowding, NearPlan, Smoothing, near_list, near_reach
+from .near_field import Crowding, NearPlan, Smoothing, near_reach
+from .near_list import near_list
 from .plan import LatticePlan, summed_cells
 from .slab import SlabPlan
 

@@ -240,18 +240,9 @@ class Coulomb:
         segments = batch_idx
         if not isinstance(segments, Segments):
             segments = Segments.counted(atom_ptr.diff(), torch.device(device))
-        if segments.shared and len(lattice) < len(boundaries):
-            raise ValueError(
-                "several processes share a system without periodicity, which is summed over pairs of atoms: "
-                "run it on one, or make two or three directions periodic"
-            )
         host_cells = slabs = None
         choice = Choice(self.cutoff, Smoothing(0.0, self.source.widths), 0.0, 0.0)
         given = (boundaries, axes, lattice, segments, positions, device)
-        if segments.shared and self.smooth:
-            raise ValueError(
-                "several processes share this system, whose neighbours are not listed: leave smooth out"
-            )
         if cells is not None:
             host_cells = cells.detach().to("cpu", torch.float64)
             # graph_longrange corrects a box of any shape as if it were a cube of its volume
@@ -263,9 +254,7 @@ class Coulomb:
                 counts = segments.counts.cpu().long()[lattice]
                 batch = Batch.of(host_cells[lattice], slabs, counts, torch.device(device))
                 dtype = (cells if positions is None else positions).dtype
-                # neighbours of atoms that other processes own are not listed here
-                smooth = 0.0 if segments.shared else self.smooth
-                choice = choose(self.method, smooth, self._need, batch, dtype, self.cutoff)
+                choice = choose(self.method, self.smooth, self._need, batch, dtype, self.cutoff)
                 if choice.reach and slabs is not None:
                     widest = choice.smoothing.widest(self._need.receivers)
                     slabs = self._plan_slabs(host_cells, *given, widest)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scfmlip_kernels.constants import constant
 
+from ..segments import Segments
 from ..waiting import when
 from .coulomb import Coulomb
 from .geometry import Geometry
@@ -89,7 +90,9 @@ class Embedding:
     Args:
         coulomb: The operator of the density.
         external: The charges.
-        positions, cell, pbc, index: Geometry of the atoms, as in `Coulomb.prepare`.
+        positions, cell, pbc: Geometry of the atoms, as in `Coulomb.prepare`.
+        segments: The system of each atom. Processes that share one have the same external charges, of which
+            each adds its share to the sums: they count once, and so do gradients in their positions.
         counter_charge: Counter-charges of slabs, or None.
     """
 
@@ -100,18 +103,21 @@ class Embedding:
         positions: Tensor,
         cell: Tensor,
         pbc: Tensor,
-        index: Tensor,
+        segments: Segments,
         counter_charge: Tensor | None,
     ) -> None:
-        both = torch.cat((index, external.index))
+        mine = (external.charges, external.positions, external.index)
+        charges, outside, index = (segments.share(values) for values in mine)
+        both = torch.cat((segments.index, index))
         order = torch.argsort(both, stable=True)
         self._atoms = torch.argsort(order)[: len(positions)]
-        places, owners = torch.cat((positions, external.positions))[order], both[order]
+        places, owners = torch.cat((positions, outside))[order], both[order]
+        systems = segments.of_others(owners) if segments.shared else owners
         source = coulomb.source
-        self._geometry: Geometry = coulomb.prepare(places, cell, pbc, owners, counter_charge=counter_charge)
+        self._geometry: Geometry = coulomb.prepare(places, cell, pbc, systems, counter_charge=counter_charge)
         column = source.widths.index(max(source.widths))  # charges come first
         rows = positions.new_zeros(len(both), source.dim)
-        charges = torch.cat((positions.new_zeros(len(positions)), external.charges))[order]
+        charges = torch.cat((positions.new_zeros(len(positions)), charges))[order]
         self._rows = rows.index_copy(1, constant((column,), torch.int64, rows.device), charges[:, None])
 
     def potential(self) -> Tensor:

@@ -143,23 +143,6 @@ class Geometry:
             checks.check_neutral(charges, totals, self.plan.boundaries, lattice.systems.tolist())
         return moments
 
-    def _join(self, lattice: Tensor | None, opened: Tensor | None, per_system: bool) -> Tensor:
-        """Join the rows of the two sub-batches in the order of the batch."""
-        if opened is None:
-            assert lattice is not None
-            return lattice
-        if lattice is None:
-            return opened
-        a, b = self.plan.lattice, self.plan.open
-        assert a is not None and b is not None
-        n = self.plan.n_systems if per_system else len(self.positions)
-        out = lattice.new_zeros((n, *lattice.shape[1:]))
-        for sub, values in ((a, lattice), (b, opened)):
-            place = sub.systems if per_system else sub.atoms
-            assert place is not None
-            out = out.index_copy(0, place, values)
-        return out
-
     def __repr__(self) -> str:
         """Sizes, boundaries, how sums are done, dtype and device."""
         counts = Counter(boundary.name.lower() for boundary in self.plan.boundaries)
@@ -206,18 +189,15 @@ class Geometry:
         if self.kspace is not None and self.plan.lattice is not None:
             mine = self.plan.lattice.take(moments)
             lattice = self.kspace.energy(mine)
-            if self.near is not None:
-                smooth = self._self_energy(mine, self.plan.lattice, self._smooth_source)
-                lattice = lattice + self.near.energy(mine) - smooth
-            if with_self == (self.near is not None):
-                own = self._self_energy(mine, self.plan.lattice, self.coulomb.source)
-                lattice = lattice + own if with_self else lattice - own
+            rest = self._beside_waves(mine, with_self)
+            lattice = lattice if rest is None else lattice + self.plan.lattice.segments.sum(rest)
         if self.openspace is not None and self.plan.open is not None:
             mine = self.plan.open.take(moments)
             opened = self.openspace.energy(mine)
             if with_self:
-                opened = opened + self._self_energy(mine, self.plan.open, self.coulomb.source)
-        energy = self._join(lattice, opened, per_system=True)
+                own = self._self_energies(mine, self.coulomb.source)
+                opened = opened + self.plan.open.segments.sum(own)
+        energy = self.plan.join(lattice, opened, True)
         if self.counter is not None:
             energy = energy + self.counter.energy(*self._overlap(moments))
         if self.external_field is not None or self.external_potential is not None:
@@ -246,9 +226,19 @@ class Geometry:
         """The density as waves are summed."""
         return dataclasses.replace(self.coulomb.source, widths=self.plan.smoothing.sources)
 
-    def _self_energy(self, moments: Tensor, sub, source: GaussianMultipoles) -> Tensor:
-        field = self_field(moments.double(), source, source.widths, source.l_max, self.coulomb.quirks)
-        return sub.segments.sum(0.5 * (field * moments.double()).sum((2, 3)))
+    def _self_energies(self, moments: Tensor, source: GaussianMultipoles, factor: float = 0.5) -> Tensor:
+        """``[n_atoms, n_channels]`` float64, eV, times twice the factor."""
+        rows = moments.double()
+        field = self_field(rows, source, source.widths, source.l_max, self.coulomb.quirks)
+        return factor * (field * rows).sum((2, 3))
+
+    def _beside_waves(self, moments: Tensor, with_self: bool) -> Tensor | None:
+        """``[n_atoms, n_channels]`` float64, eV, that the sum over waves lacks or has too much; or None."""
+        source = self.coulomb.source
+        if self.near is None:
+            return None if with_self else self._self_energies(moments, source, -0.5)
+        found = self.near.energies(moments) - self._self_energies(moments, self._smooth_source)
+        return found + self._self_energies(moments, source) if with_self else found
 
     def _external_field(self, widths: tuple[float, ...], rank: int) -> Tensor:
         """``[n_atoms, 1, len(widths), 1 | 4 | 10]`` float64: a linear potential is its own average."""
@@ -316,7 +306,7 @@ class Geometry:
                 opened = self.openspace.field(mine, widths, rank)
             if with_self:
                 opened = opened + self_field(mine, source, widths, rank, quirks)
-        field = self._join(lattice, opened, per_system=False)
+        field = self.plan.join(lattice, opened, False)
         if self.counter is not None:
             charge, zero = self._counter_zero(moments, conjugate)
             places = self.positions, self.plan.segments

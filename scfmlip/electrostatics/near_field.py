@@ -11,6 +11,9 @@ smooth widths: they hold the k = 0 part of both. Ewald's splitting, Ann. Phys. 3
 for Gaussians and dipoles Toukmaji et al., J. Chem. Phys. 113, 10913 (2000).
 
 All of it is float64, whatever the positions are: rounding of distances would be more than the tolerance.
+
+Where processes share a system, each sums over neighbours of its own atoms. Those that others own are ghosts:
+their moments come in one exchange for each sum, and what a derivative leaves at them goes back in another.
 """
 
 from __future__ import annotations
@@ -21,15 +24,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import PairList, listed_pairs, sort_pairs
-from scfmlip_kernels.transforms import is_batched, on_values, unwrapped
+from scfmlip_kernels import listed_pairs
+from scfmlip_kernels.transforms import is_batched
 
-from .. import neighbours
 from ..units import COULOMB_CONSTANT
+from .near_list import NearList, near_list, point_list
 from .slab import gaussian_reach
 
 if TYPE_CHECKING:
@@ -132,35 +134,6 @@ def near_reach(
     return reach
 
 
-@dataclass
-class NearList:
-    """
-    Neighbours of atoms at one place, images included.
-
-    Attributes:
-        pairs: Of atoms (targets) and sources: the atoms, then images of them.
-        atoms: ``[n_sources]`` int64 atom that each source is.
-        shift: ``[n_sources, 3]`` float64 lattice vectors, as numbers, that lead to the image.
-        reach: Angstrom.
-        positions, cell: Where they were found, ``[n_atoms, 3]`` and ``[n_systems, 3, 3]``.
-    """
-
-    pairs: PairList
-    atoms: Tensor
-    shift: Tensor
-    reach: float
-    positions: Tensor
-    cell: Tensor
-
-    def holds(self, positions: Tensor, cell: Tensor) -> bool:
-        """Whether these are the neighbours at other positions and cells."""
-        given = ((unwrapped(positions), self.positions), (unwrapped(cell), self.cell))
-        return all(
-            a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a.detach(), b)
-            for a, b in given
-        )
-
-
 @dataclass(frozen=True)
 class NearPlan:
     """
@@ -179,132 +152,6 @@ class NearPlan:
     l_max: int
     crowding: Crowding
     found: NearList | None
-
-
-def periodic_axes(sub: LatticePlan) -> np.ndarray:
-    """``[n_systems, 3]`` booleans: directions along which each system has images."""
-    flags = np.ones((len(sub.systems), 3), dtype=bool)
-    slab = sub.slab.cpu().numpy() > 0
-    flags[slab, sub.slab_axis.cpu().numpy()[slab]] = False
-    return flags
-
-
-@on_values
-def near_list(sub: LatticePlan, positions: Tensor, cell: Tensor, reach: float) -> NearList:
-    """
-    Neighbours on the host, in linear time.
-
-    Args:
-        sub: The systems.
-        positions: ``[n_atoms, 3]`` angstrom of their atoms.
-        cell: ``[n_systems, 3, 3]`` angstrom as the user gave it.
-        reach: Angstrom.
-
-    Raises:
-        ImportError: without matscipy.
-        ValueError: for more pairs than fit into memory.
-    """
-    positions, cell = positions.detach(), cell.detach()
-    host, cells = positions.cpu().double().numpy(), cell.cpu().double().numpy()
-    flags, n_atoms = periodic_axes(sub), len(host)
-    targets, sources, shifts = [], [], []
-    for i, (begin, end) in enumerate(itertools.pairwise(sub.host_ptr.tolist())):
-        try:
-            pairs, images = neighbours.neighbour_pairs(
-                host[begin:end], cells[i], flags[i], reach, apart=False
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"system {int(sub.systems[i])}, neighbours of narrow Gaussians: {error}"
-            ) from None
-        targets.append(pairs[0] + begin)
-        sources.append(pairs[1] + begin)
-        shifts.append(images)
-    target, source, shift = (np.concatenate(parts) for parts in (targets, sources, shifts))
-    # images are sources of their own, each once
-    away = shift.any(1)
-    span = np.abs(shift).max(initial=0) + 1
-    code = ((shift[away] + span) @ np.array([4 * span**2, 2 * span, 1])) * n_atoms + source[away]
-    _, first, number = np.unique(code, return_index=True, return_inverse=True)
-    atoms = np.concatenate((np.arange(n_atoms), source[away][first]))
-    steps = np.concatenate((np.zeros((n_atoms, 3)), shift[away][first]))
-    source[away] = n_atoms + number
-    listed = sort_pairs(torch.from_numpy(target), torch.from_numpy(source), n_atoms, len(atoms))
-    device = positions.device
-    return NearList(
-        PairList(*(part.to(device) for part in listed)),
-        torch.from_numpy(atoms).to(device),
-        torch.from_numpy(steps).to(device),
-        reach,
-        positions.clone(),
-        cell.clone(),
-    )
-
-
-def point_list(
-    sub: LatticePlan, positions: Tensor, cell: Tensor, points: Tensor, counts: Tensor, reach: float
-) -> NearList:
-    """
-    Atoms and their images near points; arguments as `near_list`.
-
-    Args:
-        sub: The systems.
-        positions: ``[n_atoms, 3]`` angstrom.
-        cell: ``[n_systems, 3, 3]`` angstrom.
-        points: ``[n_points, 3]`` angstrom, of one system after another.
-        counts: ``[n_systems]`` points of each.
-        reach: Angstrom.
-
-    Raises:
-        ImportError: without scipy.
-    """
-    try:
-        from scipy.spatial import KDTree
-    except ImportError as error:
-        raise ImportError("atoms near points come from scipy: pip install scipy") from error
-    host, at = positions.detach().cpu().double().numpy(), points.detach().cpu().double().numpy()
-    cells, flags = cell.detach().cpu().double().numpy(), periodic_axes(sub)
-    ends = np.concatenate(([0], np.cumsum(counts.tolist())))
-    target, source, atoms, steps, n_sources = [], [], [], [], 0
-    for i, (begin, end) in enumerate(itertools.pairwise(sub.host_ptr.tolist())):
-        mine, here = host[begin:end], at[ends[i] : ends[i + 1]]
-        if not len(mine) or not len(here):
-            continue
-        images, owners, shift = _images(mine, here, cells[i], flags[i], reach)
-        near = KDTree(images).query_ball_point(here, reach)
-        numbers = np.array([len(n) for n in near])
-        target.append(np.repeat(np.arange(ends[i], ends[i + 1]), numbers))
-        source.append(np.concatenate(near).astype(np.int64) + n_sources)
-        atoms.append(owners + begin)
-        steps.append(shift)
-        n_sources += len(images)
-    empty = [np.zeros(0, dtype=np.int64)]
-    index = [torch.from_numpy(np.concatenate(parts or empty)) for parts in (target, source, atoms)]
-    shift = torch.from_numpy(np.concatenate(steps or [np.zeros((0, 3))])).double()
-    listed = sort_pairs(index[0], index[1], len(at), n_sources)
-    device = positions.device
-    pairs = PairList(*(part.to(device) for part in listed))
-    return NearList(pairs, index[2].to(device), shift.to(device), reach, positions, cell)
-
-
-def _images(
-    atoms: np.ndarray, points: np.ndarray, cell: np.ndarray, periodic: np.ndarray, reach: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images of atoms within reach of the box around points: positions, which atom, lattice vectors."""
-    box = cell.copy()
-    normals = neighbours.normals_of(box[periodic])
-    box[~periodic] = normals
-    inverse = np.linalg.inv(box)
-    places, wanted = atoms @ inverse, points @ inverse
-    margin = reach * np.linalg.norm(inverse, axis=0)
-    low = np.floor(wanted.min(0) - margin - places.max(0)).astype(int)
-    high = np.ceil(wanted.max(0) + margin - places.min(0)).astype(int)
-    low, high = np.where(periodic, low, 0), np.where(periodic, high, 0)
-    steps = np.array(list(itertools.product(*(range(a, b + 1) for a, b in zip(low, high, strict=True)))))
-    moved = places[:, None] + steps
-    inside = ((moved >= wanted.min(0) - margin) & (moved <= wanted.max(0) + margin))[..., periodic].all(-1)
-    owner, step = np.nonzero(inside)
-    return moved[owner, step] @ box, owner, steps[step].astype(float)
 
 
 class NearField:
@@ -338,17 +185,22 @@ class NearField:
                 "smooth=0.0 to Coulomb, or keep the operator out of the graph"
             )
         near = plan.found
-        if near is None or is_batched(positions) or not near.holds(positions, cell):
+        known = near is not None and not is_batched(positions) and near.holds(positions, cell)
+        if near is None or not sub.segments.agree(known):
             near = near_list(sub, positions, cell, plan.reach)
         self.sub, self.smoothing, self.plan = sub, smoothing, plan
         self.positions, self.cell = positions.double(), cell
         self.sources, self.near = self._sources(near), near
+        # one system that has no average costs ranks no sum
+        self.level_free = sub.segments.shared and sub.corrected
         crystal = (sub.slab + sub.box) == 0
         self.background = torch.where(crystal, 2 * math.pi * COULOMB_CONSTANT / volume, 0.0)
 
     def _sources(self, near: NearList) -> Tensor:
         """``[n_sources, 3]`` positions of atoms and images."""
-        places = self.positions[near.atoms]
+        places = near.everywhere(self.positions)[near.atoms]
+        if near.halo is not None:
+            return places + near.shift @ self.cell[0]
         system = self.sub.segments.index[near.atoms]
         return places + (near.shift[:, None] @ self.cell[system])[:, 0]
 
@@ -367,10 +219,13 @@ class NearField:
         rank: int,
     ) -> Tensor:
         """``[n_targets, n_channels, n_widths, n_monomials]``, V and its derivatives."""
-        rows = moments.double()[near.atoms]
-        columns = [a for a, *_ in table]
-        if columns != list(range(rows.shape[2])):
-            rows = rows[:, :, columns]
+        columns, rows = [a for a, *_ in table], moments.double()
+        sent = sorted(set(columns))
+        if sent != list(range(rows.shape[2])):
+            rows = rows[:, :, sent]
+        rows = near.everywhere(rows)[near.atoms]
+        if columns != sent:
+            rows = rows[:, :, [sent.index(a) for a in columns]]
         widths = torch.tensor([[own, smooth] for _, _, own, smooth in table], dtype=torch.float64).sqrt()
         values = COULOMB_CONSTANT * listed_pairs(targets, sources, rows, widths, near.pairs, rank)
         if len(table) == n_widths == 1:
@@ -417,15 +272,16 @@ class NearField:
             )
         near = self.near
         out = self._sums(moments, table, len(widths), self.positions, near, self.sources, rank)
+        if self.level_free:
+            return out
         level = self.sub.segments.expand(self._level(moments, table, len(widths)))
         return torch.cat(((out[..., 0] - level)[..., None], out[..., 1:]), -1)
 
-    def energy(self, moments: Tensor) -> Tensor:
-        """``[n_systems, n_channels]`` float64, eV, without the interaction of a Gaussian with itself."""
+    def energies(self, moments: Tensor) -> Tensor:
+        """``[n_atoms, n_channels]`` float64, eV, without the interaction of a Gaussian with itself."""
         rank = {1: 0, 4: 1, 10: 2}[moments.shape[-1]]
         field = self.field(moments, self.smoothing.widths, rank)
-        per_atom = 0.5 * (field * moments.double()).sum((2, 3))
-        return self.sub.segments.sum(per_atom)
+        return 0.5 * (field * moments.double()).sum((2, 3))
 
     def at(
         self, moments: Tensor, points: Tensor, counts: Tensor, index: Tensor, tolerance: float

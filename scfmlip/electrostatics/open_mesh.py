@@ -30,13 +30,13 @@ _MESH_SHARE = 0.4
 
 def worth_a_look(sub: SubBatch, costs: dict | None) -> bool:
     """Whether boxes may be better than sums over pairs, for these sizes; arguments as in `choose_boxes`."""
-    if not len(sub.systems) or bool((sub.host_ptr.diff() == 0).any()):
+    if not len(sub.systems) or not all(sub.counts):
         return False
     return costs is None or costs["open"] * _pairs(sub) >= max(CHEAP, WORTH * costs["mesh"])
 
 
 def _pairs(sub: SubBatch) -> float:
-    return float((sub.host_ptr.diff().double() ** 2).sum())
+    return float(sum(n**2 for n in sub.counts))
 
 
 def choose_boxes(
@@ -66,7 +66,7 @@ def choose_boxes(
     reach = gaussian_reach(widths[0] ** 2 + widths[1] ** 2, tolerances[1], l_max)
     radius = extents.norm(dim=1) + reach
     edges = extents + radius[:, None] + reach
-    n_atoms, device = int(sub.host_ptr[-1]), sub.systems.device
+    n_atoms, device = sum(sub.counts), sub.systems.device
     volume, height = float(edges.prod(1).sum()), float(edges.min())
     mesh = choose_mesh(sigma_squared, _MESH_SHARE * tolerances[0], l_max, n_atoms, volume, height)
     if costs is not None:

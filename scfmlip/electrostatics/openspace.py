@@ -5,20 +5,52 @@ The Coulomb operator of isolated systems: analytic interaction of all pairs of G
 finite differences; the same pair operator then runs on four points per atom.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import gaussian_pairs
+from scfmlip_kernels import PairList, gaussian_pairs, listed_pairs, sort_pairs
 from scfmlip_kernels.lattice.monomials import rank_of_count
 
+from ..distributed import SharedSegments, halo_of_all
 from ..segments import Segments
 from ..units import COULOMB_CONSTANT
 from .boundary import Quirks
 
 
+class AllAtoms:
+    """
+    All atoms of an isolated system that processes share, on each of them; every one makes it together.
+
+    Args:
+        positions: ``[n_atoms, 3]`` angstrom of own atoms.
+        segments: Of them.
+
+    Attributes:
+        halo: Gathers rows of own atoms and, behind them, of all others.
+        positions: ``[n_all, 3]`` angstrom.
+    """
+
+    def __init__(self, positions: Tensor, segments: Segments) -> None:
+        assert isinstance(segments, SharedSegments)
+        self.halo = halo_of_all(segments.communicator, len(positions), positions.device)
+        self.positions = self.halo.extend(positions)
+
+    @functools.cached_property
+    def pairs(self) -> PairList:
+        """Of every own atom and every other."""
+        n_own, n_all, device = self.halo.n_owned, self.halo.n_all, self.positions.device
+        target, source = torch.ones(n_own, n_all, dtype=torch.bool, device=device).nonzero().unbind(1)
+        other = target != source
+        return sort_pairs(target[other], source[other], n_own, n_all)
+
+
 class OpenSpace:
     """
     One batch of isolated systems, ready for any multipoles.
+
+    Where processes share one, each sums over the pairs of its own atoms with all there are.
 
     Args:
         positions: ``[n_atoms, 3]`` angstrom, float32 or float64.
@@ -38,6 +70,7 @@ class OpenSpace:
     ) -> None:
         self.positions, self.host_ptr, self.segments = positions, host_ptr, segments
         self.widths, self.quirks = widths, quirks
+        self._others: AllAtoms | None = None
 
     def _displaced(self, offset: float) -> Tensor:
         """Each atom and its three copies displaced by +offset along x, y, z: ``[4 n_atoms, 3]``."""
@@ -50,9 +83,27 @@ class OpenSpace:
         n_sources = moments.shape[2]
         total = torch.tensor([(s**2 + w**2) ** 0.5 for s in self.widths for w in widths], dtype=torch.float64)
         sources = moments[:, :, :, None].expand(-1, -1, -1, len(widths), -1).flatten(2, 3)
-        out = gaussian_pairs(self.positions, sources, total, self.host_ptr, rank)
+        if self.segments.shared:
+            out = self._shared_pairs(sources, total, rank)
+        else:
+            out = gaussian_pairs(self.positions, sources, total, self.host_ptr, rank)
         out = out.unflatten(2, (n_sources, len(widths))).sum(2)
         return COULOMB_CONSTANT * out
+
+    def _all_atoms(self) -> AllAtoms:
+        """Gathered where they are first needed."""
+        if self._others is None:
+            # a first call without gradients may be followed by one with gradients
+            with torch.enable_grad():
+                self._others = AllAtoms(self.positions, self.segments)
+        return self._others
+
+    def _shared_pairs(self, sources: Tensor, total: Tensor, rank: int) -> Tensor:
+        """As `gaussian_pairs`: own atoms with those of all processes, which are gathered."""
+        others = self._all_atoms()
+        widths = torch.stack((total, torch.full_like(total, torch.inf)), 1)
+        rows = others.halo.extend(sources)
+        return listed_pairs(self.positions, others.positions, rows, widths, others.pairs, rank)
 
     def _finite_difference(
         self, moments: Tensor, widths: tuple[float, ...], rank: int, offset: float
@@ -60,6 +111,17 @@ class OpenSpace:
         """Like `_pairs`, with dipoles and gradients as one-sided differences over ``offset``."""
         if len(self.widths) != 1:
             raise ValueError("compat='graph_longrange' supports one source width only")
+        if self.segments.shared:  # all pairs on every process: nobody shares the work
+            others = self._all_atoms()
+            rows, ptr = others.halo.extend(moments), torch.tensor([0, others.halo.n_all])
+            alone = OpenSpace(others.positions, ptr, self.segments, self.widths, self.quirks)
+            return alone._whole_difference(rows, widths, rank, offset)[: len(moments)]
+        return self._whole_difference(moments, widths, rank, offset)
+
+    def _whole_difference(
+        self, moments: Tensor, widths: tuple[float, ...], rank: int, offset: float
+    ) -> Tensor:
+        """As `_finite_difference`, of all atoms that there are."""
         n_atoms, n_channels = moments.shape[:2]
         m = moments[:, :, 0]
         group = 1

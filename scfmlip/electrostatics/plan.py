@@ -15,7 +15,8 @@ from ..segments import Segments
 from .boundary import Boundary
 from .checks import check_mesh, check_wave_vectors
 from .mesh_error import MeshResolution
-from .near_field import NearPlan, Smoothing, near_list
+from .near_field import NearPlan, Smoothing
+from .near_list import near_list
 from .slab import SlabPlan, plan_slabs
 
 
@@ -35,6 +36,11 @@ class SubBatch:
     systems: Tensor
     host_ptr: Tensor
     segments: Segments
+
+    @property
+    def counts(self) -> list[int]:
+        """Atoms of each system, of all processes that share it."""
+        return self.segments.host_counts if self.segments.shared else self.host_ptr.diff().tolist()
 
     def take(self, values: Tensor) -> Tensor:
         """Select this sub-batch's rows from per-atom values of the batch."""
@@ -216,6 +222,11 @@ class CoulombPlan:
         """Width, angstrom, that waves are smoothed to, the rest over neighbours; None where none are."""
         return None if self.near is None else self.smoothing.width
 
+    @property
+    def atom_counts(self) -> list[int]:
+        """Atoms of each system, of all processes that share it."""
+        return self.segments.host_counts if self.segments.shared else self.atom_ptr.diff().tolist()
+
     def cells(self, cell: Tensor) -> Tensor:
         """``[n_systems, 3, 3]`` the user's cells, with the cells of slabs replaced by those of the sums."""
         if self.lattice is None or self.lattice.slabs is None:
@@ -224,6 +235,22 @@ class CoulombPlan:
             return self.lattice.cells(cell)
         systems = self.lattice.systems
         return cell.index_copy(0, systems, self.lattice.cells(cell.index_select(0, systems)))
+
+    def join(self, lattice: Tensor | None, opened: Tensor | None, per_system: bool) -> Tensor:
+        """The rows of the two sub-batches, of which one may not be there, in the order of the batch."""
+        if opened is None:
+            assert lattice is not None
+            return lattice
+        if lattice is None:
+            return opened
+        assert self.lattice is not None and self.open is not None
+        n = self.n_systems if per_system else self.segments.n_rows
+        out = lattice.new_zeros((n, *lattice.shape[1:]))
+        for sub, values in ((self.lattice, lattice), (self.open, opened)):
+            place = sub.systems if per_system else sub.atoms
+            assert place is not None
+            out = out.index_copy(0, place, values)
+        return out
 
     def with_neighbours(self, positions: Tensor, cell: Tensor) -> CoulombPlan:
         """

@@ -57,6 +57,11 @@ def evaluate_points(
     geometry: Geometry, points: Tensor, multipoles: Tensor, points_batch_idx: Tensor | None
 ) -> PointValues:
     """The implementation of `Geometry.at`."""
+    if geometry.plan.segments.shared:
+        raise ValueError(
+            "values at points are not known for systems that several processes share: evaluate the density "
+            "in one"
+        )
     checks.check_positions(points, "points")
     checks.check_tensor("multipoles", multipoles, "[n_atoms, dim]")
     checks.check_same("points", points, geometry.positions)

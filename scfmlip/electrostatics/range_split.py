@@ -25,8 +25,11 @@ from scfmlip_kernels import segment_sum
 from scfmlip_kernels.gaussian_pairs.radial import gaussian_interaction
 
 from .. import neighbours
+from ..distributed import Halo, SharedSegments, halo_within
+from ..segments import Segments
 from ..units import COULOMB_CONSTANT
 from . import Boundary, CoulombPlan
+from .near_list import pairs_around
 
 # approximate cost of a wave vector per atom, in neighbours including their list (2 cores, float64)
 WAVE_COST = 0.1
@@ -44,6 +47,7 @@ class NeighbourPairs:
         edge_shift: ``[n_edges, 3]`` integer multiples of the lattice vectors that are added to the second
             atom.
         cutoff: Cutoff, angstrom.
+        halo: Where several processes share the system: its ghosts, which second atoms count behind own ones.
 
     Example:
         >>> import torch
@@ -57,13 +61,18 @@ class NeighbourPairs:
     edge_index: Tensor
     edge_shift: Tensor
     cutoff: float
+    halo: Halo | None = None
+
+    def everywhere(self, rows: Tensor) -> Tensor:
+        """``[n_atoms, ...]`` -> rows that second atoms count."""
+        return rows if self.halo is None else self.halo.extend(rows)
 
 
 def neighbour_pairs(
     positions: Tensor,
     cell: Tensor | None,
     pbc: Tensor | list,
-    batch_idx: Tensor | None,
+    batch_idx: Tensor | Segments | None,
     cutoff: float,
 ) -> NeighbourPairs:
     """
@@ -74,7 +83,8 @@ def neighbour_pairs(
         cell: ``[3, 3]`` or ``[n_systems, 3, 3]`` angstrom, or None without periodicity; vectors that are not
             periodic do not matter.
         pbc: ``[3]`` or ``[n_systems, 3]`` booleans.
-        batch_idx: ``[n_atoms]`` int64 system of each atom, not decreasing; None for one system.
+        batch_idx: ``[n_atoms]`` int64 system of each atom, not decreasing; None for one system; or
+            `Segments`, which several processes may share: they call together.
         cutoff: Cutoff, angstrom.
 
     Raises:
@@ -90,6 +100,9 @@ def neighbour_pairs(
         >>> pairs.edge_index.shape[1]  # 8 nearest neighbours of each atom
         16
     """
+    if isinstance(batch_idx, SharedSegments) and batch_idx.shared:
+        return _shared_pairs(positions, cell, pbc, batch_idx, cutoff)
+    batch_idx = batch_idx.index if isinstance(batch_idx, Segments) else batch_idx
     host = positions.detach().cpu().double().numpy()
     index = np.zeros(len(host), dtype=int) if batch_idx is None else batch_idx.cpu().numpy()
     n_systems = int(index[-1]) + 1 if len(index) else 0
@@ -110,6 +123,24 @@ def neighbour_pairs(
     return NeighbourPairs(edge_index.to(device), shift.to(device, positions.dtype), float(cutoff))
 
 
+def _shared_pairs(
+    positions: Tensor, cell: Tensor | None, pbc: Tensor | list, segments: SharedSegments, cutoff: float
+) -> NeighbourPairs:
+    """Neighbours of own atoms; arguments as `neighbour_pairs`."""
+    flags = torch.as_tensor(pbc).cpu().bool().reshape(-1, 3)[0].numpy()
+    box = torch.zeros(3, 3) if cell is None else cell.detach().reshape(-1, 3, 3)[0]
+    place = box, flags, cutoff
+    halo = halo_within(segments.communicator, positions, positions, *place)
+    rows = halo.copy_out(positions).cpu().double().numpy()
+    found = pairs_around(rows, rows[: len(positions)], box.cpu().double().numpy(), flags, cutoff, True)
+    order = np.argsort(found.point, kind="stable")
+    first, image = found.point[order], found.image[order]
+    edges = torch.from_numpy(np.stack((first, found.owners[image])))
+    shift = torch.from_numpy(found.shift[image])
+    device = positions.device
+    return NeighbourPairs(edges.to(device), shift.to(device, positions.dtype), float(cutoff), halo)
+
+
 def pair_cutoff(smooth: float, widest: float, tolerance: float) -> float:
     """Distance, angstrom, beyond which a pair of unit charges differs by less than ``tolerance``, eV."""
     reach = max(2 * smooth, 2 * widest)
@@ -121,7 +152,7 @@ def pair_cutoff(smooth: float, widest: float, tolerance: float) -> float:
     return high
 
 
-def occupied_volumes(positions: Tensor, cell: Tensor, pbc: Tensor, index: Tensor) -> Tensor:
+def occupied_volumes(positions: Tensor, cell: Tensor, pbc: Tensor, segments: Segments) -> Tensor:
     """
     Volumes that atoms and waves fill, for estimates; for a slab, independent of the height of its cell.
 
@@ -129,7 +160,7 @@ def occupied_volumes(positions: Tensor, cell: Tensor, pbc: Tensor, index: Tensor
         positions: ``[n_atoms, 3]`` angstrom.
         cell: ``[n_systems, 3, 3]`` angstrom.
         pbc: ``[n_systems, 3]`` booleans.
-        index: ``[n_atoms]`` system of each atom.
+        segments: The system of each atom.
 
     Returns:
         ``[n_systems]`` angstrom^3; for an isolated system, the volume of its cell.
@@ -139,9 +170,10 @@ def occupied_volumes(positions: Tensor, cell: Tensor, pbc: Tensor, index: Tensor
     for i in torch.nonzero(pbc.sum(1) == 2).flatten().tolist():
         first, second = cell[i][pbc[i]]
         normal = torch.linalg.cross(first, second)
-        heights = positions[index == i].detach().double() @ normal / normal.norm()
-        if len(heights):
-            volumes[i] = normal.norm() * (heights.max() - heights.min() + _VACUUM)
+        heights = positions.detach().double() @ normal / normal.norm()
+        high, low = segments.highest(torch.stack((heights, -heights), 1))[i]
+        if high + low > -math.inf:
+            volumes[i] = normal.norm() * (high + low + _VACUUM)
     return volumes
 
 
@@ -192,12 +224,16 @@ class ShortRange:
         self.first, self.second = pairs.edge_index
         counts = torch.bincount(self.first, minlength=len(positions))
         self.edge_ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-        vector = positions[self.second] - positions[self.first]
+        self.pairs, far, wider = pairs, positions, widths
+        if pairs.halo is not None:  # in one exchange
+            far, wider = pairs.everywhere(torch.cat((positions, widths[:, None]), 1)).split((3, 1), 1)
+            wider = wider[:, 0]
+        vector = far[self.second] - positions[self.first]
         if cell is not None:
             matrices = cell[plan.segments.index[self.first]] if plan.n_systems > 1 else cell
             vector = vector + (pairs.edge_shift.to(vector.dtype)[:, None] @ matrices)[:, 0]
         square = (vector**2).sum(-1)
-        own = widths[self.first] ** 2 + widths[self.second] ** 2
+        own = widths[self.first] ** 2 + wider[self.second] ** 2
         wide = torch.full_like(own, 2 * smooth**2)
         self.pair = gaussian_interaction(square, own) - gaussian_interaction(square, wide)
         self.pair = COULOMB_CONSTANT * self.pair
@@ -213,7 +249,7 @@ class ShortRange:
     def potential(self, charges: Tensor) -> Tensor:
         """``[n_atoms, ...]`` e -> V."""
         trailing = (...,) + (None,) * (charges.ndim - 1)
-        rows = self.pair[trailing] * charges[self.second]
+        rows = self.pair[trailing] * self.pairs.everywhere(charges)[self.second]
         out = segment_sum(rows, self.edge_ptr, self.first) + self.own[trailing] * charges
         if self.average is None or self.second_moment is None:
             return out

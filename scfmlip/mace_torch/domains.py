@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..distributed import Domain, Halo
 from .cells import reference_cell
-from .inputs import INPUTS
+from .inputs import EXTERNAL, INPUTS
 from .protocol import pads_cell
 
 
@@ -53,7 +53,8 @@ def make_domain_batch(
         pbc: ``[3]`` bool.
         edges: Neighbours within the model's cutoff.
         halo: The ghosts.
-        inputs: By the batch's names (`INPUTS`): numbers, and fields of three.
+        inputs: By the batch's names (`INPUTS`): numbers, and fields of three. ``external_charges`` ``[n]`` e
+            at ``external_positions`` ``[n, 3]`` angstrom are all there are, the same on every rank.
         head: Number of the model's head.
 
     Returns:
@@ -90,7 +91,14 @@ def make_domain_batch(
         "external_field": torch.zeros(1, 3, **like),
         **extra,
     }
+    if inputs.get(EXTERNAL[0]) is not None:
+        batch.update(
+            (name, torch.as_tensor(np.asarray(inputs[name], dtype=float), **like)) for name in EXTERNAL
+        )
+        batch["n_external"] = torch.tensor([len(batch[EXTERNAL[0]])], device=positions.device)
     for name, value in inputs.items():
+        if name in EXTERNAL:
+            continue
         shape = (1, INPUTS[name].size) if name in INPUTS and INPUTS[name].size > 1 else (1, -1)
         given = torch.as_tensor(np.asarray(value, dtype=float), **like).reshape(shape)
         batch[name] = given[:, 0] if shape == (1, -1) and given.shape[1] == 1 else given

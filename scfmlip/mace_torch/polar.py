@@ -139,7 +139,9 @@ class FastPolarMACE(SwappedModel, PolarMACE):
             return prepare_upright(coulomb, positions, cell, pbc, segments, plans)
         return coulomb.prepare(positions, cell, plan=plans.plan(coulomb)), None
 
-    def _embedding(self, data: dict[str, Tensor], displacement: Tensor | None) -> Embedding | None:
+    def _embedding(
+        self, data: dict[str, Tensor], displacement: Tensor | None, segments: Segments
+    ) -> Embedding | None:
         """The action of charges outside the model, exact for every boundary; None without such charges."""
         external = ExternalCharges.from_batch(data)
         if external is None:
@@ -155,7 +157,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
             order="e3nn",
         )
         pbc, cell = data["pbc"].view(-1, 3), _strained_cell(data, displacement)
-        return Embedding(coulomb, external, data["positions"], cell, pbc, data["batch"], None)
+        return Embedding(coulomb, external, data["positions"], cell, pbc, segments, None)
 
     @not_compiled("PolarMACE")
     @together()
@@ -191,7 +193,7 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         with packed(parameters_to_pack(self) if leaf.is_cuda else {}), joining():
             layers = self._layers(data, ctx)
             sums = PolarSums(self, *self._geometry(data, displacement, segments, use_pbc_evaluator))
-            embedding = self._embedding(data, displacement)
+            embedding = self._embedding(data, displacement, segments)
             charges, first, features = self._recursion(data, layers, field, sums, embedding, segments)
             out = self._energies(data, layers, charges, first, features, field, sums, embedding, segments)
         forces, virials, stress, hessian, edge_forces = get_outputs(

@@ -199,7 +199,7 @@ class PolarSums:
             if model.field_si:
                 mine, own = geometry.plan.open.take(rows), terms.realspace_features.self_interaction
                 opened = opened + own(mine.flatten(0, 1)).view_as(opened)
-        return geometry._join(lattice, opened, per_system=False)
+        return geometry.plan.join(lattice, opened, per_system=False)
 
     def energy(self, rows: Tensor) -> Tensor:
         """``[n_atoms, (l + 1)^2]`` density -> ``[n_systems]`` eV."""
@@ -225,7 +225,7 @@ class PolarSums:
             opened = _pairs(geometry, tables).energy(_stepped(sub.take(moments), step))
             if with_self:
                 opened = opened + _self_energy(terms.realspace_energy.self_interaction, rows, sub)
-        return geometry._join(lattice, opened, per_system=True)[:, 0]
+        return geometry.plan.join(lattice, opened, per_system=True)[:, 0]
 
 
 def _scaled(moments: Tensor, basis: Basis) -> Tensor:

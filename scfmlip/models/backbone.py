@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -131,25 +132,46 @@ class Backbone(torch.nn.Module):
 
     def _of_domain(self, given: dict[str, Any], domain: Domain, vectors: Tensor | None) -> dict[str, Tensor]:
         """Outputs of own atoms, and energies of the whole system; the halo takes the place of an engine's."""
-        if getattr(self.mace, "embedding_specs", None):
-            raise ValueError(
-                "this network embeds numbers of systems or atoms (embedding_specs), which is not known for "
-                "several ranks: run it on one"
-            )
         assert vectors is not None
+        specs: dict[str, Any] = getattr(self.mace, "embedding_specs", None) or {}
+        for name, spec in specs.items():
+            if name not in given:
+                raise ValueError(f"this network embeds {name}, which the batch lacks")
+            if spec["per"] != "graph":
+                given[name] = domain.halo.extend(given[name])
         given.update(
             node_attrs=domain.node_attrs,
             vectors=vectors,
             natoms=domain.halo.natoms,
             lammps_class=domain.halo,
         )
-        out = self.mace(given, training=True, compute_force=False, lammps_mliap=True)
+        with _embedded_at_ghosts(self.mace, domain):
+            out = self.mace(given, training=True, compute_force=False, lammps_mliap=True)
         if "interaction_energy" in out and "electron_energy" not in out:
             # mace-torch counts ghosts as a second system
             both = torch.stack((out["energy"][:1], out["interaction_energy"][:1]))
             both = all_reduce(both, domain.communicator)
             out = {**out, "energy": both[0], "interaction_energy": both[1]}
         return out
+
+
+@contextlib.contextmanager
+def _embedded_at_ghosts(mace: torch.nn.Module, domain: Domain) -> Iterator[None]:
+    """Inside, numbers of the one system are embedded at ghosts too, which mace-torch's forward forgets."""
+    module = getattr(mace, "joint_embedding", None)
+    if module is None:
+        yield
+        return
+
+    def everywhere(_: torch.nn.Module, given: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+        batch, features = given
+        return batch.new_zeros(domain.halo.n_all), features
+
+    handle = module.register_forward_pre_hook(everywhere)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def mace_arguments(

@@ -66,9 +66,10 @@ def _strain(
         if external is not None:
             moved = torch.einsum("ni,nij->nj", external.positions, symmetric[external.index])
             external = dataclasses.replace(external, positions=external.positions + moved)
-            out["external_positions"] = external.positions
         edge_system = index[batch["edge_index"][1]]
         out["shifts"] = torch.einsum("ei,eij->ej", batch["unit_shifts"], cell[edge_system])
+    if external is not None:  # for rules whose network reads them from the batch
+        out["external_positions"] = external.positions
     out["positions"], out["cell"] = positions, cell.reshape(-1, 3)
     return Leaves(leaf, outside, strain), out, external
 
@@ -393,6 +394,11 @@ class Model(torch.nn.Module):
             materialize_grads=True,
         )
         out.update({name: -grad for name, grad in zip(found, grads, strict=True)})
+        if domain is not None and leaves.external is not None and compute_force:
+            # each rank has its share of the external charges
+            found_outside = out["external_forces"]
+            assert found_outside is not None
+            out["external_forces"] = all_reduce(found_outside, domain.communicator)
         if leaves.strain is not None:
             virials = -grads[-1]
             if domain is not None:

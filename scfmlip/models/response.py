@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..distributed import all_reduce
 from .rules import System
 
 
@@ -39,7 +40,12 @@ def born_charges(
 
     def gradient(value: Tensor) -> Tensor:
         (grad,) = torch.autograd.grad(
-            value.sum(), positions, create_graph=create_graph, retain_graph=True, materialize_grads=True
+            # ranks differentiate the same number together, a part of it each
+            value.sum() / (1 if system.domain is None else system.domain.size),
+            positions,
+            create_graph=create_graph,
+            retain_graph=True,
+            materialize_grads=True,
         )
         return grad
 
@@ -76,12 +82,15 @@ def polarizability(dipole: Tensor, field: Tensor, system: System, create_graph: 
         ``[n_systems, 3, 3]`` e angstrom^2/V: component of the field, component of the dipole; zero along
         periodic directions, where no uniform field can be applied.
     """
+    domain = system.domain
     columns = [
         torch.autograd.grad(
             dipole[:, axis].sum(), field, create_graph=create_graph, retain_graph=True, materialize_grads=True
         )[0]
         for axis in range(3)
     ]
+    if domain is not None:  # each rank has a part of what its copy of the field changes
+        columns = list(all_reduce(torch.stack(columns) / domain.size, domain.communicator).unbind(0))
     lattice = system.cell.detach() * system.pbc[..., None]
     eye = torch.eye(3, dtype=lattice.dtype, device=lattice.device)
     free = eye - torch.linalg.pinv(lattice) @ lattice

@@ -133,8 +133,6 @@ def make_system(
     seen = look_at(batch, rule, domain) if seen is None else seen
     if seen.periodic is not None:
         cell = _meaningful(cell, seen.periodic)
-    if domain is not None and external is not None:
-        raise ValueError("external charges are not known for systems that ranks share: leave them out")
     sender, receiver = batch["edge_index"]
     positions = batch["positions"]
     everywhere = positions if domain is None else domain.halo.extend(positions)

@@ -138,13 +138,9 @@ def _choose_split(
         raise ValueError(
             "interaction='split' is for charges: give hardness [n_atoms], or an operator with l_max=0"
         )
-    n_atoms = len(geometry.positions)
-    shared = geometry.plan.segments.shared
-    if interaction == "split" and shared:
-        raise ValueError("interaction='split' is not known for systems that several processes share")
-    if interaction == "direct" or dim > 1 or shared or not n_atoms:
+    largest = 0 if interaction == "direct" or dim > 1 else max(geometry.plan.atom_counts, default=0)
+    if not largest:
         return None
-    largest = int(geometry.plan.atom_ptr.diff().max())
     if interaction == "auto" and largest <= largest_direct and runs_triton(geometry.positions):
         return None
     return split_operator(geometry, None if slots is None else slots[:, 0], tolerance, interaction)

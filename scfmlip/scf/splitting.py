@@ -86,11 +86,13 @@ def split_widths(geometry: Geometry, widths: Tensor, pairs: NeighbourPairs | Non
             f"widths must be {positions.dtype} of shape {[len(positions)]}, got {widths.dtype} "
             f"{list(widths.shape)}"
         )
-    if not len(positions):
+    if not any(plan.atom_counts):
         raise ValueError("widths need at least one atom")
     if geometry.validate and not bool(((widths > 0) & torch.isfinite(widths)).all()):
         raise ValueError("widths must be positive numbers in angstrom")
-    smooth, widest = coulomb.source.widths[0], float(widths.detach().max())
+    shared = plan.segments.shared
+    most = plan.segments.highest(widths) if shared else widths.detach()
+    smooth, widest = coulomb.source.widths[0], float(most.max())
     need = pair_cutoff(smooth, widest, coulomb.tolerance)
     if pairs is None:
         if coulomb.kspace_cutoff is None and tolerance < coulomb.tolerance:
@@ -104,9 +106,14 @@ def split_widths(geometry: Geometry, widths: Tensor, pairs: NeighbourPairs | Non
             f"the operator's tolerance of {coulomb.tolerance:g} eV need {need:.3f}: use a longer list, a "
             "narrower operator, or a looser tolerance"
         )
+    if shared and pairs.halo is None:
+        raise ValueError(
+            "pairs of a system that several processes share need a halo: leave pairs out, or make them with "
+            "neighbour_pairs and the system's Segments"
+        )
     if bool((pairs.edge_index[0].diff() < 0).any()):
         order = torch.argsort(pairs.edge_index[0], stable=True)
-        pairs = NeighbourPairs(pairs.edge_index[:, order], pairs.edge_shift[order], pairs.cutoff)
+        pairs = NeighbourPairs(pairs.edge_index[:, order], pairs.edge_shift[order], pairs.cutoff, pairs.halo)
     return Split(geometry, widths, pairs)
 
 
@@ -137,8 +144,8 @@ def split_operator(
     own = coulomb.source.widths
     tolerance = min(coulomb.tolerance, tolerance)
     periodic = torch.tensor(_periodic(geometry), device=positions.device)
-    volumes = occupied_volumes(positions, geometry.cell, periodic, plan.segments.index).tolist()
-    kinds = zip(plan.atom_ptr.diff().tolist(), volumes, plan.boundaries, strict=True)
+    volumes = occupied_volumes(positions, geometry.cell, periodic, plan.segments).tolist()
+    kinds = zip(plan.atom_counts, volumes, plan.boundaries, strict=True)
     cells = [(n, v) for n, v, kind in kinds if n and kind != Boundary.OPEN]
 
     def listed(cutoff: float) -> float:
@@ -176,7 +183,7 @@ def _obstacle(geometry: Geometry) -> str | None:
         return "a counter_charge"
     if any(kind == Boundary.MOLECULE_IN_BOX for kind in plan.boundaries):
         return "molecules in a box"
-    counts = plan.atom_ptr.diff().tolist()
+    counts = plan.atom_counts
     if not any(n and kind != Boundary.OPEN for n, kind in zip(counts, plan.boundaries, strict=True)):
         return "systems without periodicity"
     if importlib.util.find_spec("matscipy") is None:
@@ -197,7 +204,8 @@ def _smooth(geometry: Geometry, width: float, tolerance: float) -> Geometry:
     )
     plan, positions = geometry.plan, geometry.positions
     pbc, n_atoms = _periodic(geometry), len(positions)
-    smooth = coulomb.plan(geometry.cell, pbc, plan.segments.index, n_atoms, positions.device, positions)
+    owners = plan.segments if plan.segments.shared else plan.segments.index
+    smooth = coulomb.plan(geometry.cell, pbc, owners, n_atoms, positions.device, positions)
     return coulomb.prepare(
         positions,
         geometry.cell,
@@ -211,9 +219,7 @@ def _neighbours(geometry: Geometry, widest: float) -> NeighbourPairs:
     """Neighbours as far as the operator's tolerance requires."""
     coulomb, plan = geometry.coulomb, geometry.plan
     cutoff = reach(coulomb.source.widths[0], widest, coulomb.tolerance)
-    return neighbour_pairs(
-        geometry.positions, geometry.cell, _periodic(geometry), plan.segments.index, cutoff
-    )
+    return neighbour_pairs(geometry.positions, geometry.cell, _periodic(geometry), plan.segments, cutoff)
 
 
 def _periodic(geometry: Geometry) -> list[list[bool]]:

@@ -145,29 +145,91 @@ def check_whole_gradients(ranks):
     torch.testing.assert_close(ranks.all_reduce(copy.grad), copy.detach() ** 2 * 3 * total)
 
 
-def check_coulomb(ranks, method, pbc):
-    """Energy, potential and their derivatives of atoms that ranks share, the last of which has none."""
+def check_coulomb(ranks, method, pbc, **options):
+    """Energy, potential, features and derivatives of atoms that ranks share, the last of which has none."""
     torch.manual_seed(1)
     cell = torch.diag(torch.tensor([7.0, 8.0, 9.0], dtype=torch.float64)) + 0.3
     places, rows = torch.rand(13, 3, dtype=torch.float64) @ cell, torch.randn(13, 4, dtype=torch.float64)
     places[:, 2] = 3 + 0.4 * places[:, 2]
-    coulomb = scfmlip.Coulomb(l_max=1, sigma=1.2, method=method, tolerance=1e-8)
+    options = {"l_max": 1, "sigma": 1.2, "tolerance": 1e-8, **options}
+    coulomb = scfmlip.Coulomb(method=method, **options)
+    rows = torch.cat([rows] * coulomb.source.n_widths, 1)
     mine = torch.nonzero(owners(13, ranks, True) == ranks.rank).flatten()
 
     def derivatives(which, segments, share):
         leaves = [t.clone().requires_grad_() for t in (places[which], rows[which], cell)]
         geometry = coulomb.prepare(leaves[0], leaves[2], torch.tensor(pbc), segments)
+        assert (geometry.smooth_width is not None) == bool(coulomb.smooth)
         energy, potential = geometry.energy(leaves[1]), geometry.potential(leaves[1])
-        loss = share * energy.sum() + (torch.sin(potential) * rows[which]).sum()
-        return energy, potential, *torch.autograd.grad(loss, leaves)
+        features = geometry.features(leaves[1], 1.7)
+        loss = share * energy.sum() + (torch.sin(potential) * rows[which]).sum() + torch.cos(features).sum()
+        grads = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
+        second = torch.autograd.grad((grads[0] ** 2).sum() + (grads[1] ** 3).sum(), leaves[:2])
+        return energy, potential, features, *grads, *second
 
     got = derivatives(mine, shared_segments(len(mine), ranks, mine.device), 1 / ranks.size)
     want = derivatives(torch.arange(13), None, 1.0)
     for i, (a, b) in enumerate(zip(got, want, strict=True)):
-        if i == 4:
+        if i == 5:
             a = ranks.all_reduce(a)
-        b = b[mine] if i in (1, 2, 3) else b
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+        b = b if i in (0, 5) else b[mine]
+        scale = max(1.0, float(b.abs().max())) if b.numel() else 1.0
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11 * scale)
+
+
+def check_traffic(ranks):
+    """Narrow Gaussians send their rows once for each evaluation, and what a derivative leaves once back."""
+    torch.manual_seed(4)
+    cell, mine = 9.0 * torch.eye(3).double(), torch.nonzero(owners(13, ranks, False) == ranks.rank).flatten()
+    places, rows = (torch.rand(13, n, dtype=torch.float64)[mine].requires_grad_() for n in (3, 4))
+    segments, coulomb = shared_segments(len(mine), ranks, mine.device), scfmlip.Coulomb(sigma=0.6, smooth=1.1)
+    geometry = coulomb.prepare(9.0 * places, cell, None, segments)
+
+    def sent(call):
+        before = ranks.traffic.copy()
+        out, since = call(), ranks.traffic.since(before)
+        assert since.message_bytes > 0
+        return out, (since.exchanges, since.reductions)
+
+    if ranks.size > 1:
+        with pytest.raises(ValueError, match="values at points are not known"):
+            geometry.at(places.detach(), rows.detach())
+    with torch.no_grad():
+        # structure factors, and the charge that the average of neighbours follows from
+        assert sent(lambda: geometry.potential(rows))[1] == (1, 2)
+    energy, counts = sent(lambda: geometry.energy(rows).sum() / ranks.size)
+    assert counts == (1, 3)
+    assert sent(lambda: torch.autograd.grad(energy, rows, retain_graph=True))[1] == (1, 3)
+    # places are sent once for a geometry
+    assert sent(lambda: torch.autograd.grad(energy, (rows, places)))[1] == (2, 3)
+
+
+def check_widths(ranks, pbc, **options):
+    """Charges with widths of their own, whose neighbours other ranks own; the last rank has none."""
+    torch.manual_seed(2)
+    cell = torch.diag(torch.tensor([7.0, 8.0, 9.0], dtype=torch.float64)) + 0.3
+    places, chi, hardness = torch.rand(13, 3).double() @ cell, torch.randn(13).double(), torch.rand(13) + 1.0
+    places[:, 2] = 3 + 0.4 * places[:, 2]
+    hardness, widths = hardness.double(), torch.linspace(0.4, 0.9, 13, dtype=torch.float64)
+    coulomb = scfmlip.Coulomb(l_max=0, sigma=1.1, tolerance=1e-10)
+    mine = torch.nonzero(owners(13, ranks, True) == ranks.rank).flatten()
+
+    def found(which, segments, share):
+        leaves = [t[which].clone().requires_grad_() for t in (places, chi, hardness, widths)]
+        geometry = coulomb.prepare(leaves[0], cell, torch.tensor(pbc), segments)
+        given = {**options, "widths": leaves[3]} if "interaction" not in options else options
+        solution = scfmlip.charge_equilibration(
+            geometry, leaves[1], leaves[2], 0.3, method="cg", tolerance=1e-12, **given
+        )
+        loss = share * solution.energy.sum() + (solution.charges**3).sum()
+        wanted = leaves if "widths" in given else leaves[:3]
+        return solution.energy, solution.charges, *torch.autograd.grad(loss, wanted)
+
+    got = found(mine, shared_segments(len(mine), ranks, mine.device), 1 / ranks.size)
+    want = found(torch.arange(13), None, 1.0)
+    torch.testing.assert_close(got[0], want[0], rtol=1e-10, atol=0)
+    for a, b in zip(got[1:], want[1:], strict=True):
+        torch.testing.assert_close(a, b[mine], rtol=1e-9, atol=1e-9)
 
 
 def check_ids(ranks):
@@ -186,11 +248,23 @@ if __name__ == "__main__":
         check_communicator(found)
         check_ids(found)
         check_whole_gradients(found)
+        if found.size > 1:
+            check_traffic(found)
         check_gradients(found, empty=False)
         check_gradients(found, empty=True)
+        check_coulomb(found, "mesh", [True, True, False], sigma=(0.5, 1.6), smooth=1.1, feature_widths=(1.7,))
+        check_widths(found, [True, True, True], interaction="split")
         for method in ("direct", "mesh"):
             for periodic in ([True, True, True], [True, True, False]):
                 check_coulomb(found, method, periodic)
+                if "all" in sys.argv:
+                    check_widths(found, periodic)
+                    check_widths(found, periodic, interaction="split")
+                    for sigma in (0.6, (0.5, 1.6)):
+                        check_coulomb(found, method, periodic, sigma=sigma, smooth=1.1, feature_widths=(1.7,))
+            if "all" in sys.argv:
+                check_coulomb(found, method, [False, False, False], tolerance=1e-10)
+                check_widths(found, [False, False, False])
         print(f"rank {found.rank} of {found.size} is content")
         if sys.argv[1] != "mpi":
             torch.distributed.destroy_process_group()

@@ -106,6 +106,14 @@ def test_far_charges_are_a_field(case):
         torch.testing.assert_close(outside[name], inside[name], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("case", ["local", "qeq", "affine", "convex", "recursion"])
+def test_forces_on_charges_need_no_stress(case):
+    model, given = make_model(case), batch(make_model(case), [with_ions(water())])
+    alone, beside = model(given), model(given, compute_stress=True)
+    assert float(alone["external_forces"].abs().max()) > 1e-3
+    torch.testing.assert_close(alone["external_forces"], beside["external_forces"], rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("case", ["local", "qeq", "qeq_narrow", "affine", "convex"])
 def test_batches_equal_single_systems(case):
     model = make_model(case)

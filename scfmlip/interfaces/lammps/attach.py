@@ -9,11 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from ase import Atoms
+from numpy.typing import NDArray
 
 from ...devices import pick_device
 from ...distributed import Communicator, SingleProcess
-from ...mace_torch.inputs import INPUTS, input_of, number, resolve_head
+from ...mace_torch.graphs import external_charges as external_charges_of
+from ...mace_torch.inputs import EXTERNAL, INPUTS, input_of, number, resolve_head
 from ...models import Model
 from ...models.convert import from_mace
 from ...models.rules import name_of
@@ -39,6 +43,22 @@ class Attached:
 
     def __init__(self, model: Model, force: ForceField) -> None:
         self.model, self.force, self.communicator = model, force, force.communicator
+
+    def set_external_charges(
+        self, charges: Sequence[float], positions: Sequence[Sequence[float]] | NDArray[np.float64]
+    ) -> None:
+        """
+        Charges outside the model from the next step on; every rank calls it with the same numbers.
+
+        Args:
+            charges: ``[n]`` e; none for none.
+            positions: ``[n, 3]`` angstrom.
+
+        Raises:
+            ValueError: for shapes that do not match, values that are not finite numbers, and models that do
+                not feel them.
+        """
+        self.force.inputs.update(_external(self.model, charges, positions))
 
     @property
     def results(self) -> dict[str, Any]:
@@ -73,6 +93,8 @@ def attach(
     fermi_level: float | None = None,
     external_field: Sequence[float] | None = None,
     counter_charge: Sequence[float] | None = None,
+    external_charges: Sequence[float] | None = None,
+    external_positions: Sequence[Sequence[float]] | NDArray[np.float64] | None = None,
     extrapolation: int | None = 3,
     potential: bool = False,
     mesh: bool = False,
@@ -104,6 +126,11 @@ def attach(
         fermi_level: Of the electrons, eV: constant potential instead of a given charge.
         external_field: ``[3]`` V/angstrom, mace's sign: energy + field . dipole.
         counter_charge: Lower and upper end, angstrom, of a slab's counter-charge, see `Coulomb.prepare`.
+        external_charges: ``[n]`` e, of charges outside the model (ions, a force field's) that act on it; the
+            same on every rank, and counted once. They stay where they are until
+            `Attached.set_external_charges`; the virial has them move with the box.
+        external_positions: ``[n, 3]`` angstrom, of those. The forces on them are those of all ranks together,
+            ``results["external_forces"]``.
         extrapolation: Order of the polynomial through the last densities that solves start from, kept with
             the atoms; None starts afresh at every step.
         potential: Also compute potentials at atoms, for ``d_scfmlip_potential``.
@@ -136,6 +163,8 @@ def attach(
         "external_field": external_field,
     }
     inputs = _inputs(ready, given, counter_charge)
+    if external_charges is not None or external_positions is not None:
+        inputs.update(_external(ready, external_charges, external_positions))
     heads = list(ready.heads or ["Default"])
     species = engine.elements_of_types(elements, [int(z) for z in ready.atomic_numbers])
     which = heads.index(resolve_head(heads, head))
@@ -247,6 +276,17 @@ def with_mesh(model: Model) -> Model:
     return other
 
 
+def _external(model: Model, charges: Any, positions: Any) -> dict[str, Any]:
+    """Charges outside the model, by the batch's names."""
+    info = dict(zip(EXTERNAL, (charges, positions), strict=True))
+    found = external_charges_of(Atoms(info=info))
+    if len(found[0]) and not (model.has_charges and model.rule.feels_external_charges):
+        raise ValueError("this model does not feel external charges: leave them out")
+    if not all(np.isfinite(values).all() for values in found):
+        raise ValueError("external charges and their positions must be finite numbers")
+    return dict(zip(EXTERNAL, found if len(found[0]) else (None, None), strict=True))
+
+
 def _inputs(model: Model, given: dict[str, Any], counter_charge: Sequence[float] | None) -> dict[str, Any]:
     """What the model is told of the system, by the batch's names."""
     inputs: dict[str, Any] = {}
@@ -265,6 +305,12 @@ def _inputs(model: Model, given: dict[str, Any], counter_charge: Sequence[float]
     if absent:
         meant = [f"{name} ({INPUTS[which].meaning})" for name in absent if (which := input_of(name))]
         raise ValueError(f"this model's energy depends on {' and '.join(meant)}: give it to attach")
+    foreign = [name for name in model.embedding_specs if name not in INPUTS]
+    if foreign:
+        raise ValueError(
+            f"this model's network embeds {' and '.join(foreign)}, which LAMMPS does not know and attach "
+            "does not take: use scfmlip.ase.Calculator, whose frames hold it"
+        )
     if counter_charge is not None:
         low, high = (number(v, "counter_charge") for v in counter_charge)
         inputs["counter_charge"] = [low, high]

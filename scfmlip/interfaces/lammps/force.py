@@ -151,6 +151,7 @@ class ForceField:
             self.engine.lmp.fix_external_set_vector(FIX, i, numbers[name])
         self.states.put(out, n_owned)
         atoms = ("forces", "charges", "density_coefficients", "electrostatic_potential", "latent_charges")
+        atoms = (*atoms, "external_forces")
         self.results = {**numbers, **{name: out[name] for name in atoms if out.get(name) is not None}}
         self.results["virials"] = out["virials"][0]
 

@@ -200,7 +200,7 @@ class System:
     def embedding(self, coulomb: Coulomb) -> Embedding | None:
         """The action of charges outside the model on a density in ``coulomb``; None without such charges."""
         if self.external is not None and coulomb not in self._embeddings:
-            geometry = (self.positions, self.cell, self.pbc, self.index)
+            geometry = (self.positions, self.cell, self.pbc, self.segments)
             self._embeddings[coulomb] = Embedding(coulomb, self.external, *geometry, self.counter_charge)
         return self._embeddings.get(coulomb)
 

@@ -68,9 +68,6 @@ class Feedback(torch.nn.Module):
     def forward(self, system: System, charges: Tensor) -> Tensor:
         """``[n_systems]`` eV."""
         assert isinstance(self.centres, Tensor)
-        if system.domain is not None and system.domain.size > 1:
-            raise ValueError(
-                "rule.feedback is not known for systems that several processes share: run it on one"
-            )
         smeared = torch.exp(-(((charges[:, None] - self.centres) / self.width) ** 2))
-        return self.network({**system.batch, "atomic_charge": smeared}).interaction_energy
+        batch = {**system.batch, "atomic_charge": smeared}
+        return self.network(batch, system.domain, system.edge_vectors).interaction_energy

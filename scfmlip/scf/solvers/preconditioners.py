@@ -206,6 +206,7 @@ def listed_neighbours(
     pairs = problem.pairs
     assert pairs is not None
     first, second = pairs.edge_index
+    # ghosts of other processes have larger numbers: the approximate inverse knows own atoms alone
     lower = second < first
     first, second, shift = first[lower], second[lower], pairs.edge_shift[lower].double()
     vector = positions[second] - positions[first]
@@ -230,7 +231,7 @@ def listed_neighbours(
     place = torch.arange(len(first), device=first.device) - begin[first]
     keep = place < FSAI_NEIGHBOURS
     first, second, vector, place = first[keep], second[keep], vector[keep], place[keep]
-    most = max(1, int(counts.clamp(max=FSAI_NEIGHBOURS).max()))
+    most = max(1, int(counts.clamp(max=FSAI_NEIGHBOURS).max())) if len(counts) else 1
     numbers = torch.zeros((len(positions), most), dtype=torch.int64, device=positions.device)
     vectors = positions.new_zeros((len(positions), most, 3))
     valid = torch.zeros_like(numbers, dtype=torch.bool)

@@ -96,6 +96,10 @@ def compare(lmp, attached, atoms, model, **info):
         kinetic = lmp.get_thermo("ke") * 2 / 3 / at.get_volume() * 1.602176634e6
         # LAMMPS's units are other digits of the same constants
         errors["pressure"] = abs(lmp.get_thermo("press") - pressure - kinetic) / (abs(pressure) + kinetic)
+    if "external_charges" in info:
+        got = attached.results["external_forces"].numpy()
+        errors["external_forces"] = float(np.abs(got - at.calc.results["external_forces"]).max())
+        errors["largest_external_force"] = float(np.abs(got).max())
     if "q" in found:
         errors["charges"] = float(np.abs(found["q"] - at.get_charges()).max())
     return errors

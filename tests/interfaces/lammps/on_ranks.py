@@ -1,9 +1,10 @@
 """What every rank of test_equal_to_ase.py does: cases by name, one line of errors for each."""
 
 import numpy as np
-from ase.build import bulk
+from ase.build import bulk, molecule
 from models.cases import BACKBONE, ELEMENTS, make_model, rattled
 from models.cases import slab as thin_slab
+from models.models_on_ranks import IONS, smoothed
 
 from interfaces.lammps.engines import collect, guarded, make_lammps, report, restricted, single_point
 from scfmlip.interfaces.lammps import attach
@@ -33,6 +34,19 @@ def slab():
     return atoms
 
 
+def cluster():
+    """Three waters in the lower part of a box."""
+    atoms = molecule("H2O")
+    for shift in ((3.1, 0.4, 2.2), (0.3, 2.9, 5.0)):
+        other = molecule("H2O")
+        other.positions += shift
+        atoms += other
+    atoms = rattled(atoms, 5)
+    atoms.set_cell([12.0, 13.0, 16.0])
+    atoms.positions += 2.5 - atoms.positions.min(0)
+    return atoms
+
+
 # fast atoms, and lists so short that they change ranks
 HOT = (
     "neighbor 0.3 bin",
@@ -58,7 +72,12 @@ def case(name, atoms, **options):
         from scfmlip.interfaces.lammps.attach import with_mesh
 
         model, _ = with_mesh(model), options.pop("mesh")
+    if "smooth" in options:
+        model = smoothed(model, options.pop("smooth"))
     given = dict(info)
+    ions = options.pop("outside", {})
+    info.update(ions)
+    given.update(ions)
     if "counter_charge" in options:
         info["counter_charge"] = options["counter_charge"]
     return single_point(model, atoms, ELEMENTS, info=info, **given, **options)
@@ -90,6 +109,34 @@ def les(name):
         "dtype": "float64",
     }
     return single_point(build(config), {"crystal": crystal, "slab": slab}[name](), ELEMENTS)
+
+
+EMBEDDED = {
+    "total_charge": {"type": "categorical", "per": "graph", "num_classes": 21, "offset": 10, "emb_dim": 4},
+    "total_spin": {"type": "continuous", "per": "graph", "in_dim": 1, "emb_dim": 4},
+}
+
+
+def embedding_model(specs=EMBEDDED):
+    """A network that embeds charge and spin of the whole system."""
+    from scfmlip.models import build
+
+    backbone = {**BACKBONE, "options": {"embedding_specs": specs}}
+    return build({"elements": ELEMENTS, "backbone": backbone, "rule": "local", "dtype": "float64", "seed": 5})
+
+
+def embedded(name):
+    """Such a network; ``name`` of a system."""
+    atoms = {"crystal": crystal, "vacuum": vacuum}[name]()
+    info = {"charge": 1, "spin": 2}
+    return single_point(embedding_model(), atoms, ELEMENTS, info=info, **info)
+
+
+def outside(name, atoms, **options):
+    """Charges outside the model; the forces on them are those of one process too."""
+    found = case(name, atoms, outside=IONS, **options)
+    assert found.get("external_forces", 1.0) < 1e-9
+    return found
 
 
 def handed_on(name):
@@ -132,6 +179,7 @@ CASES = {
     "handed_on": handed_on,
     "reductions": reductions,
     "foreign": foreign,
+    "embedded": embedded,
     "triclinic": lambda name: case(name, crystal()),
     "charged": lambda name: case(name, crystal(), charge=0.7),
     "empty": lambda name: case(name, vacuum(), processors="1 1 *"),
@@ -141,6 +189,18 @@ CASES = {
     "moved_empty": lambda name: case(name, vacuum(), processors="1 1 *", steps=20, commands=HOT),
     "mesh": lambda name: case(name, crystal(), mesh=True),
     "mesh_slab": lambda name: case(name, slab(), mesh=True),
+    "outside": lambda name: outside(name, crystal()),
+    "outside_slab": lambda name: outside(name, slab()),
+    "outside_empty": lambda name: outside(name, vacuum(), processors="1 1 *"),
+    "outside_narrow": lambda name: outside(name, vacuum(), processors="1 1 *", smooth=1.7),
+    "cluster": lambda name: case(name, cluster(), processors="1 1 *"),
+    "cluster_moved": lambda name: case(name, cluster(), steps=20, commands=HOT),
+    "cluster_mesh": lambda name: case(name, cluster(), mesh=True),
+    "outside_cluster": lambda name: outside(name, cluster(), processors="1 1 *"),
+    "narrow": lambda name: case(name, crystal(), smooth=1.7),
+    "narrow_slab": lambda name: case(name, slab(), smooth=1.7),
+    "narrow_empty": lambda name: case(name, vacuum(), processors="1 1 *", smooth=1.7),
+    "narrow_moved": lambda name: case(name, crystal(), smooth=1.7, steps=100, commands=HOT),
     "float32": lambda name: case(name, crystal(), dtype="float32"),
     "moved": lambda name: case(name, crystal(), steps=100, commands=HOT),
 }

@@ -15,7 +15,7 @@ from models.cases import ELEMENTS, make_model
 
 import scfmlip
 from interfaces.lammps.engines import compare, make_lammps, restricted
-from interfaces.lammps.on_ranks import crystal
+from interfaces.lammps.on_ranks import crystal, embedding_model
 from scfmlip.interfaces.lammps import attach, start_lammps
 from scfmlip.interfaces.lammps.script import split_script
 
@@ -73,6 +73,33 @@ def test_inputs(lmp):
         attach(lmp, make_model("recursion"), charge=0, spin=1, mesh=True)
     with pytest.raises(ValueError, match="no potentials at atoms"):
         attach(lmp, make_model("short_range"), potential=True)
+
+
+def test_charges_outside_the_model(lmp):
+    ions = {"external_charges": [0.5], "external_positions": [[0.1, 0.2, 3.0]]}
+    with pytest.raises(ValueError, match="does not feel external charges"):
+        attach(lmp, make_model("short_range"), **ions)
+    with pytest.raises(ValueError, match="belong together"):
+        attach(lmp, make_model("local"), external_charges=[0.5])
+    with pytest.raises(ValueError, match="must be finite"):
+        attach(lmp, make_model("local"), **{**ions, "external_charges": [np.nan]})
+    model = make_model("local")
+    attached = attach(lmp, model, **ions)
+    lmp.command("run 0")
+    assert compare(lmp, attached, restricted(crystal()), model, **ions)["external_forces"] < 1e-12
+    ions = {"external_charges": [0.5, -0.2], "external_positions": [[0.1, 0.2, 3.0], [2.0, 1.0, 1.0]]}
+    attached.set_external_charges(*ions.values())
+    lmp.command("run 0")
+    assert compare(lmp, attached, restricted(crystal()), model, **ions)["external_forces"] < 1e-12
+    attached.set_external_charges([], [])
+    lmp.command("run 0")
+    assert compare(lmp, attached, restricted(crystal()), model)["forces"] < 1e-12
+
+
+def test_numbers_that_attach_does_not_take(lmp):
+    temperature = {"type": "continuous", "per": "graph", "in_dim": 1, "emb_dim": 4}
+    with pytest.raises(ValueError, match="embeds elec_temp, which LAMMPS does not know"):
+        attach(lmp, embedding_model({"elec_temp": temperature}))
 
 
 def test_elements_by_masses_and_one_rank(lmp):

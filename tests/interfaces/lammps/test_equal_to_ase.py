@@ -28,8 +28,13 @@ def check(n, *cases, bounds=BOUNDS):
 
 
 def test_two_ranks():
-    """Without charges, and self-consistent ones on a slab, above which a rank owns nothing."""
-    triclinic, slab = check(2, "triclinic:short_range", "slab:qeq")
+    """
+    Without charges, and self-consistent ones on a slab, above which a rank owns nothing.
+
+    A cluster with charges outside, whose second network sees those of the solve.
+    """
+    triclinic, slab, cluster = check(2, "triclinic:short_range", "slab:qeq", "outside_cluster:qeq_feedback")
+    assert cluster["external_forces"] < 1e-9 < cluster["largest_external_force"]
     assert triclinic["own_atoms"] == [8, 8]
     assert 0 in slab["own_atoms"]
 
@@ -117,6 +122,46 @@ def test_models_of_mace_torch(n):
 def test_mesh(n):
     rules = ("local", "qeq", "convex", "affine")
     check(n, *(f"mesh:{rule}" for rule in rules), *(f"mesh_slab:{rule}" for rule in rules))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_narrow_gaussians(n):
+    """Neighbours farther than the model's cutoff, ranks without atoms, and atoms that change ranks."""
+    rules = ("local", "qeq", "convex", "affine", "many_body")
+    check(n, *(f"narrow:{rule}" for rule in rules), *(f"narrow_slab:{rule}" for rule in rules[::2]))
+    check(n, *(f"{where}:qeq_narrow" for where in ("triclinic", "slab", "empty", "charged")))
+    found = check(n, "narrow_empty:convex", "narrow_empty:qeq", "narrow_moved:affine", "moved:qeq_narrow")
+    assert n < 3 or 0 in found[0]["own_atoms"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_networks_that_see_charges(n):
+    """The charges of a solve, or the total charge and spin."""
+    places = ("triclinic", "slab", "empty", "cluster")
+    check(n, *(f"{where}:qeq_feedback" for where in places), "embedded:crystal", "embedded:vacuum")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_charges_outside(n):
+    """Forces on them too, which every rank has whole."""
+    rules = ("local", "split", "latent", "qeq", "convex", "affine", "many_body", "recursion")
+    found = check(
+        n, *(f"outside:{rule}" for rule in rules), *(f"outside_cluster:{rule}" for rule in rules[::3])
+    )
+    found += check(n, "outside_slab:qeq", "outside_empty:convex", "outside_narrow:qeq", "outside:qeq_narrow")
+    assert all(row["largest_external_force"] > 1e-3 > 1e6 * row["external_forces"] for row in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_clusters(n):
+    """Of three ranks the last has no atoms."""
+    found = check(n, *(f"cluster:{rule}" for rule in (*ALL, "qeq_narrow", "qeq_level", "qeq_feedback")))
+    assert n < 3 or all(0 in row["own_atoms"] for row in found)
+    check(n, "cluster_moved:qeq", "cluster_mesh:affine", "cluster_mesh:qeq")
 
 
 @pytest.mark.slow

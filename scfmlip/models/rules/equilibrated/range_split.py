@@ -46,16 +46,13 @@ class RangeSplit:
         The smooth operator's geometry, and the neighbours that add the rest.
 
         None if one operator with all widths is cheaper, or if the split does not support the system:
-        clusters, molecules in a box, slabs with a counter-charge, charges with dipoles, systems that
-        processes share.
+        clusters, molecules in a box, slabs with a counter-charge, charges with dipoles.
         """
         density = self.density
-        if system.segments.shared:  # neighbours of atoms that other processes own are not listed here
-            return None
         if density.l_max > 0 or density.kspace_cutoff_factor is not None or system.counter_charge is not None:
             return None
-        counts = system.segments.ptr.diff().tolist()
-        volumes = occupied_volumes(system.positions, system.cell, system.pbc, system.index).tolist()
+        counts = system.segments.host_counts
+        volumes = occupied_volumes(system.positions, system.cell, system.pbc, system.segments).tolist()
         cells = [
             (n, v) for n, v, p in zip(counts, volumes, system.pbc.any(1).tolist(), strict=True) if p and n
         ]
@@ -72,7 +69,7 @@ class RangeSplit:
         if any(kind == Boundary.MOLECULE_IN_BOX for kind in geometry.plan.boundaries):
             return None
         cutoff = reach(width, widest, density.tolerance)
-        return geometry, neighbour_pairs(system.positions, system.cell, system.pbc, system.index, cutoff)
+        return geometry, neighbour_pairs(system.positions, system.cell, system.pbc, system.segments, cutoff)
 
 
 def split_energy(geometry: Geometry, pairs: NeighbourPairs, widths: Tensor, charges: Tensor) -> Tensor:

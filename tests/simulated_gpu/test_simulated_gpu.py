@@ -283,6 +283,25 @@ def test_a_batch_that_was_never_seen_makes_nobody_wait(compat):
     assert not waits, log.report()
 
 
+def test_charge_solves_of_a_batch_that_was_never_seen():
+    """The kernel's tables come with the plan: the solver is made and solves without a wait."""
+    operator = scfmlip.Coulomb(l_max=0, sigma=1.0, validate=False)
+    with scfmlip_kernels.backend("auto"), simulated_gpu() as log, torch.no_grad():
+        for sizes in ([2, 1], [3, 2, 1], [1, 4]):
+            n, index = sum(sizes), torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+            generator = torch.Generator().manual_seed(n)
+            positions = to_gpu(7.0 * torch.rand(n, 3, generator=generator, dtype=F64))
+            chi = to_gpu(torch.rand(n, generator=generator, dtype=F64))
+            cell, index = to_gpu(7.0 * torch.eye(3, dtype=F64).expand(len(sizes), 3, 3)), to_gpu(index)
+            plan = operator.plan(cell, True, index, n, positions.device, positions)
+            geometry = operator.prepare(positions, cell, True, index, plan=plan)
+            log.clear()
+            scfmlip.charge_equilibration(geometry, chi, chi + 8.0, 0.0)
+            waits = {place for _, place in log.waits if place.startswith("kernels/")}
+            assert log.kernels["_charge_solve_kernel"] == 1
+    assert not waits, log.report()
+
+
 def test_it_is_as_strict_as_a_gpu():
     """Tensors of two devices in one operation, pointers of the CPU, numpy."""
     with simulated_gpu() as log:

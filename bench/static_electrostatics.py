@@ -17,8 +17,7 @@ from scfmlip_kernels.gaussian_pairs.generate import SIZES, pairs_kernel
 from scfmlip_kernels.gaussian_pairs.kernel import _gaussian_pairs_kernel, pairs_options
 from scfmlip_kernels.lattice import monomial_count
 from scfmlip_kernels.lattice.tiles import lattice_launch
-from scfmlip_kernels.lattice_field.generate import lattice_field_kernel
-from scfmlip_kernels.lattice_field.kernel import field_warps
+from scfmlip_kernels.lattice_field.generate import lattice_field_kernel, parts
 from scfmlip_kernels.listed_pairs.kernel import _listed_pairs_kernel
 from scfmlip_kernels.mesh.grid import KERNEL_BLOCK
 from scfmlip_kernels.mesh_gather.kernel import _mesh_gather_kernel, gather_atoms
@@ -121,9 +120,13 @@ def coulomb_sums() -> Iterator[Variant]:
                 dtype,
                 lattice_field_kernel(rank),
                 {**pointers, **sizes},
-                {**blocks, "BLOCK_ATOMS": tile.field_atoms, "PRECISION": tile.precision},
-                {**options, "num_warps": field_warps(rank, tile, amd=False)},
-                {"num_warps": field_warps(rank, tile, amd=True)},
+                {
+                    **blocks,
+                    "BLOCK_ATOMS": tile.field_atoms,
+                    "PRECISION": tile.precision,
+                    "PARTS": len(parts(rank)),
+                },
+                {**options, "num_warps": tile.field_warps},
             )
         yield from _pairs(kind, dtype)
         yield from _listed(kind, dtype)

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 import triton
 
-from scfmlip_kernels.charge_solve.kernel import _charge_solve_kernel, block_sizes
-from scfmlip_kernels.gaussian_pairs.kernel import _gaussian_pairs_kernel
+from scfmlip_kernels.charge_solve.kernel import _charge_solve_kernel, solve_options
+from scfmlip_kernels.gaussian_pairs.generate import SIZES, pairs_kernel
+from scfmlip_kernels.gaussian_pairs.kernel import _gaussian_pairs_kernel, pairs_options
 from scfmlip_kernels.lattice import monomial_count
 from scfmlip_kernels.lattice.tiles import lattice_launch
-from scfmlip_kernels.lattice_field.generate import lattice_field_kernel
-from scfmlip_kernels.lattice_field.kernel import field_warps
+from scfmlip_kernels.lattice_field.generate import lattice_field_kernel, parts
 from scfmlip_kernels.listed_pairs.kernel import _listed_pairs_kernel
 from scfmlip_kernels.mesh.grid import KERNEL_BLOCK
 from scfmlip_kernels.mesh_gather.kernel import _mesh_gather_kernel, gather_atoms
@@ -120,37 +120,48 @@ def coulomb_sums() -> Iterator[Variant]:
                 dtype,
                 lattice_field_kernel(rank),
                 {**pointers, **sizes},
-                {**blocks, "BLOCK_ATOMS": tile.field_atoms, "PRECISION": tile.precision},
-                {**options, "num_warps": field_warps(rank, tile, amd=False)},
-                {"num_warps": field_warps(rank, tile, amd=True)},
-            )
-        pairs = {**tuned("pairs", device, kind), "block": tuned("pairs", device, torch.float32)["block"]}
-        pointers = {name: f"*{real}" for name in ("positions_ptr", "moments_ptr", "constants_ptr")}
-        for n_moments, rank, softened in itertools.product((1, 4), (0, 1, 2), (False, True)):
-            label = f"{'dipoles' if n_moments > 1 else 'charges'} rank {rank}"
-            yield Variant(
-                "gaussian_pairs",
-                label + (" softened" if softened else ""),
-                dtype,
-                _gaussian_pairs_kernel,
                 {
-                    **pointers,
-                    "tiles_ptr": "*i32",
-                    "out_ptr": "*fp64",
-                    **dict.fromkeys(("n_atoms", "n_widths", "group_size"), "i32"),
+                    **blocks,
+                    "BLOCK_ATOMS": tile.field_atoms,
+                    "PRECISION": tile.precision,
+                    "PARTS": len(parts(rank)),
                 },
-                {
-                    "N_MOMENTS": n_moments,
-                    "RANK": rank,
-                    "N_OUT": monomial_count(rank),
-                    "TERMS": 14 if dtype == "float32" else 26,
-                    "SOFTENED": softened,
-                    "BLOCK": pairs["block"],
-                    "BLOCK_SOURCES": pairs["sources"],
-                },
-                {key: pairs[key] for key in ("num_warps", "num_stages")},
+                {**options, "num_warps": tile.field_warps},
             )
+        yield from _pairs(kind, dtype)
         yield from _listed(kind, dtype)
+
+
+# source rank and rank of second derivatives: charges with gradients, dipoles, quadrupoles
+HIGH_PAIRS = ((0, 3), (1, 3), (2, 1), (2, 2), (2, 3), (2, 4), (3, 1), (3, 3))
+
+
+def _pairs(kind: torch.dtype, dtype: str) -> Iterator[Variant]:
+    """Sums over all pairs of isolated systems."""
+    real = "fp32" if dtype == "float32" else "fp64"
+    signature = {
+        **{name: f"*{real}" for name in ("positions_ptr", "moments_ptr", "constants_ptr")},
+        "tiles_ptr": "*i32",
+        "out_ptr": "*fp64",
+        **dict.fromkeys(SIZES, "i32"),
+    }
+
+    def launch(generated: bool, amd: bool) -> tuple[dict[str, int], dict[str, int]]:
+        found = pairs_options(CPU, kind, generated, amd)
+        blocks = {"BLOCK": found["block"], "BLOCK_SOURCES": found["sources"]}
+        return blocks, {key: found[key] for key in ("num_warps", "num_stages")}
+
+    terms = {"TERMS": 14 if dtype == "float32" else 26}
+    blocks, options = launch(False, False)
+    for n_moments, rank, softened in itertools.product((1, 4), (0, 1, 2), (False, True)):
+        label = f"{'dipoles' if n_moments > 1 else 'charges'} rank {rank}" + (" softened" if softened else "")
+        own = {"N_MOMENTS": n_moments, "RANK": rank, "N_OUT": monomial_count(rank), "SOFTENED": softened}
+        kernel = _gaussian_pairs_kernel
+        yield Variant("gaussian_pairs", label, dtype, kernel, signature, {**own, **terms, **blocks}, options)
+    (blocks, options), (_, amd) = launch(True, False), launch(True, True)
+    for source_rank, rank in HIGH_PAIRS:
+        label, kernel = f"sources of rank {source_rank}, rank {rank}", pairs_kernel(source_rank, rank)
+        yield Variant("gaussian_pairs", label, dtype, kernel, signature, {**terms, **blocks}, options, amd)
 
 
 def _listed(kind: torch.dtype, dtype: str) -> Iterator[Variant]:
@@ -191,8 +202,8 @@ def charge_solves(dtype: str, real: str) -> Iterator[Variant]:
         **dict.fromkeys(("iterations_ptr", "status_ptr"), "*i64"),
         "max_iterations": "i32",
     }
-    for atoms, constrained in itertools.product((128, 1024), (True, False)):
-        block, rows = block_sizes(atoms, table)
+    for atoms, constrained in itertools.product((128, 1024, 2048), (True, False)):
+        block, rows, warps = solve_options(atoms, table)
         yield Variant(
             "charge_solve",
             f"{atoms} atoms, {'charge given' if constrained else 'at a potential'}",
@@ -200,5 +211,5 @@ def charge_solves(dtype: str, real: str) -> Iterator[Variant]:
             _charge_solve_kernel,
             signature,
             {"CONSTRAINED": constrained, "PATIENCE": 25, "BLOCK": block, "BLOCK_ROWS": rows},
-            {key: table[key] for key in ("num_warps", "num_stages")},
+            {"num_warps": warps, "num_stages": table["num_stages"]},
         )

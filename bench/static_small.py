@@ -18,7 +18,7 @@ from scfmlip_kernels.grouped_dot.kernel import (
     _grouped_scale_kernel,
 )
 from scfmlip_kernels.lattice import monomial_count
-from scfmlip_kernels.lattice.device import _forces_kernel
+from scfmlip_kernels.lattice.device import _along_kernel, _forces_kernel
 from scfmlip_kernels.mesh.device import splines_kernel
 from scfmlip_kernels.norm_network.kernel import (
     _norm_network_backward_kernel,
@@ -155,6 +155,13 @@ def _features(dtype: str, real: str) -> Iterator[Variant]:
     }
     constants: dict[str, Any] = {"FACTOR": 6.283185307179586, "BLOCK": 128}
     yield Variant("lattice_forces", "forces", dtype, _forces_kernel, signature, constants, _FOUR)
+    signature = {
+        **_pointers(real, "x directions"),
+        **_pointers("i64", "places"),
+        **_pointers(real, "out"),
+        **_sizes("n_results n_channels n_x n_out stride_directions_atom stride_directions_axis"),
+    }
+    yield Variant("lattice_forces", "along", dtype, _along_kernel, signature, constants, _FOUR)
     signature = {
         **_pointers("fp64", "coords"),
         **_pointers("i64", "atoms atom_system table"),

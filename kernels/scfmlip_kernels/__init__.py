@@ -15,6 +15,7 @@ from .edge_vectors import edge_vectors
 from .gated import gated
 from .gated.description import Gate
 from .gaussian_pairs import gaussian_pairs
+from .gaussian_pairs.kernel import pair_tiles
 from .grouped_dot import grouped_dot
 from .grouped_dot.op import grouped_scale
 from .indexed_linear import indexed_linear
@@ -82,6 +83,7 @@ __all__ = [
     "mesh_values",
     "mesh_waves",
     "norm_network",
+    "pair_tiles",
     "place_atoms",
     "polynomial_field",
     "polynomial_moments",

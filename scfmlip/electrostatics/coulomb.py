@@ -23,6 +23,7 @@ from .density import GaussianMultipoles, to_widths
 from .geometry import Geometry
 from .near_field import Smoothing
 from .open_mesh import choose_boxes, worth_a_look
+from .openspace import DISPLACED
 from .plan import CoulombPlan, SubBatch, make_plan
 from .slab import SlabPlan, extents_of, plan_slabs, slab_extents, slab_normals, slab_steps
 
@@ -259,7 +260,8 @@ class Coulomb:
                     widest = choice.smoothing.widest(self._need.receivers)
                     slabs = self._plan_slabs(host_cells, *given, widest)
         ways = (choice.resolution, slabs, choice.smoothing)
-        plan = make_plan(host_cells, boundaries, axes, atom_ptr, segments, *ways)
+        groups = (1,) if self.quirks.open_offsets is None else (1, DISPLACED)
+        plan = make_plan(host_cells, boundaries, axes, atom_ptr, segments, *ways, groups)
         if choice.reach:
             assert plan.lattice is not None and cells is not None
             plan.near = plan_neighbours(plan.lattice, self._need, choice, positions, cells)

@@ -99,8 +99,10 @@ class Geometry:
     def _open_space(self, sub: SubBatch, positions: Tensor) -> OpenSpace:
         coulomb, boxes = self.coulomb, self.plan.boxes
         if boxes is not None:
-            return OpenMesh(positions, sub, coulomb.source, coulomb.quirks, boxes, coulomb.receivers)
-        return OpenSpace(positions, sub.host_ptr, sub.segments, coulomb.source.widths, coulomb.quirks)
+            tiles = self.plan.pair_tiles
+            return OpenMesh(positions, sub, coulomb.source, coulomb.quirks, boxes, coulomb.receivers, tiles)
+        sizes = (sub.host_ptr, sub.segments)
+        return OpenSpace(positions, *sizes, coulomb.source.widths, coulomb.quirks, self.plan.pair_tiles)
 
     # shapes ---------------------------------------------------------------------------------------
 

@@ -111,8 +111,9 @@ class OpenMesh(OpenSpace):
         quirks: Quirks,
         boxes: Boxes,
         receivers: tuple[float, float],
+        tiles: dict[int, Tensor],
     ) -> None:
-        super().__init__(positions, sub.host_ptr, sub.segments, source.widths, quirks)
+        super().__init__(positions, sub.host_ptr, sub.segments, source.widths, quirks, tiles)
         self.source, self.made_for = source, receivers
         self.mesh = _BoxedMesh(boxes.lattice, positions, boxes, source.widths)
 

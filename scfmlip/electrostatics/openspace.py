@@ -11,12 +11,16 @@ import torch
 from torch import Tensor
 
 from scfmlip_kernels import PairList, gaussian_pairs, listed_pairs, sort_pairs
+from scfmlip_kernels.constants import constant
 from scfmlip_kernels.lattice.monomials import rank_of_count
 
 from ..distributed import SharedSegments, halo_of_all
 from ..segments import Segments
 from ..units import COULOMB_CONSTANT
 from .boundary import Quirks
+
+# points that stand for an atom with a dipole: itself, and displaced along x, y and z
+DISPLACED = 4
 
 
 class AllAtoms:
@@ -58,6 +62,7 @@ class OpenSpace:
         segments: The system of each atom, on the device.
         widths: Source widths, angstrom.
         quirks: Deviations of a reference code.
+        tiles: Of the plan, see `CoulombPlan.pair_tiles`; without them they are made when they are needed.
     """
 
     def __init__(
@@ -67,10 +72,12 @@ class OpenSpace:
         segments: Segments,
         widths: tuple[float, ...],
         quirks: Quirks,
+        tiles: dict[int, Tensor] | None = None,
     ) -> None:
         self.positions, self.host_ptr, self.segments = positions, host_ptr, segments
         self.widths, self.quirks = widths, quirks
         self._others: AllAtoms | None = None
+        self.tiles = tiles or {}
 
     def _displaced(self, offset: float) -> Tensor:
         """Each atom and its three copies displaced by +offset along x, y, z: ``[4 n_atoms, 3]``."""
@@ -78,15 +85,20 @@ class OpenSpace:
         steps[1:] = offset * torch.eye(3, dtype=steps.dtype, device=steps.device)
         return (self.positions[:, None] + steps).flatten(0, 1)
 
+    def _total(self, widths: tuple[float, ...]) -> Tensor:
+        """``[n_sources n_widths]`` on the CPU: the width of each pair's interaction."""
+        pairs = tuple((s**2 + w**2) ** 0.5 for s in self.widths for w in widths)
+        return constant(pairs, torch.float64, torch.device("cpu"))
+
     def _pairs(self, moments: Tensor, widths: tuple[float, ...], rank: int) -> Tensor:
         """Pair sums for every receiving width, summed over source widths, times k_e."""
         n_sources = moments.shape[2]
-        total = torch.tensor([(s**2 + w**2) ** 0.5 for s in self.widths for w in widths], dtype=torch.float64)
+        total = self._total(widths)
         sources = moments[:, :, :, None].expand(-1, -1, -1, len(widths), -1).flatten(2, 3)
         if self.segments.shared:
             out = self._shared_pairs(sources, total, rank)
         else:
-            out = gaussian_pairs(self.positions, sources, total, self.host_ptr, rank)
+            out = gaussian_pairs(self.positions, sources, total, self.host_ptr, rank, tiles=self.tiles.get(1))
         out = out.unflatten(2, (n_sources, len(widths))).sum(2)
         return COULOMB_CONSTANT * out
 
@@ -128,7 +140,7 @@ class OpenSpace:
         positions = self.positions
         charges = m[:, None, :, 0]
         if m.shape[-1] > 1 or rank > 0:
-            group = 4
+            group = DISPLACED
             positions = self._displaced(offset)
             charges = m.new_zeros((n_atoms, 1, n_channels)) + m[:, None, :, 0]
             if m.shape[-1] > 1:
@@ -137,15 +149,15 @@ class OpenSpace:
             else:
                 charges = torch.cat((charges, charges.new_zeros((n_atoms, 3, n_channels))), 1)
         sources = charges.flatten(0, 1)[:, :, None, None].expand(-1, -1, len(widths), -1)
-        total = torch.tensor([(self.widths[0] ** 2 + w**2) ** 0.5 for w in widths], dtype=torch.float64)
         values = gaussian_pairs(
             positions,
             sources,
-            total,
+            self._total(widths),
             self.host_ptr * group,
             0,
             softening=self.quirks.softening,
             group_size=group,
+            tiles=self.tiles.get(group),
         )
         values = COULOMB_CONSTANT * values.view(n_atoms, group, n_channels, len(widths))
         if rank == 0:

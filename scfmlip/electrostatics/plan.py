@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import LatticeGrid, MeshGrid, build_lattice_grid, build_mesh_grid
+from scfmlip_kernels import LatticeGrid, MeshGrid, build_lattice_grid, build_mesh_grid, pair_tiles
+from scfmlip_kernels.dispatch import needs_kernel_tables
 from scfmlip_kernels.mesh import smooth_size
 
 from ..segments import Segments
@@ -180,6 +181,8 @@ class CoulombPlan:
         boxes: Boxes and meshes of the isolated systems; None for sums over pairs.
         open_extents: ``[n_open, 3]`` extents of the isolated systems, in whole steps, that this was chosen
             by; None if they do not matter.
+        pair_tiles: Tables of the sums over pairs, by the number of points that stand for an atom; empty where
+            no kernel runs.
 
     Example:
         >>> import torch, scfmlip
@@ -204,6 +207,7 @@ class CoulombPlan:
     near: NearPlan | None
     boxes: Boxes | None = None
     open_extents: Tensor | None = None
+    pair_tiles: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def n_systems(self) -> int:
@@ -297,6 +301,7 @@ def make_plan(
     resolution: float | MeshResolution,
     slabs: SlabPlan | None,
     smoothing: Smoothing,
+    groups: tuple[int, ...] = (1,),
 ) -> CoulombPlan:
     """
     Sort the systems of a batch by method, and make their wave vectors.
@@ -310,6 +315,7 @@ def make_plan(
         resolution: Cutoff of the wave vectors, 1/angstrom, or resolution of the meshes.
         slabs: Slab cells of the systems that are summed over wave vectors.
         smoothing: The widths that waves are summed with.
+        groups: How many points may stand for an atom in sums over pairs.
     """
     numbers = [i for i, b in enumerate(boundaries) if b != Boundary.OPEN]
     device = segments.index.device
@@ -326,13 +332,18 @@ def make_plan(
             boxed=bool((kinds == Boundary.MOLECULE_IN_BOX).any()),
             **_waves(host_cell[numbers], slabs, resolution, sub),
         )
+    opened = _sub_batch([i for i, b in enumerate(boundaries) if b == Boundary.OPEN], atom_ptr, segments)
+    tiles: dict[int, Tensor] = {}
+    if opened is not None and needs_kernel_tables(device):
+        tiles = {group: pair_tiles(opened.host_ptr, device, group) for group in groups}
     return CoulombPlan(
         boundaries=boundaries,
         atom_ptr=atom_ptr,
         segments=segments,
         lattice=lattice,
-        open=_sub_batch([i for i, b in enumerate(boundaries) if b == Boundary.OPEN], atom_ptr, segments),
+        open=opened,
         resolution=resolution,
         smoothing=smoothing,
         near=None,
+        pair_tiles=tiles,
     )

@@ -7,6 +7,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from scfmlip_kernels.charge_solve.choice import one_launch_pays
 from scfmlip_kernels.dispatch import runs_triton
 
 from ..electrostatics import Geometry
@@ -55,11 +56,11 @@ def read_arguments(
     pairs: NeighbourPairs | None,
     tolerance: float,
     interaction: Interaction,
-    largest_direct: int = 0,
+    one_launch: bool = False,
 ) -> Given:
     """
-    Read the arguments of `charge_equilibration`. On a GPU, systems of up to ``largest_direct`` atoms are not
-    split.
+    Read the arguments of `charge_equilibration`. With ``one_launch``, batches that a GPU solves in one launch
+    are not split.
 
     Raises:
         ValueError, TypeError: as documented in `charge_equilibration`.
@@ -100,7 +101,7 @@ def read_arguments(
     full = known and bool((plan.atom_ptr.diff() > 0).all())
     if constrained and geometry.validate and not full:
         _check_charge_has_atoms(given, groups)
-    split = _choose_split(geometry, slots, dim, widths, pairs, tolerance, interaction, largest_direct)
+    split = _choose_split(geometry, slots, dim, widths, pairs, tolerance, interaction, one_launch)
     if split is not None:
         geometry, widths, pairs = split
         plan, slots = geometry.plan, None
@@ -125,7 +126,7 @@ def _choose_split(
     pairs: NeighbourPairs | None,
     tolerance: float,
     interaction: Interaction,
-    largest_direct: int,
+    one_launch: bool,
 ) -> Split | None:
     """The smooth operator, widths and neighbours that replace the operator's own sum; None to keep it."""
     if widths is not None:
@@ -141,7 +142,9 @@ def _choose_split(
     largest = 0 if interaction == "direct" or dim > 1 else max(geometry.plan.atom_counts, default=0)
     if not largest:
         return None
-    if interaction == "auto" and largest <= largest_direct and runs_triton(geometry.positions):
+    counts, like = geometry.plan.atom_ptr.diff(), geometry.positions
+    alone = one_launch and not geometry.plan.segments.shared
+    if interaction == "auto" and alone and runs_triton(like) and one_launch_pays(counts, like):
         return None
     return split_operator(geometry, None if slots is None else slots[:, 0], tolerance, interaction)
 

@@ -28,7 +28,7 @@ from .solution import ChargeSolution, Status, report
 from .solvers.conjugate_gradients import LinearResult, conjugate_gradients
 from .solvers.dense import DenseSolver
 from .solvers.memory import SolverMemory
-from .solvers.one_launch import MAX_ATOMS, SmallSolver, solves_small
+from .solvers.one_launch import SmallSolver, solves_small
 from .solvers.one_message import OneMessage
 from .solvers.preconditioners import (
     atom_widths,
@@ -336,7 +336,8 @@ def charge_equilibration(
             the operator (V at an atom) and of this solve.
         initial: ``[n_atoms, dim]`` first guess, for instance the last step's state; not differentiated.
         method: "dense" factorises one matrix per system; "cg" iterates without a matrix; "auto" takes the
-            faster one by size, and on a GPU solves systems of up to 1024 atoms in one launch.
+            faster one by size, and on a GPU solves systems of up to 2048 atoms in one launch, where
+            that is faster.
         preconditioner: For "cg": "fsai" (factorised sparse approximate inverse), "jacobi", "none" or "auto".
         tolerance: For "cg": norm of the projected gradient relative to that of the electronegativity, or to
             that at evenly spread charges if it is larger and the solve starts there. A first guess that is
@@ -386,7 +387,7 @@ def charge_equilibration(
         pairs,
         tolerance,
         interaction,
-        MAX_ATOMS if method == "auto" and preconditioner == "auto" else 0,
+        method == "auto" and preconditioner == "auto",
     )
     problem, positions, size = given.problem, geometry.positions, given.source.shape[1]
     groups = problem.groups

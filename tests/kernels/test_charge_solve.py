@@ -8,8 +8,11 @@ import pytest
 import torch
 from tolerances import assert_close
 
+from kernels.problems import submodule
 from scfmlip_kernels import charge_solve
+from scfmlip_kernels.charge_solve.choice import one_launch_pays, solve_times
 from scfmlip_kernels.charge_solve.reference import charge_solve_reference
+from scfmlip_kernels.tuned import tuned
 
 F64 = torch.float64
 BACKENDS = ["cpu", pytest.param("triton", marks=pytest.mark.interpreter)]
@@ -103,10 +106,71 @@ def test_opcheck_and_bad_input(generator):
         charge_solve(matrices, source.float(), totals, ptr)
     with pytest.raises(ValueError, match="totals must be"):
         charge_solve(matrices, source, totals[:1], ptr)
+    with pytest.raises(ValueError, match=r"starts, first elements must be \[3\]"):
+        charge_solve(matrices, source, totals, ptr, starts=(ptr, ptr[1:]))
+    with pytest.raises(TypeError, match="starts, first atoms must be int64"):
+        charge_solve(matrices, source, totals, ptr, starts=(ptr.double(), ptr))
     with pytest.raises(NotImplementedError, match="no derivatives"):
         charge_solve(matrices.requires_grad_(), source, totals, ptr)
-    with pytest.raises(ValueError, match="1025 atoms, at most 1024"):
-        charge_solve(torch.zeros(1025**2), torch.zeros(1025, dtype=F64), totals[:1], torch.tensor([0, 1025]))
+    with pytest.raises(ValueError, match="2049 atoms, at most 2048"):
+        charge_solve(torch.zeros(2049**2), torch.zeros(2049, dtype=F64), totals[:1], torch.tensor([0, 2049]))
+
+
+@pytest.mark.interpreter
+def test_given_starts(generator, device):
+    """Tables of the first atoms and elements, made by the caller, who then waits for nothing."""
+    matrices, source, totals, ptr = problem([5, 0, 7], generator, device)
+    want = charge_solve(matrices, source, totals, ptr, tolerance=1e-12)
+    starts = (ptr.to(device), torch.tensor([0, 25, 25, 74], device=device))
+    got = charge_solve(matrices, source, totals, ptr, tolerance=1e-12, starts=starts)
+    assert torch.equal(got.state, want.state)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("n", [1025, 2048])
+def test_large_systems(n, generator, device):
+    """More atoms than a thread's vectors hold by default: other tiles and more warps."""
+    arguments = problem([n], generator, device)
+    got = charge_solve(*arguments, tolerance=1e-8, max_iterations=3)
+    matrix, source, total = arguments[0].view(n, n).cpu(), arguments[1].cpu(), arguments[2].cpu()
+    # as far as three iterations go: the slope belongs to the state, and the sum is right
+    assert_close(got.slope.cpu(), matrix @ got.state.cpu() + source, 1e-12)
+    assert abs(float(got.state.sum() - total)) < 1e-11
+    assert got.iterations.tolist() == [3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_which_batches_are_worth_one_launch(dtype):
+    """By work: small systems always; one of 2,000 atoms or a thousand of 1,000 only where it is less time."""
+    like = torch.zeros(0, dtype=dtype)
+
+    def times(sizes, processors=132):
+        return solve_times(torch.tensor(sizes), dtype, like.device, processors)
+
+    for sizes in ([1], [100] * 64, [256] * 5000, [3, 250], [1000], [1024] * 8):
+        assert one_launch_pays(torch.tensor(sizes), like), sizes
+    for sizes in ([], [0], [2049], [1024] * 1000, [2048] * 8):
+        assert not one_launch_pays(torch.tensor(sizes, dtype=torch.int64), like), sizes
+    # time grows with atoms and with systems, and a device that is not full takes more for nothing
+    one = [times([n])[0] for n in (128, 512, 1024, 2048)]
+    assert one == sorted(one)
+    full, twice = times([1000] * 132)[0], times([1000] * 264)[0]
+    assert times([1000])[0] < times([1000] * 2)[0] < 1.2 * times([1000])[0] < full < twice
+    assert times([1000] * 264, 66)[0] > twice  # half the device
+    # launches that cost nothing leave nothing to save
+    assert times([1000])[0] < times([1000])[1]
+
+
+def test_the_choice_follows_the_table(monkeypatch):
+    """A faster way in many launches takes over the large systems, not the small ones."""
+    like, found = torch.zeros(0, dtype=F64), []
+    table = dict(tuned("charge_solve_costs", like.device, F64))
+    for launches in (116, 24):
+        now = {**table, "iteration_launches": launches}
+        chosen = {"charge_solve_costs": now, "charge_solve": tuned("charge_solve", like.device, F64)}
+        monkeypatch.setattr(submodule("charge_solve.choice"), "tuned", lambda name, *_, c=chosen: c[name])
+        found.append([one_launch_pays(torch.tensor([n]), like) for n in (200, 1024, 1600)])
+    assert found == [[True, True, True], [True, True, False]]
 
 
 COMPILE = """
@@ -115,7 +179,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from scfmlip_kernels.charge_solve.kernel import _charge_solve_kernel as kernel
 for dtype in ("fp32", "fp64"):
-    for block, rows in ((128, 32), (1024, 4)):
+    for block, rows, warps in ((128, 32, 4), (2048, 4, 8)):
         constants = {"CONSTRAINED": True, "PATIENCE": 25, "BLOCK": block, "BLOCK_ROWS": rows}
         kinds = {"matrices_ptr": "*" + dtype, "atom_ptr_ptr": "*i64", "matrix_ptr_ptr": "*i64"}
         kinds |= {"iterations_ptr": "*i64", "status_ptr": "*i64", "max_iterations": "i32"}
@@ -123,7 +187,7 @@ for dtype in ("fp32", "fp64"):
         signature = {n: kinds.get(n, "*fp64") for n in names} | dict.fromkeys(constants, "constexpr")
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
         for target in (GPUTarget("cuda", 80, 32), GPUTarget("cuda", 90, 32), GPUTarget("hip", "gfx942", 64)):
-            options = {"num_warps": 4, "num_stages": 1}
+            options = {"num_warps": warps, "num_stages": 1}
             if target.backend == "cuda":
                 options["maxnreg"] = 255
             compiled = triton.compile(source, target=target, options=options)

@@ -24,8 +24,13 @@ FAMILIES = {
     "lattice": set(LatticeLaunch._fields),
     "norm_network": {"rows", "in", "out", "num_warps", "num_stages", "precision"},
     "mesh": {"atoms", "gather_atoms", "num_warps", "num_stages", "precision"},
-    "pairs": {"block", "sources", "num_warps", "num_stages"},
-    "charge_solve": {"tile", "num_warps", "num_stages"},
+    "pairs": {"block", "sources", "num_warps", "num_stages", "high_sources", "high_warps"},
+    "charge_solve": {"tile", "num_warps", "large_from", "large_tile", "large_warps", "num_stages"},
+    "charge_solve_costs": {
+        *("measured", "always", "elements", "processors", "warps_at_once", "launch", "one_launches"),
+        *("one_iterations", "tile", "step", "byte", "cube", "many_launches", "iteration_launches"),
+        *("many_iterations", "waves_per_atom", "pair"),
+    },
     "channelwise": {
         *("forward", "backward", "forward_components", "backward_components"),
         *("num_warps", "num_stages"),
@@ -45,6 +50,9 @@ FAMILIES = {
     "symmetric_contraction": {"channels", "rows", "terms", "terms_inputs", "num_warps", "num_stages"},
     "indexed_linear": {"rows", "in", "out", "sum_rows", "num_warps", "num_stages", "precision"},
 }
+
+# families of what things cost
+COSTS = ("coulomb", "charge_solve_costs")
 
 
 def read(name):
@@ -121,12 +129,20 @@ def test_tables_hold_known_families(name):
 def test_blocks_are_what_triton_takes(name):
     """Powers of two, and 16 at least where `tl.dot` multiplies."""
     for family, entries in read(name).items():
-        for parameters in entries.values() if family != "coulomb" else ():
+        for parameters in entries.values() if family not in COSTS else ():
             blocks = [parameters[k] for k in ("rows", "l", "atoms", "block", "sources") if k in parameters]
             assert all(b & (b - 1) == 0 for b in blocks)
             assert family != "lattice" or min(blocks) >= 16
             assert parameters["num_warps"] in (1, 2, 4, 8, 16)
             assert parameters.get("precision", "ieee") in ("ieee", "tf32x3")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_costs_of_charge_solves(name):
+    """Numbers above 0; only a device's own table says that they were measured on it."""
+    for entry in read(name).get("charge_solve_costs", {}).values():
+        assert entry["measured"] == (name != "default.json")
+        assert all(cost > 0 for key, cost in entry.items() if key != "measured")
 
 
 @pytest.mark.parametrize("name", TABLES)

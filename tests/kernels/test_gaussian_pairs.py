@@ -170,7 +170,7 @@ def test_what_is_kept_of_a_geometry(source_rank, rank, softening, dtype, at_once
 @pytest.mark.interpreter
 @pytest.mark.parametrize(("source_rank", "rank"), [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)])
 def test_block_edges(source_rank, rank, device):
-    """Blocks of 64 targets and 32 sources: one less, one more, none, one and a bit."""
+    """Blocks of 64 targets and 16 or 8 sources: one less, one more, none, one and a bit."""
     sizes = [63, 64, 0, 65, 31, 33, 1]
     positions, moments = problem(sizes, source_rank)
     with backend("cpu"):

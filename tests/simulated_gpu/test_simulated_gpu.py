@@ -146,6 +146,26 @@ def training(make_case):
     return make
 
 
+def open_training(place):
+    """A training step of dipoles in an open box: a loss of energy, field features and forces."""
+    generator = torch.Generator().manual_seed(0)
+    positions = place(5.0 * torch.rand(6, 3, generator=generator, dtype=F64)).requires_grad_()
+    weights = place(torch.randn(6, 4, generator=generator, dtype=F64)).requires_grad_()
+    cell = place(torch.zeros(3, 3, dtype=F64))
+    operator = scfmlip.Coulomb(sigma=1.5, feature_widths=(1.5, 3.0), validate=False)
+    plan = operator.plan(cell, False, None, 6, positions.device, positions)
+
+    def call():
+        geometry = operator.prepare(positions, cell, plan=plan)
+        rows = weights * (1 + positions.square().sum(1, keepdim=True))
+        energy = geometry.energy(rows).sum() + geometry.features(rows).square().sum()
+        (forces,) = torch.autograd.grad(energy, positions, create_graph=True)
+        loss = energy + forces.square().sum()
+        return [energy, forces, *torch.autograd.grad(loss, (weights, positions))]
+
+    return call
+
+
 def rule_case(name, where):
     """The model of a rule, and a batch."""
 
@@ -212,6 +232,7 @@ QUICK = {
     "coulomb mesh": coulomb("crystal", method="mesh", tolerance=1e-3),
     "rule local": rule("local", "periodic"),
     "charges": charges,
+    "training of an open box": open_training,
 }
 SLOW = {
     "coulomb molecule, mesh": coulomb("molecule", method="mesh", tolerance=1e-3),
@@ -241,6 +262,7 @@ NO_WAITS = (
     "mace-small",
     "mace-medium",
     "training mace",
+    "training of an open box",
 )
 
 
@@ -272,6 +294,48 @@ def test_numbers_launches_and_waits(case):
     assert log.launches <= launches, log.report()
     assert log.n_waits <= waits, log.report()
     assert case not in NO_WAITS or not log.n_waits, log.report()
+
+
+@pytest.mark.parametrize("compat", [None, "graph_longrange"])
+def test_a_batch_that_was_never_seen_makes_nobody_wait(compat):
+    """Tables of sums over pairs are made with the plan; molecules of other sizes then cost no wait at all."""
+    operator = scfmlip.Coulomb(sigma=1.5, feature_widths=(1.5,), validate=False, compat=compat)
+    with scfmlip_kernels.backend("auto"), simulated_gpu() as log:
+        for sizes in ([2, 1], [3, 2, 1], [1, 4]):  # the first makes what a model keeps: constants of widths
+            system = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+            generator = torch.Generator().manual_seed(len(system))
+            positions = to_gpu(5.0 * torch.rand(len(system), 3, generator=generator, dtype=F64))
+            rows = to_gpu(torch.randn(len(system), 4, generator=generator, dtype=F64))
+            cell, index = to_gpu(torch.zeros(len(sizes), 3, 3, dtype=F64)), to_gpu(system)
+            plan = operator.plan(cell, False, index, len(system), positions.device, positions)
+            positions.requires_grad_()
+            log.clear()
+            geometry = operator.prepare(positions, cell, False, index, plan=plan)
+            energy = geometry.energy(rows).sum() + geometry.features(rows).square().sum()
+            (forces,) = torch.autograd.grad(energy, positions, create_graph=compat is None)
+            if compat is None:
+                torch.autograd.grad(forces.square().sum(), positions)
+            waits = log.n_waits
+    assert not waits, log.report()
+
+
+def test_charge_solves_of_a_batch_that_was_never_seen():
+    """The kernel's tables come with the plan: the solver is made and solves without a wait."""
+    operator = scfmlip.Coulomb(l_max=0, sigma=1.0, validate=False)
+    with scfmlip_kernels.backend("auto"), simulated_gpu() as log, torch.no_grad():
+        for sizes in ([2, 1], [3, 2, 1], [1, 4]):
+            n, index = sum(sizes), torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+            generator = torch.Generator().manual_seed(n)
+            positions = to_gpu(7.0 * torch.rand(n, 3, generator=generator, dtype=F64))
+            chi = to_gpu(torch.rand(n, generator=generator, dtype=F64))
+            cell, index = to_gpu(7.0 * torch.eye(3, dtype=F64).expand(len(sizes), 3, 3)), to_gpu(index)
+            plan = operator.plan(cell, True, index, n, positions.device, positions)
+            geometry = operator.prepare(positions, cell, True, index, plan=plan)
+            log.clear()
+            scfmlip.charge_equilibration(geometry, chi, chi + 8.0, 0.0)
+            waits = {place for _, place in log.waits if place.startswith("kernels/")}
+            assert log.kernels["_charge_solve_kernel"] == 1
+    assert not waits, log.report()
 
 
 def test_it_is_as_strict_as_a_gpu():

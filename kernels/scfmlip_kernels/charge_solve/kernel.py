@@ -8,6 +8,8 @@ Nocedal, SIAM J. Sci. Comput. 23, 1376 (2001)). Vectors, products and dot produc
 whatever the dtype of the matrix. No atomics.
 """
 
+import itertools
+
 import torch
 import triton
 import triton.language as tl
@@ -19,7 +21,7 @@ from ..tuned import compiler_options, tuned
 # values of `status`, the same as in scfmlip.scf.Status
 CONVERGED, ITERATIONS, INDEFINITE, NOT_FINITE, STAGNATED = range(5)
 # largest system: its vectors fill the registers of one program
-MAX_ATOMS = 1024
+MAX_ATOMS = 2048
 
 
 @triton.jit
@@ -150,10 +152,21 @@ def _charge_solve_kernel(
     tl.store(status_ptr + system, status.to(tl.int64))
 
 
-def block_sizes(largest: int, table: dict) -> tuple[int, int]:
-    """Atoms that a program holds, and rows of the matrix that it reads at a time."""
+def solve_options(largest: int, table: dict) -> tuple[int, int, int]:
+    """Atoms that a program holds, rows of the matrix that it reads at a time, and its warps."""
     block = max(16, triton.next_power_of_2(largest))
-    return block, max(1, table["tile"] // block)
+    large = block >= table["large_from"]
+    tile, warps = (
+        table[name] for name in (("large_tile", "large_warps") if large else ("tile", "num_warps"))
+    )
+    return block, max(1, tile // block), warps
+
+
+def _pointers(atom_ptr: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """First atom and first element of each system, made once for the sizes of a batch."""
+    atoms = tuple(atom_ptr.tolist())
+    elements = tuple(itertools.accumulate(((b - a) ** 2 for a, b in itertools.pairwise(atoms)), initial=0))
+    return constant(atoms, torch.int64, device), constant(elements, torch.int64, device)
 
 
 def launch_charge_solve(
@@ -165,26 +178,27 @@ def launch_charge_solve(
     tolerance: float,
     max_iterations: int,
     constrained: bool,
+    first_atoms: Tensor | None,
+    first_elements: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Allocate and launch; arguments as `charge_solve`, contiguous, ``atom_ptr`` on the CPU."""
     n_atoms, n_systems, device = len(source), len(totals), source.device
     counts = atom_ptr.diff()
-    squares = (counts**2).cumsum(0)
-    matrix_ptr = squares.new_zeros(n_systems + 1)
-    matrix_ptr[1:] = squares
     state, slope, scratch = (source.new_zeros(n_atoms) for _ in range(3))
     residual = source.new_zeros(n_systems)
-    iterations, status = (matrix_ptr.new_zeros(n_systems, device=device) for _ in range(2))
+    iterations, status = (totals.new_zeros(n_systems, dtype=torch.int64) for _ in range(2))
     if n_systems and n_atoms:
+        if first_atoms is None or first_elements is None:
+            first_atoms, first_elements = _pointers(atom_ptr, device)
         table = tuned("charge_solve", device, matrices.dtype)
-        block, rows = block_sizes(int(counts.max()), table)
+        block, rows, warps = solve_options(int(counts.max()), table)
         _charge_solve_kernel[(n_systems,)](
             matrices_ptr=matrices,
             source_ptr=source,
             initial_ptr=initial,
             totals_ptr=totals,
-            atom_ptr_ptr=constant(tuple(atom_ptr.tolist()), torch.int64, device),
-            matrix_ptr_ptr=constant(tuple(matrix_ptr.tolist()), torch.int64, device),
+            atom_ptr_ptr=first_atoms,
+            matrix_ptr_ptr=first_elements,
             tolerance_ptr=source.new_full((1,), tolerance),
             scratch_ptr=scratch,
             state_ptr=state,
@@ -197,6 +211,6 @@ def launch_charge_solve(
             PATIENCE=25,
             BLOCK=block,
             BLOCK_ROWS=rows,
-            **compiler_options(table["num_warps"], table["num_stages"], matrices),
+            **compiler_options(warps, table["num_stages"], matrices),
         )
     return state, slope, residual, iterations, status

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import FLOATS, check_pointers, check_shape, check_tensors
+from ..checks import FLOATS, check_index, check_pointers, check_shape, check_tensors
 from ..dispatch import runs_triton, vmap_by_loop
 from ..operators import operator
 from .cpu import charge_solve_cpu
@@ -55,18 +55,30 @@ def _charge_solve(
     tolerance: float,
     max_iterations: int,
     constrained: bool,
+    first_atoms: Tensor | None = None,
+    first_elements: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     matrices, source, totals = matrices.contiguous(), source.contiguous(), totals.contiguous()
     if runs_triton(matrices):
         start = initial.contiguous()
-        return launch_charge_solve(
-            matrices, source, totals, atom_ptr, start, tolerance, max_iterations, constrained
-        )
+        options = (tolerance, max_iterations, constrained, first_atoms, first_elements)
+        return launch_charge_solve(matrices, source, totals, atom_ptr, start, *options)
     return charge_solve_cpu(matrices, source, totals, atom_ptr, tolerance, constrained)
 
 
 @_charge_solve.register_fake
-def _(matrices, source, totals, atom_ptr, initial, tolerance, max_iterations, constrained):
+def _(
+    matrices,
+    source,
+    totals,
+    atom_ptr,
+    initial,
+    tolerance,
+    max_iterations,
+    constrained,
+    first_atoms=None,
+    first_elements=None,
+):
     counts = totals.new_empty(totals.shape, dtype=torch.int64)
     return (
         source.new_empty(source.shape),
@@ -90,11 +102,12 @@ def charge_solve(
     constrained: bool = True,
     tolerance: float = 1e-6,
     max_iterations: int = 500,
+    starts: tuple[Tensor, Tensor] | None = None,
 ) -> ChargeSolve:
     """
     Minimise ``b.s + 1/2 s.A s`` with ``sum s = Q`` for many small systems in one launch.
 
-    A GPU uses conjugate gradients, for systems of at most 1024 atoms; a CPU factorises. The operator has no
+    A GPU uses conjugate gradients, for systems of at most 2048 atoms; a CPU factorises. The operator has no
     derivatives: the adjoint is the same solve, see `scfmlip.charge_equilibration`.
 
     Args:
@@ -107,6 +120,9 @@ def charge_solve(
         constrained: Whether the sums are fixed to ``totals``.
         tolerance: Largest residual; at least 2e-6 for float32, 1e-14 for float64.
         max_iterations: Most iterations of one system.
+        starts: ``[n_systems + 1]`` int64 each, on the device of the matrices: the first atom of each system,
+            and its first element. Without them a GPU's host waits the first time that it sees such an
+            ``atom_ptr``.
 
     Returns:
         The minima, and how each solve ended.
@@ -153,8 +169,20 @@ def charge_solve(
         raise NotImplementedError(
             "charge_solve has no derivatives: call it under torch.no_grad(), and once more for the adjoint"
         )
+    for name, value in zip(("first atoms", "first elements"), starts or (), strict=False):
+        check_tensors("charge_solve", matrices=matrices, starts=value)
+        check_index("charge_solve", f"starts, {name}", value, max(shapes.values()) + 1, "numbers")
+        check_shape("charge_solve", f"starts, {name}", value, (len(atom_ptr),))
     floor = 2e-6 if matrices.dtype == torch.float32 else 1e-14
     solved = torch.ops.scfmlip.charge_solve(
-        matrices, source, totals, atom_ptr, initial, max(tolerance, floor), max_iterations, constrained
+        matrices,
+        source,
+        totals,
+        atom_ptr,
+        initial,
+        max(tolerance, floor),
+        max_iterations,
+        constrained,
+        *(starts or ()),
     )
     return ChargeSolve(*solved)

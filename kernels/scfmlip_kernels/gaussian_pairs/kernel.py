@@ -25,11 +25,14 @@ from ..constants import constant
 from ..lattice.monomials import monomial_count, rank_of_count
 from ..lattice.tiles import channel_parts, check_places, splits_for
 from ..tuned import compiler_options, tuned
+from .generate import SIZES, pairs_kernel
 
 MAX_SOURCE_RANK = 1
 # fewest sources for which another program is worth the sum over splits
 _SOURCES_OF_A_SPLIT = 64
 MAX_RANK = 2
+# highest degree of a pair that a kernel is generated for: second derivatives of quadrupoles
+MAX_ORDER = 6
 
 
 @triton.jit
@@ -53,16 +56,20 @@ def _boys(x, decay, N: tl.constexpr, ORDER: tl.constexpr, TERMS: tl.constexpr):
     return tl.where(x < 2.0, down, up)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _gaussian_pairs_kernel(
-    positions_ptr,  # [3, n_atoms]
-    moments_ptr,  # [n_channels, n_widths, N_MOMENTS, n_atoms]
+    positions_ptr,  # [n_atoms, 3]
+    moments_ptr,  # [n_atoms, n_channels, n_widths, N_MOMENTS], any strides
     constants_ptr,  # [n_widths + 1]: alpha = 1 / (sqrt(2) S) of each width, then the softening
     tiles_ptr,  # [n_tiles, 3] int32: first target, first and last atom of the system
-    out_ptr,  # [n_splits, n_channels, n_widths, N_OUT, n_atoms] float64
+    out_ptr,  # [n_splits, n_atoms, n_channels, n_widths, N_OUT] float64, or the moments' dtype
     n_atoms,
     n_widths,
     group_size,
+    stride_moments_atom,
+    stride_moments_channel,
+    stride_moments_width,
+    stride_moments_monomial,
     N_MOMENTS: tl.constexpr,
     RANK: tl.constexpr,
     N_OUT: tl.constexpr,
@@ -82,9 +89,9 @@ def _gaussian_pairs_kernel(
 
     i = first + tl.arange(0, BLOCK)
     inside = i < end
-    xi = tl.load(positions_ptr + i, mask=inside, other=0.0)
-    yi = tl.load(positions_ptr + n_atoms + i, mask=inside, other=0.0)
-    zi = tl.load(positions_ptr + 2 * n_atoms + i, mask=inside, other=0.0)
+    xi = tl.load(positions_ptr + 3 * i, mask=inside, other=0.0)
+    yi = tl.load(positions_ptr + 3 * i + 1, mask=inside, other=0.0)
+    zi = tl.load(positions_ptr + 3 * i + 2, mask=inside, other=0.0)
     v = tl.zeros((BLOCK,), tl.float64)
     vx = tl.zeros((BLOCK,), tl.float64)
     vy = tl.zeros((BLOCK,), tl.float64)
@@ -95,15 +102,17 @@ def _gaussian_pairs_kernel(
     vyy = tl.zeros((BLOCK,), tl.float64)
     vyz = tl.zeros((BLOCK,), tl.float64)
     vzz = tl.zeros((BLOCK,), tl.float64)
-    sources_ptr = moments_ptr + column * N_MOMENTS * n_atoms
+    sources_ptr = moments_ptr + (column // n_widths) * stride_moments_channel
+    sources_ptr += (column % n_widths) * stride_moments_width
     split = tl.program_id(2)
     for block in range(begin + split * BLOCK_SOURCES, end, tl.num_programs(2) * BLOCK_SOURCES):
         j = block + tl.arange(0, BLOCK_SOURCES)
         valid = j < end
-        xj = tl.load(positions_ptr + j, mask=valid, other=0.0)
-        yj = tl.load(positions_ptr + n_atoms + j, mask=valid, other=0.0)
-        zj = tl.load(positions_ptr + 2 * n_atoms + j, mask=valid, other=0.0)
-        q = tl.load(sources_ptr + j, mask=valid, other=0.0)[None, :]
+        xj = tl.load(positions_ptr + 3 * j, mask=valid, other=0.0)
+        yj = tl.load(positions_ptr + 3 * j + 1, mask=valid, other=0.0)
+        zj = tl.load(positions_ptr + 3 * j + 2, mask=valid, other=0.0)
+        source = sources_ptr + j.to(tl.int64) * stride_moments_atom
+        q = tl.load(source, mask=valid, other=0.0)[None, :]
         x = xi[:, None] - xj[None, :]
         y = yi[:, None] - yj[None, :]
         z = zi[:, None] - zj[None, :]
@@ -144,9 +153,9 @@ def _gaussian_pairs_kernel(
         f2 = tl.where(keep, f2, 0.0)
         f3 = tl.where(keep, f3, 0.0)
         if N_MOMENTS > 1:
-            dx = tl.load(sources_ptr + n_atoms + j, mask=valid, other=0.0)[None, :]
-            dy = tl.load(sources_ptr + 2 * n_atoms + j, mask=valid, other=0.0)[None, :]
-            dz = tl.load(sources_ptr + 3 * n_atoms + j, mask=valid, other=0.0)[None, :]
+            dx = tl.load(source + stride_moments_monomial, mask=valid, other=0.0)[None, :]
+            dy = tl.load(source + 2 * stride_moments_monomial, mask=valid, other=0.0)[None, :]
+            dz = tl.load(source + 3 * stride_moments_monomial, mask=valid, other=0.0)[None, :]
             dr = dx * x + dy * y + dz * z
             v += tl.sum(q * f0 - dr * f1, 1).to(tl.float64)
             if RANK >= 1:
@@ -176,28 +185,64 @@ def _gaussian_pairs_kernel(
                 vxy += tl.sum(q * x * y * f2, 1).to(tl.float64)
                 vxz += tl.sum(q * x * z * f2, 1).to(tl.float64)
                 vyz += tl.sum(q * y * z * f2, 1).to(tl.float64)
-    column += split.to(tl.int64) * tl.num_programs(1)
-    out = out_ptr + column * N_OUT * n_atoms + i
+    place = (split.to(tl.int64) * n_atoms + i.to(tl.int64)) * tl.num_programs(1) + column
+    out = out_ptr + place * N_OUT
     tl.store(out, v, mask=inside)
     if RANK >= 1:
-        tl.store(out + n_atoms, vx, mask=inside)
-        tl.store(out + 2 * n_atoms, vy, mask=inside)
-        tl.store(out + 3 * n_atoms, vz, mask=inside)
+        tl.store(out + 1, vx, mask=inside)
+        tl.store(out + 2, vy, mask=inside)
+        tl.store(out + 3, vz, mask=inside)
     if RANK >= 2:
-        tl.store(out + 4 * n_atoms, vxx, mask=inside)
-        tl.store(out + 5 * n_atoms, vxy, mask=inside)
-        tl.store(out + 6 * n_atoms, vxz, mask=inside)
-        tl.store(out + 7 * n_atoms, vyy, mask=inside)
-        tl.store(out + 8 * n_atoms, vyz, mask=inside)
-        tl.store(out + 9 * n_atoms, vzz, mask=inside)
+        tl.store(out + 4, vxx, mask=inside)
+        tl.store(out + 5, vxy, mask=inside)
+        tl.store(out + 6, vxz, mask=inside)
+        tl.store(out + 7, vyy, mask=inside)
+        tl.store(out + 8, vyz, mask=inside)
+        tl.store(out + 9, vzz, mask=inside)
 
 
-def pair_tiles(atom_ptr: Tensor, device: torch.device) -> Tensor:
-    """``[n_tiles, 3]`` int32: first target, first and last atom of its system."""
+def pair_tiles(atom_ptr: Tensor, device: torch.device, group_size: int = 1) -> Tensor:
+    """
+    ``[n_tiles, 3]`` int32: first target, first and last atom of its system.
+
+    Making them is a copy that a GPU's host waits for; whoever sums often makes them once.
+
+    Args:
+        atom_ptr: As in `gaussian_pairs`.
+        device: Of the positions.
+        group_size: Each atom stands for so many, one behind the other.
+
+    Example:
+        >>> import torch
+        >>> from scfmlip_kernels import pair_tiles
+        >>> pair_tiles(torch.tensor([0, 2, 2, 5]), torch.device("cpu")).tolist()
+        [[0, 0, 2], [2, 2, 5]]
+    """
     block = tuned("pairs", device, torch.float32)["block"]
-    ptr = atom_ptr.tolist()
+    ptr = [group_size * first for first in atom_ptr.tolist()]
     rows = tuple((i, begin, end) for begin, end in itertools.pairwise(ptr) for i in range(begin, end, block))
     return constant(rows, torch.int32, device).reshape(-1, 3)
+
+
+def pairs_options(
+    device: torch.device, dtype: torch.dtype, generated: bool, amd: bool | None = None
+) -> dict[str, int]:
+    """
+    Launch parameters; the tiles use float32's block size.
+
+    Args:
+        device: Where it runs.
+        dtype: Of the moments.
+        generated: Whether the kernel of high ranks is meant: its threads own one pair.
+        amd: Whether AMD's GPUs are meant, whose warps have 64 threads; None for those of this PyTorch.
+    """
+    own = tuned("pairs", device, dtype)
+    block = tuned("pairs", device, torch.float32)["block"]
+    if not generated:
+        return {key: own[key] for key in ("sources", "num_warps", "num_stages")} | {"block": block}
+    amd = torch.version.hip is not None if amd is None else amd
+    warps = own["high_warps"] // 2 if amd else own["high_warps"]
+    return {"block": block, "sources": own["high_sources"], "num_warps": warps, "num_stages": 1}
 
 
 def launch_gaussian_pairs(
@@ -208,48 +253,66 @@ def launch_gaussian_pairs(
     rank: int,
     softening: float,
     group_size: int,
+    tiles: Tensor | None,
 ) -> Tensor:
-    """Allocate and launch; arguments as in `gaussian_pairs`, contiguous, of ranks the kernel covers."""
+    """
+    Allocate and launch.
+
+    Arguments as in `gaussian_pairs`, contiguous positions, of ranks the kernel covers. The widths are read on
+    the host: their constants are made once for all launches.
+    """
     n_atoms, n_channels, n_widths, n_moments = moments.shape
     n_out = monomial_count(rank)
     check_places("gaussian_pairs", n_atoms, n_out)
     parts = channel_parts(moments, n_widths)
+    tiles = pair_tiles(atom_ptr, positions.device) if tiles is None else tiles
     if len(parts) > 1:
-        rest = (widths, atom_ptr, rank, softening, group_size)
+        rest = (widths, atom_ptr, rank, softening, group_size, tiles)
         return torch.cat([launch_gaussian_pairs(positions, part, *rest) for part in parts], 1)
-    tiles = pair_tiles(atom_ptr, positions.device)
     n_programs, largest = tiles.shape[0] * n_channels * n_widths, int(atom_ptr.diff().max()) if n_atoms else 0
     n_splits = splits_for(n_programs, largest, _SOURCES_OF_A_SPLIT, positions)
-    out = positions.new_zeros((n_splits, n_channels, n_widths, n_out, n_atoms), dtype=torch.float64)
-    # the tiles use float32's block size
-    options = {
-        **tuned("pairs", moments.device, moments.dtype),
-        "block": tuned("pairs", moments.device, torch.float32)["block"],
-    }
+    dtype = moments.dtype if n_splits == 1 else torch.float64
+    out = moments.new_empty((n_splits, n_atoms, n_channels, n_widths, n_out), dtype=dtype)
     if tiles.shape[0] and n_channels and n_widths:
-        alphas = tuple(1 / (2**0.5 * width) for width in widths.tolist())
-        _gaussian_pairs_kernel[(tiles.shape[0], n_channels * n_widths, n_splits)](
-            positions_ptr=positions.T.contiguous(),
-            moments_ptr=moments.permute(1, 2, 3, 0).contiguous(),
-            constants_ptr=constant((*alphas, softening), moments.dtype, positions.device),
-            tiles_ptr=tiles,
-            out_ptr=out,
-            n_atoms=n_atoms,
-            n_widths=n_widths,
-            group_size=group_size,
-            N_MOMENTS=n_moments,
-            RANK=rank,
-            N_OUT=n_out,
-            TERMS=14 if moments.dtype == torch.float32 else 26,
-            SOFTENED=softening != 0.0,
-            BLOCK=options["block"],
-            BLOCK_SOURCES=options["sources"],
+        generated = not _by_hand(moments, rank)
+        options = pairs_options(positions.device, moments.dtype, generated)
+        common = {
+            "positions_ptr": positions,
+            "moments_ptr": moments,
+            "constants_ptr": _constants(widths, softening, moments),
+            "tiles_ptr": tiles,
+            "out_ptr": out,
+            "n_atoms": n_atoms,
+            "n_widths": n_widths,
+            "group_size": group_size,
+            **dict(zip(SIZES[3:], moments.stride(), strict=True)),
+            "TERMS": 14 if moments.dtype == torch.float32 else 26,
+            "BLOCK": options["block"],
+            "BLOCK_SOURCES": options["sources"],
             **compiler_options(options["num_warps"], options["num_stages"], moments),
-        )
-    sums = out[0] if n_splits == 1 else out.sum(0)
-    return sums.permute(3, 0, 1, 2).to(moments.dtype).contiguous()
+        }
+        grid = (tiles.shape[0], n_channels * n_widths, n_splits)
+        if generated:
+            pairs_kernel(rank_of_count(n_moments), rank)[grid](**common)
+        else:
+            _gaussian_pairs_kernel[grid](
+                **common, N_MOMENTS=n_moments, RANK=rank, N_OUT=n_out, SOFTENED=softening != 0.0
+            )
+    return out[0] if n_splits == 1 else out.sum(0).to(moments.dtype)
 
 
-def kernel_holds(moments: Tensor, rank: int) -> bool:
-    """Whether the kernel covers these ranks; others run as chunks of plain PyTorch."""
+def _constants(widths: Tensor, softening: float, like: Tensor) -> Tensor:
+    """``[n_widths + 1]`` inverse widths and the softening, made once for a model."""
+    alphas = tuple(1 / (2**0.5 * width) for width in widths.tolist())
+    return constant((*alphas, softening), like.dtype, like.device)
+
+
+def _by_hand(moments: Tensor, rank: int) -> bool:
     return rank_of_count(moments.shape[-1]) <= MAX_SOURCE_RANK and rank <= MAX_RANK
+
+
+def kernel_holds(moments: Tensor, rank: int, softening: float = 0.0) -> bool:
+    """Whether a kernel covers these ranks; others run as chunks of plain PyTorch."""
+    if _by_hand(moments, rank):
+        return True
+    return softening == 0.0 and rank_of_count(moments.shape[-1]) + rank <= MAX_ORDER

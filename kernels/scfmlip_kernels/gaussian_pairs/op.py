@@ -32,34 +32,37 @@ def _gaussian_pairs(
     rank: int,
     softening: float,
     group_size: int,
+    tiles: Tensor | None = None,
 ) -> Tensor:
     arguments = (widths, atom_ptr, rank, softening, group_size)
-    positions, moments = positions.contiguous(), moments.contiguous()
-    if runs_triton(positions) and kernel_holds(moments, rank):
-        return launch_gaussian_pairs(positions, moments, *arguments)
-    return gaussian_pairs_chunked(positions, moments, *arguments)
+    positions = positions.contiguous()
+    if runs_triton(positions) and kernel_holds(moments, rank, softening):
+        return launch_gaussian_pairs(positions, moments, *arguments, tiles)
+    return gaussian_pairs_chunked(positions, moments.contiguous(), *arguments)
 
 
 @_gaussian_pairs.register_fake
-def _(positions, moments, widths, atom_ptr, rank, softening, group_size):
+def _(positions, moments, widths, atom_ptr, rank, softening, group_size, tiles=None):
     return moments.new_empty((*moments.shape[:3], monomial_count(rank)))
 
 
 def _setup_context(ctx, inputs, output):
-    positions, moments, widths, atom_ptr, ctx.rank, ctx.softening, ctx.group_size = inputs
-    ctx.save_for_backward(positions, moments, widths, atom_ptr)
+    # dispatchers leave out arguments that are their defaults
+    positions, moments, widths, atom_ptr, ctx.rank, ctx.softening, ctx.group_size, *tiles = inputs
+    ctx.n_rest = 5 + len(tiles)
+    ctx.save_for_backward(positions, moments, widths, atom_ptr, tiles[0] if tiles else None)
 
 
 def _backward(ctx, grad):
     # sum_i g_iA (-1)^|B| T_(A+B)(r_i - r_j) c_jB is the same sum with targets and sources exchanged. So
     # the gradient in the moments is this operator applied to g; a derivative in a position shifts monomials.
-    positions, moments, widths, atom_ptr = ctx.saved_tensors
+    positions, moments, widths, atom_ptr, tiles = ctx.saved_tensors
     source_rank = rank_of_count(moments.shape[-1])
     wants_positions = ctx.needs_input_grad[0]
 
     def sums(sources, rank):
         return torch.ops.scfmlip.gaussian_pairs(
-            positions, sources, widths, atom_ptr, rank, ctx.softening, ctx.group_size
+            positions, sources, widths, atom_ptr, rank, ctx.softening, ctx.group_size, tiles
         )
 
     adjoint = sums(grad, source_rank + 1 if wants_positions else source_rank)
@@ -69,7 +72,7 @@ def _backward(ctx, grad):
         field = sums(moments, ctx.rank + 1)
         d_positions = forces(grad, field) + forces(moments, adjoint)
         d_positions = d_positions.to(positions.dtype)
-    return d_positions, d_moments, None, None, None, None, None
+    return d_positions, d_moments, *(None,) * ctx.n_rest
 
 
 def _jvp(args, tangents):
@@ -109,6 +112,7 @@ def gaussian_pairs(
     rank: int,
     softening: float = 0.0,
     group_size: int = 1,
+    tiles: Tensor | None = None,
 ) -> Tensor:
     r"""
     Potential of Gaussian multipoles and its derivatives, summed over all pairs of each system.
@@ -127,6 +131,8 @@ def gaussian_pairs(
         softening: Added to the distance in the denominator. If not 0, derivatives exist up to order 3 in
             total.
         group_size: Atoms ``n * group_size .. (n + 1) * group_size - 1`` do not interact with one another.
+        tiles: ``[n_tiles, 3]`` int32 of `pair_tiles`, on the device of the positions. Without them a GPU's
+            host waits the first time that it sees an ``atom_ptr``.
 
     Returns:
         ``[n_atoms, n_channels, n_widths, n_monomials]`` of the same dtype. Without softening it is
@@ -148,7 +154,14 @@ def gaussian_pairs(
     """
     positions, moments = outside_autocast(positions, moments)
     _check(positions, moments, widths, atom_ptr, rank, softening, group_size)
-    return torch.ops.scfmlip.gaussian_pairs(positions, moments, widths, atom_ptr, rank, softening, group_size)
+    if tiles is not None:
+        check_tensors("gaussian_pairs", positions=positions, tiles=tiles)
+        check_shape("gaussian_pairs", "tiles", tiles, ("n_tiles", 3))
+        if tiles.dtype != torch.int32:
+            raise TypeError(f"gaussian_pairs: tiles must be int32, of pair_tiles, got {tiles.dtype}")
+    return torch.ops.scfmlip.gaussian_pairs(
+        positions, moments, widths, atom_ptr, rank, softening, group_size, tiles
+    )
 
 
 def _check(positions, moments, widths, atom_ptr, rank, softening, group_size) -> None:

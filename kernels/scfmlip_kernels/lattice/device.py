@@ -3,6 +3,8 @@
 # launches do not type-check
 # pyright: reportArgumentType=false
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -127,22 +129,83 @@ def _forces_kernel(
     tl.store(out_ptr + place, total * FACTOR, mask=inside)
 
 
-def launch_forces(own: Tensor, field: Tensor, shifts: Tensor, factor: float) -> Tensor:
-    """``[n_atoms, 3]`` float64: ``factor sum own field`` at the shifted monomials; contiguous arguments."""
-    n_atoms, n_channels, n_own = own.shape
-    out = own.new_empty((n_atoms, 3), dtype=torch.float64)
+def launch_forces(own: Tensor, field: Tensor, shifts: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
+    """``[n_atoms, 3]``: ``factor sum own field`` at the shifted monomials, summed in float64."""
+    n_atoms, n_own = len(own), own.shape[-1]
+    out = own.new_empty((n_atoms, 3), dtype=dtype)
     if n_atoms:
         _forces_kernel[(triton.cdiv(3 * n_atoms, 128),)](
-            own_ptr=own,
-            field_ptr=field,
+            own_ptr=own.contiguous(),
+            field_ptr=field.contiguous(),
             shifts_ptr=shifts,
             out_ptr=out,
             n_results=3 * n_atoms,
-            n_channels=n_channels,
+            n_channels=math.prod(own.shape[1:-1]),
             n_own=n_own,
-            n_field=field.shape[2],
+            n_field=field.shape[-1],
             FACTOR=factor,
             BLOCK=128,
             **compiler_options(4, 1, own),
         )
     return out
+
+
+@triton.jit
+def _along_kernel(
+    x_ptr,  # [n_rows, n_x]
+    directions_ptr,  # [n_atoms, 3]
+    places_ptr,  # [3, n_out] int64 monomial of x that each axis takes, or -1
+    out_ptr,  # [n_rows, n_out]
+    n_results,
+    n_channels,
+    n_x,
+    n_out,
+    stride_directions_atom,
+    stride_directions_axis,
+    FACTOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < n_results
+    row = place // n_out
+    monomial = place % n_out
+    direction = directions_ptr + (row // n_channels) * stride_directions_atom
+    total = tl.zeros((BLOCK,), tl.float64)
+    for axis in range(3):
+        source = tl.load(places_ptr + axis * n_out + monomial, mask=inside, other=-1)
+        valid = source >= 0
+        along = tl.load(direction + axis * stride_directions_axis, mask=inside, other=0.0).to(tl.float64)
+        total += along * tl.load(x_ptr + row * n_x + source, mask=valid, other=0.0).to(tl.float64)
+    tl.store(out_ptr + place, total * FACTOR, mask=inside)
+
+
+def _launch_along(x: Tensor, directions: Tensor, places: Tensor, factor: float) -> Tensor:
+    n_out = places.shape[1]
+    out = x.new_empty((*x.shape[:-1], n_out))
+    if out.numel():
+        _along_kernel[(triton.cdiv(out.numel(), 128),)](
+            x_ptr=x.contiguous(),
+            directions_ptr=directions,
+            places_ptr=places,
+            out_ptr=out,
+            n_results=out.numel(),
+            n_channels=math.prod(x.shape[1:-1]),
+            n_x=x.shape[-1],
+            n_out=n_out,
+            stride_directions_atom=directions.stride(0),
+            stride_directions_axis=directions.stride(1),
+            FACTOR=factor,
+            BLOCK=128,
+            **compiler_options(4, 1, x),
+        )
+    return out
+
+
+def launch_shifted(field: Tensor, directions: Tensor, shifts: Tensor, factor: float) -> Tensor:
+    """``factor sum_axis direction field`` at the shifted monomials, summed in float64."""
+    return _launch_along(field, directions, shifts, factor)
+
+
+def launch_raised(moments: Tensor, directions: Tensor, lowered: Tensor, factor: float) -> Tensor:
+    """``factor sum_axis direction moment`` at the lowered monomials, summed in float64."""
+    return _launch_along(moments, directions, lowered, factor)

@@ -1,8 +1,8 @@
 """
 The lattice field's kernel of one rank, as text: sums of each power of l stay in registers of their own.
 
-One walk over l serves up to three powers. Coefficients of ``+l`` and ``-l`` are joined into four matrices,
-multiplied by l from power to power; cosines and sines of l are made once.
+One walk over l serves all powers of a program. Coefficients of ``+l`` and ``-l`` are joined into four
+matrices, multiplied by l from power to power; cosines and sines of l are made once.
 """
 
 from functools import lru_cache
@@ -25,6 +25,7 @@ def _lattice_field_kernel(
     BLOCK_L: tl.constexpr,
     BLOCK_ATOMS: tl.constexpr,
     PRECISION: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     dtype = p_ptr.dtype.element_ty
     tile = tl.program_id(0).to(tl.int64) * 4 + atom_tiles_ptr
@@ -33,7 +34,9 @@ def _lattice_field_kernel(
     first_row_tile = tl.load(tile + 2)
     last_row_tile = tl.load(tile + 3)
     channel = tl.program_id(1).to(tl.int64)
-    split = tl.program_id(2)
+    part = tl.program_id(2) % PARTS
+    split = tl.program_id(2) // PARTS
+    n_splits = tl.num_programs(2) // PARTS
     atom = first_atom + tl.arange(0, BLOCK_ATOMS)
     inside = atom < last_atom
     u = tl.load(turns_ptr + atom, mask=inside, other=0)
@@ -44,7 +47,7 @@ def _lattice_field_kernel(
 """
 
 _TILE = """
-    for row_tile in range(first_row_tile + split, last_row_tile, tl.num_programs(2)):
+    for row_tile in range(first_row_tile + split, last_row_tile, n_splits):
         entry = row_tiles_ptr + row_tile * 8
         row_first = tl.load(entry)
         h_first = tl.load(entry + 1)
@@ -86,15 +89,15 @@ _POWER = """
 """
 
 
-def _add_walk(text: SourceWriter, powers: range) -> None:
+def _add_walk(text: SourceWriter, powers: range, depth: int) -> None:
     """Sums over l of some powers of it."""
     for c in powers:
         for part in ("re", "im"):
-            text.add(2, f"t_{part}_{c} = tl.zeros((BLOCK_ROWS, BLOCK_ATOMS), dtype)")
-    text.add_block(_LOADS)
+            text.add(depth + 2, f"t_{part}_{c} = tl.zeros((BLOCK_ROWS, BLOCK_ATOMS), dtype)")
+    text.add_block(_LOADS, depth)
     for c in range(powers.stop):
         if c:
-            text.add_block(_POWER)
+            text.add_block(_POWER, depth)
         if c not in powers:
             continue
         # Re and Im of sum_l l^c P(l) e^{i l w}; -l has the sign of its power
@@ -107,47 +110,61 @@ def _add_walk(text: SourceWriter, powers: range) -> None:
         )
         for part, left, right in terms:
             t = f"t_{part}_{c}"
-            text.add(3, f"{t} = tl.dot({left}, l_{right}, {t}, input_precision=PRECISION, out_dtype=dtype)")
-    text.add(2, "row_cos, row_sin = wave(h[:, None] * u[None, :] + k[:, None] * v[None, :], dtype)")
-    text.add(2, "h_real = h.to(dtype)[:, None]")
-    text.add(2, "k_real = k.to(dtype)[:, None]")
+            product = f"tl.dot({left}, l_{right}, {t}, input_precision=PRECISION, out_dtype=dtype)"
+            text.add(depth + 3, f"{t} = {product}")
+    text.add(depth + 2, "row_cos, row_sin = wave(h[:, None] * u[None, :] + k[:, None] * v[None, :], dtype)")
+    text.add(depth + 2, "h_real = h.to(dtype)[:, None]")
+    text.add(depth + 2, "k_real = k.to(dtype)[:, None]")
 
 
-def _add_power(text: SourceWriter, c: int, order: list) -> None:
+def _add_power(text: SourceWriter, c: int, order: list, depth: int) -> None:
     """All monomials with the c-th power of l."""
-    text.add(2, f"x_re = t_re_{c} * row_cos - t_im_{c} * row_sin")
-    text.add(2, f"x_im = t_re_{c} * row_sin + t_im_{c} * row_cos")
+    text.add(depth + 2, f"x_re = t_re_{c} * row_cos - t_im_{c} * row_sin")
+    text.add(depth + 2, f"x_im = t_re_{c} * row_sin + t_im_{c} * row_cos")
     for n, (a, b, power) in enumerate(order):
         if power == c:
             degree = a + b + c
             value = " * ".join([f"x_{'im' if degree % 2 else 're'}", *["h_real"] * a, *["k_real"] * b])
             sign = "-" if degree % 4 in (1, 2) else "+"
-            text.add(2, f"total_{n} {sign}= tl.sum({value}, 0).to(tl.float64)")
+            text.add(depth + 2, f"total_{n} {sign}= tl.sum({value}, 0).to(tl.float64)")
 
 
-def powers_at_once(rank: int) -> int:
-    """Powers of l whose sums fit into the registers."""
-    return 3 if rank < 3 else 2
+def _add_part(text: SourceWriter, powers: range, order: list, depth: int) -> None:
+    """Everything with some powers of l: one walk over the rows."""
+    mine = [n for n, exponents in enumerate(order) if exponents[2] in powers]
+    for n in mine:
+        text.add(depth + 1, f"total_{n} = tl.zeros((BLOCK_ATOMS,), tl.float64)")
+    text.add_block(_TILE, depth)
+    _add_walk(text, powers, depth)
+    for c in powers:
+        _add_power(text, c, order, depth)
+    place = "(split.to(tl.int64) * n_atoms + atom.to(tl.int64)) * tl.num_programs(1) + channel"
+    text.add(depth + 1, f"place = {place}")
+    for n in mine:
+        text.add(depth + 1, f"tl.store(out_ptr + place * {len(order)} + {n}, total_{n}, mask=inside)")
 
 
-def _source(rank: int, most: int) -> str:
+def parts(rank: int) -> tuple[range, ...]:
+    """
+    Powers of l that one program sums. Those of high ranks are shared out: their results fill the registers.
+
+    Of the 20 results of rank 3, 10 have no power of l, and 10 have one to three.
+    """
+    return (range(rank + 1),) if rank < 3 else (range(1), range(1, rank + 1))
+
+
+def _source(rank: int) -> str:
     text, order = SourceWriter(), list(monomials(rank))
     text.add_block(_HEAD)
-    for n in range(len(order)):
-        text.add(1, f"total_{n} = tl.zeros((BLOCK_ATOMS,), tl.float64)")
-    text.add_block(_TILE)
-    for first in range(0, rank + 1, most):
-        powers = range(first, min(first + most, rank + 1))
-        _add_walk(text, powers)
-        for c in powers:
-            _add_power(text, c, order)
-    text.add(1, "place = (split.to(tl.int64) * n_atoms + atom.to(tl.int64)) * tl.num_programs(1) + channel")
-    for n in range(len(order)):
-        text.add(1, f"tl.store(out_ptr + place * {len(order)} + {n}, total_{n}, mask=inside)")
+    several = parts(rank)
+    for number, powers in enumerate(several):
+        if len(several) > 1:
+            text.add(1, f"if part == {number}:")
+        _add_part(text, powers, order, int(len(several) > 1))
     return text.source()
 
 
 @lru_cache(maxsize=64)
 def lattice_field_kernel(rank: int) -> Any:
     """The kernel for derivatives up to a rank."""
-    return kernel_of(_source(rank, powers_at_once(rank)), "lattice_field", (), ("wave", wave))
+    return kernel_of(_source(rank), "lattice_field", (), ("wave", wave))

@@ -1,12 +1,13 @@
 """
 Fields V_A(u) = Re sum_n P(n) (i n)^A exp(2 pi i n.u) at the atoms, |A| <= RANK.
 
-Grid: (blocks of atoms, channels, splits of the rows). One program owns BLOCK_ATOMS atoms of one system
-and walks over its share of that system's rows (h, k). For each row the sums over l are matrix products of the
-coefficients times powers of l with cos and sin of l (points +l and -l are combined), all powers in one walk.
-The results are multiplied by the row's phase and its powers of h and k, and summed in float64. Phases are
-computed where they are used: (BLOCK_ROWS + BLOCK_L) * BLOCK_ATOMS sines for BLOCK_ROWS * 2 BLOCK_L *
-BLOCK_ATOMS pairs. The text of a rank's kernel is made in `generate`.
+Grid: (blocks of atoms, channels, splits of the rows x parts of the results). One program owns BLOCK_ATOMS
+atoms of one system and walks over its share of that system's rows (h, k). For each row the sums over l are
+matrix products of the coefficients times powers of l with cos and sin of l (points +l and -l are combined),
+all powers of the part in one walk, see `generate.parts`. The results are multiplied by the row's phase and
+its powers of h and k, and summed in float64. Phases are made where they are used: (BLOCK_ROWS + BLOCK_L) *
+BLOCK_ATOMS sines for BLOCK_ROWS * 2 BLOCK_L * BLOCK_ATOMS pairs. The text of a rank's kernel is made in
+`generate`.
 
 No atomics: each split writes its own partial sums, which the launcher adds in a fixed order.
 
@@ -18,22 +19,9 @@ from torch import Tensor
 
 from ..lattice.device import to_turns
 from ..lattice.monomials import monomial_count
-from ..lattice.tiles import LatticeLaunch, channel_parts, check_places, lattice_launch, splits_for
+from ..lattice.tiles import channel_parts, check_places, lattice_launch, splits_for
 from ..tuned import compiler_options
-from .generate import lattice_field_kernel
-
-
-def field_warps(rank: int, options: LatticeLaunch, amd: bool | None = None) -> int:
-    """
-    Warps of a program: the sums of high ranks need the registers of more, where threads have 255.
-
-    Args:
-        rank: Of the derivatives.
-        options: Launch parameters.
-        amd: Whether AMD's GPUs are meant, where threads have 512 registers; None for those of this PyTorch.
-    """
-    amd = torch.version.hip is not None if amd is None else amd
-    return options.field_warps * (1 if rank < 3 or amd else 2)
+from .generate import lattice_field_kernel, parts
 
 
 def launch_lattice_field(
@@ -53,18 +41,19 @@ def launch_lattice_field(
     n_atoms, n_channels, n_points = frac.shape[0], coefficients.shape[1], coefficients.shape[0]
     n_monomials = monomial_count(rank)
     check_places("lattice_field", n_atoms, 3)
-    parts = channel_parts(coefficients)
-    if len(parts) > 1:
+    several = channel_parts(coefficients)
+    if len(several) > 1:
         return torch.cat(
-            [launch_lattice_field(frac, part, row_tiles, atom_tiles, rank, dtype) for part in parts], 1
+            [launch_lattice_field(frac, part, row_tiles, atom_tiles, rank, dtype) for part in several], 1
         )
     p = coefficients.permute(1, 2, 0).to(dtype).contiguous()
     options = lattice_launch(p.device, p.dtype)
     n_tiles = atom_tiles.shape[0]
-    n_splits = splits_for(n_tiles * n_channels, row_tiles.shape[0], 1, p)
+    n_parts = len(parts(rank))
+    n_splits = splits_for(n_tiles * n_channels * n_parts, row_tiles.shape[0], 1, p)
     out = frac.new_empty((n_splits, n_atoms, n_channels, n_monomials))  # every atom is in a tile
     if n_tiles and n_channels:
-        lattice_field_kernel(rank)[(n_tiles, n_channels, n_splits)](
+        lattice_field_kernel(rank)[(n_tiles, n_channels, n_splits * n_parts)](
             turns_ptr=to_turns(frac, dtype),
             p_ptr=p,
             row_tiles_ptr=row_tiles,
@@ -76,6 +65,7 @@ def launch_lattice_field(
             BLOCK_L=options.l,
             BLOCK_ATOMS=options.field_atoms,
             PRECISION=options.precision,
-            **compiler_options(field_warps(rank, options), options.num_stages, frac),
+            PARTS=n_parts,
+            **compiler_options(options.field_warps, options.num_stages, frac),
         )
     return (out[0] if n_splits == 1 else torch.sum(out, 0)).to(dtype)

@@ -1,9 +1,9 @@
 """
 Recorded launch parameters, one JSON file per GPU model; read once, never written at run time.
 
-A file maps a kernel family to its parameters by dtype, and "coulomb" to what its sums cost, ns, which
-`scfmlip.electrostatics.choice` goes by. `default.json` is safe everywhere; a file named
-after the GPU (`h200.json`), or `cpu.json`, overrides it.
+A file maps a kernel family to its parameters by dtype. "coulomb" holds what Coulomb sums cost, ns, which
+`scfmlip.electrostatics.choice` goes by, and "charge_solve_costs" what `charge_solve.choice` goes by.
+`default.json` is safe everywhere; a file named after the GPU (`h200.json`), or `cpu.json`, overrides it.
 """
 
 import json

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scfmlip_kernels import charge_solve
-from scfmlip_kernels.charge_solve.kernel import MAX_ATOMS
+from scfmlip_kernels.charge_solve.choice import one_launch_pays
 from scfmlip_kernels.dispatch import runs_triton
 
 from ...electrostatics.kspace import KSpace
@@ -26,14 +26,12 @@ _LARGEST_ARRAY = 1 << 27
 
 
 def solves_small(problem: QuadraticProblem, like: Tensor, dim: int) -> bool:
-    """Whether the kernel can solve this batch: charges only, one constraint per system, small, on a GPU."""
-    counts = problem.plan.atom_ptr.diff()
+    """Whether the kernel solves this batch, and it pays: charges only, one constraint per system, a GPU."""
     return (
         dim == 1
-        and len(counts) > 0
-        and 0 < int(counts.max()) <= MAX_ATOMS
         and (not problem.constrained or problem.groups.whole)
         and runs_triton(like)
+        and one_launch_pays(problem.plan.atom_ptr.diff(), like)
     )
 
 
@@ -80,10 +78,11 @@ class SmallSolver:
         sizes = plan.segments.ptr.diff()
         squares = sizes**2
         total = int((self.counts**2).sum())
-        ends = squares.cumsum(0)
+        first = torch.nn.functional.pad(squares.cumsum(0), (1, 0))
+        self.starts = (plan.segments.ptr, first)
         element = torch.arange(total, device=device)
-        system = torch.searchsorted(ends, element, right=True)
-        local = element - (ends - squares)[system]
+        system = torch.searchsorted(first[1:], element, right=True)
+        local = element - first[system]
         size = sizes[system]
         self.matrices = padded[system, local // size, local % size].to(dtype)
 
@@ -105,6 +104,7 @@ class SmallSolver:
             constrained=problem.constrained,
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
+            starts=self.starts,
         )
         slope = found.slope[:, None] + (source - given)
         return LinearResult(

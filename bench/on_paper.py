@@ -105,7 +105,7 @@ WORK = (
         252,
         2016,
         4.2,
-        "tf32x3; address arithmetic out of the loop",
+        "twice the code that Triton 3.6 makes: find out why",
     ),
     Work(
         "norm_network",
@@ -114,7 +114,7 @@ WORK = (
         1875,
         4900,
         64.0,
-        "tf32x3: FMA from shared memory bound it",
+        "measure tf32x3, and more rows a program",
     ),
     Work("radial_basis", "values", f"{_EDGES}, 8 functions", 469, 469, 2.2, "sines by a recursion"),
     Work("spherical_harmonics", "values, l_max 3", _EDGES, 469, 469, 4.6, "write beside the radial basis"),

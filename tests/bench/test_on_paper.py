@@ -54,7 +54,7 @@ def test_tf32():
 
 @pytest.mark.parametrize(("depth", "most"), [(64, 5e-7), (512, 3e-6)])
 def test_errors_of_products(depth, most):
-    """The default is as good as float32; three products of TF32 lose some of it in long sums, one most."""
+    """The default keeps float32; three products of TF32 lose some of it in long sums; one loses most."""
     ieee, three, one = (errors(depth, p)[0] for p in ("ieee", "tf32x3", "tf32"))
     assert ieee < 1e-6
     assert ieee <= three < most

@@ -147,7 +147,7 @@ def test_which_batches_are_worth_one_launch(dtype):
     def times(sizes, processors=132):
         return solve_times(torch.tensor(sizes), dtype, like.device, processors)
 
-    for sizes in ([1], [100] * 64, [256] * 5000, [3, 250], [1000], [1024] * 8):
+    for sizes in ([1], [100] * 64, [256] * 5000, [257] * 5000, [3, 250], [1000], [1024] * 8):
         assert one_launch_pays(torch.tensor(sizes), like), sizes
     for sizes in ([], [0], [2049], [1024] * 1000, [2048] * 8):
         assert not one_launch_pays(torch.tensor(sizes, dtype=torch.int64), like), sizes

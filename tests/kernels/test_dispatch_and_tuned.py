@@ -27,7 +27,7 @@ FAMILIES = {
     "pairs": {"block", "sources", "num_warps", "num_stages", "high_sources", "high_warps"},
     "charge_solve": {"tile", "num_warps", "large_from", "large_tile", "large_warps", "num_stages"},
     "charge_solve_costs": {
-        *("measured", "always", "elements", "processors", "warps_at_once", "launch", "one_launches"),
+        *("measured", "always", "element_bytes", "processors", "warps_at_once", "launch", "one_launches"),
         *("one_iterations", "tile", "step", "byte", "cube", "many_launches", "iteration_launches"),
         *("many_iterations", "waves_per_atom", "pair"),
     },

@@ -15,6 +15,7 @@ Those of `default.json` come from paper, none is measured:
 
 * launches, and iterations of the two ways, are counted on the simulated GPU (24 atoms, 1e-12); 5 us a launch;
 * a tile waits for one load from memory, 700 ns, and moves as a whole, so that its bytes do not matter;
+* an element of a matrix takes 64 bytes while it is made; half the device's memory may be taken so;
 * 3.35 TB/s for all programs together, and 60 TFLOP/s for the matrices' float64 products (H100);
 * 15 wave vectors for each atom, half of them stored: 0.1 atoms per cubic angstrom, up to 4.5 per angstrom;
 * an atom and a wave take what the instructions of `structure_factor` and `lattice_field` take, twice, because
@@ -27,6 +28,9 @@ from torch import Tensor
 
 from ..tuned import tuned
 from .kernel import MAX_ATOMS, solve_options
+
+# bytes of a device that is not asked
+_MEMORY = 80 << 30
 
 
 def solve_times(
@@ -69,10 +73,11 @@ def one_launch_pays(counts: Tensor, like: Tensor) -> bool:
     c = tuned("charge_solve_costs", like.device, like.dtype)
     if int(counts.max()) <= c["always"]:
         return True
-    if float((counts.double() ** 2).sum()) > c["elements"]:
-        return False
-    processors = c["processors"]
+    processors, memory = c["processors"], _MEMORY
     if like.is_cuda:
-        processors = torch.cuda.get_device_properties(like.device).multi_processor_count
+        properties = torch.cuda.get_device_properties(like.device)
+        processors, memory = properties.multi_processor_count, properties.total_memory
+    if float((counts.double() ** 2).sum()) * c["element_bytes"] > 0.5 * memory:
+        return False
     one, many = solve_times(counts, like.dtype, like.device, processors)
     return one <= many

@@ -5,6 +5,7 @@ import torch
 import torch._dynamo.testing
 from tolerances import assert_close
 
+from kernels.compiling import symbolic_descriptions
 from kernels.problems import DTYPES, PATHS, derivatives, submodule
 from scfmlip_kernels import Block, BlockMap, BlockPath, block_linear, sort_species
 from scfmlip_kernels.block_linear.op import parts_of
@@ -144,6 +145,7 @@ def test_opcheck(generator):
         torch.library.opcheck(torch.ops.scfmlip.block_linear_weights.default, arguments)
 
 
+@symbolic_descriptions
 def test_compiles_once(generator):
     torch.use_deterministic_algorithms(False)
     torch._dynamo.reset()

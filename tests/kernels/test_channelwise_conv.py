@@ -4,6 +4,7 @@ import pytest
 import torch
 from tolerances import assert_close
 
+from kernels.compiling import symbolic_descriptions
 from kernels.convolutions import Problem, assert_right, plain_product, radial_inside, random_product
 from kernels.problems import DTYPES, PATHS, scattered, submodule
 from kernels.test_memory import Largest
@@ -198,6 +199,7 @@ def test_opcheck(path, hidden, generator, device):
         torch.library.opcheck(torch.ops.scfmlip.channelwise_conv_backward.default, arguments)
 
 
+@symbolic_descriptions
 @pytest.mark.parametrize("hidden", [0, 2])
 def test_compiles_once_for_all_graphs(hidden, generator):
     torch.use_deterministic_algorithms(False)
@@ -225,6 +227,7 @@ def test_compiles_once_for_all_graphs(hidden, generator):
     assert len(compilations) == 1
 
 
+@symbolic_descriptions
 def test_compiled_derivatives(generator):
     """Through the whole of the compiler, derivatives included."""
     torch.use_deterministic_algorithms(False)

@@ -7,6 +7,7 @@ import torch
 import torch._dynamo.testing
 from tolerances import assert_close
 
+from kernels.compiling import symbolic_descriptions
 from kernels.problems import DTYPES, PATHS, derivatives, scattered, submodule
 from scfmlip_kernels import SymmetricPolynomial, symmetric_contraction
 from scfmlip_kernels.registry import describe
@@ -230,6 +231,7 @@ def test_opcheck(generator):
             torch.library.opcheck(ops.symmetric_contraction_second.default, arguments, test_utils=checks)
 
 
+@symbolic_descriptions
 def test_compiles_once(generator):
     torch.use_deterministic_algorithms(False)
     p = SymmetricPolynomial.from_dense(dependent_blocks(generator))

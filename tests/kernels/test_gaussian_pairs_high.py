@@ -89,7 +89,10 @@ def test_second_derivatives(source_rank, device, monkeypatch):
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize(("source_rank", "rank"), [(0, 1), (1, 1), (2, 1)])
+@pytest.mark.parametrize(
+    ("source_rank", "rank"),
+    [(0, 1), *(pytest.param(n, 1, marks=pytest.mark.slow) for n in (1, 2))],
+)
 def test_gradgradcheck_of_the_kernels(source_rank, rank, device):
     positions, moments = (x.to(device).requires_grad_() for x in problem([2, 1], source_rank))
 

@@ -40,6 +40,17 @@ def _joined(out: dict[str, Any]) -> torch.Tensor:
     return torch.cat((density, last))
 
 
+def _first_guesses(
+    extrapolation: int | StateExtrapolator | ExtendedLagrangian | None,
+) -> tuple[StateExtrapolator | ExtendedLagrangian | None, SolverMemory]:
+    """What guesses the first state of a solve, and what solves start to hand on."""
+    if isinstance(extrapolation, ExtendedLagrangian):
+        return extrapolation, SolverMemory(fit=None)
+    if extrapolation is None or isinstance(extrapolation, StateExtrapolator):
+        return extrapolation, SolverMemory()
+    return StateExtrapolator(extrapolation), SolverMemory()
+
+
 class Calculator(AseCalculator):
     """
     ASE calculator of a mace-torch model (MACE, ScaleShiftMACE, PolarMACE, MACELES) or of `scfmlip.models`.
@@ -68,8 +79,9 @@ class Calculator(AseCalculator):
         fermi_level: Constant potential: run a model of `scfmlip.models` at this Fermi level of the electrons,
             eV, instead of a given charge; ``info["fermi_level"]`` of the atoms has priority.
         extrapolation: Order of the polynomial extrapolation of the last densities, which gives the first
-            guess of a self-consistent model, or an object that guesses, `scfmlip.scf.ExtendedLagrangian`;
-            None uses nothing of previous steps.
+            guess of a self-consistent model where no combination of them is nearer (`SolverMemory`), or an
+            object that guesses: `scfmlip.scf.ExtendedLagrangian` always gives the first guess itself. None
+            uses nothing of previous steps.
         skin: angstrom by which the neighbour list reaches beyond the cutoff, see
             `scfmlip.neighbours.SkinList`; results are those of a new list.
         cuda_graph: Capture steps on a GPU as CUDA graphs, see `scfmlip.accelerate`.
@@ -140,15 +152,11 @@ class Calculator(AseCalculator):
         self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
         self.ours = is_density_model(loaded)
         self.neighbours = SkinList(skin)
-        extrapolator = None
-        if isinstance(extrapolation, StateExtrapolator | ExtendedLagrangian):
-            extrapolator = extrapolation
-        elif extrapolation is not None:
-            extrapolator = StateExtrapolator(extrapolation)
+        extrapolator, self._empty = _first_guesses(extrapolation)
         self._states: StateExtrapolator | ExtendedLagrangian | None = None
         self._told: dict[str, Any] = {}
         self._last: torch.Tensor | None = None
-        self._memory = SolverMemory()
+        self._memory = self._empty
         # who has asked for it once is given it with the forces, not by another evaluation
         self._always_stress = False
         self.model: Any
@@ -307,7 +315,7 @@ class Calculator(AseCalculator):
         if "numbers" in system_changes:
             self._states.states, self._last = [], None
         if {"numbers", "pbc"} & set(system_changes):
-            self._memory = SolverMemory()
+            self._memory = self._empty
         found, known = self._states.guess() if moved else self._last, {"solver_memory": self._memory}
         if found is None:
             return known
@@ -349,7 +357,7 @@ class Calculator(AseCalculator):
         self._last = None if state["last"] is None else state["last"].to(self.device)
         # of a file from before there was one: the next solve makes it
         memory = state.get("memory")
-        self._memory = SolverMemory() if memory is None else SolverMemory.from_state(memory, self.device)
+        self._memory = self._empty if memory is None else SolverMemory.from_state(memory, self.device)
         self._always_stress = state["always_stress"]
         if state["neighbours"] is not None:
             positions, cell = (part.numpy() for part in state["neighbours"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -36,6 +37,7 @@ from .solvers.preconditioners import (
     make_factor,
     make_preconditioner,
 )
+from .solvers.source_fit import FittedStart
 from .splitting import Interaction as InteractionName
 
 Method = Literal["auto", "cg", "dense"]
@@ -44,6 +46,8 @@ PreconditionerName = Literal["auto", "none", "jacobi", "fsai"]
 DENSE_UP_TO = 500
 # directions that a solve hands on
 _KEPT = 24
+# V/e, of an atom: what a charge counts for beside a potential where sources are compared
+_STIFF = 10.0
 
 
 Solver = Callable[[Tensor, Tensor, Tensor | None], LinearResult]
@@ -112,24 +116,29 @@ class _Iteration:
         memory: SolverMemory | None,
     ) -> None:
         self.problem, self.options, self.apply, self.hardness = problem, options, apply, hardness
+        self.interaction, self.geometry = interaction, (positions, cell, widths)
         self.memory, self.dtype = memory, positions.dtype
         self.batch = problem.segments.repeated(hardness.shape[1])
+        self._afresh = False
+        self._precondition(memory)
+
+    def _precondition(self, memory: SolverMemory | None) -> None:
+        """Precondition afresh, or with what earlier solves have found as well."""
+        problem, hardness, (positions, cell, widths) = self.problem, self.hardness, self.geometry
         self.together = self.inverse = factor = None
-        name = options.preconditioner
+        name = self.options.preconditioner
         if memory is not None and name in ("auto", "fsai"):
             factor = memory.sparse_factor(len(positions), positions.device)
         if factor is None:
             factor = make_factor(name, problem, positions, cell, hardness, widths)
         self.factor = factor
         self.precondition = make_preconditioner(name, problem, hardness, widths, factor)
-        if problem.segments.shared and problem.groups.whole:
-            self.together = OneMessage(problem, interaction, hardness, self.precondition, self.dtype)
-        elif memory is not None and not problem.segments.shared:
-            self._remember(memory)
-
-    def _remember(self, memory: SolverMemory) -> None:
-        """Precondition with what earlier solves have found as well, if that is anything."""
-        self.inverse = memory.conjugate(self.batch)
+        if problem.segments.shared:
+            if problem.groups.whole:
+                given = (problem, self.interaction, hardness, self.precondition, self.dtype)
+                self.together = OneMessage(*given)
+            return
+        self.inverse = None if memory is None else memory.conjugate(self.batch)
         if self.inverse is None:
             return
         plain, shape = self.precondition, self.hardness.shape
@@ -154,6 +163,12 @@ class _Iteration:
     def __call__(self, source: Tensor, totals: Tensor, initial: Tensor | None) -> LinearResult:
         options = self.options
         result = self._iterate(source, totals, initial, options.tolerance, options.max_iterations)
+        handed_on = self.memory is not None and self.memory.symmetric and not self._afresh
+        if handed_on and bool((result.status != Status.CONVERGED).any()):
+            # what was remembered may be what misled it
+            self._afresh = True
+            self._precondition(None)
+            result = self._iterate(source, totals, initial, options.tolerance, options.max_iterations)
         if not self._soft():
             return result
         # if the hardness is not positive, a generic direction tells whether this is a minimum
@@ -208,6 +223,7 @@ class _Equilibration(Equations):
         self.problem, self.options, self.initial, self.name = problem, options, initial, name
         self.solver, self.memory = solver, memory
         self.result: LinearResult | None = None
+        self.start: FittedStart | None = None
 
     def solve(self, parameters: Sequence[Tensor]) -> Tensor:
         source, totals, *matrix = parameters
@@ -215,12 +231,28 @@ class _Equilibration(Equations):
             positions, cell, hardness, widths = matrix
             fixed = (positions, cell, hardness, widths, self.memory)
             self.solver = _make_solver(self.problem, self.options, *fixed)
-        self.result = self.solver(source.double(), totals.double(), self.initial)
+        right = source.double(), totals.double()
+        self.start = self._fitted(*right)
+        self.result = self.solver(*right, self.initial if self.start is None else self.start.rows)
         self._report(self.result)
         x = self.result.state.flatten()
         if self.problem.constrained:
             x = torch.cat((x, self.result.multiplier.to(x.dtype)))
         return x.to(source.dtype)
+
+    def _fitted(self, source: Tensor, totals: Tensor) -> FittedStart | None:
+        """Where to start after earlier solves; None for solvers that need no start, or if nobody asked."""
+        fit = None if self.memory is None else self.memory.fit
+        if fit is None or not isinstance(self.solver, _Iteration):
+            return None
+        problem, groups = self.problem, self.problem.groups.segments
+        given = source
+        if problem.constrained:
+            # the charge of an atom's share, as a potential
+            each = groups.expand(totals / groups.counts.clamp(min=1))
+            given = torch.cat((source, _STIFF * each[:, None]), 1)
+        initial = torch.zeros_like(source) if self.initial is None else self.initial.double()
+        return fit.start(given, initial, None, problem.segments)
 
     def adjoint(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         source, totals, *matrix = parameters
@@ -249,7 +281,10 @@ class _Equilibration(Equations):
         """For the next solve, after `solve`; None if nobody asked."""
         if self.memory is None or self.result is None or not isinstance(self.solver, _Iteration):
             return self.memory
-        return self.solver.remembered(self.memory, self.result)
+        memory = self.solver.remembered(self.memory, self.result)
+        if memory.fit is None or self.start is None:
+            return memory
+        return replace(memory, fit=memory.fit.after(self.start, self.result.state.double()))
 
     def _report(self, result: LinearResult) -> None:
         """Raise or warn about systems that did not converge."""
@@ -349,8 +384,9 @@ def charge_equilibration(
         on_failure: What to do if a system does not converge. The other systems are right in any case;
             ``status`` says which ones.
         memory: For "cg", of the last solve of nearly the same equations, or an empty `SolverMemory`: what was
-            found there preconditions this solve, and ``solution.memory`` is for the next one. Other methods
-            hand it on as it is. Of processes that share a system each keeps its sparse factor.
+            found there preconditions this solve and gives its start where that is nearer than ``initial``,
+            and ``solution.memory`` is for the next one. Other methods hand it on as it is. Of processes that
+            share a system each keeps its sparse factor and its rows of earlier solutions.
 
     Returns:
         The solution.

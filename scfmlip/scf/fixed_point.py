@@ -42,6 +42,7 @@ from .solvers.anderson import anderson
 from .solvers.gmres import KrylovInverse, RootResult, gmres
 from .solvers.memory import SolverMemory
 from .solvers.newton import bracket_potential, newton
+from .solvers.source_fit import FittedStart
 from .totals import GivenTotals
 
 SolverName = Literal["auto", "anderson", "newton"]
@@ -134,6 +135,7 @@ def fixed_point(
     history: int = 8,
     approximation: Update | None = None,
     memory: SolverMemory | None = None,
+    source: Tensor | None = None,
     on_failure: Literal["raise", "warn", "ignore"] = "raise",
 ) -> FixedPointSolution:
     """
@@ -173,6 +175,9 @@ def fixed_point(
             method, which is then used.
         memory: Of the last solve of nearly the same equations, or an empty `SolverMemory`: GMRES is
             preconditioned by what was found there, and ``solution.memory`` is for the next solve.
+        source: ``[n_rows, ...]`` numbers that the solution follows, such as the map at zero potential. With
+            ``memory``, the solve starts from the combination of earlier solutions whose sources combine to
+            this one, where that is nearer than ``state``.
         on_failure: What to do if a system does not converge. The other systems are right in any case.
 
     Returns:
@@ -214,6 +219,7 @@ def fixed_point(
         history,
         approximation,
         memory,
+        _read_source(source, problem),
     )
     options = RootOptions(
         "fixed point",
@@ -242,6 +248,26 @@ def fixed_point(
         search.affine,
         search.memory,
     )
+
+
+def _read_source(source: Tensor | None, problem: FixedPointProblem) -> Tensor | None:
+    """``[n_rows, n]`` float64: the source, and what is given to the system of each row."""
+    if source is None:
+        return None
+    rows = problem.rows
+    if not torch.is_tensor(source) or not source.is_floating_point():
+        raise TypeError(f"source must be a tensor of floating-point numbers, got {source!r}")
+    if source.ndim == 0 or len(source) != rows.n_rows or source.device != problem.like.device:
+        raise ValueError(
+            f"source must have shape [{rows.n_rows}, ...] on {problem.like.device}, got {list(source.shape)} "
+            f"on {source.device}"
+        )
+    parts = [source.detach().flatten(1) if source.ndim > 1 else source.detach()[:, None]]
+    for given in problem.given:
+        parts.append(rows.expand(given.detach().view(rows.n_segments, -1)))
+    if problem.totals is not None:
+        parts[1] = parts[1] / rows.expand(rows.counts.clamp(min=1))[:, None]
+    return torch.cat([part.double() for part in parts], 1)
 
 
 def _check_method(solver: str, mixing: float, constrained: bool) -> None:
@@ -284,6 +310,7 @@ class FixedPointSearch:
         solver: "auto", "anderson" or "newton".
         tolerance: As in `fixed_point`, but not below the accuracy of the dtype.
         max_iterations, mixing, history, approximation, memory: As in `fixed_point`.
+        source: ``[n_rows, n]`` float64, on which the solution depends.
 
     Attributes:
         result: The root and how it was found, after `run`.
@@ -304,10 +331,11 @@ class FixedPointSearch:
         history: int,
         approximation: Update | None,
         memory: SolverMemory | None = None,
+        source: Tensor | None = None,
     ) -> None:
         self.problem, self.solver, self.tolerance = problem, solver, tolerance
         self.max_iterations, self.mixing, self.history = max_iterations, mixing, history
-        self.approximation, self.memory = approximation, memory
+        self.approximation, self.memory, self.source = approximation, memory, source
         self.affine, self.evaluations = False, 0
 
     def run(self, arguments: Sequence[Tensor]) -> RootResult:
@@ -318,7 +346,10 @@ class FixedPointSearch:
             arguments: Arguments of `FixedPointProblem.residual`, detached from any graph.
         """
         self.arguments, self.affine = arguments, False
+        fitted = self._fitted()
         start = self.problem.first
+        if fitted is not None and fitted.combined is not None:
+            start = self._feasible(torch.cat((fitted.rows.flatten(), fitted.levels.flatten())))
         value = self._function(start)
         self._set_criterion(start, value)
         known = None
@@ -332,8 +363,26 @@ class FixedPointSearch:
         if self.memory is not None:
             size = math.prod(self.problem.like.shape[1:])
             self.memory = self.memory.after(result, known, self.affine, size)
+            if fitted is not None and self.memory.fit is not None:
+                fit = self.memory.fit.after(fitted, *self._parts(result.x))
+                self.memory = replace(self.memory, fit=fit)
         self.result = result
         return result
+
+    def _fitted(self) -> FittedStart | None:
+        """Where to start after earlier solves; None if nothing is kept of them."""
+        fit = None if self.memory is None else self.memory.fit
+        if fit is None or self.source is None:
+            return None
+        return fit.start(self.source, *self._parts(self.problem.first), self.problem.rows)
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Unknowns as ``[n_rows, n]`` and ``[n_systems, n]``."""
+        problem = self.problem
+        rows, levels = x.split((problem.n_charges, len(x) - problem.n_charges))
+        n_levels = 0 if problem.groups is None else len(problem.groups.columns)
+        rows = rows.view(problem.rows.n_rows, math.prod(problem.like.shape[1:]))
+        return rows, levels.view(problem.rows.n_segments, n_levels)
 
     def _search(self, start: Tensor, value: Tensor, inverse: KrylovInverse | None) -> RootResult:
         """The root, from a start where the residual is ``value``, with an approximate inverse or without."""

@@ -2,7 +2,7 @@
 What stays with atoms while they move from rank to rank: what solves start from.
 
 The last densities are kept in a ``fix property/atom`` of LAMMPS, whose values go where their atoms go. Rows
-of the approximate inverse that solves hand on are sent after them.
+of what solves hand on are sent after them.
 """
 
 from __future__ import annotations
@@ -79,15 +79,12 @@ class AtomStates:
             device: Of tensors.
         """
         before, self._ids = self._ids, ids.copy()
-        if not (self.keeps and (self._memory.spaces or self._memory.symmetric)):
+        if not (self.keeps and self._memory.holds_rows):
             return
         changed = torch.tensor([float(not np.array_equal(before, ids))])
         if not bool(communicator.all_reduce(changed, "max")):
             return
-        if self._memory.symmetric:  # a preconditioner of own neighbours, which are others now
-            self._memory = SolverMemory()
-        else:
-            self._memory = _moved(self._memory, before, ids, communicator, device)
+        self._memory = _moved(self._memory, before, ids, communicator, device)
 
     def guess(self, n_owned: int, like: Tensor) -> Tensor | None:
         """``[n_owned, dim]`` rows ``[q, d_y, d_z, d_x]``; None before the first step."""

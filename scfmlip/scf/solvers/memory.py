@@ -1,10 +1,10 @@
-"""What a solve hands on to the next one of nearly the same equations: an approximate inverse."""
+"""What a solve hands on to the next one of nearly the same equations: an approximate inverse, and a start."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,21 +14,26 @@ from ...segments import Segments
 from .conjugate_inverse import ConjugateInverse
 from .gmres import KrylovInverse, RootResult
 from .preconditioners import SparseFactor
+from .source_fit import SourceFit
 
 # Krylov spaces that are multiplied at first, and as atoms move on: each is applied in every iteration
-_FIRST, _SPACES = 2, 4
+_FIRST, _SPACES = 2, 6
+# and numbers in them from which four are enough, as applying more costs what they spare
+_LARGE, _FEWER = 200_000, 4
 
 
 @dataclass(frozen=True)
 class SolverMemory:
     """
-    The approximate inverse that `fixed_point` or `charge_equilibration` found along earlier solves.
+    What `fixed_point` or `charge_equilibration` found in earlier solves: an approximate inverse, and starts.
 
     Solves along a trajectory have nearly the same matrix. An inverse from the Krylov space of one solve
     preconditions the next ones; what the second still had to find is multiplied to it, and what others find
-    when it helps less than it did, up to four spaces. Then it is dropped, so that the next solve makes a new
-    one, and when the equations have another size.
-    Where a solve ends does not depend on it, to the tolerance.
+    when it helps less than it did, up to six spaces (four in large systems). Then it is dropped, so that the
+    next solve makes a new one, and when the equations have another size.
+    The last eight solutions are kept too. Where a solve's source is nearly a combination of theirs, it starts
+    from the same combination of them instead of the first guess that it is given, see `SourceFit`.
+    Where a solve ends does not depend on any of it, to the tolerance.
 
     An empty one, ``SolverMemory()``, asks for the first. `state_dict` and `from_state` are for restarts.
 
@@ -42,6 +47,7 @@ class SolverMemory:
         symmetric: Whether the spaces are those of conjugate gradients.
         factor: Parts of a `SparseFactor`, the preconditioner of conjugate gradients; it may be kept while
             atoms move.
+        fit: The last solutions; None leaves every solve the first guess that it is given.
 
     Example:
         >>> import torch, scfmlip
@@ -64,6 +70,7 @@ class SolverMemory:
     size: int = 0
     symmetric: bool = False
     factor: tuple[Tensor, ...] = ()
+    fit: SourceFit | None = field(default_factory=SourceFit)
 
     def inverse(self, batch: Segments) -> KrylovInverse | None:
         """The inverse for equations of these systems; None if there is none of this size."""
@@ -108,10 +115,10 @@ class SolverMemory:
         found, count = result.inverse, result.evaluations
         if found is None or found is used:
             # nothing was left to do
-            return SolverMemory() if used is None else self
+            return self.emptied() if used is None else self
         whole = _factors(found)
         if used is None:
-            return SolverMemory(whole, affine, count, count, size)
+            return SolverMemory(whole, affine, count, count, size, fit=self.fit)
         return self._renewed(whole if found.first is used else self.spaces, count)
 
     def after_conjugate(
@@ -145,16 +152,26 @@ class SolverMemory:
             whole = (*earlier, (*found, batch.dot(*pairs).movedim(-1, 0)))
         if goes_on:
             return self._renewed(whole, count)
-        return SolverMemory(whole, False, count, count, 0, True, parts)
+        return SolverMemory(whole, False, count, count, 0, True, parts, self.fit)
 
     def _renewed(self, whole: tuple[tuple[Tensor, ...], ...], count: int) -> SolverMemory:
         """With the spaces there are now, or as before, or empty, by how much they helped."""
         stale = count > self.fewest
-        full = len(self.spaces) >= _SPACES or len(whole) == len(self.spaces)
+        most = _SPACES if sum(space[0].numel() for space in whole) < _LARGE else _FEWER
+        full = len(self.spaces) >= most or len(whole) == len(self.spaces)
         if count > self.fresh or (full and count > self.fewest + max(1, self.fewest // 4)):
-            return SolverMemory()
-        grows = len(self.spaces) < (_SPACES if stale else _FIRST)
+            return self.emptied()
+        grows = len(self.spaces) < (most if stale else _FIRST)
         return replace(self, spaces=whole if grows else self.spaces, fewest=min(self.fewest, count))
+
+    def emptied(self) -> SolverMemory:
+        """The same without an approximate inverse."""
+        return SolverMemory(fit=self.fit)
+
+    @property
+    def holds_rows(self) -> bool:
+        """Whether it holds numbers of rows, which go where rows go."""
+        return bool(self.spaces or self.factor or (self.fit is not None and len(self.fit.sources)))
 
     def moved(self, n_rows: int, move: Callable[[Tensor], Tensor]) -> SolverMemory:
         """
@@ -175,8 +192,10 @@ class SolverMemory:
             >>> int(scfmlip.fixed_point(lambda s: 1 + scale[order] * s, first, memory=known).iterations)
             1
         """
+        fit = None if self.fit is None else self.fit.moved(move)
         if self.symmetric or not self.spaces:
-            return SolverMemory()
+            # a preconditioner is of neighbours, which are others now
+            return SolverMemory(fit=fit)
         kept = n_rows * self.size
         rows = [
             basis[:, :kept].unflatten(1, (n_rows, self.size)).transpose(0, 1) for basis, *_ in self.spaces
@@ -186,7 +205,7 @@ class SolverMemory:
         spaces = []
         for (basis, *others), part in zip(self.spaces, there.split(counts, 1), strict=True):
             spaces.append((torch.cat((part.transpose(0, 1).flatten(1), basis[:, kept:]), 1), *others))
-        return replace(self, spaces=tuple(spaces))
+        return replace(self, spaces=tuple(spaces), fit=fit)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors on the CPU, from which `from_state` makes the same again."""
@@ -199,6 +218,7 @@ class SolverMemory:
             "size": self.size,
             "symmetric": self.symmetric,
             "factor": [part.cpu() for part in self.factor],
+            "fit": None if self.fit is None else self.fit.state_dict(),
         }
 
     @classmethod
@@ -207,10 +227,13 @@ class SolverMemory:
         symmetric = bool(state.get("symmetric", False))
         if any(len(space) != (3 if symmetric else 4) for space in state["spaces"]):
             return cls()  # a restart file of an earlier version
+        fit: SourceFit | None = SourceFit()
+        if "fit" in state:
+            fit = None if state["fit"] is None else SourceFit.from_state(state["fit"], device)
         spaces = tuple(tuple(part.to(device) for part in space) for space in state["spaces"])
         numbers = (int(state["fresh"]), int(state["fewest"]), int(state.get("size", 0)))
         factor = tuple(part.to(device) for part in state.get("factor", ()))
-        return cls(spaces, bool(state["affine"]), *numbers, symmetric, factor)
+        return cls(spaces, bool(state["affine"]), *numbers, symmetric, factor, fit)
 
 
 def _factors(inverse: KrylovInverse | None) -> tuple[tuple[Tensor, ...], ...]:

@@ -109,6 +109,7 @@ class FixedPoint(ChargeRule):
             max_iterations=self.config.max_iterations,
             approximation=partial(step.update, linear=True) if self.response.many_body is not None else None,
             memory=system.reference_memory,
+            source=start,
         )
         extra: dict[str, Any] = {
             "scf_iterations": solution.iterations,

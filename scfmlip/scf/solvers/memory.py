@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ...segments import Segments
 from .conjugate_inverse import ConjugateInverse
 from .gmres import KrylovInverse, RootResult
 from .preconditioners import SparseFactor
-from .source_fit import SourceFit
+from .source_fit import EMPTY, SourceFit
 
 # Krylov spaces that are multiplied at first, and as atoms move on: each is applied in every iteration
 _FIRST, _SPACES = 2, 6
@@ -70,7 +70,7 @@ class SolverMemory:
     size: int = 0
     symmetric: bool = False
     factor: tuple[Tensor, ...] = ()
-    fit: SourceFit | None = field(default_factory=SourceFit)
+    fit: SourceFit | None = EMPTY
 
     def inverse(self, batch: Segments) -> KrylovInverse | None:
         """The inverse for equations of these systems; None if there is none of this size."""
@@ -227,7 +227,7 @@ class SolverMemory:
         symmetric = bool(state.get("symmetric", False))
         if any(len(space) != (3 if symmetric else 4) for space in state["spaces"]):
             return cls()  # a restart file of an earlier version
-        fit: SourceFit | None = SourceFit()
+        fit: SourceFit | None = EMPTY
         if "fit" in state:
             fit = None if state["fit"] is None else SourceFit.from_state(state["fit"], device)
         spaces = tuple(tuple(part.to(device) for part in space) for space in state["spaces"])

@@ -33,7 +33,7 @@ def _nothing(*shape: int) -> Tensor:
     return torch.zeros(shape, dtype=torch.float64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SourceFit:
     """
     The last solves: what they were of, and what they found.
@@ -88,7 +88,7 @@ class SourceFit:
             and self.sources.device == source.device
         )
         if not batch.shared and (n_kept < _FEWEST or not fits):
-            return given if fits else replace(given, history=SourceFit())
+            return given if fits else replace(given, history=EMPTY)
         last = self.sources[-1] if fits else source
         changes = [(part if fits else source) - last for part in (*self.sources[:-1], source)]
         vectors = torch.stack(changes, 1)
@@ -98,7 +98,7 @@ class SourceFit:
             flag = source.new_full((1,), float(not fits))
             squares, errors, unfit = batch.combine_all(squares, errors, flag)
             if bool(unfit > 0) or n_kept < _FEWEST:
-                return replace(given, history=SourceFit()) if bool(unfit > 0) else given
+                return replace(given, history=EMPTY) if bool(unfit > 0) else given
         weights, explained = _least_squares(squares)
         chosen = explained & (errors[:, 0] <= errors[:, 1])
         combined = torch.einsum("nk,knc->nc", batch.expand(weights), self.rows)
@@ -156,10 +156,16 @@ class SourceFit:
     @classmethod
     def from_state(cls, state: Mapping[str, Any], device: torch.device | str = "cpu") -> SourceFit:
         """What `state_dict` was called of, on a device."""
-        return cls(**{name: part.to(device) for name, part in state.items()})
+        return (
+            cls(**{name: part.to(device) for name, part in state.items()}) if len(state["sources"]) else EMPTY
+        )
 
 
-@dataclass(frozen=True)
+# of no solves
+EMPTY = SourceFit()
+
+
+@dataclass(frozen=True, eq=False)
 class FittedStart:
     """
     Where a solve starts, and what of it is wanted afterwards.

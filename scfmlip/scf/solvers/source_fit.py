@@ -156,9 +156,9 @@ class SourceFit:
     @classmethod
     def from_state(cls, state: Mapping[str, Any], device: torch.device | str = "cpu") -> SourceFit:
         """What `state_dict` was called of, on a device."""
-        return (
-            cls(**{name: part.to(device) for name, part in state.items()}) if len(state["sources"]) else EMPTY
-        )
+        if not len(state["sources"]):
+            return EMPTY
+        return cls(**{name: part.to(device) for name, part in state.items()})
 
 
 # of no solves

@@ -232,6 +232,51 @@ def check_widths(ranks, pbc, **options):
         torch.testing.assert_close(a, b[mine], rtol=1e-9, atol=1e-9)
 
 
+def check_memory(ranks):
+    """
+    Starts from earlier solves, of which each rank keeps its rows.
+
+    All of them forget where the rows of one have changed.
+    """
+    torch.manual_seed(3)
+    cell, base = 7.5 * torch.eye(3).double(), 7.5 * torch.rand(13, 3).double()
+    modes, weights = 0.1 * torch.randn(2, 13, 3).double(), torch.randn(3).double()
+    coulomb = scfmlip.Coulomb(l_max=0, sigma=1.1)
+    counts, memory, plain = [], scfmlip.scf.SolverMemory(), scfmlip.scf.SolverMemory(fit=None)
+    for step in range(12):
+        angles = torch.tensor([0.2, 0.35]).double() * step
+        places = base + torch.einsum("m,mnc->nc", angles.sin(), modes)
+        chi, hardness = torch.sin(places @ weights), torch.ones(13).double()
+
+        def solve(which, segments, **options):
+            geometry = coulomb.prepare(places[which], cell, None, segments)  # noqa: B023
+            return scfmlip.charge_equilibration(
+                geometry,
+                chi[which],  # noqa: B023
+                hardness[which],  # noqa: B023
+                0.3,
+                method="cg",
+                tolerance=1e-8,
+                **options,
+            )
+
+        where = owners(13, ranks, True)
+        if step == 10 and ranks.size > 1:
+            where[where == 0] = ranks.size - 1  # nobody said so
+        mine = torch.nonzero(where == ranks.rank).flatten()
+        segments = shared_segments(len(mine), ranks, mine.device)
+        ours, theirs = (solve(mine, segments, memory=known) for known in (memory, plain))
+        memory, plain = ours.memory, theirs.memory
+        want = solve(torch.arange(13), None, memory=None)
+        torch.testing.assert_close(ours.charges, want.charges[mine], rtol=1e-6, atol=1e-6)
+        counts.append((int(ours.iterations), int(theirs.iterations)))
+        kept = torch.tensor([len(memory.fit.sources)])
+        assert torch.equal(ranks.all_reduce(kept, "max"), -ranks.all_reduce(-kept, "max"))
+    mean = torch.tensor(counts[5:10]).double().mean(0)
+    assert mean[0] < mean[1] - 1, counts
+    assert int(kept) == (1 if ranks.size > 1 else 8), kept
+
+
 def check_ids(ranks):
     """Ids that are nobody's or belong to two atoms are refused on every rank."""
     for owned, wanted in (([5], []), ([ranks.rank], [999])):
@@ -254,6 +299,7 @@ if __name__ == "__main__":
         check_gradients(found, empty=True)
         check_coulomb(found, "mesh", [True, True, False], sigma=(0.5, 1.6), smooth=1.1, feature_widths=(1.7,))
         check_widths(found, [True, True, True], interaction="split")
+        check_memory(found)
         for method in ("direct", "mesh"):
             for periodic in ([True, True, True], [True, True, False]):
                 check_coulomb(found, method, periodic)

@@ -256,8 +256,7 @@ def check_memory(ranks):
                 hardness[which],  # noqa: B023
                 0.3,
                 method="cg",
-                tolerance=1e-8,
-                **options,
+                **{"tolerance": 1e-5, **options},
             )
 
         where = owners(13, ranks, True)
@@ -267,13 +266,13 @@ def check_memory(ranks):
         segments = shared_segments(len(mine), ranks, mine.device)
         ours, theirs = (solve(mine, segments, memory=known) for known in (memory, plain))
         memory, plain = ours.memory, theirs.memory
-        want = solve(torch.arange(13), None, memory=None)
-        torch.testing.assert_close(ours.charges, want.charges[mine], rtol=1e-6, atol=1e-6)
+        want = solve(torch.arange(13), None, tolerance=1e-10)
+        torch.testing.assert_close(ours.charges, want.charges[mine], rtol=0, atol=1e-5)
         counts.append((int(ours.iterations), int(theirs.iterations)))
         kept = torch.tensor([len(memory.fit.sources)])
         assert torch.equal(ranks.all_reduce(kept, "max"), -ranks.all_reduce(-kept, "max"))
     mean = torch.tensor(counts[5:10]).double().mean(0)
-    assert mean[0] < mean[1] - 1, counts
+    assert mean[0] <= mean[1] - 2, counts
     assert int(kept) == (1 if ranks.size > 1 else 8), kept
 
 

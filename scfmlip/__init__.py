@@ -24,6 +24,7 @@ if TYPE_CHECKING or not _is_command:
     from .electrostatics import Coulomb, GaussianMultipoles, Geometry
     from .mace_torch import accelerate, is_accelerated, restore
     from .scf import ChargeSolution, ConvergenceError, FixedPointSolution, charge_equilibration, fixed_point
+    from .waiting import late_checks
 
 __all__ = [
     "ChargeSolution",
@@ -37,6 +38,7 @@ __all__ = [
     "charge_equilibration",
     "fixed_point",
     "is_accelerated",
+    "late_checks",
     "restore",
 ]
 
@@ -51,6 +53,7 @@ _ROOMS = {
         "charge_equilibration",
         "fixed_point",
     ),
+    "waiting": ("late_checks",),
 }
 
 

@@ -37,6 +37,8 @@ class Pending:
         self._conditions: list[Tensor] = []
         self._acts: list[Callable[[], None]] = []
         self.open = True
+        # whether more than one step is waited for, see `late_checks`
+        self.late = False
 
     def add(self, condition: Tensor, act: Callable[[], None]) -> None:
         """Add a condition, one bool, and what to do if it holds."""
@@ -98,6 +100,43 @@ def together(pending: Pending | None = None) -> Iterator[Pending]:
         mine.open = pending is not None
     if pending is None:
         mine.look()
+
+
+@contextlib.contextmanager
+def late_checks() -> Iterator[None]:
+    """
+    Inside, steps on a GPU make the host wait for nothing that only matters if it fails.
+
+    What a step checks is looked at when this ends, in one wait for all steps: NaN, charges that contradict
+    each other, solves that have not converged, and whether the plans of Coulomb operators still held, which
+    are taken to be those of the step before. Errors are those of the steps, but late; results inside are not
+    to be used before this has ended without one. Each step leaves some bools and the tensors that an error
+    would name, so end it every hundred steps or so. The first step of a batch, solvers that look whether they
+    have converged, and tensors on the CPU are as outside.
+
+    Raises:
+        RuntimeError: when it ends, if cells, periodicity, systems or the extents of slabs and isolated
+            systems were others than in the step before; and the errors of steps.
+
+    Example:
+        >>> import torch, scfmlip
+        >>> geometry = scfmlip.Coulomb(l_max=0).prepare(torch.zeros(1, 3), 9 * torch.eye(3))
+        >>> with scfmlip.late_checks():
+        ...     for step in range(3):
+        ...         energy = geometry.energy(torch.tensor([[0.1 * step]]))
+    """
+    with together() as pending:
+        before, pending.late = pending.late, True
+        try:
+            yield
+        finally:
+            pending.late = before
+
+
+def late(device: torch.device) -> Pending | None:
+    """What collects the conditions of several steps on a GPU, see `late_checks`; None elsewhere."""
+    pending = _OPEN.get()
+    return pending if pending is not None and pending.late and device.type == "cuda" else None
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from torch import Tensor
 from scfmlip_kernels.dispatch import needs_kernel_tables
 
 from ..segments import Segments
-from ..waiting import read
+from ..waiting import late, read
 from .coulomb import Coulomb
 from .plan import CoulombPlan
 from .slab import extents_of, slab_extents, slab_steps
@@ -204,10 +204,11 @@ class KeptPlans:
         if alone or torch._C._are_functorch_transforms_active():
             return Plans(positions, cell, pbc, segments, None, {}), read(*questions)
         last, plans, facts, batch = self._last, [], {}, None
-        if _FROZEN.get() and last is not None:
-            return Plans(
-                positions, last[0].cell, last[0].pbc, last[0].segments, last[1], last[2]
-            ), self._answers
+        if last is not None and (
+            _FROZEN.get() or self._looks_late(positions, cell, pbc, segments, questions)
+        ):
+            known = last[0].cell, last[0].pbc, last[0].segments, last[1], last[2]
+            return Plans(positions, *known), self._answers
         if last is None or last[0].kind != _kind(positions, cell, pbc, segments):
             answers = read(*questions)
         else:
@@ -224,6 +225,29 @@ class KeptPlans:
         batch = _Batch.of(positions, cell, pbc, segments) if batch is None else batch
         self._last, self._answers = (batch, plans, facts), answers
         return Plans(positions, batch.cell, batch.pbc, batch.segments, plans, facts), answers
+
+    def _looks_late(
+        self, positions: Tensor, cell: Tensor, pbc: Tensor, segments: Segments, questions: Sequence[Tensor]
+    ) -> bool:
+        """Whether plans and answers are taken to be the last ones, which is looked at later."""
+        pending, last = late(positions.device), self._last
+        if pending is None or last is None or last[0].kind != _kind(positions, cell, pbc, segments):
+            return False
+        if len(questions) != len(self._answers):
+            return False
+        asked = [_holds(plan, positions, cell) for _, plan in last[1]]
+        flags = [*last[0].same(cell, pbc, segments), *(flag for flag in asked if flag is not None)]
+        flags += [q if answer else ~q for q, answer in zip(questions, self._answers, strict=True)]
+        pending.add(~torch.stack(flags).all(), _changed)
+        return True
+
+
+def _changed() -> None:
+    raise RuntimeError(
+        "inside scfmlip.late_checks(), cells, periodicity, systems, an external field, or the extent of a "
+        "slab or an isolated system changed from one step to the next, or positions are NaN: results since "
+        "then are wrong. Call the model once outside after such a change, or leave late_checks out"
+    )
 
 
 def _holds(plan: CoulombPlan, positions: Tensor, cell: Tensor) -> Tensor | None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..electrostatics.kept import frozen
-from ..waiting import Pending, together
+from ..waiting import Pending, late, together
 
 # edges of a bucket are a multiple of this, and so much more than there are, and graphs may have so much more
 _STEP, _ROOM, _SPARE = 64, 1.05, 1.25
@@ -149,7 +149,12 @@ class StepGraphs:
         self._graphs = [graph, *(g for g in self._graphs if g is not graph)][: self.most]
         _fill(graph, data)
         graph.replay()
-        graph.pending.look(graph.flags)
+        flags, waits = graph.flags, late(data["positions"].device)
+        if flags is None or waits is None:
+            graph.pending.look(flags)
+        else:  # the next replay writes into the graph's own
+            flags = flags.clone()
+            waits.add(flags.any(), lambda: graph.pending.look(flags))
         return {k: v.clone() if isinstance(v, Tensor) else v for k, v in graph.outputs.items()}
 
     def _new(

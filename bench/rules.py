@@ -60,16 +60,17 @@ COLUMNS = (
 )
 
 
-def build(rule: Any, constraint: str, l_max: int, dtype: str) -> scfmlip.models.Model:
+def build(rule: Any, constraint: str, options: argparse.Namespace) -> scfmlip.models.Model:
     """A model of the rule."""
+    network = {"hidden_irreps": options.hidden_irreps, "r_max": options.cutoff, "avg_num_neighbors": 40.0}
     return scfmlip.models.build(
         {
             "elements": ["Si", "O"],
             "rule": rule,
             "constraint": constraint,
-            "backbone": {"hidden_irreps": "64x0e+64x1o", "r_max": 5.0, "avg_num_neighbors": 40.0},
-            "density": {"l_max": l_max},
-            "dtype": dtype,
+            "backbone": network,
+            "density": {"l_max": options.l_max},
+            "dtype": options.dtype,
         }
     )
 
@@ -93,6 +94,8 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, nargs=3, default=(2, 2, 2), help="of the 72-atom cell")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--l-max", type=int, default=1)
+    parser.add_argument("--hidden-irreps", default="64x0e+64x1o")
+    parser.add_argument("--cutoff", type=float, default=5.0, help="angstrom")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--modes", nargs="+", default=["forces", "train"])
@@ -105,7 +108,7 @@ def main() -> None:
     atoms.info = {"charge": 0}
     names = ["short_range", *(r for r in arguments.rules if r != "short_range")]
     device = torch.device(arguments.device)
-    models = {name: build(*RULES[name], arguments.l_max, arguments.dtype).to(device) for name in names}
+    models = {name: build(*RULES[name], arguments).to(device) for name in names}
     dtype = getattr(torch, arguments.dtype)
     batch = make_batch(models["short_range"], [atoms], device, dtype)
     common = surroundings(device)

@@ -154,7 +154,14 @@ def held(x: Any) -> Any:
 
 
 def _placed(x: Any) -> Any:
-    return tree_map(lambda t: OnGpu(t) if isinstance(t, Tensor) and not isinstance(t, OnGpu) else t, x)
+    """Results on the GPU; conjugates are written out, as a tensor that holds another does not show them."""
+
+    def place(t: Any) -> Any:
+        if not isinstance(t, Tensor) or isinstance(t, OnGpu):
+            return t
+        return OnGpu(t.conj().conj_physical() if t.is_conj() else t)
+
+    return tree_map(place, x)
 
 
 def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

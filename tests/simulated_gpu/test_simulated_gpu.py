@@ -359,6 +359,21 @@ def test_it_is_as_strict_as_a_gpu():
         assert held(y.grad).tolist() == [2.0] * 3
 
 
+def test_conjugates():
+    """Of complex numbers, in a product and behind autograd."""
+    draw = {"generator": torch.Generator().manual_seed(0), "dtype": torch.complex128}
+    a, b = torch.randn(3, 3, **draw), torch.randn(3, 3, **draw)
+
+    def slopes(place):
+        x, y = place(a).requires_grad_(), place(b)
+        product = (x.conj() * y + 1j * x) @ y.conj().T
+        return torch.view_as_real(torch.autograd.grad(product.real.square().sum(), x)[0])
+
+    with simulated_gpu():
+        got = held(slopes(to_gpu))
+    torch.testing.assert_close(got, slopes(lambda x: x), rtol=1e-13, atol=1e-13)
+
+
 def test_shapes_that_change_in_place():
     """Products with vectors make them, and their gradients."""
     with simulated_gpu():

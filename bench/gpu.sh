@@ -88,7 +88,7 @@ fi
 # what is worth most comes first: a run that is cut off has it
 if [ -n "$quick" ]; then
   plain=(mace-tiny) polar=(polar-tiny) few=(6) more=(6) solves=(8x2) points=(8) cell=(1 1 1) ceiling=(--mib 1 --edge 16)
-  rules=(--rounds 1 --rules local --hidden-irreps 4x0e+4x1o --cutoff 2.5)
+  rules=(--rounds 1 --rules local --hidden-irreps 4x0e+4x1o --atoms 6)
 else
   plain=(mace-medium) polar=(polar-s polar-m) few=(375) more=(1000) solves=(100x64 1000 10000x2) points=(1000)
   cell=(2 2 2) ceiling=() rules=()

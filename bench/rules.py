@@ -92,6 +92,7 @@ def main() -> None:
     """Measure and append rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--repeat", type=int, nargs=3, default=(2, 2, 2), help="of the 72-atom cell")
+    parser.add_argument("--atoms", type=int, help="the first so many alone, to try the script; default all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--l-max", type=int, default=1)
     parser.add_argument("--hidden-irreps", default="64x0e+64x1o")
@@ -104,7 +105,7 @@ def main() -> None:
     arguments = parser.parse_args()
     atoms = ase.io.read(data_path("sio2_vacancy.xyz"), 0)
     assert isinstance(atoms, ase.Atoms)
-    atoms = atoms.repeat(tuple(arguments.repeat))
+    atoms = atoms.repeat(tuple(arguments.repeat))[: arguments.atoms]
     atoms.info = {"charge": 0}
     names = ["short_range", *(r for r in arguments.rules if r != "short_range")]
     device = torch.device(arguments.device)

@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .errors import WRONG_INPUT
 
 # seconds that ranks wait for others to fail as they did
@@ -36,6 +39,13 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--counter-charge", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of a slab, angstrom"
+    )
+    parser.add_argument(
+        "--external-charges",
+        type=Path,
+        metavar="FILE",
+        help="charges outside the model, which stay where they are: a text file with lines 'q x y z', e and "
+        "angstrom",
     )
     parser.add_argument("--potential", action="store_true", help="also compute d_scfmlip_potential")
     parser.add_argument(
@@ -75,6 +85,19 @@ def _ranks() -> Any:
         return SingleProcess()
 
 
+def _external_charges(file: Path) -> NDArray[np.float64]:
+    """``[n, 4]`` charges and positions of a text file."""
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file of external charges {file}")
+    try:
+        table = np.loadtxt(file, ndmin=2)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}; every line must hold numbers 'q x y z'") from None
+    if table.shape[1:] != (4,) or not np.isfinite(table).all():
+        raise ValueError(f"{file} must hold lines of four finite numbers, 'q x y z', e and angstrom")
+    return table
+
+
 def _run(arguments: argparse.Namespace, first: bool) -> int:
     if not arguments.input.is_file():
         raise FileNotFoundError(f"there is no LAMMPS input {arguments.input}")
@@ -87,6 +110,9 @@ def _run(arguments: argparse.Namespace, first: bool) -> int:
     names = ("elements", "device", "dtype", "head", "charge", "spin", "fermi_level", "external_field")
     names = (*names, "counter_charge", "potential", "mesh", "trust_pickle")
     options = {name: getattr(arguments, name) for name in names}
+    if arguments.external_charges is not None:
+        table = _external_charges(arguments.external_charges)
+        options.update(external_charges=table[:, 0], external_positions=table[:, 1:])
     attached = run_script(lmp, arguments.input, arguments.model, **options)
     if first:
         force = attached.force

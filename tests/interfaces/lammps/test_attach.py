@@ -16,6 +16,7 @@ from models.cases import ELEMENTS, make_model
 import scfmlip
 from interfaces.lammps.engines import compare, make_lammps, restricted
 from interfaces.lammps.on_ranks import crystal, embedding_model
+from scfmlip.cli import main
 from scfmlip.interfaces.lammps import attach, start_lammps
 from scfmlip.interfaces.lammps.script import split_script
 
@@ -94,6 +95,36 @@ def test_charges_outside_the_model(lmp):
     attached.set_external_charges([], [])
     lmp.command("run 0")
     assert compare(lmp, attached, restricted(crystal()), model)["forces"] < 1e-12
+
+
+def test_charges_outside_the_model_from_a_file(tmp_path, monkeypatch, capsys):
+    """The command line hands them to `attach`."""
+    script, model, ions = (tmp_path / name for name in ("in.box", "model.safetensors", "ions.txt"))
+    script.write_text(
+        "units metal\nregion b block 0 9 0 9 0 9\ncreate_box 1 b\ncreate_atoms 1 single 1 1 1\n"
+        "mass 1 15.999\nrun 0\n"
+    )
+    scfmlip.models.save(make_model("local"), model)
+    attached = []
+
+    def keep(*arguments, **options):
+        attached.append(attach(*arguments, **options))
+        return attached[-1]
+
+    monkeypatch.setattr("scfmlip.interfaces.lammps.script.attach", keep)
+    command = ["lammps", str(script), "--model", str(model), "--log", "none", "--charge", "0"]
+    command += ["--external-charges", str(ions)]
+    assert main(command) == 2
+    assert "there is no file of external charges" in capsys.readouterr().err
+    for text, words in (("0.5 1 2\n", "lines of four"), ("0.5 1 2 x\n", "numbers"), ("1 2 3 nan", "finite")):
+        ions.write_text(text)
+        assert main(command) == 2
+        assert words in capsys.readouterr().err
+    ions.write_text("# of a membrane\n0.5 0.1 0.2 3.0\n-0.2 2 1 1\n")
+    assert main(command) == 0
+    given = attached[0].force.inputs
+    assert given["external_charges"].tolist() == [0.5, -0.2]
+    assert given["external_positions"].tolist() == [[0.1, 0.2, 3.0], [2.0, 1.0, 1.0]]
 
 
 def test_numbers_that_attach_does_not_take(lmp):

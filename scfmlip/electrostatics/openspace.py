@@ -171,16 +171,38 @@ class OpenSpace:
             return self._pairs(moments, widths, rank)
         return self._finite_difference(moments, widths, rank, self.quirks.open_offsets[1])
 
+    def field_with(
+        self, moments: Tensor, widths: tuple[float, ...], rank: int, conjugate: bool, *others: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What `field` gives, or `conjugate`, and other sums as in `energy_with`."""
+        field = self.conjugate(moments, rank) if conjugate else self.field(moments, widths, rank)
+        return field, self.segments.combine_all(*others) if others else ()
+
     def conjugate(self, moments: Tensor, rank: int) -> Tensor:
         """Derivative of the energy in the moments, without self-interaction."""
         if self.quirks.open_offsets is None:
             return self._pairs(moments, self.widths, rank)
         return self._finite_difference(moments, self.widths, rank, self.quirks.open_offsets[0])
 
-    def energy(self, moments: Tensor) -> Tensor:
-        """``[n_systems, n_channels]`` float64, eV, without self-interaction."""
-        rank = rank_of_count(moments.shape[-1])
-        # accumulate in float64, because large terms cancel in neutral systems
+    def energy_with(self, moments: Tensor, *others: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """
+        Energies, and sums over ranks of float64 parts of other sums, all in one message.
+
+        Args:
+            moments: ``[n_atoms, n_channels, n_widths, 1 | 4 | 10]``.
+            others: Of the atoms of this process.
+
+        Returns:
+            ``[n_systems, n_channels]`` float64, eV, without self-interaction, and the other sums.
+        """
+        return self.conjugate_and_energy(moments, rank_of_count(moments.shape[-1]), *others)[1:]
+
+    def conjugate_and_energy(
+        self, moments: Tensor, rank: int, *others: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """What `conjugate` gives, and what `energy_with` does."""
         field = self.conjugate(moments, rank)
+        # accumulate in float64, because large terms cancel in neutral systems
         per_atom = 0.5 * (field.double() * moments.double()).sum((2, 3))
-        return self.segments.sum(per_atom)
+        energy, *rest = self.segments.combine_all(self.segments.own_sum(per_atom), *others)
+        return field, energy, tuple(rest)

@@ -346,8 +346,14 @@ class WaveSum(ABC):
             ``[n_atoms, n_channels, len(widths), 1 | 4 | 10]`` in the positions' dtype, V, V/angstrom and
             V/angstrom^2.
         """
-        sums, low, _ = self._all_sums(moments)
-        return self._field(moments, widths, rank, sums, low)
+        return self.field_with(moments, widths, rank)[0]
+
+    def field_with(
+        self, moments: Tensor, widths: tuple[float, ...], rank: int, *others: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The field, and other sums as in `energy_with`."""
+        sums, low, rest = self._all_sums(moments, *others)
+        return self._field(moments, widths, rank, sums, low), rest
 
     def field_and_energy(
         self, moments: Tensor, rank: int, *others: Tensor

@@ -17,6 +17,7 @@ from scfmlip.distributed import (
     shared_segments,
     sum_gradient,
 )
+from scfmlip.electrostatics.joint import potential_and_energy
 
 
 def communicator(kind) -> Communicator:
@@ -195,13 +196,15 @@ def check_traffic(ranks):
         with pytest.raises(ValueError, match="values at points are not known"):
             geometry.at(places.detach(), rows.detach())
     with torch.no_grad():
-        # structure factors, and the charge that the average of neighbours follows from
-        assert sent(lambda: geometry.potential(rows))[1] == (1, 2)
+        # structure factors, with the charge that the average of neighbours follows from
+        assert sent(lambda: geometry.potential(rows))[1] == (1, 1)
+        states, parts = rows[:, None], torch.ones(3).double()
+        assert sent(lambda: potential_and_energy(geometry, states, parts))[1] == (1, 1)
     energy, counts = sent(lambda: geometry.energy(rows).sum() / ranks.size)
-    assert counts == (1, 3)
-    assert sent(lambda: torch.autograd.grad(energy, rows, retain_graph=True))[1] == (1, 3)
+    assert counts == (1, 1)
+    assert sent(lambda: torch.autograd.grad(energy, rows, retain_graph=True))[1] == (1, 1)
     # places are sent once for a geometry
-    assert sent(lambda: torch.autograd.grad(energy, (rows, places)))[1] == (2, 3)
+    assert sent(lambda: torch.autograd.grad(energy, (rows, places)))[1] == (2, 1)
 
 
 def check_widths(ranks, pbc, **options):

@@ -51,13 +51,14 @@ class SharedSegments(Segments):
     @property
     def counts(self) -> Tensor:
         """As `Segments.counts`, of all ranks; unknowns count too."""
-        return self._counts
+        known = torch.tensor([sum(self.rank_counts) + self.n_unknowns], dtype=torch.float64)
+        return known.to(self.index.device)
 
     @functools.cached_property
-    def _counts(self) -> Tensor:
-        like = {"dtype": torch.float64, "device": self.index.device}
-        own = torch.tensor([self.n_rows - self.n_unknowns], **like)
-        return self.communicator.all_reduce(own) + self.n_unknowns
+    def rank_counts(self) -> list[int]:
+        """Rows of each rank that belong to atoms; ranks ask each other once, together."""
+        own = torch.tensor(self.n_rows - self.n_unknowns, device=self.index.device)
+        return self.communicator.gather(own).tolist()
 
     def sum(self, values: Tensor) -> Tensor:
         """As `Segments.sum`, over all ranks."""

@@ -38,7 +38,7 @@ class AllAtoms:
 
     def __init__(self, positions: Tensor, segments: Segments) -> None:
         assert isinstance(segments, SharedSegments)
-        self.halo = halo_of_all(segments.communicator, len(positions), positions.device)
+        self.halo = halo_of_all(segments.communicator, segments.rank_counts, positions.device)
         self.positions = self.halo.extend(positions)
 
     @functools.cached_property

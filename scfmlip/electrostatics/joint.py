@@ -220,7 +220,9 @@ def fields(
     return _with_counter(geometry, field, moments, counter(), widths, rank, conjugate), tuple(rest())
 
 
-def energy_with(geometry: Geometry, multipoles: Tensor, *others: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+def energy_with(
+    geometry: Geometry, multipoles: Tensor, *others: Tensor, self_interaction: bool = True
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """
     `Geometry.energy` with self-interaction, and other sums over atoms.
 
@@ -228,6 +230,7 @@ def energy_with(geometry: Geometry, multipoles: Tensor, *others: Tensor) -> tupl
         geometry: Any.
         multipoles: ``[n_atoms, dim]``.
         others: float64 parts of other sums, of the atoms of this process, which are added up as well.
+        self_interaction: False to leave each Gaussian's interaction with itself out.
 
     Returns:
         ``[n_systems]`` float64 eV, and the other sums over all ranks; differentiable. Ranks send one message.
@@ -242,8 +245,8 @@ def energy_with(geometry: Geometry, multipoles: Tensor, *others: Tensor) -> tupl
         (1.17, 1.0)
     """
     if not geometry.plan.segments.shared:
-        return geometry.energy(multipoles, self_interaction=True).double(), others
-    energy, rest = energies(geometry, geometry._moments(multipoles), True, *others)
+        return geometry.energy(multipoles, self_interaction).double(), others
+    energy, rest = energies(geometry, geometry._moments(multipoles), self_interaction, *others)
     return energy[:, 0], rest
 
 

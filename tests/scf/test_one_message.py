@@ -104,8 +104,9 @@ def test_parts_beside_waves_cost_no_message(kind, generator):
     mine, messages = solve(given, True, 0.5, **options)
     theirs, _ = solve(given, False, 0.5, **options)
     check(mine, theirs)
-    more = {"narrow": 1, "flat": 3, "widths": 3, "flat widths": 6, "cluster": 2, "mesh": 0}[kind]
-    assert messages <= int(mine.iterations) + 3 + 3 + 2 + more
+    # one for each iteration, seven or eight of the solve, and those of plans and geometries
+    most = {"narrow": 8, "flat": 13, "widths": 9, "flat widths": 16, "cluster": 7, "mesh": 8}[kind]
+    assert messages <= int(mine.iterations) + most
 
 
 @pytest.mark.parametrize("kind", ["narrow", "widths", "cluster"])

@@ -137,7 +137,7 @@ def _with_counter(
 
 
 def energies(
-    geometry: Geometry, moments: Tensor, with_self: bool, *others: Tensor
+    geometry: Geometry, moments: Tensor, with_self: bool, *others: Tensor, inside: bool = False
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """
     Energies, those in external fields included, and other sums over atoms.
@@ -147,6 +147,7 @@ def energies(
         moments: ``[n_atoms, n_channels, n_widths, 1 | 4 | 10]``, see `GaussianMultipoles.to_moments`.
         with_self: Whether to include each Gaussian's interaction with itself.
         others: float64 parts of other sums, of the atoms of this process, which are added up as well.
+        inside: Whether the parts of gradients are equal on all ranks anyway, or made so by the caller.
 
     Returns:
         ``[n_systems, n_channels]`` float64 eV, and the other sums over all ranks, which send one message.
@@ -172,7 +173,11 @@ def energies(
     energy = plan.join(lattice, opened, True)
     if geometry.counter is not None:
         energy = energy + geometry.counter.energy(*counter())
-    return sum(external(), energy), tuple(rest())
+    energy, found = sum(external(), energy), rest()
+    if inside:
+        return energy, tuple(found)
+    energy, *found = plan.segments.equal_parts(energy, *found)
+    return energy, tuple(found)
 
 
 def fields(
@@ -221,7 +226,11 @@ def fields(
 
 
 def energy_with(
-    geometry: Geometry, multipoles: Tensor, *others: Tensor, self_interaction: bool = True
+    geometry: Geometry,
+    multipoles: Tensor,
+    *others: Tensor,
+    self_interaction: bool = True,
+    inside: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """
     `Geometry.energy` with self-interaction, and other sums over atoms.
@@ -231,6 +240,7 @@ def energy_with(
         multipoles: ``[n_atoms, dim]``.
         others: float64 parts of other sums, of the atoms of this process, which are added up as well.
         self_interaction: False to leave each Gaussian's interaction with itself out.
+        inside: See `energies`.
 
     Returns:
         ``[n_systems]`` float64 eV, and the other sums over all ranks; differentiable. Ranks send one message.
@@ -246,7 +256,8 @@ def energy_with(
     """
     if not geometry.plan.segments.shared:
         return geometry.energy(multipoles, self_interaction).double(), others
-    energy, rest = energies(geometry, geometry._moments(multipoles), self_interaction, *others)
+    moments = geometry._moments(multipoles)
+    energy, rest = energies(geometry, moments, self_interaction, *others, inside=inside)
     return energy[:, 0], rest
 
 

@@ -193,16 +193,23 @@ class OpenSpace:
             others: Of the atoms of this process.
 
         Returns:
-            ``[n_systems, n_channels]`` float64, eV, without self-interaction, and the other sums.
+            ``[n_systems, n_channels]`` float64, eV, without self-interaction, and the other sums. All that is
+            made of them is alike on all ranks, and leaves through `Segments.equal_parts`.
         """
-        return self.conjugate_and_energy(moments, rank_of_count(moments.shape[-1]), *others)[1:]
+        return self._both(moments, rank_of_count(moments.shape[-1]), *others, alike=True)[1:]
 
     def conjugate_and_energy(
         self, moments: Tensor, rank: int, *others: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """What `conjugate` gives, and what `energy_with` does."""
+        """What `conjugate` gives, the energy, and other sums, in one message."""
+        return self._both(moments, rank, *others, alike=False)
+
+    def _both(
+        self, moments: Tensor, rank: int, *others: Tensor, alike: bool
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Field, energy and other sums; see `Segments.combine_all`."""
         field = self.conjugate(moments, rank)
         # accumulate in float64, because large terms cancel in neutral systems
         per_atom = 0.5 * (field.double() * moments.double()).sum((2, 3))
-        energy, *rest = self.segments.combine_all(self.segments.own_sum(per_atom), *others)
+        energy, *rest = self.segments.combine_all(self.segments.own_sum(per_atom), *others, alike=alike)
         return field, energy, tuple(rest)

@@ -110,7 +110,8 @@ def minimize_functional(
 
     Args:
         functional: ``(state, *parameters) -> energies [n_systems]`` eV, differentiable twice in the state,
-            three times if second derivatives of the solution are wanted.
+            three times if second derivatives of the solution are wanted. Processes that share a system take
+            equal parts of its derivatives.
         state: ``[n_rows, ...]`` first guess, float32 or float64, for instance the last step's; not
             differentiated.
         parameters: Tensors that the functional depends on.
@@ -183,7 +184,7 @@ def minimize_functional(
         multipliers = multipliers if wanted else multipliers.detach()
     # gradients of zeros would go back through what nobody needs, and start an adjoint solve
     slopes = multipliers if totals.requires_grad else multipliers.detach()
-    energy = Minimum.apply(Minimised(problem.energies, 1), slopes, totals, solved, *parameters)
+    energy = Minimum.apply(Minimised(problem.whole_energies, 1), slopes, totals, solved, *parameters)
     result = found["result"]
     return FunctionalSolution(
         solved,

@@ -158,6 +158,10 @@ class FunctionalProblem:
             )
         return values
 
+    def whole_energies(self, s: Tensor, *parameters: Tensor) -> Tensor:
+        """The same, of which processes may have unequal parts of a gradient."""
+        return self.rows.equal_parts(self.energies(s, *parameters))[0]
+
     def project(self, x: Tensor) -> Tensor:
         """``[n]``: the part that conserves the totals."""
         return x if self.groups is None else self.groups.project(x)

@@ -206,14 +206,14 @@ class System:
         return self._embeddings.get(coulomb)
 
     def energy_with(
-        self, geometry: Geometry, rows: Tensor, *values: Tensor
+        self, geometry: Geometry, rows: Tensor, *values: Tensor, inside: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """`Geometry.energy`, and sums of ``[n_atoms]`` values as of `sum`; processes send one message."""
+        """`Geometry.energy`, and sums of ``[n_atoms]`` values; for processes see `joint.energies`."""
         if not self.segments.shared:
             return geometry.energy(rows), tuple(self.sum(v) for v in values)
         parts = (self.segments.own_sum(v.double()) for v in values)
         own = geometry.coulomb.self_interaction
-        energy, sums = energy_with(geometry, rows, *parts, self_interaction=own)
+        energy, sums = energy_with(geometry, rows, *parts, self_interaction=own, inside=inside)
         return energy.to(rows.dtype), tuple(v.to(rows.dtype) for v in sums)
 
     def coulomb_energy(self, geometry: Geometry, rows: Tensor) -> Tensor:

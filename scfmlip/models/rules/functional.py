@@ -115,7 +115,7 @@ class Functional(ChargeRule):
             given = dict(zip(keys, parameters, strict=True))
             geometry = prepare(given["positions"], given["cell"], given.get("external_field"))
             parts = (self._local(p, given), p[:, 0]) if at_level else (self._local(p, given),)
-            energy, (local, *charge) = system.energy_with(geometry, p, *parts)
+            energy, (local, *charge) = system.energy_with(geometry, p, *parts, inside=True)
             if at_level:  # electrons, whose charge is negative, are exchanged at this level
                 return local + energy + given["fermi_level"] * charge[0]
             return local + energy

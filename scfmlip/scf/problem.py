@@ -91,7 +91,7 @@ class FixedPointProblem:
         # a number of the system in and one out, both with whole gradients
         mu = self.rows.sum_gradient(x[self.n_charges :].view(given.shape))
         new = self.new_state(s, mu, parameters, update)
-        missing = self.rows.share_gradient(self.groups.missing(s, given))
+        missing = self.rows.share_gradient(self.groups.missing(s, given, alike=True))
         return torch.cat(((new - s).flatten(), missing.flatten()))
 
     def feasible(self, x: Tensor, arguments: Sequence[Tensor]) -> Tensor:

@@ -7,7 +7,8 @@ import torch
 from tolerances import assert_close
 
 import scfmlip
-from scfmlip.distributed import Communicator, shared_segments
+from scfmlip.distributed import Communicator, Traffic, shared_segments
+from scfmlip.electrostatics.joint import energy_with
 from scfmlip.scf import ConvergenceError, Status
 
 F64 = torch.float64
@@ -200,3 +201,36 @@ def test_an_equal_system_of_one_atom():
     theirs, _ = solve(given, False, 0.5)
     check(mine, theirs)
     assert int(mine.iterations) == 0
+
+
+@pytest.mark.parametrize("kind", ["crystal", "narrow", "cluster"])
+def test_functionals_take_three_messages_a_product(kind, generator):
+    """Structure factors of a direction, and two sums of the recursion; results equal those of one process."""
+    (positions, cell, pbc, chi, hardness, l_max, operator), _ = split(kind, generator)
+    found = []
+    for ranks in (Pretended(), None):
+        segments = None if ranks is None else shared_segments(len(positions), ranks, positions.device)
+        place, chi = positions.clone().requires_grad_(), chi.detach().requires_grad_()
+        coulomb = scfmlip.Coulomb(l_max=l_max, sigma=1.2, self_interaction=True, **operator)
+        geometry = coulomb.prepare(place, cell, pbc, segments)
+        before = Traffic() if ranks is None else ranks.traffic.copy()
+
+        def energy(state, chi, place, geometry=geometry, coulomb=coulomb):
+            there = coulomb.prepare(place, cell, plan=geometry.plan)
+            local = (chi * state + 0.5 * hardness * state**2 + 0.1 * state**4).sum(1)
+            value, (own,) = energy_with(there, state, there.plan.segments.own_sum(local), inside=True)
+            return value + own
+
+        solution = scfmlip.scf.minimize_functional(
+            energy, torch.zeros_like(chi), (chi, place), batch_idx=segments, total_charge=0.5, tolerance=1e-10
+        )
+        if ranks is not None:
+            sent = ranks.traffic.since(before).reductions
+            # pairs of a cluster have exchanges, not sums; neighbours of a geometry are agreed on
+            most = (2 if kind == "cluster" else 3) * solution.hessian_products
+            most += 9 * (int(solution.iterations) + 1) + (solution.evaluations if kind == "narrow" else 0)
+            assert sent <= most
+        value = solution.energy.sum() + (solution.state**3).sum()
+        found.append((solution.state, solution.energy, *torch.autograd.grad(value, (chi, place))))
+    for mine, theirs in zip(*found, strict=True):
+        assert_close(mine, theirs, 1e-8)

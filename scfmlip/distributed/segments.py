@@ -70,10 +70,6 @@ class SharedSegments(Segments):
         """As `Segments.own_sum`; of rows that belong to atoms."""
         return values[: self.n_rows - self.n_unknowns].sum(0, keepdim=True)
 
-    def expand(self, values: Tensor) -> Tensor:
-        """As `Segments.expand`; a gradient that is not there stays so, and nobody sends its zeros."""
-        return values.expand(self.n_rows, *values.shape[1:]).contiguous()
-
     def share(self, rows: Tensor) -> Tensor:
         """As `Segments.share`: each rank takes every so manyth."""
         return rows[self.communicator.rank :: self.communicator.size]

@@ -184,6 +184,10 @@ class OpenSpace:
             return self._pairs(moments, self.widths, rank)
         return self._finite_difference(moments, self.widths, rank, self.quirks.open_offsets[0])
 
+    def energy(self, moments: Tensor) -> Tensor:
+        """``[n_systems, n_channels]`` float64, eV, without self-interaction."""
+        return self.segments.equal_parts(self.energy_with(moments)[0])[0]
+
     def energy_with(self, moments: Tensor, *others: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """
         Energies, and sums over ranks of float64 parts of other sums, all in one message.

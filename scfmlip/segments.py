@@ -134,16 +134,23 @@ class Segments:
         """Whether a flag is set on every process that holds rows."""
         return flag
 
-    def combine(self, parts: Tensor) -> Tensor:
-        """What has been summed over the rows of this process, of any shape, over all rows there are."""
+    def combine(self, parts: Tensor, alike: bool = False) -> Tensor:
+        """
+        What has been summed over the rows of this process, of any shape, over all rows there are.
+
+        Args:
+            parts: Of this process.
+            alike: Whether all processes make the same of it, which leaves through `equal_parts`: then
+                derivatives cost no message.
+        """
         return parts
 
-    def combine_all(self, *parts: Tensor) -> tuple[Tensor, ...]:
+    def combine_all(self, *parts: Tensor, alike: bool = False) -> tuple[Tensor, ...]:
         """As `combine`, of several tensors of one dtype together: one message where there are any."""
         if not self.shared:
             return parts
         sizes = [part.numel() for part in parts]
-        whole = self.combine(torch.cat([part.reshape(-1) for part in parts]))
+        whole = self.combine(torch.cat([part.reshape(-1) for part in parts]), alike)
         return tuple(v.view(part.shape) for v, part in zip(whole.split(sizes), parts, strict=True))
 
     def highest(self, values: Tensor) -> Tensor:
@@ -154,6 +161,10 @@ class Segments:
 
     def sum_gradient(self, values: Tensor) -> Tensor:
         """Numbers of segments, behind which gradients are whole, see `scfmlip.distributed.collectives`."""
+        return values
+
+    def equal_parts(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Numbers of segments, behind which processes have equal parts of the gradient."""
         return values
 
     def share_gradient(self, values: Tensor) -> Tensor:

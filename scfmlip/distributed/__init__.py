@@ -1,6 +1,6 @@
 """One system spread over several processes: communication, sums over all atoms, and ghosts of neighbours."""
 
-from .collectives import all_reduce, share_gradient, sum_gradient
+from .collectives import all_reduce, equal_parts, share_gradient, sum_gradient, sum_of_equals
 from .communicator import Communicator, SingleProcess, Traffic
 from .domain import Domain
 from .halo import Halo, build_halo
@@ -16,9 +16,11 @@ __all__ = [
     "Traffic",
     "all_reduce",
     "build_halo",
+    "equal_parts",
     "halo_of_all",
     "halo_within",
     "share_gradient",
     "shared_segments",
     "sum_gradient",
+    "sum_of_equals",
 ]

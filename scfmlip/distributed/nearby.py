@@ -54,25 +54,23 @@ def halo_within(
         rows.append(np.flatnonzero(inside) if rank != communicator.rank else rows[0])
         counts.append(len(rows[-1]))
     send_rows = torch.from_numpy(np.concatenate(rows)).to(positions.device)
-    return _made(communicator, len(positions), send_rows, counts)
+    # how many rows come from each rank, in one sum of short tables
+    table = communicator.gather(torch.tensor(counts, device=send_rows.device))
+    receive = table[:, communicator.rank].tolist()
+    return Halo(communicator, len(positions), send_rows, counts, receive)
 
 
-def halo_of_all(communicator: Communicator, n_owned: int, device: torch.device) -> Halo:
+def halo_of_all(communicator: Communicator, counts: list[int], device: torch.device) -> Halo:
     """
     The halo of all atoms of all other ranks: every rank holds rows of the whole system.
 
     Args:
-        communicator: The ranks, who call it together.
-        n_owned: Rows that this rank owns.
+        communicator: The ranks.
+        counts: ``[size]`` rows that each rank owns.
         device: Of the rows.
     """
-    counts = [n_owned * (rank != communicator.rank) for rank in range(communicator.size)]
+    me, n_owned = communicator.rank, counts[communicator.rank]
+    send = [n_owned * (rank != me) for rank in range(communicator.size)]
+    receive = [n * (rank != me) for rank, n in enumerate(counts)]
     send_rows = torch.arange(n_owned, device=device).repeat(communicator.size - 1)
-    return _made(communicator, n_owned, send_rows, counts)
-
-
-def _made(communicator: Communicator, n_owned: int, send_rows: Tensor, send: list[int]) -> Halo:
-    """The halo, once ranks know how many rows come from each other; in one sum of short tables."""
-    table = communicator.gather(torch.tensor(send, device=send_rows.device))
-    receive = table[:, communicator.rank].tolist()
     return Halo(communicator, n_owned, send_rows, send, receive)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..segments import Segments
-from .collectives import all_reduce, share_gradient, sum_gradient
+from .collectives import all_reduce, equal_parts, share_gradient, sum_gradient, sum_of_equals
 from .communicator import Communicator
 
 
@@ -51,13 +51,14 @@ class SharedSegments(Segments):
     @property
     def counts(self) -> Tensor:
         """As `Segments.counts`, of all ranks; unknowns count too."""
-        return self._counts
+        known = torch.tensor([sum(self.rank_counts) + self.n_unknowns], dtype=torch.float64)
+        return known.to(self.index.device)
 
     @functools.cached_property
-    def _counts(self) -> Tensor:
-        like = {"dtype": torch.float64, "device": self.index.device}
-        own = torch.tensor([self.n_rows - self.n_unknowns], **like)
-        return self.communicator.all_reduce(own) + self.n_unknowns
+    def rank_counts(self) -> list[int]:
+        """Rows of each rank that belong to atoms; ranks ask each other once, together."""
+        own = torch.tensor(self.n_rows - self.n_unknowns, device=self.index.device)
+        return self.communicator.gather(own).tolist()
 
     def sum(self, values: Tensor) -> Tensor:
         """As `Segments.sum`, over all ranks."""
@@ -87,9 +88,15 @@ class SharedSegments(Segments):
         missing = torch.tensor([float(not flag)], device=self.index.device)
         return not bool(self.communicator.all_reduce(missing, "max"))
 
-    def combine(self, parts: Tensor) -> Tensor:
+    def combine(self, parts: Tensor, alike: bool = False) -> Tensor:
         """As `Segments.combine`, over all ranks."""
-        return all_reduce(parts, self.communicator)
+        return (sum_of_equals if alike else all_reduce)(parts, self.communicator)
+
+    def equal_parts(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """See `scfmlip.distributed.equal_parts`; one message for all."""
+        flat = torch.cat([value.reshape(-1) for value in values])
+        found = equal_parts(flat, self.communicator).split([value.numel() for value in values])
+        return tuple(v.view(value.shape) for v, value in zip(found, values, strict=True))
 
     def highest(self, values: Tensor) -> Tensor:
         """As `Segments.highest`, over all ranks."""

@@ -128,9 +128,9 @@ class CounterCharge:
         edges = _mean_distance(z - each[:, 3], s, -1) - _mean_distance(z - each[:, 4], s, -1)
         return 0.5 * edges / (each[:, 5] * (each[:, 4] - each[:, 3]))
 
-    def overlap(self, moments: Tensor, positions: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
+    def own_overlap(self, moments: Tensor, positions: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
         """
-        Total charge Q, and the energy ``sum_i p_i . u_i`` with a unit counter-charge.
+        Total charge Q, and the energy ``sum_i p_i . u_i`` with a unit counter-charge; of this process' atoms.
 
         ``moments [n_atoms, n_channels, n_widths, 1 | 4 | 10]`` -> two ``[n_systems, n_channels]`` float64.
         """
@@ -144,11 +144,10 @@ class CounterCharge:
             if m.shape[-1] > 4:
                 twice = (m[..., 4:] * products(normal)).sum(-1)
                 per_atom = per_atom + (twice * bend[:, None]).sum(-1)
-        charge = segments.sum(m[..., 0].sum(-1))
-        return charge, segments.sum(per_atom)
+        return segments.own_sum(m[..., 0].sum(-1)), segments.own_sum(per_atom)
 
     def energy(self, charge: Tensor, overlap: Tensor) -> Tensor:
-        """``[n_systems, n_channels]`` float64 eV that the counter-charge adds; arguments from `overlap`."""
+        """``[n_systems, n_channels]`` float64 eV that it adds; arguments from `own_overlap`, of all atoms."""
         return -charge * overlap + 0.5 * charge**2 * self.own[:, None]
 
     def field(

@@ -17,6 +17,7 @@ from .counter_charge import CounterCharge
 from .cutoff import truncation_error
 from .density import GaussianMultipoles, to_widths
 from .fused import fused_energy, fused_rows
+from .joint import energies, fields
 from .kspace import KSpace
 from .mesh import Mesh
 from .mesh_error import MeshResolution, mesh_error
@@ -25,7 +26,6 @@ from .open_mesh import OpenMesh
 from .openspace import OpenSpace
 from .plan import CoulombPlan, SubBatch
 from .points import PointValues, evaluate_points
-from .self_interaction import self_field
 
 if TYPE_CHECKING:
     from .coulomb import Coulomb
@@ -186,61 +186,30 @@ class Geometry:
             fused = fused_energy(self.kspace, rows, self.coulomb.source)
             if fused is not None:
                 return (fused if multipoles.ndim == 3 else fused[:, 0]).to(self.positions.dtype)
-        moments = self._moments_of(rows)
-        lattice = opened = None
-        if self.kspace is not None and self.plan.lattice is not None:
-            mine = self.plan.lattice.take(moments)
-            lattice = self.kspace.energy(mine)
-            rest = self._beside_waves(mine, with_self)
-            lattice = lattice if rest is None else lattice + self.plan.lattice.segments.sum(rest)
-        if self.openspace is not None and self.plan.open is not None:
-            mine = self.plan.open.take(moments)
-            opened = self.openspace.energy(mine)
-            if with_self:
-                own = self._self_energies(mine, self.coulomb.source)
-                opened = opened + self.plan.open.segments.sum(own)
-        energy = self.plan.join(lattice, opened, True)
-        if self.counter is not None:
-            energy = energy + self.counter.energy(*self._overlap(moments))
-        if self.external_field is not None or self.external_potential is not None:
-            widths = (0.0,) * self.coulomb.source.n_widths
-            external = self._external_field(widths, self.coulomb.source.l_max)
-            per_atom = (moments.double() * external).sum((2, 3))
-            energy = energy + self.plan.segments.sum(per_atom)
+        energy, _ = energies(self, self._moments_of(rows), with_self)
         energy = energy.to(self.positions.dtype)
         return energy if multipoles.ndim == 3 else energy[:, 0]
 
-    def _overlap(self, moments: Tensor) -> tuple[Tensor, Tensor]:
+    def _own_overlap(self, moments: Tensor) -> tuple[Tensor, Tensor]:
         assert self.counter is not None
-        return self.counter.overlap(moments, self.positions, self.plan.segments)
+        return self.counter.own_overlap(moments, self.positions, self.plan.segments)
 
-    def _counter_zero(self, moments: Tensor, conjugate: bool = False) -> tuple[Tensor, Tensor]:
-        """Charges, and the zero level of potentials of slabs with a counter-charge, V."""
+    def _counter_zero(
+        self, moments: Tensor, conjugate: bool = False, sums: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Charges, and the zero level of potentials of slabs with a counter-charge, V.
+
+        ``sums`` are those of `_own_overlap` over all atoms, where they are known.
+        """
         assert self.counter is not None and self.kspace is not None and self.kspace.correction is not None
-        charge, overlap = self._overlap(moments)
+        if sums is None:
+            sums = self.plan.segments.combine_all(*self._own_overlap(moments))
+        charge, overlap = sums
         if conjugate or not self.coulomb.quirks.cell_average:
             return charge, overlap - charge * self.counter.own[:, None]
         moment = self.kspace.correction.second_moment(moments) - charge * self.counter.second_moment[:, None]
         return charge, -0.5 * FIELD_CONSTANT / self.kspace.volume[:, None] * moment
-
-    @property
-    def _smooth_source(self) -> GaussianMultipoles:
-        """The density as waves are summed."""
-        return dataclasses.replace(self.coulomb.source, widths=self.plan.smoothing.sources)
-
-    def _self_energies(self, moments: Tensor, source: GaussianMultipoles, factor: float = 0.5) -> Tensor:
-        """``[n_atoms, n_channels]`` float64, eV, times twice the factor."""
-        rows = moments.double()
-        field = self_field(rows, source, source.widths, source.l_max, self.coulomb.quirks)
-        return factor * (field * rows).sum((2, 3))
-
-    def _beside_waves(self, moments: Tensor, with_self: bool) -> Tensor | None:
-        """``[n_atoms, n_channels]`` float64, eV, that the sum over waves lacks or has too much; or None."""
-        source = self.coulomb.source
-        if self.near is None:
-            return None if with_self else self._self_energies(moments, source, -0.5)
-        found = self.near.energies(moments) - self._self_energies(moments, self._smooth_source)
-        return found + self._self_energies(moments, source) if with_self else found
 
     def _external_field(self, widths: tuple[float, ...], rank: int) -> Tensor:
         """``[n_atoms, 1, len(widths), 1 | 4 | 10]`` float64: a linear potential is its own average."""
@@ -263,60 +232,27 @@ class Geometry:
             out = torch.nn.functional.pad(out, (0, 6))
         return out[:, None, None].expand(-1, -1, len(widths), -1)
 
-    def _lattice_field(
-        self, moments: Tensor, widths: tuple[float, ...], rank: int, with_self: bool
-    ) -> Tensor:
-        """Potential, averaged over Gaussians, in the systems that are summed over wave vectors."""
-        assert self.kspace is not None
-        quirks, source = self.coulomb.quirks, self.coulomb.source
-        if self.near is None:
-            field = self.kspace.field(moments, widths, rank)
-            return field if with_self else field + self_field(moments, source, widths, rank, quirks, -1.0)
-        smooth = self.plan.smoothing.receivers(widths)
-        field = self.kspace.field(moments, smooth, rank).double() + self.near.field(moments, widths, rank)
-        field = field - self_field(moments.double(), self._smooth_source, smooth, rank, quirks)
-        if with_self:
-            field = field + self_field(moments.double(), source, widths, rank, quirks)
-        return field.to(self.positions.dtype)
-
     def _field(
         self,
         multipoles: Tensor,
         basis: GaussianMultipoles,
         conjugate: bool,
         self_interaction: bool | None,
-        external: bool,
-    ) -> Tensor:
-        """Potential projected on the functions of ``basis``."""
+        *others: Tensor,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Potential projected on the functions of ``basis``, and other sums as in `joint.fields`."""
         given = self._rows(multipoles)
         with_self = self.coulomb.self_interaction if self_interaction is None else self_interaction
         rank, widths, source, quirks = basis.l_max, basis.widths, self.coulomb.source, self.coulomb.quirks
         if self._only_lattice and self.kspace is not None:
             fused = fused_rows(self.kspace, given, source, basis, quirks, with_self)
             if fused is not None:
-                return fused if multipoles.ndim == 3 else fused[:, 0]
-        moments = self._moments_of(given)
-        lattice = opened = None
-        if self.kspace is not None and self.plan.lattice is not None:
-            mine = self.plan.lattice.take(moments)
-            lattice = self._lattice_field(mine, widths, rank, with_self)
-        if self.openspace is not None and self.plan.open is not None:
-            mine = self.plan.open.take(moments)
-            if conjugate:
-                opened = self.openspace.conjugate(mine, rank)
-            else:
-                opened = self.openspace.field(mine, widths, rank)
-            if with_self:
-                opened = opened + self_field(mine, source, widths, rank, quirks)
-        field = self.plan.join(lattice, opened, False)
-        if self.counter is not None:
-            charge, zero = self._counter_zero(moments, conjugate)
-            places = self.positions, self.plan.segments
-            field = field + self.counter.field(charge, zero, *places, widths, rank).to(field.dtype)
-        if external and (self.external_field is not None or self.external_potential is not None):
+                return fused if multipoles.ndim == 3 else fused[:, 0], others
+        field, rest = fields(self, self._moments_of(given), widths, rank, conjugate, with_self, *others)
+        if self.external_field is not None or self.external_potential is not None:
             field = field + self._external_field(widths, rank).to(field.dtype)
         rows = basis.project(field)
-        return rows if multipoles.ndim == 3 else rows[:, 0]
+        return rows if multipoles.ndim == 3 else rows[:, 0], rest
 
     def potential(self, multipoles: Tensor, self_interaction: bool | None = None) -> Tensor:
         """
@@ -334,7 +270,7 @@ class Geometry:
         Raises:
             ValueError, TypeError: as `energy`.
         """
-        return self._field(multipoles, self.coulomb.source, True, self_interaction, True)
+        return self._field(multipoles, self.coulomb.source, True, self_interaction)[0]
 
     def features(
         self,
@@ -374,8 +310,8 @@ class Geometry:
         self._check_resolved(basis)
         slabs = self.plan.lattice is not None and self.plan.lattice.slabs is not None
         if slabs and max(basis.widths) > coulomb.widest[1]:
-            return self._with_room(basis.widths)._field(multipoles, basis, False, self_interaction, True)
-        return self._field(multipoles, basis, False, self_interaction, True)
+            return self._with_room(basis.widths)._field(multipoles, basis, False, self_interaction)[0]
+        return self._field(multipoles, basis, False, self_interaction)[0]
 
     def _with_room(self, widths: tuple[float, ...]) -> Geometry:
         """The same geometry with slab cells high enough for Gaussians of ``widths``."""

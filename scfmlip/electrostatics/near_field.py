@@ -236,17 +236,44 @@ class NearField:
             parts.append(values[:, :, mine].sum(2))
         return torch.stack(parts, 2)
 
-    def _level(self, moments: Tensor, table: list[tuple[int, int, float, float]], n_widths: int) -> Tensor:
-        """``[n_systems, n_channels, n_widths]`` V: the average of what neighbours add, of crystals."""
-        charges = self.sub.segments.sum(moments[..., 0].double())
-        added = charges.new_zeros((charges.shape[-1], n_widths))
-        for a, b, own, smooth in table:
+    def own_charges(self, moments: Tensor) -> tuple[Tensor, ...]:
+        """
+        Parts of the sums that the average of what neighbours add is made of, of this process' atoms.
+
+        Args:
+            moments: As in `field`.
+
+        Returns:
+            ``[n_systems, n_channels, n_widths]`` float64 charges of each width; nothing where no system has
+            an average.
+        """
+        return () if self.level_free else (self.sub.segments.own_sum(moments[..., 0].double()),)
+
+    def level(self, charges: Tensor, widths: tuple[float, ...]) -> Tensor:
+        """
+        The average of what neighbours add, of crystals.
+
+        Args:
+            charges: From `own_charges`, of all atoms.
+            widths: Of the receiving Gaussians, angstrom.
+
+        Returns:
+            ``[n_systems, n_channels, len(widths)]`` float64 V.
+        """
+        added = charges.new_zeros((charges.shape[-1], len(widths)))
+        for a, b, own, smooth in self.smoothing.pairs(widths):
             added[a, b] = smooth - own
         return self.background[:, None, None] * (charges @ added)
+
+    def level_energy(self, charges: Tensor) -> Tensor:
+        """``[n_systems, n_channels]`` float64 eV of the density in its own `level`."""
+        return 0.5 * (self.level(charges, self.smoothing.widths) * charges).sum(-1)
 
     def field(self, moments: Tensor, widths: tuple[float, ...], rank: int) -> Tensor:
         """
         What neighbours add to the potential at the atoms, averaged over Gaussians, and to its gradient.
+
+        In crystals the average of that, `level`, is to be taken off.
 
         Args:
             moments: ``[n_atoms, n_channels, n_widths, 1 | 4 | 10]``, of the density's widths.
@@ -270,18 +297,7 @@ class NearField:
                 f"angstrom, this geometry has those up to {self.near.reach:.2f}: pass "
                 f"feature_widths={widths} to Coulomb"
             )
-        near = self.near
-        out = self._sums(moments, table, len(widths), self.positions, near, self.sources, rank)
-        if self.level_free:
-            return out
-        level = self.sub.segments.expand(self._level(moments, table, len(widths)))
-        return torch.cat(((out[..., 0] - level)[..., None], out[..., 1:]), -1)
-
-    def energies(self, moments: Tensor) -> Tensor:
-        """``[n_atoms, n_channels]`` float64, eV, without the interaction of a Gaussian with itself."""
-        rank = {1: 0, 4: 1, 10: 2}[moments.shape[-1]]
-        field = self.field(moments, self.smoothing.widths, rank)
-        return 0.5 * (field * moments.double()).sum((2, 3))
+        return self._sums(moments, table, len(widths), self.positions, self.near, self.sources, rank)
 
     def at(
         self, moments: Tensor, points: Tensor, counts: Tensor, index: Tensor, tolerance: float
@@ -307,5 +323,6 @@ class NearField:
         values = self._sums(moments, table, 1, points, near, self._sources(near), 2)[:, 0, 0]
         # Poisson's equation: the second derivatives are those along xx, yy and zz
         density = -(values[:, 4] + values[:, 7] + values[:, 9]) / (4 * math.pi * COULOMB_CONSTANT)
-        level = self._level(moments, table, 1)[:, 0, 0]
+        charges = self.sub.segments.sum(moments[..., 0].double())
+        level = self.level(charges, (0.0,))[:, 0, 0]
         return density, torch.cat(((values[:, 0] - level[index])[:, None], values[:, 1:4]), 1)

@@ -117,20 +117,32 @@ class OpenMesh(OpenSpace):
         self.source, self.made_for = source, receivers
         self.mesh = _BoxedMesh(boxes.lattice, positions, boxes, source.widths)
 
-    def field(self, moments: Tensor, widths: tuple[float, ...], rank: int) -> Tensor:
+    def field_with(
+        self, moments: Tensor, widths: tuple[float, ...], rank: int, conjugate: bool, *others: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `OpenSpace`."""
         least, most = self.made_for
-        if min(widths) < least or max(widths) > most or rank > self.source.l_max:
-            return super().field(moments, widths, rank)
-        own = self_field(moments, self.source, widths, rank, self.quirks)
-        return self.mesh.field(moments, widths, rank) - own
+        if min(widths) < least or max(widths) > most or rank > self.source.l_max:  # over pairs
+            return super().field_with(moments, widths, rank, False, *others)
+        field, rest = self.mesh.field_with(moments, widths, rank, *others)
+        return field - self_field(moments, self.source, widths, rank, self.quirks), rest
 
-    def conjugate(self, moments: Tensor, rank: int) -> Tensor:
-        """See `OpenSpace`."""
-        return self.field(moments, self.widths, rank)
-
-    def energy(self, moments: Tensor) -> Tensor:
-        """See `OpenSpace`."""
+    def _own_energies(self, moments: Tensor) -> Tensor:
+        """``[n_systems, n_channels]`` float64, eV, of Gaussians with themselves, of this process' atoms."""
         rows = moments.double()
         own = self_field(rows, self.source, self.widths, self.source.l_max, self.quirks)
-        return self.mesh.energy(moments) - self.segments.sum(0.5 * (own * rows).sum((2, 3)))
+        return self.segments.own_sum(0.5 * (own * rows).sum((2, 3)))
+
+    def energy_with(self, moments: Tensor, *others: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `OpenSpace`."""
+        energy, (own, *rest) = self.mesh.energy_with(moments, self._own_energies(moments), *others)
+        return energy - own, tuple(rest)
+
+    def conjugate_and_energy(
+        self, moments: Tensor, rank: int, *others: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """See `OpenSpace`."""
+        parts = (self._own_energies(moments), *others)
+        field, energy, (own, *rest) = self.mesh.field_and_energy(moments, rank, *parts)
+        field = field - self_field(moments, self.source, self.widths, rank, self.quirks)
+        return field, energy - own, tuple(rest)

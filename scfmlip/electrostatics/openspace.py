@@ -38,7 +38,7 @@ class AllAtoms:
 
     def __init__(self, positions: Tensor, segments: Segments) -> None:
         assert isinstance(segments, SharedSegments)
-        self.halo = halo_of_all(segments.communicator, len(positions), positions.device)
+        self.halo = halo_of_all(segments.communicator, segments.rank_counts, positions.device)
         self.positions = self.halo.extend(positions)
 
     @functools.cached_property
@@ -171,6 +171,13 @@ class OpenSpace:
             return self._pairs(moments, widths, rank)
         return self._finite_difference(moments, widths, rank, self.quirks.open_offsets[1])
 
+    def field_with(
+        self, moments: Tensor, widths: tuple[float, ...], rank: int, conjugate: bool, *others: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What `field` gives, or `conjugate`, and other sums as in `energy_with`."""
+        field = self.conjugate(moments, rank) if conjugate else self.field(moments, widths, rank)
+        return field, self.segments.combine_all(*others) if others else ()
+
     def conjugate(self, moments: Tensor, rank: int) -> Tensor:
         """Derivative of the energy in the moments, without self-interaction."""
         if self.quirks.open_offsets is None:
@@ -179,8 +186,34 @@ class OpenSpace:
 
     def energy(self, moments: Tensor) -> Tensor:
         """``[n_systems, n_channels]`` float64, eV, without self-interaction."""
-        rank = rank_of_count(moments.shape[-1])
-        # accumulate in float64, because large terms cancel in neutral systems
+        return self.segments.equal_parts(self.energy_with(moments)[0])[0]
+
+    def energy_with(self, moments: Tensor, *others: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """
+        Energies, and sums over ranks of float64 parts of other sums, all in one message.
+
+        Args:
+            moments: ``[n_atoms, n_channels, n_widths, 1 | 4 | 10]``.
+            others: Of the atoms of this process.
+
+        Returns:
+            ``[n_systems, n_channels]`` float64, eV, without self-interaction, and the other sums. All that is
+            made of them is alike on all ranks, and leaves through `Segments.equal_parts`.
+        """
+        return self._both(moments, rank_of_count(moments.shape[-1]), *others, alike=True)[1:]
+
+    def conjugate_and_energy(
+        self, moments: Tensor, rank: int, *others: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """What `conjugate` gives, the energy, and other sums, in one message."""
+        return self._both(moments, rank, *others, alike=False)
+
+    def _both(
+        self, moments: Tensor, rank: int, *others: Tensor, alike: bool
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Field, energy and other sums; see `Segments.combine_all`."""
         field = self.conjugate(moments, rank)
+        # accumulate in float64, because large terms cancel in neutral systems
         per_atom = 0.5 * (field.double() * moments.double()).sum((2, 3))
-        return self.segments.sum(per_atom)
+        energy, *rest = self.segments.combine_all(self.segments.own_sum(per_atom), *others, alike=alike)
+        return field, energy, tuple(rest)

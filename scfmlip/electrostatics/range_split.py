@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -246,19 +247,44 @@ class ShortRange:
             self.average = torch.where(crystal, 2 * math.pi * COULOMB_CONSTANT / volume, 0.0)
             self.second_moment = smooth**2 - widths.double() ** 2
 
-    def potential(self, charges: Tensor) -> Tensor:
-        """``[n_atoms, ...]`` e -> V."""
-        trailing = (...,) + (None,) * (charges.ndim - 1)
+    def near(self, charges: Tensor) -> Tensor:
+        """``[n_atoms, ...]`` e -> V of neighbours and of each atom itself."""
+        trailing = _for(charges)
         rows = self.pair[trailing] * self.pairs.everywhere(charges)[self.second]
-        out = segment_sum(rows, self.edge_ptr, self.first) + self.own[trailing] * charges
+        return segment_sum(rows, self.edge_ptr, self.first) + self.own[trailing] * charges
+
+    def own_sums(self, charges: Tensor) -> tuple[Tensor, ...]:
+        """
+        Parts of the sums that the average of all pairs of a crystal is made of, of this process' atoms.
+
+        Returns:
+            Charge and second moment of ``charges [n_atoms, ...]``, ``[n_systems, ...]`` float64; nothing
+            without crystals.
+        """
+        if self.second_moment is None:
+            return ()
+        wide, segments = charges.double(), self.plan.segments
+        return segments.own_sum(wide), segments.own_sum(self.second_moment[_for(charges)] * wide)
+
+    def whole(self, near: Tensor, sums: Sequence[Tensor]) -> Tensor:
+        """``[n_atoms, ...]`` V from `near`, and `own_sums` over all atoms."""
         if self.average is None or self.second_moment is None:
-            return out
-        segments, wide = self.plan.segments, charges.double()
-        moment = self.second_moment[trailing] * wide
-        total, spread = (segments.sum(v) for v in (wide, moment))
+            return near
+        (total, spread), segments, trailing = sums, self.plan.segments, _for(near)
         factor = self.average[trailing]
         far = self.second_moment[trailing] * segments.expand(factor * total)
-        return out - (far + segments.expand(factor * spread)).to(out.dtype)
+        return near - (far + segments.expand(factor * spread)).to(near.dtype)
+
+    def average_energy(self, sums: Sequence[Tensor]) -> Tensor:
+        """``[n_systems, ...]`` float64 eV, to be taken off, from `own_sums` over all atoms."""
+        (total, spread), factor = sums, self.average
+        assert factor is not None
+        return factor[_for(total)] * total * spread
+
+    def potential(self, charges: Tensor) -> Tensor:
+        """``[n_atoms, ...]`` e -> V."""
+        near, parts = self.near(charges), self.own_sums(charges)
+        return self.whole(near, self.plan.segments.combine_all(*parts) if parts else ())
 
     def matrices(self) -> list[Tensor]:
         """One ``[n, n]`` float64 per system; not differentiable."""
@@ -276,7 +302,17 @@ class ShortRange:
             found.append(matrix)
         return found
 
-    def energy(self, charges: Tensor) -> Tensor:
-        """``[n_atoms]`` e -> ``[n_systems]`` float64 eV."""
-        per_atom = 0.5 * charges.double() * self.potential(charges).double()
-        return self.plan.segments.sum(per_atom)
+    def own_energy(self, charges: Tensor) -> tuple[Tensor, ...]:
+        """Parts of the sums that `energy` is made of, of this process' ``charges [n_atoms]``; float64."""
+        half = 0.5 * charges.double() * self.near(charges).double()
+        return self.plan.segments.own_sum(half), *self.own_sums(charges)
+
+    def energy(self, sums: Sequence[Tensor]) -> Tensor:
+        """``[n_systems]`` float64 eV, from `own_energy` over all atoms."""
+        near, *averages = sums
+        return near - self.average_energy(averages) if averages else near
+
+
+def _for(values: Tensor) -> tuple:
+    """Index that makes numbers of rows fit ``values [n_rows, ...]``."""
+    return (...,) + (None,) * (values.ndim - 1)

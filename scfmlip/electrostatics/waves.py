@@ -293,13 +293,16 @@ class WaveSum(ABC):
         sums = self.structure_factors(moments.reshape(n_atoms, n_channels * n_widths, size))
         return sums.unflatten(1, (n_channels, n_widths))
 
-    def _all_sums(self, moments: Tensor, *others: Tensor) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
-        """Structure factors, sums of the correction, and other parts of sums; ranks send one message."""
+    def _all_sums(
+        self, moments: Tensor, *others: Tensor, alike: bool = False
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+        """Structure factors, sums of the correction, and other parts of sums; see `Segments.combine_all`."""
         own = self._own_sums(moments)
         if self.correction is None or not self.segments.shared:  # a process alone has faster ways
-            sums, *rest = self.segments.combine_all(own, *others)
+            sums, *rest = self.segments.combine_all(own, *others, alike=alike)
             return sums, None, tuple(rest)
-        sums, low, *rest = self.segments.combine_all(own, self.correction.own_sums(moments), *others)
+        parts = (own, self.correction.own_sums(moments), *others)
+        sums, low, *rest = self.segments.combine_all(*parts, alike=alike)
         return sums, low, tuple(rest)
 
     def _along_axes(self, moments: Tensor) -> Tensor:
@@ -316,11 +319,15 @@ class WaveSum(ABC):
 
     def energy(self, moments: Tensor) -> Tensor:
         """``[n_systems, n_channels]`` float64, eV, including self-interaction."""
-        return self.energy_with(moments)[0]
+        return self.segments.equal_parts(self.energy_with(moments)[0])[0]
 
     def energy_with(self, moments: Tensor, *others: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The energy, and sums over ranks of float64 parts of other sums, all in one message."""
-        sums, low, rest = self._all_sums(moments, *others)
+        """
+        The energy, and sums over ranks of float64 parts of other sums, all in one message.
+
+        All that is made of them is alike on all ranks, and leaves through `Segments.equal_parts`.
+        """
+        sums, low, rest = self._all_sums(moments, *others, alike=True)
         return self._energy(moments, sums, low), rest
 
     def _energy(self, moments: Tensor, sums: Tensor, low: Tensor | None) -> Tensor:
@@ -346,13 +353,19 @@ class WaveSum(ABC):
             ``[n_atoms, n_channels, len(widths), 1 | 4 | 10]`` in the positions' dtype, V, V/angstrom and
             V/angstrom^2.
         """
-        sums, low, _ = self._all_sums(moments)
-        return self._field(moments, widths, rank, sums, low)
+        return self.field_with(moments, widths, rank)[0]
+
+    def field_with(
+        self, moments: Tensor, widths: tuple[float, ...], rank: int, *others: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The field, and other sums as in `energy_with`."""
+        sums, low, rest = self._all_sums(moments, *others)
+        return self._field(moments, widths, rank, sums, low), rest
 
     def field_and_energy(
         self, moments: Tensor, rank: int, *others: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """What `field` gives for the sources' own widths, and what `energy_with` does."""
+        """What `field` gives for the sources' own widths, the energy, and other sums, in one message."""
         sums, low, rest = self._all_sums(moments, *others)
         field = self._field(moments, self.widths, rank, sums, low)
         return field, self._energy(moments, sums, low), rest

@@ -49,6 +49,7 @@ from .polar_rows import (
     of_both_spins,
     spin_targets,
     strained_cells,
+    system_sums,
 )
 from .polar_slabs import warn_of_slabs
 from .polar_tables import PolarSums
@@ -368,29 +369,27 @@ class FastPolarMACE(SwappedModel, PolarMACE):
         segments: Segments,
     ) -> dict[str, Tensor | None]:
         """Density and energies, under the names of PolarMACE's outputs."""
-        positions, per_system = data["positions"], segments.sum
-        electron_energy = per_system(
-            self.local_electron_energy(
-                node_attrs=data["node_attrs"][: segments.n_rows],
-                node_feats=layers.features[-1],
-                edge_attrs=layers.edge_attrs,
-                edge_feats=layers.edge_feats,
-                edge_index=data["edge_index"],
-                field_feats=features,
-                charges_0=first.flatten(1),
-                charges_induced=charges.flatten(1),
-            )
+        electrons = self.local_electron_energy(
+            node_attrs=data["node_attrs"][: segments.n_rows],
+            node_feats=layers.features[-1],
+            edge_attrs=layers.edge_attrs,
+            edge_feats=layers.edge_feats,
+            edge_index=data["edge_index"],
+            field_feats=features,
+            charges_0=first.flatten(1),
+            charges_induced=charges.flatten(1),
         )
+        parts = (electrons, layers.node_energy, layers.node_e0)
+        electron_energy, interaction, e0 = system_sums(segments, *parts)
         if not self.add_local_electron_energy:
             electron_energy = torch.zeros_like(electron_energy)
         spins = self._mul_ir(charges)
         density, spin_density = of_both_spins(spins, 1), of_both_spins(spins, -1)
         electrostatic = sums.energy(density)
         if embedding is not None:
-            electrostatic = electrostatic + per_system((density * embedding.potential()).sum(1))
-        dipole, total_charge = dipoles_and_charges(spins, positions, segments)
-        interaction = per_system(layers.node_energy)
-        total = per_system(layers.node_e0).to(interaction.dtype) + interaction + electron_energy
+            electrostatic = electrostatic + segments.sum((density * embedding.potential()).sum(1))
+        dipole, total_charge = dipoles_and_charges(spins, data["positions"], segments)
+        total = e0.to(interaction.dtype) + interaction + electron_energy
         return {
             "energy": total + electrostatic + field_energies(field, dipole),
             "node_energy": layers.node_e0.double() + layers.node_energy.double(),

@@ -87,16 +87,15 @@ def closed_charges(charges: Tensor, update: Tensor, targets: Tensor, segments: S
     if _own(segments):
         return close_charges(charges, update, targets, segments.ptr, segments.index)
 
-    def total(values: Tensor) -> Tensor:
-        return segments.expand(segments.sum(values.double())).to(charges.dtype)
-
     weights, rows = update[:, -2:], charges
     if update.shape[1] > 2:
         rows = rows + update[:, :-2]
     rows = rows.unflatten(1, (2, -1))
-    norm = total(weights)
+    # in one sum, because each costs time over several processes
+    totals = segments.sum(torch.cat((weights, rows[:, :, 0]), 1).double())
+    norm, there = segments.expand(totals).to(charges.dtype).split(2, 1)
     weights = weights / torch.where(norm == 0, torch.ones_like(norm), norm)
-    missing = segments.expand(targets) - total(rows[:, :, 0])
+    missing = segments.expand(targets) - there
     monopoles = rows[:, :, 0] + weights * missing
     return torch.cat((monopoles[..., None], rows[..., 1:]), -1).flatten(1)
 
@@ -165,11 +164,20 @@ def dipoles_and_charges(charges: Tensor, positions: Tensor, segments: Segments) 
         sums = row_form_sums(charges.flatten(1), positions, form, n_systems, *_places(segments, n_systems))
         return sums[:, :3], sums[:, 3]
     density = charges.sum(1)
-    dipole = segments.sum(positions * density[:, :1])
+    rows = positions * density[:, :1]
     if density.shape[1] > 1:
         places = constant(CARTESIAN_FROM_E3NN, torch.int64, density.device)
-        dipole = dipole + segments.sum(density[:, 1:4]).index_select(1, places)
-    return dipole, segments.sum(density[:, 0])
+        rows = rows + density[:, 1:4].index_select(1, places)
+    sums = segments.sum(torch.cat((rows, density[:, :1].to(rows.dtype)), 1))
+    return sums[:, :3], sums[:, 3].to(density.dtype)
+
+
+def system_sums(segments: Segments, *values: Tensor) -> tuple[Tensor, ...]:
+    """``[n_systems]`` sums of each of several ``[n_atoms]``; processes send one message for all."""
+    if not segments.shared:
+        return tuple(segments.sum(v) for v in values)
+    sums = segments.combine_all(*(segments.own_sum(v.double()) for v in values))
+    return tuple(s.to(v.dtype) for s, v in zip(sums, values, strict=True))
 
 
 _DOT = RowForm(3, 3, 1, tuple((0, axis, axis, 1.0) for axis in range(3)))

@@ -110,7 +110,8 @@ def minimize_functional(
 
     Args:
         functional: ``(state, *parameters) -> energies [n_systems]`` eV, differentiable twice in the state,
-            three times if second derivatives of the solution are wanted.
+            three times if second derivatives of the solution are wanted. Processes that share a system take
+            equal parts of its derivatives.
         state: ``[n_rows, ...]`` first guess, float32 or float64, for instance the last step's; not
             differentiated.
         parameters: Tensors that the functional depends on.
@@ -181,7 +182,9 @@ def minimize_functional(
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters))
         multipliers = groups.mean(problem.gradient(solved, parameters, wanted)).view(totals.shape)
         multipliers = multipliers if wanted else multipliers.detach()
-    energy = Minimum.apply(Minimised(problem.energies, 1), multipliers, totals, solved, *parameters)
+    # gradients of zeros would go back through what nobody needs, and start an adjoint solve
+    slopes = multipliers if totals.requires_grad else multipliers.detach()
+    energy = Minimum.apply(Minimised(problem.whole_energies, 1), slopes, totals, solved, *parameters)
     result = found["result"]
     return FunctionalSolution(
         solved,
@@ -209,7 +212,8 @@ def _minimize(
         return problem.expand(x, totals, parameters)
 
     start = problem.project(first.flatten().double())
-    unit = batch.norm(torch.ones_like(start)).clamp(min=1.0)
+    # norm of a state of ones
+    unit = (problem.rows.counts * math.prod(first.shape[1:])).sqrt().clamp(min=1.0)
     # relative to the gradient at evenly spread charges
     scale = torch.nan_to_num(batch.norm(model(torch.zeros_like(start))[1]), posinf=0.0)
     return newton_cg(
@@ -224,4 +228,5 @@ def _minimize(
         problem.preconditioned,
         problem.project(generic_direction(len(start), first.device)),
         first.dtype,
+        problem.given,
     )

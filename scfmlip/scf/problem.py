@@ -7,6 +7,7 @@ states of any shape, in their own dtype.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from torch import Tensor
 from ..segments import Segments
 from .options import check_returned
 from .solvers.gmres import Map
+from .solvers.recursion import GivenSum
 from .totals import GivenTotals
 
 Update = Callable[..., Tensor]
@@ -89,7 +91,7 @@ class FixedPointProblem:
         # a number of the system in and one out, both with whole gradients
         mu = self.rows.sum_gradient(x[self.n_charges :].view(given.shape))
         new = self.new_state(s, mu, parameters, update)
-        missing = self.rows.share_gradient(self.groups.missing(s, given))
+        missing = self.rows.share_gradient(self.groups.missing(s, given, alike=True))
         return torch.cat(((new - s).flatten(), missing.flatten()))
 
     def feasible(self, x: Tensor, arguments: Sequence[Tensor]) -> Tensor:
@@ -156,14 +158,32 @@ class FunctionalProblem:
             )
         return values
 
+    def whole_energies(self, s: Tensor, *parameters: Tensor) -> Tensor:
+        """The same, of which processes may have unequal parts of a gradient."""
+        return self.rows.equal_parts(self.energies(s, *parameters))[0]
+
     def project(self, x: Tensor) -> Tensor:
         """``[n]``: the part that conserves the totals."""
         return x if self.groups is None else self.groups.project(x)
 
+    @functools.cached_property
+    def given(self) -> GivenSum | None:
+        """The constraint of one charge for each system, as recursions know it; None if it is another."""
+        if self.groups is None or len(self.groups.columns) > 1:
+            return None
+        count = self.groups.counts[:, 0]
+        ones = self.groups.even(torch.ones_like(count) * count)
+        # as if vectors were projected before and behind the preconditioner
+        return GivenSum(ones, count, ones, count)
+
     def place(self, x: Tensor, totals: Tensor) -> Tensor:
         """The state that the unknowns stand for."""
+        return self.inside(self.project(x), totals)
+
+    def inside(self, x: Tensor, totals: Tensor) -> Tensor:
+        """The same of unknowns that conserve the totals: what is projected need not be projected again."""
         if self.groups is not None:
-            x = self.groups.project(x) + self.groups.even(totals).to(x.dtype)
+            x = x + self.groups.even(totals).to(x.dtype)
         return x.view(self.like.shape)
 
     def slope(self, values: Tensor, s: Tensor, create: bool) -> Tensor:
@@ -185,44 +205,55 @@ class FunctionalProblem:
 
     def residual(self, x: Tensor, totals: Tensor, *parameters: Tensor) -> Tensor:
         """The residual, symmetric in x: the projected gradient along the constraint, x itself across it."""
-        inside = self.project(self.gradient(self.place(x, totals), parameters, True).flatten())
-        return inside + (x - self.project(x))
+        projected = self.project(x)
+        gradient = self.gradient(self.inside(projected, totals), parameters, True)
+        return self.project(gradient.flatten()) + (x - projected)
 
     def value(self, x: Tensor, totals: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-        """``[n_systems]`` float64 energies, eV, at the unknowns, without a graph."""
+        """``[n_systems]`` float64 energies, eV, at unknowns that conserve the totals, without a graph."""
         with torch.no_grad():
-            return self.energies(self.place(x.to(self.like.dtype), totals), *parameters).double()
+            return self.energies(self.inside(x.to(self.like.dtype), totals), *parameters).double()
 
     def expand(
         self, x: Tensor, totals: Tensor, parameters: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Map]:
         """
-        The energy to second order around x.
+        The energy to second order around x, which conserves the totals.
 
         Returns:
             Energies ``[n_systems]``, projected gradient ``[n]``, norm of the full gradient ``[n_systems]``,
-            and a function for products of the projected Hessian with vectors; all float64.
+            and a function for products of the Hessian with vectors; all float64. The Hessian is projected
+            where there is no `given`.
         """
         dtype, shape = self.like.dtype, self.like.shape
         with torch.enable_grad():
-            s = self.place(x.to(dtype), totals).detach().requires_grad_()
+            s = self.inside(x.to(dtype), totals).detach().requires_grad_()
             values = self.energies(s, *parameters)
             slope = self.slope(values, s, True)
 
         def apply(v: Tensor) -> Tensor:
-            direction = self.project(v).to(dtype).view(shape)
+            direction = self._beside_given(v).to(dtype).view(shape)
             if not slope.requires_grad:  # linear in the state
                 return torch.zeros_like(v)
             (product,) = torch.autograd.grad(slope, s, direction, retain_graph=True, materialize_grads=True)
-            return self.project(product.flatten().double())
+            return self._beside_given(product.flatten().double())
 
-        whole = slope.detach().flatten().double()
-        return values.detach().double(), self.project(whole), self.batch.norm(whole), apply
+        whole, given = slope.detach().flatten().double(), self.given
+        if given is None:
+            return values.detach().double(), self.project(whole), self.batch.norm(whole), apply
+        # in one sum, because each costs time over several processes
+        total, square = self.batch.dot(torch.stack((given.ones, whole)), torch.stack((whole, whole)))
+        inside = whole - self.batch.expand(total / given.count) * given.ones
+        return values.detach().double(), inside, square.sqrt(), apply
+
+    def _beside_given(self, v: Tensor) -> Tensor:
+        """The projection where recursions do not make it with `given`, whose vectors are projected."""
+        return v if self.given is not None else self.project(v)
 
     def preconditioned(self, v: Tensor) -> Tensor:
-        """``[n]`` float64: the preconditioner, projected on directions that conserve the totals."""
+        """``[n]`` float64: the preconditioner, projected as the Hessian is, see `expand`."""
         if self.precondition is None:
             return v
-        out = self.precondition(self.project(v).to(self.like.dtype).view(self.like.shape))
+        out = self.precondition(self._beside_given(v).to(self.like.dtype).view(self.like.shape))
         check_returned("precondition", out, self.like.shape, self.like)
-        return self.project(out.flatten().double())
+        return self._beside_given(out.flatten().double())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..electrostatics import Coulomb, CoulombPlan, Geometry
-from ..electrostatics.joint import energy_with, potential_and_energy
+from ..electrostatics.joint import energy_with, potential_and_energy, potential_with
 from ..electrostatics.range_split import NeighbourPairs, ShortRange
 from ..segments import Segments
 from .constraints import ChargeGroups
@@ -136,10 +136,11 @@ class Interaction:
 
     def potential(self, state: Tensor) -> Tensor:
         """``K s`` plus external potentials, in the shape of ``state``."""
-        problem = self.problem
-        rows = self.geometry.potential(problem.spread(state), self_interaction=True)
+        problem, short = self.problem, self.short
+        near, parts = (None, ()) if short is None else (short.near(state), short.own_sums(state))
+        rows, sums = potential_with(self.geometry, problem.spread(state), *parts)
         out = problem.collect(rows)
-        return out if self.short is None else out + self.short.potential(state)
+        return out if short is None or near is None else out + short.whole(near, sums)
 
     def product(self, state: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """
@@ -154,18 +155,25 @@ class Interaction:
             `potential_and_energy`.
         """
         problem, short = self.problem, self.short
-        if short is not None:
-            potential = self.potential(state)
-            form = problem.segments.own_sum((state.double() * potential.double()).sum(-1))
-            form, *rest = problem.segments.combine_all(form, *others)
-            return potential, form, tuple(rest)
-        rows, energy, rest = potential_and_energy(self.geometry, problem.spread(state), *others)
-        return problem.collect(rows), 2 * energy, rest
+        rows = problem.spread(state)
+        if short is None:
+            potential, energy, rest = potential_and_energy(self.geometry, rows, *others)
+            return problem.collect(potential), 2 * energy, rest
+        near, averages = short.near(state), short.own_sums(state)
+        form = problem.segments.own_sum((state.double() * near.double()).sum(-1))
+        parts = (form, *averages, *others)
+        potential, energy, (form, *rest) = potential_and_energy(self.geometry, rows, *parts)
+        sums, rest = rest[: len(averages)], rest[len(averages) :]
+        form = form + 2 * energy
+        if sums:
+            form = form - 2 * short.average_energy(sums).sum(-1)
+        return problem.collect(potential) + short.whole(near, sums), form, tuple(rest)
 
     def energy(self, state: Tensor, own: Tensor | None = None) -> Tensor:
         """``1/2 s.K s`` plus external energies and the sum of ``own [n_atoms]``, ``[n_systems]`` float64."""
-        problem = self.problem
+        problem, short = self.problem, self.short
+        near = () if short is None else short.own_energy(state[:, 0])
         parts = () if own is None else (problem.segments.own_sum(own.double()),)
-        energy, more = energy_with(self.geometry, problem.spread(state), *parts)
-        energy = sum(more, energy)
-        return energy if self.short is None else energy + self.short.energy(state[:, 0])
+        energy, sums = energy_with(self.geometry, problem.spread(state), *near, *parts)
+        energy = sum(sums[len(near) :], energy)
+        return energy if short is None else energy + short.energy(sums[: len(near)])

@@ -71,14 +71,19 @@ class GivenTotals:
         when(bad.any(), refuse)
         return totals
 
-    def sum(self, state: Tensor) -> Tensor:
-        """``[n_rows, ...]`` -> ``[n_systems, n_columns]`` float64."""
+    def sum(self, state: Tensor, alike: bool = False) -> Tensor:
+        """``[n_rows, ...]`` -> ``[n_systems, n_columns]`` float64; for ``alike`` see `Segments.combine`."""
         columns = constant(tuple(self.columns), torch.int64, state.device)
-        return self.rows.sum(state.reshape(-1, self.size).index_select(1, columns).double())
+        charges = state.reshape(-1, self.size).index_select(1, columns).double()
+        return self.rows.combine(self.rows.own_sum(charges), alike)
 
-    def missing(self, state: Tensor, totals: Tensor) -> Tensor:
-        """The totals minus the sums of ``state [n_rows, ...]``, in the shape and dtype of the totals."""
-        return (totals.double() - self.sum(state).view(totals.shape)).to(totals.dtype)
+    def missing(self, state: Tensor, totals: Tensor, alike: bool = False) -> Tensor:
+        """
+        The totals minus the sums of ``state [n_rows, ...]``, in the shape and dtype of the totals.
+
+        With ``alike`` all processes have equal parts of its gradient.
+        """
+        return (totals.double() - self.sum(state, alike).view(totals.shape)).to(totals.dtype)
 
     def mean(self, state: Tensor) -> Tensor:
         """``[n_rows, ...]`` -> ``[n_systems, n_columns]``."""

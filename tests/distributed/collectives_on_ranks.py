@@ -13,10 +13,13 @@ from scfmlip.distributed import (
     SingleProcess,
     all_reduce,
     build_halo,
+    equal_parts,
     share_gradient,
     shared_segments,
     sum_gradient,
+    sum_of_equals,
 )
+from scfmlip.electrostatics.joint import potential_and_energy
 
 
 def communicator(kind) -> Communicator:
@@ -145,6 +148,30 @@ def check_whole_gradients(ranks):
     torch.testing.assert_close(ranks.all_reduce(copy.grad), copy.detach() ** 2 * 3 * total)
 
 
+def check_equals(ranks):
+    """What all ranks make of a sum alike has the derivatives of any other, whatever parts come to it."""
+    torch.manual_seed(6 + ranks.rank)
+    x = torch.randn(4 - ranks.rank % 2, dtype=torch.float64, requires_grad=True)
+    c = torch.tensor([1.3], dtype=torch.float64, requires_grad=True)
+
+    def derivatives(total, leave):
+        first, second = total(torch.stack((x.sum(), (x**2).sum())), ranks)
+        value = leave(c * first**3 + torch.cos(second) * first, ranks)
+        before = ranks.traffic.copy()
+        dx, dc = torch.autograd.grad((1.0 + ranks.rank) * value, (x, c), create_graph=True)
+        sent = ranks.traffic.since(before)
+        loss = (2.0 + ranks.rank) * (torch.sin(dx) * x).sum() + (all_reduce(dc, ranks) ** 2).sum()
+        dxx, dcc = torch.autograd.grad(loss, (x, c))
+        found = torch.cat((value, all_reduce(dc, ranks), dx, dxx, all_reduce(dcc, ranks)))
+        return found, (sent.reductions, sent.reduced_bytes)
+
+    got, sent = derivatives(sum_of_equals, equal_parts)
+    want, plainly = derivatives(all_reduce, lambda value, _: value)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    if ranks.size > 1:  # one number for the value instead of one for each sum
+        assert (sent, plainly) == ((1, 8), (1, 16))
+
+
 def check_coulomb(ranks, method, pbc, **options):
     """Energy, potential, features and derivatives of atoms that ranks share, the last of which has none."""
     torch.manual_seed(1)
@@ -195,13 +222,15 @@ def check_traffic(ranks):
         with pytest.raises(ValueError, match="values at points are not known"):
             geometry.at(places.detach(), rows.detach())
     with torch.no_grad():
-        # structure factors, and the charge that the average of neighbours follows from
-        assert sent(lambda: geometry.potential(rows))[1] == (1, 2)
+        # structure factors, with the charge that the average of neighbours follows from
+        assert sent(lambda: geometry.potential(rows))[1] == (1, 1)
+        states, parts = rows[:, None], torch.ones(3).double()
+        assert sent(lambda: potential_and_energy(geometry, states, parts))[1] == (1, 1)
     energy, counts = sent(lambda: geometry.energy(rows).sum() / ranks.size)
-    assert counts == (1, 3)
-    assert sent(lambda: torch.autograd.grad(energy, rows, retain_graph=True))[1] == (1, 3)
+    assert counts == (1, 1)
+    assert sent(lambda: torch.autograd.grad(energy, rows, retain_graph=True))[1] == (1, 1)
     # places are sent once for a geometry
-    assert sent(lambda: torch.autograd.grad(energy, (rows, places)))[1] == (2, 3)
+    assert sent(lambda: torch.autograd.grad(energy, (rows, places)))[1] == (2, 1)
 
 
 def check_widths(ranks, pbc, **options):
@@ -292,6 +321,7 @@ if __name__ == "__main__":
         check_communicator(found)
         check_ids(found)
         check_whole_gradients(found)
+        check_equals(found)
         if found.size > 1:
             check_traffic(found)
         check_gradients(found, empty=False)

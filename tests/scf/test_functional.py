@@ -190,3 +190,22 @@ def test_float32(generator):
     )
     assert got.state.dtype == torch.float32
     assert_close(got.state, exact.state, 1e-4)
+
+
+def test_forces_need_no_adjoint_behind_operators(generator, monkeypatch):
+    """Operators make zeros of gradients that are not there: none of these may start an adjoint solve."""
+    from scfmlip.scf import functional
+
+    def refuse(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(functional, "conjugate_gradient_solve", refuse)
+    places = (6 * torch.rand(8, 3, generator=generator).double()).requires_grad_()
+    chi = torch.randn(8, 1, generator=generator).double().requires_grad_()
+    coulomb, cell = Coulomb(l_max=0, sigma=1.0, self_interaction=True), 6 * torch.eye(3).double()
+
+    def energy(state, places, chi):
+        return (chi * state + 2 * state**2).sum()[None] + coulomb.prepare(places, cell).energy(state)
+
+    solution = minimize_functional(energy, torch.zeros(8, 1, dtype=F64), (places, chi), total_charge=0.3)
+    torch.autograd.grad(solution.energy.sum(), (places, chi))

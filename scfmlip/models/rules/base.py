@@ -16,6 +16,7 @@ from ...electrostatics import Coulomb, CoulombPlan, Geometry
 from ...electrostatics.boundary import Boundary
 from ...electrostatics.cutoff import check_cutoff, reference_cutoff
 from ...electrostatics.external import Embedding, ExternalCharges
+from ...electrostatics.joint import energy_with
 from ...electrostatics.kept import Plans
 from ...scf import SolverMemory
 from ...segments import Segments
@@ -204,13 +205,27 @@ class System:
             self._embeddings[coulomb] = Embedding(coulomb, self.external, *geometry, self.counter_charge)
         return self._embeddings.get(coulomb)
 
+    def energy_with(
+        self, geometry: Geometry, rows: Tensor, *values: Tensor, inside: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """`Geometry.energy`, and sums of ``[n_atoms]`` values; for processes see `joint.energies`."""
+        if not self.segments.shared:
+            return geometry.energy(rows), tuple(self.sum(v) for v in values)
+        parts = (self.segments.own_sum(v.double()) for v in values)
+        own = geometry.coulomb.self_interaction
+        energy, sums = energy_with(geometry, rows, *parts, self_interaction=own, inside=inside)
+        return energy.to(rows.dtype), tuple(v.to(rows.dtype) for v in sums)
+
     def coulomb_energy(self, geometry: Geometry, rows: Tensor) -> Tensor:
         """``[n_systems(, n_channels)]`` eV of a density with itself and everything outside the model."""
-        energy, embedding = geometry.energy(rows), self.embedding(geometry.coulomb)
+        embedding = self.embedding(geometry.coulomb)
         if embedding is None:
-            return energy
+            return geometry.energy(rows)
         potential = embedding.potential()
-        return energy + self.sum((rows * (potential if rows.ndim == 2 else potential[:, None])).sum(-1))
+        if rows.ndim == 3:
+            return geometry.energy(rows) + self.sum((rows * potential[:, None]).sum(-1))
+        energy, (outside,) = self.energy_with(geometry, rows, (rows * potential).sum(-1))
+        return energy + outside
 
 
 @dataclasses.dataclass

@@ -114,10 +114,11 @@ class Functional(ChargeRule):
         def functional(p: Tensor, *parameters: Tensor) -> Tensor:
             given = dict(zip(keys, parameters, strict=True))
             geometry = prepare(given["positions"], given["cell"], given.get("external_field"))
-            energy = system.sum(self._local(p, given)) + geometry.energy(p)
+            parts = (self._local(p, given), p[:, 0]) if at_level else (self._local(p, given),)
+            energy, (local, *charge) = system.energy_with(geometry, p, *parts, inside=True)
             if at_level:  # electrons, whose charge is negative, are exchanged at this level
-                energy = energy + given["fermi_level"] * system.sum(p[:, 0])
-            return energy
+                return local + energy + given["fermi_level"] * charge[0]
+            return local + energy
 
         start = system.reference_density
         solution = minimize_functional(

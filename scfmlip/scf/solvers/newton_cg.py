@@ -19,7 +19,7 @@ from ..convergence import Verdict, ended, judged
 from ..solution import Status
 from .gmres import Map, RootResult
 from .looks import Looks
-from .recursion import ConjugateDirections
+from .recursion import ConjugateDirections, GivenSum
 
 
 @lru_cache(maxsize=16)
@@ -44,16 +44,20 @@ def _quadratic(
     precondition: Map,
     active: Tensor,
     looks: Looks,
+    given: GivenSum | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
     """
     Conjugate gradients on ``A x = right`` until residuals are below ``target [n_systems]``.
+
+    With ``given``, x is to satisfy that constraint, as ``right`` does, and residuals are along it.
 
     Returns:
         x, residual norms, iterations, whether negative curvature was met (x is then the last iterate before
         it, or the preconditioned ``right`` if it was met at once), and the number of products.
     """
-    walk = ConjugateDirections(batch, apply, precondition, torch.zeros_like(right), -right)
-    norm = walk.norms[1]
+    start = torch.zeros_like(right)
+    walk = ConjugateDirections(batch, apply, precondition, start, -right, given=given, inside=True)
+    norm = walk.norms[0]
     negative = torch.zeros_like(active)
     iterations = torch.zeros_like(norm, dtype=torch.int64)
     going = active & (norm > target)
@@ -71,7 +75,7 @@ def _quadratic(
         going = going & ~flat
         iterations = iterations + going
         walk.move(going)
-        norm = torch.where(going, walk.norms[1], norm)
+        norm = torch.where(going, walk.norms[0], norm)
         going = going & (norm > target)
         walk.turn(going)
     return walk.x, norm, iterations, negative, products
@@ -133,6 +137,7 @@ def newton_cg(
     precondition: Map,
     probe: Tensor,
     dtype: torch.dtype,
+    given: GivenSum | None = None,
 ) -> tuple[RootResult, int]:
     """
     Minimise ``value`` from ``start``.
@@ -150,6 +155,8 @@ def newton_cg(
         precondition: Symmetric positive approximation of the Hessian's inverse.
         probe: ``[n]`` a generic direction, along which the curvature is checked at the end.
         dtype: dtype in which the functional is evaluated.
+        given: A constraint that products with the Hessian and the preconditioner do not conserve; None where
+            they do.
 
     Returns:
         The minima, and the number of products with the Hessian.
@@ -174,11 +181,11 @@ def newton_cg(
         if not bool((active & (iterations < max_iterations)).any()):
             break
         right = torch.where(batch.expand(active), -gradient, 0.0)
-        norm = batch.norm(right)
+        norm = torch.where(active, verdict.norm, 0.0)
         # rough steps first, quadratic convergence at the end
         target = torch.maximum(norm * verdict.residual.sqrt().clamp(max=0.1), 0.3 * tolerance * scale)
         step, _, _, negative, count = _quadratic(
-            apply, right, batch, target, krylov, precondition, active, Looks()
+            apply, right, batch, target, krylov, precondition, active, Looks(), given
         )
         products += count
         curved = torch.where(active, negative, curved)
@@ -198,7 +205,7 @@ def newton_cg(
         right = torch.where(batch.expand(converged), probe, 0.0)
         target = 1e-3 * batch.norm(right)
         *_, negative, count = _quadratic(
-            apply, right, batch, target, min(krylov, 30), precondition, everything, Looks()
+            apply, right, batch, target, min(krylov, 30), precondition, everything, Looks(), given
         )
         products += count
         status = torch.where(converged & negative, int(Status.INDEFINITE), status)

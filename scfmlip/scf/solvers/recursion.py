@@ -55,6 +55,7 @@ class ConjugateDirections:
         slope: ``A x + b`` at the starting point.
         project: Projector on the allowed directions; None if all are allowed.
         given: The constraint, instead of ``project`` and of values of ``precondition`` that satisfy it.
+        inside: Whether the slope at the starting point is along the allowed directions.
         keep: How many directions to keep for a `ConjugateInverse`.
 
     Example:
@@ -81,14 +82,15 @@ class ConjugateDirections:
         project: Map | None = None,
         given: GivenSum | None = None,
         keep: int = 0,
+        inside: bool = False,
     ) -> None:
         self.keep = keep
         self._kept: list[tuple[Tensor, Tensor]] = []
         self.batch, self.apply, self.precondition = batch, apply, precondition
         self.project, self.given = project, given
         self.x, self.slope = x, slope
-        if given is None:
-            self.gradient = slope if project is None else project(slope)
+        if inside or given is None:
+            self.gradient = slope if inside or project is None else project(slope)
         else:
             self.gradient = slope - self._even(batch.dot(given.ones, slope))
         z, self._rz = self._preconditioned()

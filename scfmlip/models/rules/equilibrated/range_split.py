@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ....electrostatics import Boundary, Coulomb, Geometry
+from ....electrostatics.joint import energy_with
 from ....electrostatics.range_split import (
     NeighbourPairs,
     ShortRange,
@@ -76,4 +77,5 @@ def split_energy(geometry: Geometry, pairs: NeighbourPairs, widths: Tensor, char
     """``[n_systems]`` eV of ``charges [n_atoms]`` with ``widths [n_atoms]``, including external fields."""
     smooth = geometry.coulomb.source.widths[0]
     short = ShortRange(pairs, geometry.plan, smooth, widths, geometry.positions, geometry.cell)
-    return geometry.energy(charges[:, None]) + short.energy(charges).to(charges.dtype)
+    energy, sums = energy_with(geometry, charges[:, None], *short.own_energy(charges))
+    return (energy + short.energy(sums)).to(charges.dtype)

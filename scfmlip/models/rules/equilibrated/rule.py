@@ -159,12 +159,13 @@ class Equilibrated(ChargeRule):
         }
         if solution.memory is not None:
             extra["solver_memory"] = solution.memory
+        parts = () if outside is None else ((solution.state * outside).sum(1),)
         if pairs is None:
-            electrostatic = geometry.energy(density.rows)
+            electrostatic, beyond = system.energy_with(geometry, density.rows, *parts)
         else:
             electrostatic = split_energy(geometry, pairs, widths, solution.state[:, 0])
-        if outside is not None:
-            electrostatic = electrostatic + system.sum((solution.state * outside).sum(1))
+            beyond = tuple(system.sum(part) for part in parts)
+        electrostatic = sum(beyond, electrostatic)
         functional = solution.energy if alone is None else solution.energy + alone
         energies = self._energies(system, solution.state[:, 0], widths, electrostatic, functional)
         return RuleOutput(energies, density, extra)

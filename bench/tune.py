@@ -7,8 +7,8 @@ configuration whose error against float64 exceeds that of the default by more th
 out, and so is a lower precision of products that errs by more than 1e-6 of the largest value. Pairs of high
 rank have entries of their own in the table of pairs, taken over if these keep the block they were measured
 with. Convolutions compute a last radial layer inside their kernels ("fused") where values and all derivatives
-together take less time so, with the parameters found. Compilation is what takes the time: worker processes
-fill Triton's cache first, all at once.
+together take less time so, with the parameters found. What charge solves cost is measured at the end
+(`charge_costs`). Compilation is what takes the time: worker processes fill Triton's cache first, all at once.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ import torch
 
 from scfmlip_kernels import tuned as table_module
 
-from . import convolution, matrices
+from . import charge_costs, convolution, matrices
 from .problems import Problem, make_problem
 from .progress import Bar, say
 from .providers import providers
@@ -257,6 +258,18 @@ class Tuner:
                 )
                 chosen["radial"][dtype]["fused"] = took[True] < took[False]
 
+    def costs(self, seconds: float) -> dict[str, dict[str, Any]]:
+        """What charge solves cost, for the table; empty where times make no sense of the model."""
+        found = {}
+        for dtype in DTYPES:
+            kind = getattr(torch, dtype)
+            try:
+                found[dtype] = charge_costs.measure(self.table, self.device, kind, self.quick, seconds)
+            except RuntimeError as error:
+                say(str(error))
+                return {}
+        return {"charge_solve_costs": found}
+
     def score(self, candidate: Candidate, seconds: float) -> float:
         """Geometric mean of milliseconds."""
         times = interleaved(self.calls(candidate), self.device, seconds, 2 if self.quick else 20)
@@ -378,7 +391,10 @@ def main() -> None:
     name = model.group(0) if model and options.device == "cuda" else "interpreter"
     chosen = best(scores)
     tuner.decide_fusion(chosen, 0.05)
-    (options.out / f"{name}.json").write_text(json.dumps(chosen, indent=2) + "\n")
+    # written before the last part too, should the time be up
+    for more in (dict, partial(tuner.costs, 0.05)):
+        chosen |= more()
+        (options.out / f"{name}.json").write_text(json.dumps(chosen, indent=2) + "\n")
     say(f"proposed: {name}.json")
 
 

@@ -264,9 +264,8 @@ def main() -> None:
     kernels = options.kernel
     if options.check and options.file.name != RESULTS.name:
         kernels = [name for name in kernels if any(row.kernel == name for row in before)]
-        print(
-            f"not in {options.file.name}: {', '.join(sorted(set(options.kernel) - set(kernels))) or 'nothing'}"
-        )
+        left = sorted({*options.kernel} - {*kernels})
+        print(f"not in {options.file.name}: {', '.join(left) or 'nothing'}")
     rows = measure_all(options.target, kernels, options.variant, not options.check, options.processes)
     if not options.check:
         # rows that were not measured now stay

@@ -105,7 +105,7 @@ part coulomb 80 "${run[@]}" --budget 65 --mode forward_backward --dtype float32 
   --case polar polar_batch energy features energy_charges
 sweeper=(env)
 if [ "$device" = cpu ]; then sweeper+=(TRITON_INTERPRET=1); fi
-part tune 90 "${sweeper[@]}" python3 -m bench.tune "${sweep[@]}" --budget 75
+part tune 90 "${sweeper[@]}" python3 -m bench.tune "${sweep[@]}" --budget 65
 part tests 80 bash -c tests_in_parallel
 part ncu 45 bash profiling/ncu.sh "$out/ncu"
 part fixed_point 30 python3 -m bench.fixed_point "${common[@]}" --atoms "${points[@]}" --out "$out/fixed-point.csv"

@@ -116,7 +116,7 @@ WORK = (
         64.0,
         "measure tf32x3, and more rows a program",
     ),
-    Work("radial_basis", "values", f"{_EDGES}, 8 functions", 469, 469, 2.2, "sines by a recursion"),
+    Work("radial_basis", "values", f"{_EDGES}, 8 functions", 469, 469, 2.2, "nothing"),
     Work("spherical_harmonics", "values, l_max 3", _EDGES, 469, 469, 4.6, "write beside the radial basis"),
     Work("edge_vectors", "values", _EDGES, 469, 469, 2.2, "nothing"),
     Work("edge_vectors", "sums", _EDGES, 1000, 2000, 1.0, "nothing"),

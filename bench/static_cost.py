@@ -5,7 +5,8 @@ Every kernel is compiled ahead of time with the launch parameters of `tuned/defa
 architectures below. `python -m bench.static_cost` rewrites bench/results/static_cost.csv, or those rows
 that `--kernel`, `--variant` and `--target` choose; with `--check` it
 compares instead, and fails where spills, registers, shared memory or instructions grew by more than 5%: any
-spill fails where there was none.
+spill fails where there was none. Other versions of Triton have a file of their own, such as
+static_cost-3.6.csv, which need not hold every family.
 Instructions are counted in the machine code, once each however often they run.
 """
 
@@ -51,6 +52,12 @@ AMD = {
     "shared_loads": "ds_(read|load)",
     "global_loads": "(global|buffer|flat)_load",
 }
+
+
+def results_of(version: str) -> Path:
+    """The committed file of a version of Triton: its own, or that of the newest."""
+    own = RESULTS.with_name(f"static_cost-{'.'.join(version.split('.')[:2])}.csv")
+    return own if own.exists() else RESULTS
 
 
 @dataclass
@@ -180,15 +187,18 @@ def _measure(work: tuple[int, str, bool]) -> Cost:
     return cost
 
 
-def measure_all(targets: list[str], kernels: list[str], labels: list[str], anew: bool) -> list[Cost]:
+def measure_all(
+    targets: list[str], kernels: list[str], labels: list[str], anew: bool, processes: int | None = None
+) -> list[Cost]:
     """
-    Rows of all variants asked for, one process for each core.
+    Rows of all variants asked for.
 
     Args:
         targets: Architectures.
         kernels: Kernel families.
         labels: Of the variants, substrings; all if there are none.
         anew: Compile even what is in Triton's cache.
+        processes: How many compile; one for each core if None.
     """
     work = [
         (number, target, anew)
@@ -196,7 +206,7 @@ def measure_all(targets: list[str], kernels: list[str], labels: list[str], anew:
         if v.kernel in kernels and (not labels or any(label in v.label for label in labels))
         for target in targets
     ]
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes or os.cpu_count(), get_context("spawn")) as pool:
         return list(Bar(pool.map(_measure, work), "kernel", len(work)))
 
 
@@ -242,7 +252,8 @@ def main() -> None:
     parser.add_argument("--target", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--kernel", nargs="+", choices=names, default=names)
     parser.add_argument("--variant", nargs="+", default=[], help="parts of their names")
-    parser.add_argument("--file", type=Path, default=RESULTS)
+    parser.add_argument("--file", type=Path, default=results_of(triton.__version__))
+    parser.add_argument("--processes", type=int, help="that compile (one for each core)")
     options = parser.parse_args()
     before: list[Cost] = []
     if options.check:
@@ -250,7 +261,12 @@ def main() -> None:
         if {row.triton for row in before} != {triton.__version__}:
             print(f"the file is of triton {before[0].triton}, this is {triton.__version__}: not comparable")
             sys.exit(77)
-    rows = measure_all(options.target, options.kernel, options.variant, not options.check)
+    kernels = options.kernel
+    if options.check and options.file.name != RESULTS.name:
+        kernels = [name for name in kernels if any(row.kernel == name for row in before)]
+        left = sorted({*options.kernel} - {*kernels})
+        print(f"not in {options.file.name}: {', '.join(left) or 'nothing'}")
+    rows = measure_all(options.target, kernels, options.variant, not options.check, options.processes)
     if not options.check:
         # rows that were not measured now stay
         kept = {row.key: row for row in (read(options.file) if options.file.exists() else [])}

@@ -4,9 +4,11 @@ Sweep launch parameters on this GPU and propose a `tuned/<gpu>.json`: `python -m
 Block sizes of the Coulomb sums are fixed into tables that both dtypes share (the launchers read float32's),
 so one choice must serve both; warps and the precision of float32 products are free per dtype. A float32
 configuration whose error against float64 exceeds that of the default by more than a factor of two is left
-out. Convolutions compute a last radial layer inside their kernels ("fused") where values and all derivatives
-together take less time so, with the parameters found. Compilation is what takes the time: worker processes
-fill Triton's cache first, all at once.
+out, and so is a lower precision of products that errs by more than 1e-6 of the largest value. Pairs of high
+rank have entries of their own in the table of pairs, taken over if these keep the block they were measured
+with. Convolutions compute a last radial layer inside their kernels ("fused") where values and all derivatives
+together take less time so, with the parameters found. What charge solves cost is measured at the end
+(`charge_costs`). Compilation is what takes the time: worker processes fill Triton's cache first, all at once.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ import torch
 
 from scfmlip_kernels import tuned as table_module
 
-from . import convolution
+from . import charge_costs, convolution, matrices
 from .problems import Problem, make_problem
 from .progress import Bar, say
 from .providers import providers
@@ -49,12 +52,20 @@ SIZES = {
 # kernels of the convolution with the radial layer inside, and the numbers of nodes they are judged by
 RADIAL = ("radial", "radial_edges", "radial_matrix")
 NODES = (200, 2000)
-# which parameters both dtypes must share
+# families, what matters most first, and which parameters both dtypes must share
 SHARED: dict[str, tuple[str, ...]] = {
+    "indexed_linear": (),
+    "norm_network": (),
     "lattice": ("rows", "l", "atoms", "field_atoms"),
-    "pairs": ("block",),
     **dict.fromkeys(RADIAL, ()),
+    "pairs": ("block",),
+    "high_pairs": ("block",),
 }
+# the families whose parameters stand in another one's table
+TABLES = {"high_pairs": "pairs"}
+HIGH = ("high_sources", "high_warps")
+# largest error of products that are not float32's own, relative to the largest value
+PRECISE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -66,39 +77,67 @@ class Candidate:
     parameters: tuple[tuple[str, Any], ...]
 
     @property
+    def table(self) -> str:
+        """The family whose table it stands in."""
+        return TABLES.get(self.family, self.family)
+
+    @property
+    def precision(self) -> str:
+        """Of products of float32 matrices."""
+        return dict(self.parameters).get("precision", "ieee")
+
+    @property
     def shared(self) -> tuple[Any, ...]:
         """Those that the other dtype must have too."""
         return tuple(dict(self.parameters)[name] for name in SHARED[self.family])
+
+
+def _grid(family: str, dtype: str, quick: bool) -> dict[str, tuple[Any, ...]]:
+    """What is tried of each parameter."""
+    grid: dict[str, tuple[Any, ...]]
+    if family == "lattice":
+        grid = {"rows": (16, 32, 64), "l": (16, 32), "atoms": (16, 32, 64), "num_warps": (4, 8)}
+        grid |= {"field_atoms": (32, 64), "field_warps": (4, 8)} if not quick else {}
+    elif family in RADIAL:
+        grid = {"channels": (16, 32), "edges": (16, 32, 64), "num_warps": (4, 8)}
+        if family != "radial_matrix":
+            grid["hidden"] = (16, 32)
+    elif family == "indexed_linear":
+        grid = {"rows": (32, 64, 128), "in": (16, 32), "num_warps": (4, 8)}
+    elif family == "norm_network":
+        grid = {"rows": (16, 32, 64), "num_warps": (4, 8)}
+    elif family == "high_pairs":
+        return {"high_sources": (2, 4, 8), "high_warps": (4, 8, 16)}
+    else:
+        return {"block": (32, 64, 128), "sources": (8, 16, 32), "num_warps": (2, 4, 8)}
+    if dtype == "float32":
+        grid["precision"] = ("ieee", "tf32x3")
+    return grid
+
+
+def _possible(family: str, chosen: dict[str, Any]) -> bool:
+    """Whether the registers may do."""
+    if family == "lattice":  # larger tiles cannot stay in registers
+        return chosen["rows"] * chosen["l"] <= 1024
+    if family == "high_pairs":  # a thread owns a pair or two
+        return 1 <= chosen["block"] * chosen["high_sources"] / (32 * chosen["high_warps"]) <= 2
+    return True
 
 
 def candidates(quick: bool) -> Iterator[Candidate]:
     """What is tried; the default comes first."""
     defaults = table_module._table("")
     for family, dtype in itertools.product(SHARED, DTYPES):
-        base: dict[str, Any] = dict(defaults[family][dtype])
-        grid: dict[str, tuple[Any, ...]]
-        if family == "lattice":
-            grid = {"rows": (16, 32, 64), "l": (16, 32), "atoms": (16, 32, 64), "num_warps": (4, 8)}
-            grid |= {"field_atoms": (32, 64), "field_warps": (4, 8)} if not quick else {}
-            if dtype == "float32":
-                grid["precision"] = ("ieee", "tf32x3")
-        elif family in RADIAL:
-            grid = {"channels": (16, 32), "edges": (16, 32, 64), "num_warps": (4, 8)}
-            if family != "radial_matrix":
-                grid["hidden"] = (16, 32)
-            if dtype == "float32":
-                grid["precision"] = ("ieee", "tf32x3")
-        else:
-            grid = {"block": (32, 64, 128), "sources": (8, 16, 32), "num_warps": (2, 4, 8)}
+        base: dict[str, Any] = dict(defaults[TABLES.get(family, family)][dtype])
+        grid = _grid(family, dtype, quick)
         if quick:
-            grid = {name: values[:1] for name, values in grid.items()}
+            # of precisions the last, which has to be judged
+            grid = {name: values[-1:] if name == "precision" else values[:1] for name, values in grid.items()}
         yield Candidate(family, dtype, tuple(sorted(base.items())))
         for values in itertools.product(*grid.values()):
             chosen = {**base, **dict(zip(grid, values, strict=True))}
-            # larger tiles cannot stay in registers
-            if family == "lattice" and chosen["rows"] * chosen["l"] > 1024:
-                continue
-            yield Candidate(family, dtype, tuple(sorted(chosen.items())))
+            if quick or _possible(family, chosen):
+                yield Candidate(family, dtype, tuple(sorted(chosen.items())))
 
 
 class Tuner:
@@ -111,6 +150,8 @@ class Tuner:
         self.truth: dict[tuple[str, Size], Any] = {}
         self.errors: dict[str, float] = {}
         self.convolutions: dict[tuple[str, int], dict[str, convolution.Call]] = {}
+        self.matrices: dict[tuple[str, str], dict[str, matrices.Call]] = {}
+        self.exact: dict[str, dict[str, tuple[torch.Tensor, ...]]] = {}
 
     def workload(self, family: str) -> Iterator[tuple[str, Size]]:
         """Operators and sizes a family is judged by."""
@@ -128,11 +169,13 @@ class Tuner:
         """The family's operators under a candidate; raises if one does not compile or errs."""
         # the table is what the launchers read; they take float32's blocks for both dtypes
         for dtype in DTYPES:
-            entry = self.table[candidate.family][dtype]
+            entry = self.table[candidate.table][dtype]
             entry.update(zip(SHARED[candidate.family], candidate.shared, strict=True))
-        self.table[candidate.family][candidate.dtype] = dict(candidate.parameters)
+        self.table[candidate.table][candidate.dtype] = dict(candidate.parameters)
         if candidate.family in RADIAL:
-            return self.radial_calls(candidate.family, candidate.dtype)
+            return self.radial_calls(candidate)
+        if candidate.family in matrices.WORKLOADS:
+            return self.matrix_calls(candidate)
         found = {}
         for op, size in self.workload(candidate.family):
             problem = self.problem(op, candidate.dtype, size)
@@ -140,15 +183,37 @@ class Tuner:
             got = call()
             if (op, size) not in self.truth:
                 self.truth[op, size] = reference(problem, "forward", "torch" if self.quick else "scfmlip")
-            self.judge(f"{op} {size} {candidate.dtype}", difference(problem, got, self.truth[op, size]))
+            error = difference(problem, got, self.truth[op, size])
+            self.judge(f"{op} {size} {candidate.dtype}", error, candidate.precision)
             found[f"{op} {size}"] = call
         return found
 
-    def judge(self, name: str, error: float) -> None:
-        """Raise if the error is more than twice the first one, which is the default's."""
+    def judge(self, name: str, error: float, precision: str) -> None:
+        """
+        Raise if the error is more than twice the first one, which is the default's.
+
+        Products that are less precise than float32's own may err by `PRECISE` at most.
+        """
         allowed = self.errors.setdefault(name, max(2 * error, 1e-9))
-        if error > allowed:
+        if precision != "ieee":
+            allowed = min(allowed, PRECISE)
+        if not error <= allowed:
             raise RuntimeError(f"{name}: error {error:.1e}, allowed {allowed:.1e}")
+
+    def matrix_calls(self, candidate: Candidate) -> dict[str, Any]:
+        """The family's calls on inputs made once, judged by those of float64 with its first parameters."""
+        family, quick = candidate.family, self.quick
+        for dtype in ("float64", candidate.dtype):
+            if (family, dtype) not in self.matrices:
+                made = matrices.calls(family, quick, getattr(torch, dtype), self.device)
+                self.matrices[family, dtype] = made
+                if dtype == "float64":
+                    self.exact[family] = {name: call() for name, call in made.items()}
+        found = self.matrices[family, candidate.dtype]
+        for name, call in found.items():
+            error = matrices.difference(call(), self.exact[family][name])
+            self.judge(f"{family} {name} {candidate.dtype}", error, candidate.precision)
+        return dict(found)
 
     def convolution_calls(self, dtype: str, n_nodes: int) -> dict[str, convolution.Call]:
         """Of inputs made once."""
@@ -159,9 +224,9 @@ class Tuner:
             self.convolutions[key] = convolution.calls(n_nodes, channels, kind, self.device)
         return self.convolutions[key]
 
-    def radial_calls(self, family: str, dtype: str) -> dict[str, Any]:
+    def radial_calls(self, candidate: Candidate) -> dict[str, Any]:
         """The family's part of the convolution, with the radial layer inside; judged without, in float64."""
-        found = {}
+        found, family, dtype = {}, candidate.family, candidate.dtype
         for n_nodes in (4,) if self.quick else NODES:
             key = family, Size(n_nodes)
             if key not in self.truth:
@@ -169,7 +234,8 @@ class Tuner:
                 self.truth[key] = self.convolution_calls("float64", n_nodes)[family]()
             self.table["radial"][dtype]["fused"] = True
             call = self.convolution_calls(dtype, n_nodes)[family]
-            self.judge(f"{family} {n_nodes} {dtype}", convolution.difference(call(), self.truth[key]))
+            error = convolution.difference(call(), self.truth[key])
+            self.judge(f"{family} {n_nodes} {dtype}", error, candidate.precision)
             found[f"{family} {n_nodes}"] = call
         return found
 
@@ -191,6 +257,18 @@ class Tuner:
                     flush=True,
                 )
                 chosen["radial"][dtype]["fused"] = took[True] < took[False]
+
+    def costs(self, seconds: float) -> dict[str, dict[str, Any]]:
+        """What charge solves cost, for the table; empty where times make no sense of the model."""
+        found = {}
+        for dtype in DTYPES:
+            kind = getattr(torch, dtype)
+            try:
+                found[dtype] = charge_costs.measure(self.table, self.device, kind, self.quick, seconds)
+            except RuntimeError as error:
+                say(str(error))
+                return {}
+        return {"charge_solve_costs": found}
 
     def score(self, candidate: Candidate, seconds: float) -> float:
         """Geometric mean of milliseconds."""
@@ -244,6 +322,20 @@ def best(scores: dict[Candidate, float]) -> dict[str, dict[str, Any]]:
             # float32 is what users run: it counts double
             winner = min(complete, key=lambda g: 2 * math.log(g["float32"][0]) + math.log(g["float64"][0]))
             chosen[family] = {dtype: dict(c.parameters) for dtype, (_, c) in winner.items()}
+    return _joined(chosen)
+
+
+def _joined(chosen: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Entries of pairs of high rank, in the table of all pairs if these have the same block."""
+    high = chosen.pop("high_pairs", None)
+    if high is None:
+        return chosen
+    pairs = chosen.setdefault("pairs", high)
+    for dtype, entry in high.items():
+        if pairs[dtype]["block"] == entry["block"]:
+            pairs[dtype] |= {name: entry[name] for name in HIGH}
+        else:
+            say(f"pairs {dtype}: {', '.join(HIGH)} were measured with blocks of {entry['block']}, not taken")
     return chosen
 
 
@@ -262,7 +354,7 @@ def main() -> None:
     tuner = Tuner(torch.device(options.device), options.quick)
     work = list(dict.fromkeys(candidates(options.quick)))
     # both dtypes of the same blocks next to each other, in case time runs out
-    work.sort(key=lambda c: (c.family, c.shared))
+    work.sort(key=lambda c: (list(SHARED).index(c.family), c.shared))
     if options.worker:
         i, n = options.worker
         for candidate in work[i::n]:
@@ -299,7 +391,10 @@ def main() -> None:
     name = model.group(0) if model and options.device == "cuda" else "interpreter"
     chosen = best(scores)
     tuner.decide_fusion(chosen, 0.05)
-    (options.out / f"{name}.json").write_text(json.dumps(chosen, indent=2) + "\n")
+    # written before the last part too, should the time be up
+    for more in (dict, partial(tuner.costs, 0.05)):
+        chosen |= more()
+        (options.out / f"{name}.json").write_text(json.dumps(chosen, indent=2) + "\n")
     say(f"proposed: {name}.json")
 
 

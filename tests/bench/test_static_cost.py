@@ -1,5 +1,6 @@
 """No kernel costs more registers, instructions or spills than the committed file says."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -26,7 +27,9 @@ def check(*arguments: str) -> None:
 
 
 def test_electrostatics_on_hopper():
-    check("--target", "sm_90", "--kernel", "structure_factor", "lattice_field", "charge_solve")
+    check(
+        "--target", "sm_90", "--kernel", "structure_factor", "lattice_field", "charge_solve", "radial_basis"
+    )
 
 
 def test_tensor_products_on_hopper():
@@ -39,6 +42,25 @@ def test_tensor_products_on_hopper():
         "POLAR-1-M: gradient in the radial layer's matrix 1",
     ]
     check("--target", "sm_90", "--kernel", *kernels, "--variant", *labels)
+
+
+def rows(version):
+    code = "import sys; from bench.static_cost import results_of; print(results_of(sys.argv[1]))"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'kernels'}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-c", code, version]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    with Path(done.stdout.strip()).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("version", ["3.6.0", "3.9.0"])
+def test_what_was_recorded(version):
+    """Each compiler has its file; sums over waves and radial bases have no memory of their own under any."""
+    found = rows(version)
+    assert {row["triton"] for row in found} == {version}
+    mine = [row for row in found if row["kernel"] in ("structure_factor", "radial_basis")]
+    assert len(mine) == 36
+    assert all(row["spill_bytes"] == "0" for row in mine)
 
 
 @pytest.mark.slow

@@ -141,15 +141,15 @@ def test_large_systems(n, generator, device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_which_batches_are_worth_one_launch(dtype):
-    """By work: small systems always; one of 2,000 atoms or a thousand of 1,000 only where it is less time."""
+    """By work: what would be factorised always; one of 1,000 atoms, not a hundred."""
     like = torch.zeros(0, dtype=dtype)
 
     def times(sizes, processors=132):
         return solve_times(torch.tensor(sizes), dtype, like.device, processors)
 
-    for sizes in ([1], [100] * 64, [256] * 5000, [257] * 5000, [3, 250], [1000], [1024] * 8):
+    for sizes in ([1], [100] * 64, [256] * 5000, [257] * 5000, [500] * 132, [3, 250], [1000], [1000] * 4):
         assert one_launch_pays(torch.tensor(sizes), like), sizes
-    for sizes in ([], [0], [2049], [1024] * 1000, [2048] * 8):
+    for sizes in ([], [0], [2049], [500] * 5000, [1000] * 132, [1024] * 1000, [1600], [2048] * 8):
         assert not one_launch_pays(torch.tensor(sizes, dtype=torch.int64), like), sizes
     # time grows with atoms and with systems, and a device that is not full takes more for nothing
     one = [times([n])[0] for n in (128, 512, 1024, 2048)]
@@ -162,15 +162,15 @@ def test_which_batches_are_worth_one_launch(dtype):
 
 
 def test_the_choice_follows_the_table(monkeypatch):
-    """A faster way in many launches takes over the large systems, not the small ones."""
+    """A faster way in many launches takes over the large systems, a slower one leaves them."""
     like, found = torch.zeros(0, dtype=F64), []
     table = dict(tuned("charge_solve_costs", like.device, F64))
-    for launches in (116, 24):
+    for launches in (118.5, 24, 300):
         now = {**table, "iteration_launches": launches}
         chosen = {"charge_solve_costs": now, "charge_solve": tuned("charge_solve", like.device, F64)}
         monkeypatch.setattr(submodule("charge_solve.choice"), "tuned", lambda name, *_, c=chosen: c[name])
-        found.append([one_launch_pays(torch.tensor([n]), like) for n in (200, 1024, 1600)])
-    assert found == [[True, True, True], [True, True, False]]
+        found.append([one_launch_pays(torch.tensor([n]), like) for n in (200, 500, 1024, 1600)])
+    assert found == [[True, True, True, False], [True, True, False, False], [True] * 4]
 
 
 COMPILE = """

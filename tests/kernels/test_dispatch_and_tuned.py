@@ -27,8 +27,17 @@ FAMILIES = {
     "pairs": {"block", "sources", "num_warps", "num_stages", "high_sources", "high_warps"},
     "charge_solve": {"tile", "num_warps", "large_from", "large_tile", "large_warps", "num_stages"},
     "charge_solve_costs": {
-        *("measured", "always", "element_bytes", "processors", "warps_at_once", "launch", "one_launches"),
-        *("one_iterations", "tile", "step", "byte", "cube", "many_launches", "iteration_launches"),
+        *("measured", "always", "factorised", "element_bytes", "processors", "warps_at_once", "launch"),
+        *(
+            "one_launches",
+            "one_iterations",
+            "tile",
+            "step",
+            "byte",
+            "cube",
+            "many_launches",
+            "iteration_launches",
+        ),
         *("many_iterations", "waves_per_atom", "pair"),
     },
     "channelwise": {

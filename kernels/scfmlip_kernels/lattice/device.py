@@ -11,37 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..identity import ByIdentity
+from ..sines import quarter_turned
 from ..tuned import compiler_options
-
-
-@triton.jit
-def _odd_polynomial(x, y, dtype: tl.constexpr):
-    """sin(x) for abs(x) <= pi/4 with y = x^2; minimax, error 2e-9 in float32, 2e-18 in float64."""
-    if dtype == tl.float64:
-        p = 1.5888585963762863e-10 * y + -2.505060023908335e-08
-        p = p * y + 2.7557312544777556e-06
-        p = p * y + -0.0001984126982593413
-        p = p * y + 0.008333333333316482
-        p = p * y + -0.166666666666666
-    else:
-        p = -0.00019495636245447985 * y + 0.008331978663225357
-        p = p * y + -0.16666650669295308
-    return x + x * y * p
-
-
-@triton.jit
-def _even_polynomial(y, dtype: tl.constexpr):
-    """cos(x) for abs(x) <= pi/4 with y = x^2; minimax, error 1e-10 in float32, 5e-20 in float64."""
-    if dtype == tl.float64:
-        p = -1.1359669889814536e-11 * y + 2.0875723684860718e-09
-        p = p * y + -2.7557314355245e-07
-        p = p * y + 2.4801587289491837e-05
-        p = p * y + -0.0013888888888874138
-        p = p * y + 0.0416666666666666
-    else:
-        p = 2.4438451594057768e-05 * y + -0.0013887367515752435
-        p = p * y + 0.04166664686644329
-    return 1.0 - 0.5 * y + y * y * p
 
 
 @triton.jit
@@ -62,15 +33,7 @@ def wave(phase, dtype: tl.constexpr):
         nearest = tl.floor(4.0 * turn + 0.5)
         quarter = nearest.to(tl.int32)
         x = ((turn - 0.25 * nearest) * 6.283185307179586).to(dtype)
-    y = x * x
-    sin = _odd_polynomial(x, y, dtype)
-    cos = _even_polynomial(y, dtype)
-    swap = (quarter & 1) == 1
-    c = tl.where(swap, sin, cos)
-    s = tl.where(swap, cos, sin)
-    c = tl.where(((quarter + 1) & 2) == 2, -c, c)
-    s = tl.where((quarter & 2) == 2, -s, s)
-    return c, s
+    return quarter_turned(x, quarter, dtype)
 
 
 @triton.constexpr_function

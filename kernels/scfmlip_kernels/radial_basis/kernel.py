@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..sines import cosine_sine
 from ..tuned import compiler_options
 
 _ELEMENTS = 1024
@@ -56,8 +57,9 @@ def _radial_basis_kernel(
     inner = 1.0 - u * below * (0.5 * (p + 1.0) * (p + 2.0) - u * (p * (p + 2.0) - 0.5 * p * (p + 1.0) * u))
     near = y < reach
     cut = tl.where(near, inner, y * 0.0)
-    phase = w[None, :] * x[:, None]
-    waves = scale * tl.sin(phase) / x[:, None]
+    cos, sin = cosine_sine(w[None, :] * x[:, None])
+    over = scale / x
+    waves = over[:, None] * sin
     keep = inside[:, None] & (function < n_basis)[None, :]
     width = n_basis + (1 if SEPARATE else 0)
     place = row[:, None] * width + function[None, :]
@@ -71,7 +73,7 @@ def _radial_basis_kernel(
         else:
             along_y = tl.sum(grad * waves, 1)
             own = grad * cut[:, None]
-        along_x = own * (scale * w[None, :] * tl.cos(phase) - waves) / x[:, None]
+        along_x = own * (over[:, None] * w[None, :] * cos - waves * (1.0 / x)[:, None])
         tl.store(out_ptr + row, tl.sum(along_x, 1), mask=inside)
         tl.store(out_ptr + n + row, along_y * slope, mask=inside)
     elif SEPARATE:

@@ -8,8 +8,9 @@ point is the product of a row phase and a phase of l. So a block of atoms costs
 stored, and the sum over atoms is a matrix product. Points +l and -l share one cosine and one sine.
 
 No atomics: each split writes its own partial sums, which the launcher adds in a fixed order. float32
-sums run over FLUSH blocks of atoms and are then added in float64. Phases of float32 are 32-bit
-fixed-point turns, whose integer arithmetic wraps exactly, so they stay exact in any cell.
+sums run over FLUSH blocks of atoms and are then added in float64; float64 sums run to the end of the share.
+Phases of float32 are 32-bit fixed-point turns, whose integer arithmetic wraps exactly, so they stay exact in
+any cell.
 
 Essmann et al., J. Chem. Phys. 103, 8577 (1995), eq. 2.10, with the half space n, -n folded.
 """
@@ -23,6 +24,117 @@ from ..lattice.device import monomial_index, to_turns, wave
 from ..lattice.monomials import monomial_count, rank_of_count
 from ..lattice.tiles import channel_parts, check_places, lattice_launch, splits_for
 from ..tuned import compiler_options
+
+
+@triton.jit
+def _turned(re, im, term, quarters: tl.constexpr):
+    """Add ``(-i)^quarters`` times a real term."""
+    if quarters % 4 == 0:
+        re += term
+    elif quarters % 4 == 1:
+        im -= term
+    elif quarters % 4 == 2:
+        re -= term
+    else:
+        im += term
+    return re, im
+
+
+@triton.jit
+def _power(h, a: tl.constexpr, k, b: tl.constexpr, dtype: tl.constexpr):
+    """h^a k^b of integers."""
+    power = tl.full(h.shape, 1, dtype)
+    for _ in tl.static_range(a):
+        power = power * h.to(dtype)
+    for _ in tl.static_range(b):
+        power = power * k.to(dtype)
+    return power
+
+
+@triton.jit
+def _amplitude(moments_ptr, n_atoms, inside, h, k, c: tl.constexpr, RANK: tl.constexpr):
+    """Amplitude sum_ab m_abc (-i)^(a+b+c) h^a k^b at rows and atoms, real and imaginary part."""
+    dtype = moments_ptr.dtype.scalar.element_ty
+    re = tl.zeros((h.shape[0], inside.shape[0]), dtype)
+    im = tl.zeros((h.shape[0], inside.shape[0]), dtype)
+    for b in tl.static_range(RANK + 1 - c):
+        if dtype == tl.float64 and RANK > 2:
+            # k^b comes last: all products h^a k^b, which are kept for the whole walk, take too many registers
+            even = tl.zeros_like(re)
+            odd = tl.zeros_like(re)
+            for a in tl.static_range(RANK + 1 - c - b):
+                m = tl.load(moments_ptr + monomial_index(a, b, c) * n_atoms, mask=inside, other=0.0)
+                even, odd = _turned(even, odd, _power(h, a, k, 0, dtype)[:, None] * m[None, :], a)
+            power = _power(h, 0, k, b, dtype)[:, None]
+            re, im = _turned(re, im, power * even, b + c)
+            re, im = _turned(re, im, power * odd, b + c + 3)
+        else:
+            for a in tl.static_range(RANK + 1 - c - b):
+                m = tl.load(moments_ptr + monomial_index(a, b, c) * n_atoms, mask=inside, other=0.0)
+                power = _power(h, a, k, b, dtype)
+                re, im = _turned(re, im, power[:, None] * m[None, :], a + b + c)
+    return re, im
+
+
+@triton.jit
+def _sums(
+    turns_ptr,
+    moments_ptr,  # of the channel
+    n_atoms,
+    begin,
+    end,
+    h,  # [BLOCK_ROWS]
+    k,  # [BLOCK_ROWS]
+    l,  # [BLOCK_L]
+    RANK: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_ATOMS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Sums over atoms at +l and at -l, real and imaginary parts; ``[BLOCK_ROWS, BLOCK_L]`` each."""
+    dtype = moments_ptr.dtype.element_ty
+    l_value = l.to(dtype)[None, :]
+    # sums against cos l and sin l of the amplitudes even and odd in l
+    even_cos_re = tl.zeros((BLOCK_ROWS, BLOCK_L), dtype)
+    even_cos_im = tl.zeros((BLOCK_ROWS, BLOCK_L), dtype)
+    even_sin_re = tl.zeros((BLOCK_ROWS, BLOCK_L), dtype)
+    even_sin_im = tl.zeros((BLOCK_ROWS, BLOCK_L), dtype)
+    odd_cos_re = tl.zeros((BLOCK_ROWS, BLOCK_L), dtype)
+    odd_cos_im = tl.zeros((BLOCK_ROWS, BLOCK_L), dtype)
+    odd_sin_re = tl.zeros((BLOCK_ROWS, BLOCK_L), dtype)
+    odd_sin_im = tl.zeros((BLOCK_ROWS, BLOCK_L), dtype)
+    for block in range(begin, end, BLOCK_ATOMS):
+        atom = block + tl.arange(0, BLOCK_ATOMS)
+        inside = atom < end
+        u = tl.load(turns_ptr + atom, mask=inside, other=0)
+        v = tl.load(turns_ptr + n_atoms + atom, mask=inside, other=0)
+        w = tl.load(turns_ptr + 2 * n_atoms + atom, mask=inside, other=0)
+        row_cos, row_sin = wave(h[:, None] * u[None, :] + k[:, None] * v[None, :], dtype)
+        l_cos, l_sin = wave(w[:, None] * l[None, :], dtype)
+        for c in tl.static_range(RANK + 1):
+            amp_re, amp_im = _amplitude(moments_ptr + atom, n_atoms, inside, h, k, c, RANK)
+            x_re = amp_re * row_cos + amp_im * row_sin
+            x_im = amp_im * row_cos - amp_re * row_sin
+            if c % 2 == 0:
+                even_cos_re = tl.dot(x_re, l_cos, even_cos_re, input_precision=PRECISION, out_dtype=dtype)
+                even_cos_im = tl.dot(x_im, l_cos, even_cos_im, input_precision=PRECISION, out_dtype=dtype)
+                even_sin_re = tl.dot(x_re, l_sin, even_sin_re, input_precision=PRECISION, out_dtype=dtype)
+                even_sin_im = tl.dot(x_im, l_sin, even_sin_im, input_precision=PRECISION, out_dtype=dtype)
+            else:
+                odd_cos_re = tl.dot(x_re, l_cos, odd_cos_re, input_precision=PRECISION, out_dtype=dtype)
+                odd_cos_im = tl.dot(x_im, l_cos, odd_cos_im, input_precision=PRECISION, out_dtype=dtype)
+                odd_sin_re = tl.dot(x_re, l_sin, odd_sin_re, input_precision=PRECISION, out_dtype=dtype)
+                odd_sin_im = tl.dot(x_im, l_sin, odd_sin_im, input_precision=PRECISION, out_dtype=dtype)
+            # multiply the table of l by l for the next power
+            l_cos = l_cos * l_value
+            l_sin = l_sin * l_value
+    # (E + O)(cos - i sin) at +l, (E - O)(cos + i sin) at -l
+    plus_re = even_cos_re + even_sin_im + odd_cos_re + odd_sin_im
+    plus_im = even_cos_im - even_sin_re + odd_cos_im - odd_sin_re
+    minus_re = even_cos_re - even_sin_im - odd_cos_re + odd_sin_im
+    minus_im = even_cos_im + even_sin_re - odd_cos_im - odd_sin_re
+    return plus_re, plus_im, minus_re, minus_im
 
 
 @triton.jit
@@ -64,73 +176,50 @@ def _structure_factor_kernel(
     h = h_first + row // (2 * n_k + 1)
     k = row % (2 * n_k + 1) - n_k
     l = l_first + tl.arange(0, BLOCK_L)
-    l_value = l.to(dtype)[None, :]
-
-    plus_re = tl.zeros((BLOCK_ROWS, BLOCK_L), tl.float64)
-    plus_im = tl.zeros((BLOCK_ROWS, BLOCK_L), tl.float64)
-    minus_re = tl.zeros((BLOCK_ROWS, BLOCK_L), tl.float64)
-    minus_im = tl.zeros((BLOCK_ROWS, BLOCK_L), tl.float64)
-    for segment in range(begin, end, BLOCK_ATOMS * FLUSH):
-        # sums against cos l and sin l of the amplitudes even and odd in l
-        even_cos_re = tl.zeros((BLOCK_ROWS, BLOCK_L), dtype)
-        even_cos_im = tl.zeros((BLOCK_ROWS, BLOCK_L), dtype)
-        even_sin_re = tl.zeros((BLOCK_ROWS, BLOCK_L), dtype)
-        even_sin_im = tl.zeros((BLOCK_ROWS, BLOCK_L), dtype)
-        odd_cos_re = tl.zeros((BLOCK_ROWS, BLOCK_L), dtype)
-        odd_cos_im = tl.zeros((BLOCK_ROWS, BLOCK_L), dtype)
-        odd_sin_re = tl.zeros((BLOCK_ROWS, BLOCK_L), dtype)
-        odd_sin_im = tl.zeros((BLOCK_ROWS, BLOCK_L), dtype)
-        for block in range(segment, tl.minimum(segment + BLOCK_ATOMS * FLUSH, end), BLOCK_ATOMS):
-            atom = block + tl.arange(0, BLOCK_ATOMS)
-            inside = atom < end
-            u = tl.load(turns_ptr + atom, mask=inside, other=0)
-            v = tl.load(turns_ptr + n_atoms + atom, mask=inside, other=0)
-            w = tl.load(turns_ptr + 2 * n_atoms + atom, mask=inside, other=0)
-            row_cos, row_sin = wave(h[:, None] * u[None, :] + k[:, None] * v[None, :], dtype)
-            l_cos, l_sin = wave(w[:, None] * l[None, :], dtype)
-            channel_moments = moments_ptr + channel * N_MONOMIALS * n_atoms + atom
-            for c in tl.static_range(RANK + 1):
-                # amplitude sum_ab c_ab (-i)^(a+b+c) h^a k^b, real and imaginary part
-                amp_re = tl.zeros((BLOCK_ROWS, BLOCK_ATOMS), dtype)
-                amp_im = tl.zeros((BLOCK_ROWS, BLOCK_ATOMS), dtype)
-                for b in tl.static_range(RANK + 1 - c):
-                    for a in tl.static_range(RANK + 1 - c - b):
-                        place = monomial_index(a, b, c)
-                        m = tl.load(channel_moments + place * n_atoms, mask=inside, other=0.0)
-                        power = tl.full((BLOCK_ROWS,), 1, dtype)
-                        for _ in tl.static_range(a):
-                            power = power * h.to(dtype)
-                        for _ in tl.static_range(b):
-                            power = power * k.to(dtype)
-                        term = power[:, None] * m[None, :]
-                        if (a + b + c) % 4 == 0:
-                            amp_re += term
-                        elif (a + b + c) % 4 == 1:
-                            amp_im -= term
-                        elif (a + b + c) % 4 == 2:
-                            amp_re -= term
-                        else:
-                            amp_im += term
-                x_re = amp_re * row_cos + amp_im * row_sin
-                x_im = amp_im * row_cos - amp_re * row_sin
-                if c % 2 == 0:
-                    even_cos_re = tl.dot(x_re, l_cos, even_cos_re, input_precision=PRECISION, out_dtype=dtype)
-                    even_cos_im = tl.dot(x_im, l_cos, even_cos_im, input_precision=PRECISION, out_dtype=dtype)
-                    even_sin_re = tl.dot(x_re, l_sin, even_sin_re, input_precision=PRECISION, out_dtype=dtype)
-                    even_sin_im = tl.dot(x_im, l_sin, even_sin_im, input_precision=PRECISION, out_dtype=dtype)
-                else:
-                    odd_cos_re = tl.dot(x_re, l_cos, odd_cos_re, input_precision=PRECISION, out_dtype=dtype)
-                    odd_cos_im = tl.dot(x_im, l_cos, odd_cos_im, input_precision=PRECISION, out_dtype=dtype)
-                    odd_sin_re = tl.dot(x_re, l_sin, odd_sin_re, input_precision=PRECISION, out_dtype=dtype)
-                    odd_sin_im = tl.dot(x_im, l_sin, odd_sin_im, input_precision=PRECISION, out_dtype=dtype)
-                # multiply the table of l by l for the next power
-                l_cos = l_cos * l_value
-                l_sin = l_sin * l_value
-        # (E + O)(cos - i sin) at +l, (E - O)(cos + i sin) at -l
-        plus_re += (even_cos_re + even_sin_im + odd_cos_re + odd_sin_im).to(tl.float64)
-        plus_im += (even_cos_im - even_sin_re + odd_cos_im - odd_sin_re).to(tl.float64)
-        minus_re += (even_cos_re - even_sin_im - odd_cos_re + odd_sin_im).to(tl.float64)
-        minus_im += (even_cos_im + even_sin_re - odd_cos_im - odd_sin_re).to(tl.float64)
+    moments = moments_ptr + channel * N_MONOMIALS * n_atoms
+    if dtype == tl.float64:
+        # one sum to the end: sums of parts would take registers of their own
+        plus_re, plus_im, minus_re, minus_im = _sums(
+            turns_ptr,
+            moments,
+            n_atoms,
+            begin,
+            end,
+            h,
+            k,
+            l,
+            RANK,
+            BLOCK_ROWS,
+            BLOCK_L,
+            BLOCK_ATOMS,
+            PRECISION,
+        )
+    else:
+        plus_re = tl.zeros((BLOCK_ROWS, BLOCK_L), tl.float64)
+        plus_im = tl.zeros((BLOCK_ROWS, BLOCK_L), tl.float64)
+        minus_re = tl.zeros((BLOCK_ROWS, BLOCK_L), tl.float64)
+        minus_im = tl.zeros((BLOCK_ROWS, BLOCK_L), tl.float64)
+        for segment in range(begin, end, BLOCK_ATOMS * FLUSH):
+            stop = tl.minimum(segment + BLOCK_ATOMS * FLUSH, end)
+            p_re, p_im, m_re, m_im = _sums(
+                turns_ptr,
+                moments,
+                n_atoms,
+                segment,
+                stop,
+                h,
+                k,
+                l,
+                RANK,
+                BLOCK_ROWS,
+                BLOCK_L,
+                BLOCK_ATOMS,
+                PRECISION,
+            )
+            plus_re += p_re.to(tl.float64)
+            plus_im += p_im.to(tl.float64)
+            minus_re += m_re.to(tl.float64)
+            minus_im += m_im.to(tl.float64)
 
     point = first_point + row.to(tl.int64)[:, None] * (2 * n_l + 1) + n_l
     keep = (row < n_rows)[:, None] & (l <= n_l)[None, :]

@@ -52,6 +52,12 @@ def quarter_turned(x, quarter, dtype: tl.constexpr):
 
 
 @triton.jit
+def _less(x, times, number: tl.constexpr, dtype: tl.constexpr):
+    """``x - times number``, rounded once; Triton 3.6 takes a bare number in `fma` for one of float32."""
+    return tl.fma(times, tl.full(times.shape, -number, dtype), x)
+
+
+@triton.jit
 def cosine_sine(angle):
     """
     Cosine and sine of an angle in radians.
@@ -64,13 +70,13 @@ def cosine_sine(angle):
     dtype: tl.constexpr = angle.dtype
     nearest = tl.floor(angle * 0.6366197723675814 + 0.5)
     if dtype == tl.float64:
-        x = tl.fma(nearest, -1.5707963267341256, angle)
-        x = tl.fma(nearest, -6.077100506303966e-11, x)
-        x = tl.fma(nearest, -2.0222662487959506e-21, x)
+        x = _less(angle, nearest, 1.5707963267341256, dtype)
+        x = _less(x, nearest, 6.077100506303966e-11, dtype)
+        x = _less(x, nearest, 2.0222662487959506e-21, dtype)
     else:
-        x = tl.fma(nearest, -1.5703125, angle)
-        x = tl.fma(nearest, -0.0004837512969970703, x)
-        x = tl.fma(nearest, -7.549789954891882e-08, x)
+        x = _less(angle, nearest, 1.5703125, dtype)
+        x = _less(x, nearest, 0.0004837512969970703, dtype)
+        x = _less(x, nearest, 7.549789954891882e-08, dtype)
     # NaN is not above 1 and stays
     x = tl.where(tl.abs(x) > 1.0, x * 0.0, x)
     quarter = (nearest - 4.0 * tl.floor(0.25 * nearest)).to(tl.int32)

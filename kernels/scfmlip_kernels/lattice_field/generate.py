@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..codegen import SourceWriter, kernel_of
-from ..lattice.device import wave
+from ..lattice.device import added_first, wave
 from ..lattice.monomials import monomials
 
 _HEAD = """
@@ -42,8 +42,6 @@ def _lattice_field_kernel(
     u = tl.load(turns_ptr + atom, mask=inside, other=0)
     v = tl.load(turns_ptr + n_atoms + atom, mask=inside, other=0)
     w = tl.load(turns_ptr + 2 * n_atoms + atom, mask=inside, other=0)
-    p_re_ptr = p_ptr + channel * 2 * n_points
-    p_im_ptr = p_re_ptr + n_points
 """
 
 _TILE = """
@@ -59,7 +57,10 @@ _TILE = """
         row = row_first + tl.arange(0, BLOCK_ROWS)
         h = h_first + row // (2 * n_k + 1)
         k = row % (2 * n_k + 1) - n_k
-        point = first_point + row.to(tl.int64)[:, None] * (2 * n_l + 1) + n_l
+        # counted from the box's first point, in 32 bits like the tables
+        point = row[:, None] * (2 * n_l + 1) + n_l
+        p_re_ptr = p_ptr + channel * 2 * n_points + first_point
+        p_im_ptr = p_re_ptr + n_points
 """
 
 _LOADS = """
@@ -73,19 +74,19 @@ _LOADS = """
             plus_im = tl.load(p_im_ptr + plus, mask=keep, other=0.0)
             minus_re = tl.load(p_re_ptr + minus, mask=both, other=0.0)
             minus_im = tl.load(p_im_ptr + minus, mask=both, other=0.0)
-            sum_re = plus_re + minus_re
-            sum_im = plus_im + minus_im
-            off_re = plus_re - minus_re
-            off_im = minus_im - plus_im
+            sum_re = added_first(plus_re, minus_re)
+            sum_im = added_first(plus_im, minus_im)
+            off_re = added_first(plus_re, -minus_re)
+            off_im = added_first(minus_im, -plus_im)
             l_cos, l_sin = wave(l[:, None] * w[None, :], dtype)
 """
 
 _POWER = """
-            power_of_l = l.to(dtype)[None, :]
-            sum_re = sum_re * power_of_l
-            sum_im = sum_im * power_of_l
-            off_re = off_re * power_of_l
-            off_im = off_im * power_of_l
+            l_real = l.to(dtype)[None, :]
+            sum_re = sum_re * l_real
+            sum_im = sum_im * -l_real
+            off_re = off_re * l_real
+            off_im = off_im * -l_real
 """
 
 
@@ -100,12 +101,12 @@ def _add_walk(text: SourceWriter, powers: range, depth: int) -> None:
             text.add_block(_POWER, depth)
         if c not in powers:
             continue
-        # Re and Im of sum_l l^c P(l) e^{i l w}; -l has the sign of its power
+        # Re and Im of sum_l l^c P(l) e^{i l w}; -l has the sign of its power, as the imaginary parts have
         even = c % 2 == 0
         terms = (
             ("re", "sum_re" if even else "off_re", "cos"),
-            ("re", "off_im" if even else "-sum_im", "sin"),
-            ("im", "sum_im" if even else "-off_im", "cos"),
+            ("re", "off_im" if even else "sum_im", "sin"),
+            ("im", "sum_im" if even else "off_im", "cos"),
             ("im", "off_re" if even else "sum_re", "sin"),
         )
         for part, left, right in terms:
@@ -167,4 +168,4 @@ def _source(rank: int) -> str:
 @lru_cache(maxsize=64)
 def lattice_field_kernel(rank: int) -> Any:
     """The kernel for derivatives up to a rank."""
-    return kernel_of(_source(rank), "lattice_field", (), ("wave", wave))
+    return kernel_of(_source(rank), "lattice_field", (), ("wave", wave), ("added_first", added_first))

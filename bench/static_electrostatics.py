@@ -160,7 +160,8 @@ def _pairs(kind: torch.dtype, dtype: str) -> Iterator[Variant]:
         yield Variant("gaussian_pairs", label, dtype, kernel, signature, {**own, **terms, **blocks}, options)
     (blocks, options), (_, amd) = launch(True, False), launch(True, True)
     for source_rank, rank in HIGH_PAIRS:
-        label, kernel = f"sources of rank {source_rank}, rank {rank}", pairs_kernel(source_rank, rank)
+        label = f"sources of rank {source_rank}, rank {rank}"
+        kernel = pairs_kernel(source_rank, rank, dtype == "float64")
         yield Variant("gaussian_pairs", label, dtype, kernel, signature, {**terms, **blocks}, options, amd)
 
 

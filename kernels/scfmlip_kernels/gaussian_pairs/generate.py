@@ -88,44 +88,59 @@ def _add_boys(text: SourceWriter, order: int) -> None:
 
 
 def _name(exponents: Sequence[int], n: int) -> str:
-    return f"f_{n}" if not any(exponents) else f"t_{''.join(map(str, exponents))}_{n}"
+    return f"t_{''.join(map(str, exponents))}_{n}" if any(exponents) else f"f_{n}"
 
 
-def _add_derivatives(text: SourceWriter, order: int) -> None:
-    """``t_D_0`` for all D up to an order, by ``T^n_(D + 1_x) = D_x T^(n+1)_(D - 1_x) + x T^(n+1)_D``."""
-    for exponents in monomials(order)[1:]:
-        axis = next(a for a in range(3) if exponents[a])
-        below = [e - (a == axis) for a, e in enumerate(exponents)]
-        twice = [e - (a == axis) for a, e in enumerate(below)]
-        for n in range(order - sum(exponents) + 1):
-            line = f"{_name(exponents, n)} = {'xyz'[axis]} * {_name((*below,), n + 1)}"
-            if below[axis]:
-                line += f" + {below[axis]}.0 * {_name((*twice,), n + 1)}"
-            text.add(2, line)
+def _add_raised(text: SourceWriter, exponents: tuple[int, ...], order: int) -> None:
+    """``T^n_D``, n up to an order, by ``T^n_(D + 1_x) = D_x T^(n+1)_(D - 1_x) + x T^(n+1)_D``."""
+    axis = next(a for a in range(3) if exponents[a])
+    below = [e - (a == axis) for a, e in enumerate(exponents)]
+    twice = [e - (a == axis) for a, e in enumerate(below)]
+    for n in range(order + 1):
+        line = f"{_name(exponents, n)} = {'xyz'[axis]} * {_name(below, n + 1)}"
+        if below[axis]:
+            line += f" + {below[axis]}.0 * {_name(twice, n + 1)}"
+        text.add(2, line)
 
 
-def _source(source_rank: int, rank: int) -> str:
-    text, results, sources = SourceWriter(), monomials(rank), monomials(source_rank)
+def _add_pair(text: SourceWriter, source_rank: int, rank: int, double: bool) -> None:
+    """
+    A pair's ``T_D_0`` for all D, and what they give to the results.
+
+    In float64, z goes outermost and each is used at once, so that few are held at a time: all of them and the
+    sums are more than registers hold. In float32 each result is summed for the pair first.
+    """
+    results, sources = monomials(rank), monomials(source_rank)
+    order = source_rank + rank
+    for exponents in sorted(monomials(order), key=lambda e: e[::-1]) if double else monomials(order):
+        if any(exponents):
+            _add_raised(text, exponents, order - sum(exponents))
+        for b, moment in enumerate(sources) if double else ():
+            target = tuple(e - m for e, m in zip(exponents, moment, strict=True))
+            if target in results:
+                text.add(2, f"v_{results.index(target)} += c_{b} * {_name(exponents, 0)}")
+    for a, target in enumerate(results) if not double else ():
+        sums = (tuple(s + t for s, t in zip(target, moment, strict=True)) for moment in sources)
+        value = " + ".join(f"c_{b} * {_name(exponents, 0)}" for b, exponents in enumerate(sums))
+        text.add(2, f"v_{a} += ({value}).to(tl.float64)")
+
+
+def _source(source_rank: int, rank: int, double: bool) -> str:
+    text, n_results = SourceWriter(), len(monomials(rank))
     text.add_block(_HEAD)
-    for a in range(len(results)):
+    for a in range(n_results):
         text.add(1, f"v_{a} = tl.zeros((BLOCK, BLOCK_SOURCES), tl.float64)")
     text.add_block(_PAIR)
     _add_boys(text, source_rank + rank)
-    _add_derivatives(text, source_rank + rank)
     text.add(2, "source = sources_ptr + j.to(tl.int64) * stride_moments_atom")
-    for b in range(len(sources)):
+    for b, moment in enumerate(monomials(source_rank)):
         place = f"source + {b} * stride_moments_monomial"
-        text.add(2, f"c_{b} = tl.load({place}, mask=valid, other=0.0)[None, :]")
-    for a, target in enumerate(results):
-        value = ""
-        for b, moment in enumerate(sources):
-            summed = tuple(s + t for s, t in zip(target, moment, strict=True))
-            sign = ("-" if sum(moment) % 2 else "") if not value else (" - " if sum(moment) % 2 else " + ")
-            value += f"{sign}c_{b} * {_name(summed, 0)}"
-        text.add(2, f"v_{a} += ({value}).to(tl.float64)")
+        sign = "-" if sum(moment) % 2 else ""
+        text.add(2, f"c_{b} = {sign}tl.load({place}, mask=valid, other=0.0)[None, :]")
+    _add_pair(text, source_rank, rank, double)
     text.add(1, "place = (split.to(tl.int64) * n_atoms + i.to(tl.int64)) * tl.num_programs(1) + column")
-    for a in range(len(results)):
-        text.add(1, f"tl.store(out_ptr + place * {len(results)} + {a}, tl.sum(v_{a}, 1), mask=inside)")
+    for a in range(n_results):
+        text.add(1, f"tl.store(out_ptr + place * {n_results} + {a}, tl.sum(v_{a}, 1), mask=inside)")
     return text.source()
 
 
@@ -141,6 +156,6 @@ SIZES = (
 
 
 @lru_cache(maxsize=64)
-def pairs_kernel(source_rank: int, rank: int) -> Any:
-    """The kernel for sources and results of some ranks."""
-    return kernel_of(_source(source_rank, rank), "gaussian_pairs", SIZES)
+def pairs_kernel(source_rank: int, rank: int, double: bool) -> Any:
+    """The kernel for sources and results of some ranks, in float64 if ``double``."""
+    return kernel_of(_source(source_rank, rank, double), "gaussian_pairs", SIZES)

@@ -293,7 +293,8 @@ def launch_gaussian_pairs(
         }
         grid = (tiles.shape[0], n_channels * n_widths, n_splits)
         if generated:
-            pairs_kernel(rank_of_count(n_moments), rank)[grid](**common)
+            double = moments.dtype == torch.float64
+            pairs_kernel(rank_of_count(n_moments), rank, double)[grid](**common)
         else:
             _gaussian_pairs_kernel[grid](
                 **common, N_MOMENTS=n_moments, RANK=rank, N_OUT=n_out, SOFTENED=softening != 0.0

@@ -67,7 +67,8 @@ def meshes() -> Iterator[Variant]:
             }
             label = f"order {order} rank {rank}"
             signature = {**pointers, **own, "out_ptr": f"*{real}", **sizes}
-            yield Variant("mesh_spread", label, dtype, _mesh_spread_kernel, signature, constants, launch)
+            spread = {**launch, "num_warps": options["spread_warps"]}
+            yield Variant("mesh_spread", label, dtype, _mesh_spread_kernel, signature, constants, spread)
             own = {"values_ptr": f"*{real}", "atoms_ptr": "*i64", "rows_ptr": "*i64", "out_ptr": f"*{real}"}
             constants = {
                 **common,

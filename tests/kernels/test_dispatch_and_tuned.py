@@ -23,7 +23,7 @@ FAMILIES = {
     "listed_pairs": {"block", "num_warps", "num_stages"},
     "lattice": set(LatticeLaunch._fields),
     "norm_network": {"rows", "in", "out", "num_warps", "num_stages", "precision"},
-    "mesh": {"atoms", "gather_atoms", "num_warps", "num_stages", "precision"},
+    "mesh": {"atoms", "gather_atoms", "spread_warps", "num_warps", "num_stages", "precision"},
     "pairs": {"block", "sources", "num_warps", "num_stages", "high_sources", "high_warps"},
     "charge_solve": {"tile", "num_warps", "large_from", "large_tile", "large_warps", "num_stages"},
     "charge_solve_costs": {

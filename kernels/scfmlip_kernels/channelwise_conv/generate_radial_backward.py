@@ -23,6 +23,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..codegen import kernel_of
+from ..lattice.device import made_once
 from .generate import _attribute_terms, _entries, _total, _Writer, pieces
 from .generate_radial import WEIGHTS
 from .product import ChannelwiseProduct
@@ -155,6 +156,7 @@ def _edges_path(to: _Writer, p: int, wanted: Sequence[bool]) -> None:
         return
     to.add(2, "place = column[None, :]")
     to.add_block(WEIGHTS.replace("(0, N_HIDDEN,", "(0, n_hidden,"))
+    to.add(2, "w = made_once(w)")
     if wants_x:
         for i in components:
             to.add(2, f"d_x_{path.x}_{i} += w * r_{i}")
@@ -230,6 +232,8 @@ def radial_matrix_source(product: ChannelwiseProduct, most: int, group: int) -> 
         _load_gradient(to, p)
         _without_weights(to, p)
         _derivative_in_weights(to, p)
+        # products of float32 hold all numbers of a row in each thread: it gains nothing there on NVIDIA
+        to.add(2, "d_w = made_once(d_w) if dtype == tl.float64 else d_w")
         to.add(2, f"sum_{p} = tl.dot(left, d_w, sum_{p}, input_precision=PRECISION, out_dtype=dtype)")
     to.add_block("row = d_matrix_ptr + (chunk * N_HIDDEN + h)[:, None] * W_COLUMNS", 1)
     for p, _ in to.paths:
@@ -244,11 +248,11 @@ def radial_edges_kernel(
 ) -> Any:
     """The kernel of `radial_edges_source`, compiled on first use."""
     source = radial_edges_source(product, most, piece, wanted)
-    return kernel_of(source, "channelwise_conv", ("n_edges", "n_hidden"))
+    return kernel_of(source, "channelwise_conv", ("n_edges", "n_hidden"), ("made_once", made_once))
 
 
 @lru_cache(maxsize=512)
 def radial_matrix_kernel(product: ChannelwiseProduct, most: int, group: int) -> Any:
     """The kernel of `radial_matrix_source`, compiled on first use."""
     source = radial_matrix_source(product, most, group)
-    return kernel_of(source, "channelwise_conv", ("n_edges", "chunk_edges"))
+    return kernel_of(source, "channelwise_conv", ("n_edges", "chunk_edges"), ("made_once", made_once))

@@ -37,14 +37,15 @@ def wave(phase, dtype: tl.constexpr):
 
 
 @triton.jit
-def added_first(x, y):
+def made_once(x):
     """
-    ``x + y`` of two loaded matrices, for a product of matrices.
+    ``x`` itself, a matrix for a product of matrices that is computed from loaded numbers.
 
-    A bare sum is made from x and y in the layout of the product, where every thread holds four to eight times
-    as many numbers: those registers spill. The compiler moves no change of layout past a sum along an axis.
+    Without it the compiler loads in the layout of the product, where several threads hold the same numbers, and
+    all of them compute x: four to eight times the work, and registers that spill. It moves no change of layout
+    past a sum along an axis.
     """
-    return tl.sum(tl.join(x, y), 2)
+    return tl.sum(x[:, :, None], 2)
 
 
 @triton.constexpr_function

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..codegen import SourceWriter, kernel_of
-from ..lattice.device import added_first, wave
+from ..lattice.device import made_once, wave
 from ..lattice.monomials import monomials
 
 _HEAD = """
@@ -74,10 +74,10 @@ _LOADS = """
             plus_im = tl.load(p_im_ptr + plus, mask=keep, other=0.0)
             minus_re = tl.load(p_re_ptr + minus, mask=both, other=0.0)
             minus_im = tl.load(p_im_ptr + minus, mask=both, other=0.0)
-            sum_re = added_first(plus_re, minus_re)
-            sum_im = added_first(plus_im, minus_im)
-            off_re = added_first(plus_re, -minus_re)
-            off_im = added_first(minus_im, -plus_im)
+            sum_re = made_once(plus_re + minus_re)
+            sum_im = made_once(plus_im + minus_im)
+            off_re = made_once(plus_re - minus_re)
+            off_im = made_once(minus_im - plus_im)
             l_cos, l_sin = wave(l[:, None] * w[None, :], dtype)
 """
 
@@ -168,4 +168,4 @@ def _source(rank: int) -> str:
 @lru_cache(maxsize=64)
 def lattice_field_kernel(rank: int) -> Any:
     """The kernel for derivatives up to a rank."""
-    return kernel_of(_source(rank), "lattice_field", (), ("wave", wave), ("added_first", added_first))
+    return kernel_of(_source(rank), "lattice_field", (), ("wave", wave), ("made_once", made_once))

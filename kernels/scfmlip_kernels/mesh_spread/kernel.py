@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..identity import ByIdentity
-from ..lattice.device import monomial_index
+from ..lattice.device import made_once, monomial_index
 from ..lattice.monomials import monomial_count, rank_of_count
 from ..lattice.tiles import channel_parts, check_places
 from ..mesh.device import sorted_splines
@@ -109,7 +109,7 @@ def _mesh_spread_kernel(
                     lines += along_x * tl.load(from_y, mask=keep_y, other=0.0)
                 from_z = weights[:, None] + (2 * (RANK + 1) + c) * ORDER + at_z
                 points = tl.load(from_z, mask=keep_z, other=0.0)
-                total = tl.dot(lines, points, total, input_precision=PRECISION, out_dtype=dtype)
+                total = tl.dot(made_once(lines), points, total, input_precision=PRECISION, out_dtype=dtype)
 
     place = (x.to(tl.int64) * n_y + y)[:, None] * n_z + z[None, :]
     keep = ((x < n_x) & (y < n_y))[:, None] & (z < n_z)[None, :]
@@ -171,6 +171,6 @@ def launch_mesh_spread(
         BLOCK_Z=block[2],
         BLOCK_ATOMS=options["atoms"],
         PRECISION=options["precision"],
-        **compiler_options(options["num_warps"], options["num_stages"], moments),
+        **compiler_options(options["spread_warps"], options["num_stages"], moments),
     )
     return out

@@ -23,7 +23,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..codegen import kernel_of
-from ..lattice.device import made_once
+from ..layouts import made_once
 from .generate import _attribute_terms, _entries, _total, _Writer, pieces
 from .generate_radial import WEIGHTS
 from .product import ChannelwiseProduct

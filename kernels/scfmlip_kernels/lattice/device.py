@@ -36,18 +36,6 @@ def wave(phase, dtype: tl.constexpr):
     return quarter_turned(x, quarter, dtype)
 
 
-@triton.jit
-def made_once(x):
-    """
-    ``x`` itself, a matrix for a product of matrices that is computed from loaded numbers.
-
-    Without it the compiler loads in the layout of the product, where several threads hold the same numbers, and
-    all of them compute x: four to eight times the work, and registers that spill. It moves no change of layout
-    past a sum along an axis.
-    """
-    return tl.sum(x[:, :, None], 2)
-
-
 @triton.constexpr_function
 def monomial_index(a, b, c):
     """Index of exponents (a, b, c) in `monomials`."""

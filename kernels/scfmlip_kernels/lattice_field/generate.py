@@ -9,8 +9,9 @@ from functools import lru_cache
 from typing import Any
 
 from ..codegen import SourceWriter, kernel_of
-from ..lattice.device import made_once, wave
+from ..lattice.device import wave
 from ..lattice.monomials import monomials
+from ..layouts import made_once
 
 _HEAD = """
 def _lattice_field_kernel(

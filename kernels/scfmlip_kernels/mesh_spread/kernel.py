@@ -18,9 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..identity import ByIdentity
-from ..lattice.device import made_once, monomial_index
+from ..lattice.device import monomial_index
 from ..lattice.monomials import monomial_count, rank_of_count
 from ..lattice.tiles import channel_parts, check_places
+from ..layouts import made_once
 from ..mesh.device import sorted_splines
 from ..mesh.fourier import count_points
 from ..tuned import compiler_options, tuned

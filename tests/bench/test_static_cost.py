@@ -55,11 +55,13 @@ def rows(version):
 
 @pytest.mark.parametrize("version", ["3.6.0", "3.9.0"])
 def test_what_was_recorded(version):
-    """Each compiler has its file; sums over waves and radial bases have no memory of their own under any."""
+    """Each compiler has its file of every family; these have no memory of their own under any."""
     found = rows(version)
     assert {row["triton"] for row in found} == {version}
-    mine = [row for row in found if row["kernel"] in ("structure_factor", "radial_basis")]
-    assert len(mine) == 36
+    assert {row["kernel"] for row in found} == {row["kernel"] for row in rows("3.9.0")}
+    families = ("structure_factor", "lattice_field", "gaussian_pairs", "mesh_spread", "radial_basis")
+    mine = [row for row in found if row["kernel"] in families]
+    assert len(mine) == 228
     assert all(row["spill_bytes"] == "0" for row in mine)
 
 

@@ -103,25 +103,42 @@ def _add_raised(text: SourceWriter, exponents: tuple[int, ...], order: int) -> N
         text.add(2, line)
 
 
-def _add_pair(text: SourceWriter, source_rank: int, rank: int, double: bool) -> None:
-    """
-    A pair's ``T_D_0`` for all D, and what they give to the results.
+def _add_moments(text: SourceWriter, sources: Sequence, signed: bool) -> None:
+    """``c_b``, with the sign of its degree if ``signed``."""
+    text.add(2, "source = sources_ptr + j.to(tl.int64) * stride_moments_atom")
+    for b, moment in enumerate(sources):
+        place = f"source + {b} * stride_moments_monomial"
+        sign = "-" if signed and sum(moment) % 2 else ""
+        text.add(2, f"c_{b} = {sign}tl.load({place}, mask=valid, other=0.0)[None, :]")
 
-    In float64, z goes outermost and each is used at once, so that few are held at a time: all of them and the
-    sums are more than registers hold. In float32 each result is summed for the pair first.
+
+def _add_pair_at_once(text: SourceWriter, results: tuple, sources: tuple, order: int) -> None:
     """
-    results, sources = monomials(rank), monomials(source_rank)
-    order = source_rank + rank
-    for exponents in sorted(monomials(order), key=lambda e: e[::-1]) if double else monomials(order):
+    Each ``T_D_0`` is added to the results when it is made, z outermost, so that few are held at a time.
+
+    All of them in float64 and the results are more than registers hold.
+    """
+    _add_moments(text, sources, True)
+    for exponents in sorted(monomials(order), key=lambda e: e[::-1]):
         if any(exponents):
             _add_raised(text, exponents, order - sum(exponents))
-        for b, moment in enumerate(sources) if double else ():
+        for b, moment in enumerate(sources):
             target = tuple(e - m for e, m in zip(exponents, moment, strict=True))
             if target in results:
                 text.add(2, f"v_{results.index(target)} += c_{b} * {_name(exponents, 0)}")
-    for a, target in enumerate(results) if not double else ():
-        sums = (tuple(s + t for s, t in zip(target, moment, strict=True)) for moment in sources)
-        value = " + ".join(f"c_{b} * {_name(exponents, 0)}" for b, exponents in enumerate(sums))
+
+
+def _add_pair(text: SourceWriter, results: tuple, sources: tuple, order: int) -> None:
+    """All ``T_D_0``, then each result of the pair, which is summed in float32."""
+    for exponents in monomials(order)[1:]:
+        _add_raised(text, exponents, order - sum(exponents))
+    _add_moments(text, sources, False)
+    for a, target in enumerate(results):
+        value = ""
+        for b, moment in enumerate(sources):
+            summed = tuple(s + t for s, t in zip(target, moment, strict=True))
+            sign = ("-" if sum(moment) % 2 else "") if not value else (" - " if sum(moment) % 2 else " + ")
+            value += f"{sign}c_{b} * {_name(summed, 0)}"
         text.add(2, f"v_{a} += ({value}).to(tl.float64)")
 
 
@@ -132,12 +149,8 @@ def _source(source_rank: int, rank: int, double: bool) -> str:
         text.add(1, f"v_{a} = tl.zeros((BLOCK, BLOCK_SOURCES), tl.float64)")
     text.add_block(_PAIR)
     _add_boys(text, source_rank + rank)
-    text.add(2, "source = sources_ptr + j.to(tl.int64) * stride_moments_atom")
-    for b, moment in enumerate(monomials(source_rank)):
-        place = f"source + {b} * stride_moments_monomial"
-        sign = "-" if sum(moment) % 2 else ""
-        text.add(2, f"c_{b} = {sign}tl.load({place}, mask=valid, other=0.0)[None, :]")
-    _add_pair(text, source_rank, rank, double)
+    add_pair = _add_pair_at_once if double else _add_pair
+    add_pair(text, monomials(rank), monomials(source_rank), source_rank + rank)
     text.add(1, "place = (split.to(tl.int64) * n_atoms + i.to(tl.int64)) * tl.num_programs(1) + column")
     for a in range(n_results):
         text.add(1, f"tl.store(out_ptr + place * {n_results} + {a}, tl.sum(v_{a}, 1), mask=inside)")

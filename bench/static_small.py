@@ -25,6 +25,7 @@ from scfmlip_kernels.norm_network.kernel import (
     _norm_network_kernel,
     block_sizes,
 )
+from scfmlip_kernels.norm_network.kernel_second import _norm_network_second_kernel
 from scfmlip_kernels.polynomial_field.kernel import _polynomial_field_kernel, _polynomial_moments_kernel
 from scfmlip_kernels.radial_basis.kernel import _radial_basis_kernel
 from scfmlip_kernels.row_form.kernel import _row_form_kernel, _row_form_sums_kernel
@@ -187,7 +188,12 @@ def _networks(dtype: str, real: str) -> Iterator[Variant]:
         **_pointers(real, "saved out"),
         **sizes,
     }
-    backward = {**_pointers(real, "grad parameters saved scratch scratch_out out"), **sizes}
+    names = "grad parameters saved more scratch scratch_out kept features sums out"
+    backward = {**_pointers(real, names), **sizes}
+    names = "v grad parameters saved kept of_grad of_saved of_kept before weighted sums"
+    second = {**_pointers(real, names), **sizes}
+    # of forces, of a training step's forces, of a training step's loss
+    unused = {"": "more kept features sums", ", kept": "more features sums", ", of parameters": "kept"}
     for label, n_hidden, n_layers, end in (
         ("radial", 64, 3, 1),
         ("density", 64, 1, 2),
@@ -207,10 +213,15 @@ def _networks(dtype: str, real: str) -> Iterator[Variant]:
         }
         values = {**constants, "N_INDICES": 2}
         yield Variant("norm_network", label, dtype, _norm_network_kernel, forward, values, options)
-        label = f"{label}, derivatives"
-        yield Variant(
-            "norm_network", label, dtype, _norm_network_backward_kernel, backward, constants, options
-        )
+        training = options | {"num_warps": block_sizes(n_hidden, table, training=True)[2]}
+        for which, none in unused.items():
+            missing = {f"{name}_ptr": None for name in none.split()}
+            name, fixed = f"{label}, derivatives{which}", {**constants, **missing}
+            kernel = _norm_network_backward_kernel
+            chosen = training if which else options
+            yield Variant("norm_network", name, dtype, kernel, backward, fixed, chosen)
+        name = f"{label}, second derivatives"
+        yield Variant("norm_network", name, dtype, _norm_network_second_kernel, second, constants, training)
 
 
 def _rows(dtype: str, real: str) -> Iterator[Variant]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from scfmlip_kernels.block_linear.kernel import _block_linear_kernel
+from scfmlip_kernels.block_linear.kernel_weights import _block_linear_weights_kernel
 from scfmlip_kernels.cell_inverse.kernel import _cell_inverse_backward_kernel, _cell_inverse_kernel
 from scfmlip_kernels.close_charges.kernel import _close_charges_backward_kernel, _close_charges_kernel
 from scfmlip_kernels.edge_vectors.kernel import _edge_sums_kernel, _edge_vectors_kernel
@@ -68,6 +69,25 @@ def _linear_maps(dtype: str, real: str) -> Iterator[Variant]:
         label = "values, species" if species else "values"
         options = {key: parameters[key] for key in ("num_warps", "num_stages")}
         yield Variant("block_linear", label, dtype, _block_linear_kernel, signature, constants, options)
+    signature = {
+        **_pointers(real, "x grad"),
+        **_pointers("i64", "order ptr"),
+        **_pointers("i32", "tiles"),
+        **_pointers(real, "scales out"),
+        **_sizes("n_rows x_dim out_dim n_weights n_splits"),
+    }
+    for species in (False, True):
+        constants = {
+            "BLOCK_IN": parameters["out"],
+            "BLOCK_OUT": parameters["out"],
+            "BLOCK_SUM": parameters["in"],
+            "PRECISION": parameters["precision"],
+            **({} if species else {"order_ptr": None, "ptr_ptr": None}),
+        }
+        label = "weights, species" if species else "weights"
+        options = {key: parameters[key] for key in ("num_warps", "num_stages")}
+        kernel = _block_linear_weights_kernel
+        yield Variant("block_linear", label, dtype, kernel, signature, constants, options)
 
 
 def _edges(dtype: str, real: str) -> Iterator[Variant]:

@@ -261,7 +261,7 @@ def _norm_network_backward_kernel(
 
 
 def block_sizes(n_hidden: int, table: dict, training: bool = False) -> tuple[int, int, int]:
-    """Rows of a program, its columns, and its warps: more of these for wide layers and for training, or they spill."""
+    """Rows, columns and warps of a program: more warps for wide layers and for training, or they spill."""
     hidden = max(16, triton.next_power_of_2(n_hidden))
     wide = max(1, hidden // 64)
     return max(16, table["rows"] // wide), hidden, min(16, table["num_warps"] * wide * (1 + training))

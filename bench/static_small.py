@@ -12,7 +12,7 @@ from scfmlip_kernels.block_linear.kernel_weights import _block_linear_weights_ke
 from scfmlip_kernels.cell_inverse.kernel import _cell_inverse_backward_kernel, _cell_inverse_kernel
 from scfmlip_kernels.close_charges.kernel import _close_charges_backward_kernel, _close_charges_kernel
 from scfmlip_kernels.edge_vectors.kernel import _edge_sums_kernel, _edge_vectors_kernel
-from scfmlip_kernels.gated.kernel import _gated_backward_kernel, _gated_kernel
+from scfmlip_kernels.gated.kernel import _gated_backward_kernel, _gated_kernel, _gated_second_kernel
 from scfmlip_kernels.grouped_dot.kernel import (
     _grouped_dot_backward_kernel,
     _grouped_dot_kernel,
@@ -264,6 +264,13 @@ def _rows(dtype: str, real: str) -> Iterator[Variant]:
     }
     constants = {**functions, "BLOCK_ROWS": 4, "BLOCK_COLUMNS": 128}
     yield Variant("gated", "derivatives", dtype, _gated_backward_kernel, signature, constants, _FOUR)
+    signature = {
+        **_pointers(real, "v_x v_divisor v_y x divisor residual grad d_y"),
+        **_pointers("i32", "groups table"),
+        **_pointers(real, "of_x of_divisor of_residual of_grad"),
+        **_sizes("n_rows n_in n_out n_scalars n_gates n_most"),
+    }
+    yield Variant("gated", "second derivatives", dtype, _gated_second_kernel, signature, constants, _FOUR)
     block = {"UPDATED": True, "BLOCK": 256}
     signature = {
         **_pointers(real, "charges update targets"),

@@ -10,7 +10,11 @@ import torch
 from scfmlip_kernels.block_linear.kernel import _block_linear_kernel
 from scfmlip_kernels.block_linear.kernel_weights import _block_linear_weights_kernel
 from scfmlip_kernels.cell_inverse.kernel import _cell_inverse_backward_kernel, _cell_inverse_kernel
-from scfmlip_kernels.close_charges.kernel import _close_charges_backward_kernel, _close_charges_kernel
+from scfmlip_kernels.close_charges.kernel import (
+    _close_charges_backward_kernel,
+    _close_charges_kernel,
+    _close_charges_second_kernel,
+)
 from scfmlip_kernels.edge_vectors.kernel import _edge_sums_kernel, _edge_vectors_kernel
 from scfmlip_kernels.gated.kernel import _gated_backward_kernel, _gated_kernel, _gated_second_kernel
 from scfmlip_kernels.grouped_dot.kernel import (
@@ -270,6 +274,7 @@ def _rows(dtype: str, real: str) -> Iterator[Variant]:
         **_pointers(real, "of_x of_divisor of_residual of_grad"),
         **_sizes("n_rows n_in n_out n_scalars n_gates n_most"),
     }
+    constants = {**constants, "BLOCK_ROWS": 2}
     yield Variant("gated", "second derivatives", dtype, _gated_second_kernel, signature, constants, _FOUR)
     block = {"UPDATED": True, "BLOCK": 256}
     signature = {
@@ -280,13 +285,21 @@ def _rows(dtype: str, real: str) -> Iterator[Variant]:
     }
     yield Variant("close_charges", "values", dtype, _close_charges_kernel, signature, block, _FOUR)
     signature = {
-        **_pointers(real, "grad update totals"),
+        **_pointers(real, "grad update totals more"),
         **_pointers("i64", "ptr"),
         **_pointers(real, "d_charges d_update d_targets"),
         **_sizes("m"),
     }
     kernel = _close_charges_backward_kernel
     yield Variant("close_charges", "derivatives", dtype, kernel, signature, block, _FOUR)
+    signature = {
+        **_pointers(real, "v_charges v_update v_targets grad update totals"),
+        **_pointers("i64", "ptr"),
+        **_pointers(real, "of_grad of_update of_totals"),
+        **_sizes("m"),
+    }
+    kernel = _close_charges_second_kernel
+    yield Variant("close_charges", "second derivatives", dtype, kernel, signature, block, _FOUR)
     signature = {
         **_pointers(real, "x m"),
         **_pointers("i64", "index"),

@@ -292,13 +292,13 @@ def launch_gated(x: Tensor, divisor: Tensor | None, residual: Tensor | None, gat
     return out
 
 
-def _derivative_options(gate: Gate, x: Tensor) -> dict:
+def _derivative_options(gate: Gate, x: Tensor, rows: int) -> dict:
     table = columns_of(gate.groups, gate.n_gates) or ((-1,),)
     return {
         "table_ptr": constant(table, torch.int32, x.device),
         "n_rows": len(x),
         "n_most": len(table[0]),
-        "BLOCK_ROWS": _ROWS,
+        "BLOCK_ROWS": rows,
         "BLOCK_COLUMNS": _COLUMNS,
         **_options(gate, x),
     }
@@ -320,7 +320,7 @@ def launch_gated_backward(
             d_y_ptr=d_y,
             d_x_ptr=d_x,
             d_divisor_ptr=d_divisor,
-            **_derivative_options(gate, x),
+            **_derivative_options(gate, x, _ROWS),
         )
     return *(x.new_empty(0) if t is None else t for t in (d_x, d_divisor)), d_y  # type: ignore[return-value]
 
@@ -330,11 +330,12 @@ def launch_gated_second(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Derivatives of the derivatives; see `plain.second_plain`. Contiguous arguments."""
     x, divisor, residual, grad = tensors
+    rows = _ROWS // 2  # more would spill in float64
     of_residual, of_grad = torch.empty_like(x), torch.empty_like(grad)
     of_x = None if divisor is None else torch.empty_like(x)
     of_divisor = None if divisor is None else torch.empty_like(divisor)
     if x.numel():
-        _gated_second_kernel[(triton.cdiv(len(x), _ROWS),)](
+        _gated_second_kernel[(triton.cdiv(len(x), rows),)](
             v_x_ptr=along[0],
             v_divisor_ptr=along[1],
             v_y_ptr=along[2],
@@ -347,7 +348,7 @@ def launch_gated_second(
             of_divisor_ptr=of_divisor,
             of_residual_ptr=of_residual,
             of_grad_ptr=of_grad,
-            **_derivative_options(gate, x),
+            **_derivative_options(gate, x, rows),
         )
     first = (x.new_empty(0) if t is None else t for t in (of_x, of_divisor))
     return *first, of_residual, of_grad  # type: ignore[return-value]

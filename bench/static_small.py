@@ -35,7 +35,7 @@ from scfmlip_kernels.polynomial_field.kernel import _polynomial_field_kernel, _p
 from scfmlip_kernels.radial_basis.kernel import _radial_basis_kernel
 from scfmlip_kernels.row_form.kernel import _row_form_kernel, _row_form_sums_kernel
 from scfmlip_kernels.slab_cell.kernel import _slab_cell_kernel, _slab_strengths_kernel
-from scfmlip_kernels.spherical_harmonics.kernel import gradient_kernel, values_kernel
+from scfmlip_kernels.spherical_harmonics.kernel import gradient_kernel, tangent_kernel, values_kernel
 from scfmlip_kernels.tuned import tuned
 from scfmlip_kernels.wave_weights.kernel import _wave_sums_kernel, _wave_weights_kernel
 
@@ -116,15 +116,25 @@ def _edges(dtype: str, real: str) -> Iterator[Variant]:
             {"BLOCK": 128},
             _FOUR,
         )
+        signature = {**_pointers(real, "vectors along out"), **_sizes("n_vectors")}
+        label, kernel = f"along directions, l_max {l_max}", tangent_kernel(l_max)
+        yield Variant("spherical_harmonics", label, dtype, kernel, signature, {"BLOCK": 128}, _FOUR)
     signature = {
         **_pointers(real, "x y frequencies scale reach"),
         **_pointers("i32", "p"),
-        **_pointers(real, "grad out"),
+        **_pointers(real, "grad along_x along_y out"),
         **_sizes("n n_basis"),
     }
-    for derivative in (False, True):
-        constants = {"SEPARATE": False, "DERIVATIVE": derivative, "BLOCK": 128, "BASIS": 8}
-        label = "derivatives" if derivative else "values"
+    for label, unused in (("values", "grad along"), ("derivatives", "along"), ("along lengths", "grad")):
+        constants = {
+            "SEPARATE": False,
+            "DERIVATIVE": "grad" not in unused,
+            "ALONG": "along" not in unused,
+            "BLOCK": 128,
+            "BASIS": 8,
+            **({"grad_ptr": None} if "grad" in unused else {}),
+            **({"along_x_ptr": None, "along_y_ptr": None} if "along" in unused else {}),
+        }
         yield Variant("radial_basis", label, dtype, _radial_basis_kernel, signature, constants, _FOUR)
 
 

@@ -63,10 +63,10 @@ def _radial_basis_tangent(
     separate: bool,
 ) -> Tensor:
     tensors = (x.contiguous(), y.contiguous(), frequencies.contiguous(), scale, reach, p)
-    along = tuple(None if t is None else t.contiguous() for t in (along_x, along_y))
+    along_x, along_y = (None if t is None else t.contiguous() for t in (along_x, along_y))
     if runs_triton(x):
-        return launch_tangent(tensors, along, separate)
-    return tangent_plain(tensors, (*along, None), separate)
+        return launch_tangent(tensors, (along_x, along_y), separate)
+    return tangent_plain(tensors, (along_x, along_y, None), separate)
 
 
 @_radial_basis_tangent.register_fake

@@ -151,7 +151,9 @@ def measure(variant: Variant, target: str) -> Cost:
     signature = {**variant.signature, **dict.fromkeys(variant.constants, "constexpr")}
     # tensors start at multiples of 16 bytes, sizes are anything
     aligned = {
-        (i,): [["tt.divisibility", 16]] for i, kind in enumerate(variant.signature.values()) if kind[0] == "*"
+        (i,): [["tt.divisibility", 16]]
+        for i, (name, kind) in enumerate(variant.signature.items())
+        if kind[0] == "*" and name not in variant.constants
     }
     source = ASTSource(fn=variant.function, signature=signature, constexprs=variant.constants, attrs=aligned)
     began = os.times()

@@ -8,10 +8,15 @@ from typing import Any
 import torch
 
 from scfmlip_kernels.block_linear.kernel import _block_linear_kernel
+from scfmlip_kernels.block_linear.kernel_weights import _block_linear_weights_kernel
 from scfmlip_kernels.cell_inverse.kernel import _cell_inverse_backward_kernel, _cell_inverse_kernel
-from scfmlip_kernels.close_charges.kernel import _close_charges_backward_kernel, _close_charges_kernel
+from scfmlip_kernels.close_charges.kernel import (
+    _close_charges_backward_kernel,
+    _close_charges_kernel,
+    _close_charges_second_kernel,
+)
 from scfmlip_kernels.edge_vectors.kernel import _edge_sums_kernel, _edge_vectors_kernel
-from scfmlip_kernels.gated.kernel import _gated_backward_kernel, _gated_kernel
+from scfmlip_kernels.gated.kernel import _gated_backward_kernel, _gated_kernel, _gated_second_kernel
 from scfmlip_kernels.grouped_dot.kernel import (
     _grouped_dot_backward_kernel,
     _grouped_dot_kernel,
@@ -25,11 +30,12 @@ from scfmlip_kernels.norm_network.kernel import (
     _norm_network_kernel,
     block_sizes,
 )
+from scfmlip_kernels.norm_network.kernel_second import _norm_network_second_kernel
 from scfmlip_kernels.polynomial_field.kernel import _polynomial_field_kernel, _polynomial_moments_kernel
 from scfmlip_kernels.radial_basis.kernel import _radial_basis_kernel
 from scfmlip_kernels.row_form.kernel import _row_form_kernel, _row_form_sums_kernel
 from scfmlip_kernels.slab_cell.kernel import _slab_cell_kernel, _slab_strengths_kernel
-from scfmlip_kernels.spherical_harmonics.kernel import gradient_kernel, values_kernel
+from scfmlip_kernels.spherical_harmonics.kernel import gradient_kernel, tangent_kernel, values_kernel
 from scfmlip_kernels.tuned import tuned
 from scfmlip_kernels.wave_weights.kernel import _wave_sums_kernel, _wave_weights_kernel
 
@@ -67,6 +73,25 @@ def _linear_maps(dtype: str, real: str) -> Iterator[Variant]:
         label = "values, species" if species else "values"
         options = {key: parameters[key] for key in ("num_warps", "num_stages")}
         yield Variant("block_linear", label, dtype, _block_linear_kernel, signature, constants, options)
+    signature = {
+        **_pointers(real, "x grad"),
+        **_pointers("i64", "order ptr"),
+        **_pointers("i32", "tiles"),
+        **_pointers(real, "scales out"),
+        **_sizes("n_rows x_dim out_dim n_weights n_splits"),
+    }
+    for species in (False, True):
+        constants = {
+            "BLOCK_IN": parameters["out"],
+            "BLOCK_OUT": parameters["out"],
+            "BLOCK_SUM": parameters["in"],
+            "PRECISION": parameters["precision"],
+            **({} if species else {"order_ptr": None, "ptr_ptr": None}),
+        }
+        label = "weights, species" if species else "weights"
+        options = {key: parameters[key] for key in ("num_warps", "num_stages")}
+        kernel = _block_linear_weights_kernel
+        yield Variant("block_linear", label, dtype, kernel, signature, constants, options)
 
 
 def _edges(dtype: str, real: str) -> Iterator[Variant]:
@@ -91,15 +116,25 @@ def _edges(dtype: str, real: str) -> Iterator[Variant]:
             {"BLOCK": 128},
             _FOUR,
         )
+        signature = {**_pointers(real, "vectors along out"), **_sizes("n_vectors")}
+        label, kernel = f"along directions, l_max {l_max}", tangent_kernel(l_max)
+        yield Variant("spherical_harmonics", label, dtype, kernel, signature, {"BLOCK": 128}, _FOUR)
     signature = {
         **_pointers(real, "x y frequencies scale reach"),
         **_pointers("i32", "p"),
-        **_pointers(real, "grad out"),
+        **_pointers(real, "grad along_x along_y out"),
         **_sizes("n n_basis"),
     }
-    for derivative in (False, True):
-        constants = {"SEPARATE": False, "DERIVATIVE": derivative, "BLOCK": 128, "BASIS": 8}
-        label = "derivatives" if derivative else "values"
+    for label, unused in (("values", "grad along"), ("derivatives", "along"), ("along lengths", "grad")):
+        constants = {
+            "SEPARATE": False,
+            "DERIVATIVE": "grad" not in unused,
+            "ALONG": "along" not in unused,
+            "BLOCK": 128,
+            "BASIS": 8,
+            **({"grad_ptr": None} if "grad" in unused else {}),
+            **({"along_x_ptr": None, "along_y_ptr": None} if "along" in unused else {}),
+        }
         yield Variant("radial_basis", label, dtype, _radial_basis_kernel, signature, constants, _FOUR)
 
 
@@ -187,7 +222,12 @@ def _networks(dtype: str, real: str) -> Iterator[Variant]:
         **_pointers(real, "saved out"),
         **sizes,
     }
-    backward = {**_pointers(real, "grad parameters saved scratch scratch_out out"), **sizes}
+    names = "grad parameters saved more scratch scratch_out kept features sums out"
+    backward = {**_pointers(real, names), **sizes}
+    names = "v grad parameters saved kept of_grad of_saved of_kept before weighted sums"
+    second = {**_pointers(real, names), **sizes}
+    # of forces, of a training step's forces, of a training step's loss
+    unused = {"": "more kept features sums", ", kept": "more features sums", ", of parameters": "kept"}
     for label, n_hidden, n_layers, end in (
         ("radial", 64, 3, 1),
         ("density", 64, 1, 2),
@@ -207,10 +247,15 @@ def _networks(dtype: str, real: str) -> Iterator[Variant]:
         }
         values = {**constants, "N_INDICES": 2}
         yield Variant("norm_network", label, dtype, _norm_network_kernel, forward, values, options)
-        label = f"{label}, derivatives"
-        yield Variant(
-            "norm_network", label, dtype, _norm_network_backward_kernel, backward, constants, options
-        )
+        training = options | {"num_warps": block_sizes(n_hidden, table, training=True)[2]}
+        for which, none in unused.items():
+            missing = {f"{name}_ptr": None for name in none.split()}
+            name, fixed = f"{label}, derivatives{which}", {**constants, **missing}
+            kernel = _norm_network_backward_kernel
+            chosen = training if which else options
+            yield Variant("norm_network", name, dtype, kernel, backward, fixed, chosen)
+        name = f"{label}, second derivatives"
+        yield Variant("norm_network", name, dtype, _norm_network_second_kernel, second, constants, training)
 
 
 def _rows(dtype: str, real: str) -> Iterator[Variant]:
@@ -233,6 +278,14 @@ def _rows(dtype: str, real: str) -> Iterator[Variant]:
     }
     constants = {**functions, "BLOCK_ROWS": 4, "BLOCK_COLUMNS": 128}
     yield Variant("gated", "derivatives", dtype, _gated_backward_kernel, signature, constants, _FOUR)
+    signature = {
+        **_pointers(real, "v_x v_divisor v_y x divisor residual grad d_y"),
+        **_pointers("i32", "groups table"),
+        **_pointers(real, "of_x of_divisor of_residual of_grad"),
+        **_sizes("n_rows n_in n_out n_scalars n_gates n_most"),
+    }
+    constants = {**constants, "BLOCK_ROWS": 2}
+    yield Variant("gated", "second derivatives", dtype, _gated_second_kernel, signature, constants, _FOUR)
     block = {"UPDATED": True, "BLOCK": 256}
     signature = {
         **_pointers(real, "charges update targets"),
@@ -242,13 +295,21 @@ def _rows(dtype: str, real: str) -> Iterator[Variant]:
     }
     yield Variant("close_charges", "values", dtype, _close_charges_kernel, signature, block, _FOUR)
     signature = {
-        **_pointers(real, "grad update totals"),
+        **_pointers(real, "grad update totals more"),
         **_pointers("i64", "ptr"),
         **_pointers(real, "d_charges d_update d_targets"),
         **_sizes("m"),
     }
     kernel = _close_charges_backward_kernel
     yield Variant("close_charges", "derivatives", dtype, kernel, signature, block, _FOUR)
+    signature = {
+        **_pointers(real, "v_charges v_update v_targets grad update totals"),
+        **_pointers("i64", "ptr"),
+        **_pointers(real, "of_grad of_update of_totals"),
+        **_sizes("m"),
+    }
+    kernel = _close_charges_second_kernel
+    yield Variant("close_charges", "second derivatives", dtype, kernel, signature, block, _FOUR)
     signature = {
         **_pointers(real, "x m"),
         **_pointers("i64", "index"),

@@ -7,7 +7,8 @@ Two checkouts of this project in turns: what a change costs, on a machine that d
 
 A process of each checkout does one step after the other, so that both see the same machine; compared are the
 CPU times of neighbouring steps. One thread. ``charges`` is charge equilibration of 16 crystals of 100 atoms
-with the derivatives of `bench.equilibration`; any other case is a rule of `bench.rules` on 72 atoms.
+with the derivatives of `bench.equilibration`; ``polar`` is an accelerated PolarMACE of two layers with 32
+channels on 24 atoms of water; any other case is a rule of `bench.rules` on 72 atoms.
 """
 
 import argparse
@@ -46,6 +47,24 @@ batch = make_batch(model, [atoms], torch.device("cpu"), torch.float32)
 
 def step():
     bench.rules.step(model, batch, {mode!r})
+"""
+POLAR = """
+import torch
+from bench.models import water
+from scfmlip import accelerate
+from scfmlip.cli.demo.command import polar_model
+from scfmlip.mace_torch.batches import make_batch
+model = polar_model([1, 8], "32x0e + 32x1o", 2, "32x0e + 32x1o").float()
+model.requires_grad_({train})
+model = accelerate(model)
+given = make_batch(model, [water(24)], torch.device("cpu"), torch.float32)
+weights = [p for p in model.parameters() if p.requires_grad]
+
+def step():
+    out = model(dict(given), training={train})
+    if {train}:
+        loss = out["energy"].square().sum() + out["forces"].square().sum()
+        torch.autograd.grad(loss, weights, allow_unused=True)
 """
 LOOP = """
 import sys, time, warnings
@@ -101,7 +120,10 @@ def main() -> None:
         "--starts", type=int, default=5, help="a process's memory lies well or badly, for good"
     )
     arguments = parser.parse_args()
-    setup = CHARGES if arguments.case == "charges" else RULE.format(case=arguments.case, mode=arguments.mode)
+    if arguments.case == "polar":
+        setup = POLAR.format(train=arguments.mode == "train")
+    else:
+        setup = CHARGES if arguments.case == "charges" else RULE.format(**vars(arguments))
     folders = [folder.resolve() for folder in (arguments.before, arguments.after)]
     program = LOOP.format(setup=setup)
     seconds: list[list[float]] = [[], []]

@@ -52,6 +52,40 @@ def on_device_of_arguments(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def transformed() -> bool:
+    """Whether `torch.func` or forward mode is at work, which backward passes must let through."""
+    return _functorch_is_active() or forward_ad._current_level >= 0
+
+
+def differentiated_again(
+    function: Callable[..., Sequence[Tensor]],
+    tensors: Sequence[Tensor],
+    wanted: Sequence[bool],
+    along: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """
+    Derivatives of what a backward pass gave, by PyTorch, differentiable if derivatives are recorded now.
+
+    Args:
+        function: What it gave, of these tensors, in PyTorch.
+        tensors: The tensors.
+        wanted: In which derivatives are wanted.
+        along: Gradients of the results, None where there are none.
+    """
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # views are told apart where one tensor is given twice, or depends on another
+        leaves = [
+            t.view_as(t) if again else t.detach().requires_grad_(w)
+            for t, w in zip(tensors, wanted, strict=True)
+        ]
+        pairs = [(r, v) for r, v in zip(function(*leaves), along, strict=True) if v is not None]
+        asked = [leaf for leaf, w in zip(leaves, wanted, strict=True) if w]
+        results, given = zip(*pairs, strict=True)
+        found = iter(torch.autograd.grad(results, asked, given, create_graph=again, allow_unused=True))
+    return [next(found) if w else None for w in wanted]
+
+
 class Operator:
     """
     One operator of the namespace ``scfmlip``; made by `operator`.

@@ -66,6 +66,36 @@ def test_channels_around_the_tiles(path, generator, device):
     assert_close(block_linear(x, weights, linear), block_linear_reference(x, weights, linear))
 
 
+@pytest.mark.parametrize("n_species", [1, 2])
+@pytest.mark.parametrize("n_rows", [255, 256, 700])
+@pytest.mark.parametrize("path", PATHS)
+def test_gradients_of_weights(path, n_rows, n_species, generator, device):
+    """Sums over so many rows that they are split, and weights that no path uses."""
+    linear = some_map(n_species)
+    linear = linear._replace(n_weights=linear.n_weights + 5)
+    x, weights, index = problem(generator, linear, n_rows, F64, "cpu" if path == "cpu" else device)
+    found = torch.autograd.grad(
+        block_linear(x, weights.requires_grad_(), linear, order_of(linear, index)).square().sum(), weights
+    )
+    want = torch.autograd.grad(
+        block_linear_reference(x, weights, linear, index).square().sum(), weights.requires_grad_()
+    )
+    assert_close(found[0], want[0])
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_weights_that_paths_share(path, generator, device):
+    a, b = Block(0, 3, 1), Block(3, 3, 3)
+    paths = (BlockPath(0, 0, 0, (0, 3, 1), 0.5), BlockPath(1, 1, 0, (0, 3, 1), 2.0))
+    linear = BlockMap((a, b), (a, b), paths, 9)
+    x, weights, index = problem(generator, linear, 9, F64, "cpu" if path == "cpu" else device)
+    given = (x.requires_grad_(), weights.requires_grad_())
+    got = derivatives(block_linear(*given, linear), given, 2)
+    want = derivatives(block_linear_reference(*given, linear, index), given, 2)
+    for found, right in zip(got, want, strict=True):
+        assert_close(found, right)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n_species", [1, 3])
 @pytest.mark.parametrize("path", PATHS)

@@ -78,7 +78,34 @@ def test_gradcheck(updated, generator):
     *tensors, ptr, index = problem([2, 3], 2, updated, generator)
     given = tuple(t.requires_grad_() for t in tensors)
     assert torch.autograd.gradcheck(lambda *t: close_charges(*t, ptr, index), given, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(lambda *t: close_charges(*t, ptr, index), given)
+    run = lambda *t: close_charges(*t, ptr, index)  # noqa: E731
+    assert torch.autograd.gradgradcheck(run, given, check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("nothing", [False, True])
+@pytest.mark.parametrize("updated", [False, True])
+@pytest.mark.parametrize("path", PATHS)
+def test_training_step(path, updated, nothing, generator, device):
+    """Second derivatives alone, on a GPU by the kernel, and third ones; weights that add up to 0."""
+    *tensors, ptr, index = problem([2, 0, 3], 2, updated, generator)
+    if nothing:
+        tensors[1][:2, -1] = torch.tensor([1.0, -1.0])
+    weight = torch.randn(tensors[0].shape, generator=generator, dtype=F64)
+
+    def slopes(function, where, *place):
+        given, found = [t.to(where).requires_grad_() for t in tensors], []
+        factor = weight.to(where).requires_grad_()
+        for wanted in (given, given[:1], given[1:2], given[2:]):
+            first = torch.autograd.grad(function(*given, *place), wanted, factor, create_graph=True)
+            loss = sum(slope.square().sum() for slope in first) + function(*given, *place).square().sum()
+            found += torch.autograd.grad(loss, [*given, factor], create_graph=len(wanted) == 3)
+        third = sum(bend.square().sum() for bend in found[:4])
+        return [*found, *torch.autograd.grad(third, [*given, factor])]
+
+    where = "cpu" if path == "cpu" else device
+    want = slopes(close_charges_reference, "cpu", index, 3)
+    for a, b in zip(slopes(close_charges, where, ptr.to(where), index.to(where)), want, strict=True):
+        assert_close(a, b, 1e-11)  # sums of both signs
 
 
 def test_opcheck(generator):

@@ -65,7 +65,36 @@ def test_gradcheck(name, generator):
     gate = GATES[name]
     given = tuple(t.requires_grad_() for t in problem(gate, 2, generator))
     assert torch.autograd.gradcheck(lambda *t: gated(t[0], gate, *t[1:]), given, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(lambda *t: gated(t[0], gate, *t[1:]), given)
+    run = lambda *t: gated(t[0], gate, *t[1:])  # noqa: E731
+    assert torch.autograd.gradgradcheck(run, given, check_fwd_over_rev=True)
+    assert torch.autograd.gradgradcheck(lambda x: gated(x, gate), given[:1], check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("which", [(True, True), (False, True), (True, False), (False, False)], ids=str)
+@pytest.mark.parametrize("name", GATES)
+@pytest.mark.parametrize("path", PATHS)
+def test_training_step(path, name, which, generator, device):
+    """Second derivatives alone, on a GPU by the kernel, and third ones; of every gradient and of some."""
+    gate = GATES[name]
+    tensors = problem(gate, 6, generator)
+    weight = torch.randn(6, gate.n_out, generator=generator, dtype=F64)
+    used = (0, *(k + 1 for k in range(2) if which[k]))
+
+    def slopes(function, where):
+        given = [t.to(where).requires_grad_() for t in tensors]
+        leaves, found = [given[k] for k in used], []
+        factor = weight.to(where).requires_grad_()
+        for wanted in (leaves, leaves[:1], leaves[-1:]):
+            value = run(function, gate, given, which)
+            first = torch.autograd.grad(value, wanted, factor, create_graph=True)
+            loss = sum(slope.square().sum() for slope in first)
+            found += torch.autograd.grad(loss, [*leaves, factor], create_graph=len(wanted) == len(used))
+        third = sum(bend.square().sum() for bend in found[: len(used) + 1])
+        return [*found, *torch.autograd.grad(third, [*leaves, factor])]
+
+    where = "cpu" if path == "cpu" else device
+    for a, b in zip(slopes(gated, where), slopes(gated_reference, "cpu"), strict=True):
+        assert_close(a, b)
 
 
 def test_opcheck(generator):

@@ -79,7 +79,46 @@ def test_gradcheck(name, generator):
         return norm_network(*tensors[:2], network, tensors[2], index)
 
     assert torch.autograd.gradcheck(run, given, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(run, given)
+    assert torch.autograd.gradgradcheck(run, given, check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("path", PATHS)
+def test_training_step(path, name, generator, device):
+    """A loss of values and of their derivatives in x: gradients in all parameters, on a GPU by kernels."""
+    network = NETWORKS[name]
+    x, parameters, offsets, index = problem(network, 33, generator)
+    where = "cpu" if path == "cpu" else device
+    weight = torch.randn(33, network.n_out, generator=generator, dtype=F64)
+
+    def slopes(run, where):
+        given = [t.to(where).requires_grad_() for t in (x, parameters, offsets)]
+        value = run(given[0], given[1], network, given[2], index.to(where))
+        (slope,) = torch.autograd.grad(value, given[0], weight.to(where), create_graph=True)
+        found = torch.autograd.grad(value.square().sum() + slope.square().sum(), given)
+        return [value, slope, *found]
+
+    got, want = slopes(norm_network, where), slopes(norm_network_reference, "cpu")
+    for a, b in zip(got, want, strict=True):
+        assert_close(a, b, WIDER[F64])
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_third_derivatives(path, name, generator, device):
+    network = NETWORKS[name]
+    x, parameters, offsets, index = problem(network, 5, generator)
+    where = "cpu" if path == "cpu" else device
+
+    def third(run, where):
+        given = [t.to(where).requires_grad_() for t in (x, parameters, offsets)]
+        value = run(given[0], given[1], network, given[2], index.to(where)).square().sum()
+        (slope,) = torch.autograd.grad(value, given[0], create_graph=True)
+        bends = torch.autograd.grad(slope.square().sum(), given, create_graph=True)
+        return torch.autograd.grad(sum(bend.square().sum() for bend in bends), given)
+
+    for a, b in zip(third(norm_network, where), third(norm_network_reference, "cpu"), strict=True):
+        assert_close(a, b, WIDER[F64])
 
 
 def test_opcheck(generator):

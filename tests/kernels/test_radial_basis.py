@@ -56,6 +56,37 @@ def test_first_derivatives_without_more(path, generator, device):
         assert_close(slope, want)
 
 
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize("path", PATHS)
+def test_training_step(path, same, separate, generator, device):
+    """Second derivatives in the gradient alone, on a GPU by a kernel; all of them, and third ones."""
+    x, y, w, scale, reach, p = problem(generator)
+    weight = torch.randn(9, 5 + separate, generator=generator, dtype=F64)
+
+    def slopes(run, where):
+        leaves = [t.to(where, copy=True).requires_grad_() for t in ((x,) if same else (x, y))]
+        factor = weight.to(where, copy=True).requires_grad_()
+        more = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
+        found = []
+        for wanted in (leaves, leaves[:1], leaves[-1:]):
+            first = torch.autograd.grad(run(leaves[0], leaves[-1]), wanted, factor, **more)
+            found += torch.autograd.grad(sum(t.square().sum() for t in first), factor, **more)
+            second = torch.autograd.grad(sum(t.pow(3).sum() for t in first), (*leaves, factor), **more)
+            found += [*first, *second]
+            found += torch.autograd.grad(sum(t.square().sum() for t in second), leaves, **more)
+        return found
+
+    want = slopes(
+        lambda a, b: radial_basis_reference(a, w, float(scale), float(reach), 6, b, separate), "cpu"
+    )
+    place = "cpu" if path == "cpu" else device
+    rest = [t.to(place) for t in (w, scale, reach, p)]
+    got = slopes(lambda a, b: radial_basis(a, *rest, b, separate), place)
+    for a, b in zip(got, want, strict=True):
+        assert_close(a, b, 1e-11)  # powers of the cutoff, three times differentiated
+
+
 def test_as_mace(generator):
     pytest.importorskip("mace")
     from mace.modules.blocks import RadialEmbeddingBlock

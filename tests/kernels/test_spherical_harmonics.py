@@ -5,7 +5,8 @@ import torch
 import torch._dynamo.testing
 from tolerances import assert_close
 
-from kernels.problems import DTYPES, PATHS, derivatives
+import scfmlip_kernels
+from kernels.problems import DTYPES, PATHS, derivatives, submodule
 from scfmlip_kernels import spherical_harmonics
 from scfmlip_kernels.spherical_harmonics.reference import spherical_harmonics_reference
 
@@ -52,6 +53,32 @@ def test_vectors_of_length_zero_and_along_the_axes(path, device):
     assert_close((value[1:, 1:4] ** 2).sum(1), torch.full((6,), 3.0, dtype=F64))
     # the sum of squares of each l is 2 l + 1 in any direction
     assert_close((value[1:, 9:] ** 2).sum(1), torch.full((6,), 7.0, dtype=F64))
+
+
+@pytest.mark.parametrize("l_max", [0, 1, 3])
+@pytest.mark.parametrize("path", PATHS)
+def test_training_step(path, l_max, generator, device):
+    """Second derivatives in the gradient alone, on a GPU by a kernel; all of them, and third ones."""
+    vectors = torch.randn(5, 3, generator=generator, dtype=F64)
+    vectors[2] = 0.0  # no direction: the harmonics of l > 0 are constant there
+    weight = torch.randn(5, (l_max + 1) ** 2, generator=generator, dtype=F64)
+
+    def slopes(function, where):
+        leaf, factor = (t.to(where, copy=True).requires_grad_() for t in (vectors, weight))
+        (first,) = torch.autograd.grad(function(leaf, l_max), leaf, factor, create_graph=True)
+        (alone,) = torch.autograd.grad(first.square().sum(), factor, retain_graph=True)
+        second = torch.autograd.grad(first.pow(3).sum(), (leaf, factor), create_graph=True)
+        third = torch.autograd.grad(sum(t.square().sum() for t in second), (leaf, factor))
+        return [first, alone, *second, *third]
+
+    with scfmlip_kernels.backend("cpu"):
+        formulas = slopes(_formulas, "cpu")
+    for a, b in zip(slopes(spherical_harmonics, "cpu" if path == "cpu" else device), formulas, strict=True):
+        assert_close(a, b)
+
+
+def _formulas(vectors, l_max):
+    return submodule("spherical_harmonics.polynomials").harmonics_plain(vectors, l_max)
 
 
 def test_gradcheck(generator):

@@ -9,6 +9,7 @@ from ..indexed_linear.groups import SpeciesOrder
 from ..operators import operator
 from ..registry import constant_text
 from .kernel import launch_block_linear
+from .kernel_weights import launch_block_linear_weights, uses_of_weights
 from .maps import BlockMap, allocate, bias_gradient, count_rows, map_of, transposed
 from .plain import block_linear_plain, block_linear_weights_plain
 
@@ -38,7 +39,10 @@ def _(x, weights, bias, order, ptr, text):
 def _block_linear_weights(
     x: Tensor, grad: Tensor, order: Tensor | None, ptr: Tensor | None, text: str
 ) -> Tensor:
-    return block_linear_weights_plain(x.contiguous(), grad.contiguous(), order, ptr, text)
+    # paths that share weights are added one after the other
+    one_launch = runs_triton(x) and uses_of_weights(text)[1] <= 1
+    run = launch_block_linear_weights if one_launch else block_linear_weights_plain
+    return run(x.contiguous(), grad.contiguous(), order, ptr, text)
 
 
 @_block_linear_weights.register_fake

@@ -5,14 +5,21 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..checks import check_floats, check_shape, check_tensors, outside_autocast
 from ..dispatch import runs_triton, vmap_by_loop
 from ..operators import operator
 from ..registry import constant_text
 from .description import Gate, gate_of
-from .kernel import launch_gated, launch_gated_backward
-from .plain import gated_plain, gradients_plain, tangent_plain
+from .kernel import launch_gated, launch_gated_backward, launch_gated_second
+from .plain import (
+    gated_plain,
+    gradients_plain,
+    gradients_tangent_plain,
+    second_plain,
+    tangent_plain,
+)
 
 
 def _contiguous(*tensors: Tensor | None) -> tuple:
@@ -30,17 +37,46 @@ def _(x, divisor, residual, text):
     return x.new_empty((x.shape[0], gate_of(text).n_out))
 
 
+def _shapes(x: Tensor, divisor: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Gradients of x and the divisor: empty without a divisor, which makes x's that of the residual."""
+    if divisor is None:
+        return x.new_empty(0), x.new_empty(0)
+    return x.new_empty(x.shape), divisor.new_empty(divisor.shape)
+
+
 @operator("scfmlip::gated_backward")
 def _gated_backward(
     x: Tensor, divisor: Tensor | None, residual: Tensor | None, grad: Tensor, text: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return launch_gated_backward(*_contiguous(x, divisor, residual, grad), gate_of(text))
+    run = launch_gated_backward if runs_triton(x) else gradients_plain
+    return run(*_contiguous(x, divisor, residual, grad), gate_of(text))
 
 
 @_gated_backward.register_fake
 def _(x, divisor, residual, grad, text):
-    d_divisor = x.new_empty(0) if divisor is None else divisor.new_empty(divisor.shape)
-    return x.new_empty(x.shape), d_divisor, x.new_empty(x.shape)
+    return *_shapes(x, divisor), x.new_empty(x.shape)
+
+
+@operator("scfmlip::gated_second")
+def _gated_second(
+    v_x: Tensor | None,
+    v_divisor: Tensor | None,
+    v_y: Tensor | None,
+    x: Tensor,
+    divisor: Tensor | None,
+    residual: Tensor | None,
+    grad: Tensor,
+    d_y: Tensor,
+    text: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    run = launch_gated_second if runs_triton(x) else second_plain
+    tensors = _contiguous(x, divisor, residual, grad)
+    return run(_contiguous(v_x, v_divisor, v_y), tensors, d_y.contiguous(), gate_of(text))
+
+
+@_gated_second.register_fake
+def _(v_x, v_divisor, v_y, x, divisor, residual, grad, d_y, text):
+    return *_shapes(x, divisor), x.new_empty(x.shape), grad.new_empty(grad.shape)
 
 
 def _setup_context(ctx, inputs, output):
@@ -49,23 +85,47 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    x, divisor, residual = ctx.saved_tensors
-    wanted = ctx.needs_input_grad[:3]
-    if torch.is_grad_enabled() or not runs_triton(x):
-        found = gradients_plain(x, divisor, residual, grad, gate_of(ctx.text), wanted)
-    else:
-        found = torch.ops.scfmlip.gated_backward(x, divisor, residual, grad, ctx.text)
-    return *(g if w else None for g, w in zip(found, wanted, strict=True)), None
+    d_x, d_divisor, d_y = torch.ops.scfmlip.gated_backward(*ctx.saved_tensors, grad, ctx.text)
+    found = (d_y if ctx.saved_tensors[1] is None else d_x, d_divisor, d_y)
+    return *(g if w else None for g, w in zip(found, ctx.needs_input_grad[:3], strict=True)), None
 
 
 def _jvp(args, tangents):
     *tensors, text = args
-    return tangent_plain(tensors, tangents, gate_of(text))
+    return tangent_plain(tensors, tangents[:3], gate_of(text))
+
+
+def _backward_setup_context(ctx, inputs, output):
+    *tensors, ctx.text = inputs
+    ctx.save_for_backward(*tensors, output[2])
+    ctx.set_materialize_grads(False)
+
+
+def _backward_backward(ctx, *along):
+    *tensors, d_y = ctx.saved_tensors
+    if all(v is None for v in along):
+        return (None,) * 5
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+        found = second_plain(along, tensors, None, gate_of(ctx.text))
+    else:
+        found = torch.ops.scfmlip.gated_second(*along, *tensors, d_y, ctx.text)
+    if tensors[1] is None:
+        found = (found[2], *found[1:])
+    return *(g if w else None for g, w in zip(found, ctx.needs_input_grad[:4], strict=True)), None
+
+
+def _backward_jvp(args, tangents):
+    *tensors, text = args
+    return gradients_tangent_plain(tensors, tangents[:4], gate_of(text))
 
 
 _gated.register_autograd(_backward, setup_context=_setup_context, jvp=_jvp)
+_gated_backward.register_autograd(
+    _backward_backward, setup_context=_backward_setup_context, jvp=_backward_jvp
+)
 vmap_by_loop(_gated, "gated")
 vmap_by_loop(_gated_backward, "gated_backward")
+vmap_by_loop(_gated_second, "gated_second")
 
 
 def gated(x: Tensor, gate: Gate, divisor: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
@@ -81,8 +141,8 @@ def gated(x: Tensor, gate: Gate, divisor: Tensor | None = None, residual: Tensor
         residual: ``[n_rows, n_in]`` what is added then; may be None.
 
     Returns:
-        ``[n_rows, n_out]``. Differentiable twice in all tensors; first derivatives alone run in one launch,
-        others in PyTorch.
+        ``[n_rows, n_out]``. Differentiable any number of times in all tensors; first and second derivatives
+        run in one launch each, others in PyTorch.
 
     Raises:
         TypeError: for another dtype, or different ones.

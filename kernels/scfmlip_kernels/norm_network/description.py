@@ -62,6 +62,11 @@ class NormNetwork(NamedTuple):
         """Length of the vector of parameters."""
         return sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in self.sizes)
 
+    @property
+    def n_kept_out(self) -> int:
+        """Outputs that are kept before the end, for the derivatives."""
+        return self.n_out if self.end == "tanh_square" else 0
+
     def check(self) -> None:
         """Raise ValueError if the description is inconsistent."""
         if min(self.n_in, self.n_hidden, self.n_layers, self.n_out) < 1 or self.n_skipped < 0:

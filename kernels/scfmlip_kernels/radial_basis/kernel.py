@@ -1,5 +1,5 @@
 """
-Bessel functions with a polynomial cutoff, and the derivative of a weighted sum of them.
+Bessel functions with a polynomial cutoff, the derivative of a weighted sum of them, and that along lengths.
 
 Formulas in `formulas`. Grid: blocks of lengths; a program owns all functions of its block. What a model holds
 in tensors of one number, the cutoff and its power, is read on the device. No atomics.
@@ -33,12 +33,15 @@ def _radial_basis_kernel(
     scale_ptr,  # [1]
     reach_ptr,  # [1] cutoff
     p_ptr,  # [1] int32 or int64 power
-    grad_ptr,  # [n, n_basis (+ 1)], for derivatives
-    out_ptr,  # [n, n_basis (+ 1)] values, or [2, n] derivatives in x and y
+    grad_ptr,  # [n, n_basis (+ 1)], for derivatives, or None
+    along_x_ptr,  # [n] for the derivative along x, or None
+    along_y_ptr,  # [n] for the derivative along y, or None
+    out_ptr,  # [n, n_basis (+ 1)] values or derivatives along, or [2, n] derivatives in x and y
     n,
     n_basis,
     SEPARATE: tl.constexpr,
     DERIVATIVE: tl.constexpr,
+    ALONG: tl.constexpr,
     BLOCK: tl.constexpr,
     BASIS: tl.constexpr,
 ):
@@ -63,10 +66,23 @@ def _radial_basis_kernel(
     keep = inside[:, None] & (function < n_basis)[None, :]
     width = n_basis + (1 if SEPARATE else 0)
     place = row[:, None] * width + function[None, :]
-    if DERIVATIVE:
+    slope = -0.5 * p * (p + 1.0) * (p + 2.0) * below * (1.0 - u) * (1.0 - u) / reach
+    slope = tl.where(near, slope, y * 0.0)
+    if ALONG:
+        changed = waves * 0.0
+        if along_x_ptr is not None:
+            along_x = tl.load(along_x_ptr + row, mask=inside, other=0.0)
+            changed = (over[:, None] * w[None, :] * cos - waves * (1.0 / x)[:, None]) * along_x[:, None]
+        change = y * 0.0
+        if along_y_ptr is not None:
+            change = slope * tl.load(along_y_ptr + row, mask=inside, other=0.0)
+        if SEPARATE:
+            tl.store(out_ptr + place, changed, mask=keep)
+            tl.store(out_ptr + row * width + n_basis, change, mask=inside)
+        else:
+            tl.store(out_ptr + place, changed * cut[:, None] + waves * change[:, None], mask=keep)
+    elif DERIVATIVE:
         grad = tl.load(grad_ptr + place, mask=keep, other=0.0)
-        slope = -0.5 * p * (p + 1.0) * (p + 2.0) * below * (1.0 - u) * (1.0 - u) / reach
-        slope = tl.where(near, slope, y * 0.0)
         if SEPARATE:
             along_y = tl.load(grad_ptr + row * width + n_basis, mask=inside, other=0.0)
             own = grad
@@ -83,7 +99,13 @@ def _radial_basis_kernel(
         tl.store(out_ptr + place, waves * cut[:, None], mask=keep)
 
 
-def _launch(out: Tensor, tensors: tuple[Tensor, ...], grad: Tensor | None, separate: bool) -> Tensor:
+def _launch(
+    out: Tensor,
+    tensors: tuple[Tensor, ...],
+    grad: Tensor | None,
+    separate: bool,
+    along: tuple[Tensor | None, ...] | None = None,
+) -> Tensor:
     x, y, frequencies, scale, reach, p = tensors
     n, n_basis = len(x), len(frequencies)
     if n:
@@ -97,11 +119,14 @@ def _launch(out: Tensor, tensors: tuple[Tensor, ...], grad: Tensor | None, separ
             reach_ptr=reach,
             p_ptr=p,
             grad_ptr=grad,
+            along_x_ptr=None if along is None else along[0],
+            along_y_ptr=None if along is None else along[1],
             out_ptr=out,
             n=n,
             n_basis=n_basis,
             SEPARATE=separate,
             DERIVATIVE=grad is not None,
+            ALONG=along is not None,
             BLOCK=block,
             BASIS=basis,
             **compiler_options(4, 1, x),
@@ -121,3 +146,10 @@ def launch_gradients(tensors: tuple[Tensor, ...], grad: Tensor, separate: bool) 
         torch.empty((2, len(grad), 1), dtype=grad.dtype, device=grad.device), tensors, grad, separate
     )
     return out[0], out[1]
+
+
+def launch_tangent(tensors: tuple[Tensor, ...], along: tuple[Tensor | None, ...], separate: bool) -> Tensor:
+    """``[n, n_basis (+ 1)]`` derivatives along x and y; contiguous tensors."""
+    x, _, frequencies, *_ = tensors
+    out = x.new_empty((len(x), len(frequencies) + int(separate)))
+    return _launch(out, tensors, None, separate, along)

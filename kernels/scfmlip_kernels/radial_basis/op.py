@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ..checks import check_floats, check_shape, check_tensors, outside_autocast
 from ..dispatch import runs_triton, vmap_by_loop
-from ..operators import operator
+from ..operators import differentiated_again, operator, transformed
 from .formulas import basis_plain, gradients_plain, tangent_plain
-from .kernel import launch_gradients, launch_radial_basis
+from .kernel import launch_gradients, launch_radial_basis, launch_tangent
 
 
 @operator("scfmlip::radial_basis")
@@ -50,23 +50,69 @@ def _(x, y, frequencies, scale, reach, p, grad, separate):
     return x.new_empty(x.shape), y.new_empty(y.shape)
 
 
+@operator("scfmlip::radial_basis_tangent")
+def _radial_basis_tangent(
+    x: Tensor,
+    y: Tensor,
+    frequencies: Tensor,
+    scale: Tensor,
+    reach: Tensor,
+    p: Tensor,
+    along_x: Tensor | None,
+    along_y: Tensor | None,
+    separate: bool,
+) -> Tensor:
+    tensors = (x.contiguous(), y.contiguous(), frequencies.contiguous(), scale, reach, p)
+    along_x, along_y = (None if t is None else t.contiguous() for t in (along_x, along_y))
+    if runs_triton(x):
+        return launch_tangent(tensors, (along_x, along_y), separate)
+    return tangent_plain(tensors, (along_x, along_y, None), separate)
+
+
+@_radial_basis_tangent.register_fake
+def _(x, y, frequencies, scale, reach, p, along_x, along_y, separate):
+    return x.new_empty((x.shape[0], frequencies.shape[0] + int(separate)))
+
+
 def _setup_context(ctx, inputs, output):
     *tensors, ctx.separate = inputs
     ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, grad):
+    if grad is None:
+        return (None,) * 7
     tensors = ctx.saved_tensors
     if any(ctx.needs_input_grad[3:6]):
         raise NotImplementedError(
             "radial_basis: no derivatives in the scale, the cutoff and its power: detach them"
         )
-    if torch.is_grad_enabled() or ctx.needs_input_grad[2]:  # differentiated again, or training frequencies
+    if transformed() or ctx.needs_input_grad[2]:  # training frequencies
         found = gradients_plain(*tensors, grad, ctx.separate)
     else:
         found = torch.ops.scfmlip.radial_basis_backward(*tensors, grad, ctx.separate)
     wanted = ctx.needs_input_grad[:3]
     return *(g if w else None for g, w in zip((*found, None)[:3], wanted, strict=True)), *(None,) * 4
+
+
+def _backward_backward(ctx, v_x, v_y):
+    wanted = ctx.needs_input_grad
+    if v_x is None and v_y is None:
+        return (None,) * 8
+    *tensors, grad = ctx.saved_tensors
+    if torch.is_grad_enabled() or any(wanted[:3]):
+        x, y, frequencies, *numbers = tensors
+
+        def gradients(x, y, frequencies, grad):
+            return gradients_plain(x, y, frequencies, *numbers, grad, ctx.separate)[:2]
+
+        found = differentiated_again(
+            gradients, (x, y, frequencies, grad), (*wanted[:3], wanted[6]), (v_x, v_y)
+        )
+        return *found[:3], None, None, None, found[3], None
+    d_grad = torch.ops.scfmlip.radial_basis_tangent(*tensors, v_x, v_y, ctx.separate)
+    return *(None,) * 6, d_grad if wanted[6] else None, None
 
 
 def _jvp(args, tangents):
@@ -79,6 +125,9 @@ def _jvp(args, tangents):
 
 
 _radial_basis.register_autograd(_backward, setup_context=_setup_context, jvp=_jvp)
+# under `torch.func` and forward mode its formulas run instead
+_radial_basis_backward.register_autograd(_backward_backward, setup_context=_setup_context)
+vmap_by_loop(_radial_basis_tangent, "radial_basis_tangent")
 vmap_by_loop(_radial_basis, "radial_basis")
 vmap_by_loop(_radial_basis_backward, "radial_basis_backward")
 

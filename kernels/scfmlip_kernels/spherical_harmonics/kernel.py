@@ -1,5 +1,6 @@
 """
-Spherical harmonics of the directions of vectors, and the derivative of a weighted sum of them.
+Spherical harmonics of the directions of vectors, the derivative of a weighted sum of them, and that along
+directions.
 
 The source is generated for each l_max: the polynomials of `polynomials` without a loop. Grid: blocks of
 vectors. No atomics. A vector's harmonics are neighbours in memory, so that a block writes whole lines.
@@ -120,6 +121,49 @@ def gradient_kernel(l_max: int) -> Any:
         out.add(1, f"value = tl.where(there, (d{axis} - along * {axis}) * inverse, x)")
         out.add(1, f"tl.store(out + {place}, value, mask=inside)")
     return kernel_of(out.source(), "spherical_harmonics_gradient", ("n_vectors",))
+
+
+@lru_cache(maxsize=64)
+def tangent_kernel(l_max: int) -> Any:
+    """The kernel of the derivative along directions."""
+    out = _begin("vectors_ptr, along_ptr, out_ptr", l_max)
+    out.add(1, f"out = out_ptr + row * {(l_max + 1) ** 2}")
+    for place, axis in enumerate("yzx"):
+        out.add(1, f"t{axis} = tl.load(along_ptr + row * 3 + {place}, mask=inside, other=0.0)")
+    out.add(1, "along = tx * x + ty * y + tz * z")
+    for axis in "xyz":
+        out.add(1, f"t{axis} = tl.where(there, (t{axis} - along * {axis}) * inverse, x * 0.0)")
+    for column, (l, m) in enumerate(columns(l_max)):
+        n, terms = abs(m), []
+        if l == 0:
+            out.add(1, "tl.store(out, x * 0.0, mask=inside)")
+            continue
+        if n < l:
+            slope = f"({_polynomial(legendre_derivative(l, n + 1))})"
+            terms.append(_product("tz", _power(n, m < 0), slope))
+        if n:
+            real, imaginary = _power(n - 1, False), _power(n - 1, True) if n > 1 else ""
+            first, second, sign = ("tx", "ty", "-") if m > 0 else ("ty", "tx", "+")
+            inner = _product(first, real) + (f" {sign} {second} * {imaginary}" if imaginary else "")
+            terms.append(f"{n}.0 * ({inner}) * ({_polynomial(legendre_derivative(l, n))})")
+        out.add(1, f"value = {scale(l, n)!r} * ({' + '.join(terms)})")
+        out.add(1, f"tl.store(out + {column}, value, mask=inside)")
+    return kernel_of(out.source(), "spherical_harmonics_tangent", ("n_vectors",))
+
+
+def launch_tangent(vectors: Tensor, along: Tensor, l_max: int) -> Tensor:
+    """``[n, (l_max + 1)^2]``; contiguous arguments."""
+    out = vectors.new_empty((len(vectors), (l_max + 1) ** 2))
+    if len(vectors):
+        tangent_kernel(l_max)[(triton.cdiv(len(vectors), _BLOCK),)](
+            vectors_ptr=vectors,
+            along_ptr=along,
+            out_ptr=out,
+            n_vectors=len(vectors),
+            BLOCK=_BLOCK,
+            **compiler_options(4, 1, vectors),
+        )
+    return out
 
 
 def launch_spherical_harmonics(vectors: Tensor, l_max: int) -> Tensor:

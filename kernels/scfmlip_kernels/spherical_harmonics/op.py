@@ -5,8 +5,8 @@ from torch import Tensor
 
 from ..checks import check_floats, check_rank, check_shape, check_tensors, outside_autocast
 from ..dispatch import runs_triton, vmap_by_loop
-from ..operators import operator
-from .kernel import launch_gradient, launch_spherical_harmonics
+from ..operators import differentiated_again, operator, transformed
+from .kernel import launch_gradient, launch_spherical_harmonics, launch_tangent
 from .polynomials import gradient_plain, harmonics_plain, tangent_plain
 
 
@@ -32,16 +32,39 @@ def _(vectors, grad, l_max):
     return torch.empty_like(vectors, memory_format=torch.contiguous_format)
 
 
+@operator("scfmlip::spherical_harmonics_tangent")
+def _spherical_harmonics_tangent(vectors: Tensor, along: Tensor, l_max: int) -> Tensor:
+    run = launch_tangent if runs_triton(vectors) else tangent_plain
+    return run(vectors.contiguous(), along.contiguous(), l_max)
+
+
+@_spherical_harmonics_tangent.register_fake
+def _(vectors, along, l_max):
+    return vectors.new_empty((vectors.shape[0], (l_max + 1) ** 2))
+
+
 def _setup_context(ctx, inputs, output):
-    vectors, ctx.l_max = inputs
-    ctx.save_for_backward(vectors)
+    *tensors, ctx.l_max = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx, grad):
     (vectors,) = ctx.saved_tensors
-    if torch.is_grad_enabled():  # differentiated again
+    if transformed():
         return gradient_plain(vectors, grad, ctx.l_max), None
     return torch.ops.scfmlip.spherical_harmonics_backward(vectors, grad, ctx.l_max), None
+
+
+def _backward_backward(ctx, along):
+    vectors, grad = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[:2]
+    if torch.is_grad_enabled() or wanted[0]:
+
+        def gradient(vectors, grad):
+            return (gradient_plain(vectors, grad, ctx.l_max),)
+
+        return *differentiated_again(gradient, (vectors, grad), wanted, (along,)), None
+    return None, torch.ops.scfmlip.spherical_harmonics_tangent(vectors, along, ctx.l_max), None
 
 
 def _jvp(args, tangents):
@@ -51,6 +74,9 @@ def _jvp(args, tangents):
 
 
 _spherical_harmonics.register_autograd(_backward, setup_context=_setup_context, jvp=_jvp)
+# under `torch.func` and forward mode its formulas run instead
+_spherical_harmonics_backward.register_autograd(_backward_backward, setup_context=_setup_context)
+vmap_by_loop(_spherical_harmonics_tangent, "spherical_harmonics_tangent")
 vmap_by_loop(_spherical_harmonics, "spherical_harmonics")
 vmap_by_loop(_spherical_harmonics_backward, "spherical_harmonics_backward")
 

@@ -40,6 +40,7 @@ LAYERS = [
     "files",
     "devices",
     "waiting",
+    "decisions",
     "units",
     "types",
     "segments",

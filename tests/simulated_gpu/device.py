@@ -44,6 +44,8 @@ _FREE = {
 _READS = {
     "_local_scalar_dense", "item", "equal", "is_nonzero", "_linalg_check_errors", "nonzero", "masked_select",
     "_unique2", "unique_dim", "unique_consecutive", "bincount", "histc", "inverse_info",
+    # libraries that iterate, and look how far they have come
+    "_linalg_svd", "_linalg_eigh", "linalg_eig", "_linalg_eigvals", "linalg_lstsq",
 }  # fmt: skip
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 

@@ -39,6 +39,7 @@ LAYERS = [
     "data",
     "files",
     "devices",
+    "transfers",
     "waiting",
     "decisions",
     "units",

@@ -317,7 +317,7 @@ class Calculator(AseCalculator):
         if {"numbers", "pbc"} & set(system_changes):
             self._memory = self._empty
         found, known = self._states.guess() if moved else self._last, {"solver_memory": self._memory}
-        if self.model.captures_steps:  # a graph reads tensors alone
+        if getattr(self.model, "captures_steps", False):  # a graph reads tensors alone
             known = {}
         if found is None:
             return known

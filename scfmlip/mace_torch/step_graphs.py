@@ -246,7 +246,7 @@ def _replayed(graph: _Graph, data: dict[str, Tensor]) -> dict[str, Any]:
     else:  # the next replay writes into the graph's own
         flags = flags.clone()
         waits.add(flags.any(), lambda: graph.pending.look(flags))
-    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in graph.outputs.items()}
+    return _copied(graph.outputs)
 
 
 def _bucket(n_edges: int, padded: bool) -> int:
@@ -263,16 +263,37 @@ def _fits(capacity: int, n_edges: int, padded: bool) -> bool:
 def _fill(graph: _Graph, data: dict[str, Tensor]) -> None:
     """Copy a batch to where the graph reads it."""
     n_edges = data["edge_index"].shape[1]
+    pairs = []
+    for name, value in graph.inputs.items():
+        given = data[name]
+        if name == "edge_index":  # by rows, which are contiguous
+            pairs += [(row[:n_edges], new) for row, new in zip(value, given, strict=True)]
+        else:
+            pairs.append((value[:n_edges] if name in _EDGES else value, given))
+    _copy(pairs)
+    graph.n_edges.fill_(n_edges)
+
+
+def _copy(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Copy the second of each pair to the first: one launch for all of a dtype."""
+    kinds: dict[tuple, list[tuple[Tensor, Tensor]]] = {}
+    for to, given in pairs:
+        if to.numel():
+            kinds.setdefault((to.dtype, given.dtype), []).append((to, given.contiguous()))
     with torch.no_grad():
-        for name, value in graph.inputs.items():
-            given = data[name]
-            if name == "edge_index":
-                value[:, :n_edges].copy_(given)
-            elif name in _EDGES:
-                value[:n_edges].copy_(given)
-            else:
-                value.copy_(given)
-        graph.n_edges.fill_(n_edges)
+        for kind in kinds.values():
+            targets, sources = zip(*kind, strict=True)
+            torch._foreach_copy_(list(targets), list(sources))
+
+
+def _copied(outputs: dict[str, Any]) -> dict[str, Any]:
+    """Copies of the tensors among outputs, which the next replay overwrites."""
+    out = {
+        k: torch.empty_like(v, memory_format=torch.contiguous_format) if isinstance(v, Tensor) else v
+        for k, v in outputs.items()
+    }
+    _copy([(out[k], v) for k, v in outputs.items() if isinstance(v, Tensor)])
+    return out
 
 
 def _padded(inputs: dict[str, Tensor], n_edges: Tensor, reach: float) -> dict[str, Tensor]:

@@ -155,9 +155,9 @@ class Solving(torch.nn.Module):
     def plain(self, batch):
         x = batch["positions"].detach().requires_grad_()
         solution = scfmlip.fixed_point(
-            lambda s, x: torch.tanh(0.5 * s + x),
+            lambda s, x, slope: torch.tanh(slope * s + x),
             torch.zeros_like(x),
-            (x,),
+            (x, batch["slope"]),
             batch_idx=Segments(batch["ptr"], batch["batch"]),
             solver="newton",
             tolerance=1e-12,
@@ -170,10 +170,11 @@ class Solving(torch.nn.Module):
         return self.graphs.step(self, self.plain, batch, {})
 
 
-def solving_batch(x):
+def solving_batch(x, slope=0.1):
     one = torch.zeros(1, dtype=torch.int64)
     edges = {"edge_index": torch.zeros(2, 1, dtype=torch.int64), "shifts": torch.zeros(1, 3)}
     more = {"unit_shifts": torch.zeros(1, 3), "cell": 9 * torch.eye(3), "ptr": torch.tensor([0, len(x)])}
+    more["slope"] = torch.tensor(slope)
     return to_gpu({"positions": x, "batch": one.expand(len(x)), **edges, **more})
 
 
@@ -190,7 +191,7 @@ def test_a_captured_solve(log):
     assert log.n_waits == 1, log.report()
     assert model.graphs._graphs[0].taken.taken
     # a harder map: more steps than were captured, which is found out, and then captured
-    batch = solving_batch(3.0 * x)
+    batch = solving_batch(x, -4.0)
     for _ in range(2):
         agree(model(batch), model.plain(batch))
     assert model.graphs.captures == 2
@@ -207,7 +208,7 @@ def test_inside_late_checks_a_captured_solve_looks(log):
     x = 0.3 * torch.randn(1, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
     model(solving_batch(x))
     with scfmlip.late_checks():
-        batch = solving_batch(3.0 * x)
+        batch = solving_batch(x, -4.0)
         agree(model(batch), model.plain(batch))
 
 

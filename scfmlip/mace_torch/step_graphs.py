@@ -283,7 +283,7 @@ def _copy(pairs: list[tuple[Tensor, Tensor]]) -> None:
     with torch.no_grad():
         for kind in kinds.values():
             targets, sources = zip(*kind, strict=True)
-            torch._foreach_copy_(list(targets), list(sources))
+            torch._foreach_copy_(list(targets), list(sources))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _copied(outputs: dict[str, Any]) -> dict[str, Any]:

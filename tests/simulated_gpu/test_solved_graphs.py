@@ -181,9 +181,8 @@ def solving_batch(x, slope=0.1):
 def test_a_captured_solve(log):
     model = Solving()
     x = 0.3 * torch.randn(1, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
-    for step in range(3):
+    for step in range(2):
         batch = solving_batch(x + 0.01 * step)
-        log.clear()
         agree(model(batch), model.plain(batch))
     assert model.graphs.captures == 1
     log.clear()
@@ -203,6 +202,7 @@ def test_a_captured_solve(log):
         model(broken)
 
 
+@pytest.mark.slow
 def test_inside_late_checks_a_captured_solve_looks(log):
     model = Solving()
     x = 0.3 * torch.randn(1, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
@@ -210,6 +210,14 @@ def test_inside_late_checks_a_captured_solve_looks(log):
     with scfmlip.late_checks():
         batch = solving_batch(x, -4.0)
         agree(model(batch), model.plain(batch))
+
+
+def test_a_model_that_looks_is_refused():
+    model = Solving()
+    plain = model.plain
+    model.plain = lambda batch: plain(batch) if float(batch["positions"].sum()) else {}
+    with pytest.raises(RuntimeError, match=r"cannot be captured in a CUDA graph .*leave cuda_graph=True out"):
+        model(solving_batch(torch.ones(1, 3, dtype=F64)))
 
 
 def test_copies_and_constraints_have_graphs_of_their_own():

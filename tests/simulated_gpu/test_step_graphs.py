@@ -85,6 +85,7 @@ def test_no_wait_in_a_captured_region(bad):
         bad(x)
 
 
+@pytest.mark.slow
 def test_mace(log):
     model = mace_model("RealAgnosticResidualInteractionBlock", correlation=2)
     plain, graphed = with_graphs(model)
@@ -181,6 +182,7 @@ def test_graphs_are_no_part_of_a_model():
     assert few.most == 2
 
 
+@pytest.mark.slow
 def test_a_model_that_waits_is_refused():
     model = mace_model("RealAgnosticResidualInteractionBlock", correlation=2)
     _, graphed = with_graphs(model)
@@ -189,6 +191,7 @@ def test_a_model_that_waits_is_refused():
         graphed(to_gpu(mace_batch(frames(2)[:1], model)))
 
 
+@pytest.mark.slow
 def test_edges_beyond_the_cutoff_are_told():
     model = polar_model(hidden_irreps="4x0e + 4x1o", correlation=2, max_ell=1)
     _, graphed = with_graphs(model)

@@ -109,7 +109,9 @@ part tune 90 "${sweeper[@]}" python3 -m bench.tune "${sweep[@]}" --budget 65
 part tests 80 bash -c tests_in_parallel
 part ncu 45 bash profiling/ncu.sh "$out/ncu"
 part fixed_point 30 python3 -m bench.fixed_point "${common[@]}" --atoms "${points[@]}" --out "$out/fixed-point.csv"
-part rules 60 python3 -m bench.rules "${common[@]}" --repeat "${cell[@]}" --modes forces "${rules[@]}" \
+modes=(forces)
+if [ "$device" != cpu ]; then modes+=(graph); fi
+part rules 75 python3 -m bench.rules "${common[@]}" --repeat "${cell[@]}" --modes "${modes[@]}" "${rules[@]}" \
   --out "$out/rules.csv"
 part graphs 30 "${run[@]}" --budget 20 --graphs --case polar energy --dtype float32 --provider scfmlip
 part others 45 "${run[@]}" --budget 35 --mode forward_backward forward --provider scfmlip scfmlip-compat "${peers[@]}" \

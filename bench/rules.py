@@ -2,8 +2,9 @@
 What self-consistency costs: every charge rule beside its own short-range backbone, `python -m bench.rules`.
 
 One process, rounds that alternate between the models, medians of the ratios: energies and forces, and a
-training step (forces in the loss, backward). A supercell of the quartz that ships with the project; random
-weights; 64x0e + 64x1o, two layers, r_max 5 angstrom. Rows go to bench/results/rules-<device>.csv.
+training step (forces in the loss, backward); with ``--modes graph`` forces as CUDA graphs. A supercell of the
+quartz that ships with the project; random weights; 64x0e + 64x1o, two layers, r_max 5 angstrom. Rows go to
+bench/results/rules-<device>.csv.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ RULES: dict[str, tuple[Any, str]] = {
         "charge",
     ),
 }
+MODES = ("forces", "train", "graph")
 COLUMNS = (
     "rule",
     "atoms",
@@ -77,7 +79,7 @@ def build(rule: Any, constraint: str, options: argparse.Namespace) -> scfmlip.mo
 
 def step(model: scfmlip.models.Model, batch: dict[str, torch.Tensor], mode: str) -> dict:
     """One evaluation, or one training step."""
-    if mode == "forces":
+    if mode != "train":
         return model(batch)
     out = model(batch, training=True)
     forces, energy = out["forces"], out["energy"]
@@ -99,10 +101,12 @@ def main() -> None:
     parser.add_argument("--cutoff", type=float, default=5.0, help="angstrom")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
-    parser.add_argument("--modes", nargs="+", default=["forces", "train"])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["forces", "train"])
     parser.add_argument("--rules", nargs="+", default=list(RULES))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if "graph" in arguments.modes and arguments.device == "cpu":
+        parser.error("--modes graph captures steps on a GPU: add --device cuda")
     atoms = ase.io.read(data_path("sio2_vacancy.xyz"), 0)
     assert isinstance(atoms, ase.Atoms)
     atoms = atoms.repeat(tuple(arguments.repeat))[: arguments.atoms]
@@ -115,7 +119,9 @@ def main() -> None:
     common = surroundings(device)
     path = arguments.out or RESULTS / f"rules-{slug(str(common['device']))}.csv"
     rows = []
-    for mode in arguments.modes:
+    for mode in sorted(arguments.modes, key=MODES.index):
+        if mode == "graph":
+            models = {name: model.with_cuda_graphs() for name, model in models.items()}
         outs = {name: step(model, batch, mode) for name, model in models.items()}  # warm up
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for _ in Bar(range(arguments.rounds), f"{mode} round"):

@@ -32,6 +32,7 @@ from scfmlip_kernels.norm_network.kernel import (
 )
 from scfmlip_kernels.norm_network.kernel_second import _norm_network_second_kernel
 from scfmlip_kernels.polynomial_field.kernel import _polynomial_field_kernel, _polynomial_moments_kernel
+from scfmlip_kernels.pseudo_inverse.kernel import _singular_vectors_kernel, warps_for
 from scfmlip_kernels.radial_basis.kernel import _radial_basis_kernel
 from scfmlip_kernels.row_form.kernel import _row_form_kernel, _row_form_sums_kernel
 from scfmlip_kernels.slab_cell.kernel import _slab_cell_kernel, _slab_strengths_kernel
@@ -390,6 +391,18 @@ def _slabs() -> Iterator[Variant]:
         yield Variant("slab_cell", "strengths" + more, "float64", kernel, signature, constants, _ONE)
 
 
+def _inverses() -> Iterator[Variant]:
+    """Singular vectors of small matrices, of each size that is compiled."""
+    signature = {**_pointers("fp64", "matrix left right"), **_sizes("n_rows n_columns")}
+    for size in (4, 8, 16, 32, 64):
+        constants = {"ROWS": size, "HALF": size // 2, "SWEEPS": 30}
+        warps = {"num_warps": warps_for(size // 2), "num_stages": 1}
+        label = f"up to {size - 1} columns"
+        yield Variant(
+            "pseudo_inverse", label, "float64", _singular_vectors_kernel, signature, constants, warps
+        )
+
+
 def small_variants() -> Iterator[Variant]:
     """Every small kernel, at both dtypes where it has two."""
     for dtype, real in (("float32", "fp32"), ("float64", "fp64")):
@@ -401,3 +414,4 @@ def small_variants() -> Iterator[Variant]:
         yield from _rows(dtype, real)
     yield from _cells()
     yield from _slabs()
+    yield from _inverses()

@@ -39,6 +39,8 @@ class Pending:
         self.open = True
         # whether more than one step is waited for, see `late_checks`
         self.late = False
+        # of solvers, see `scfmlip.decisions`
+        self.decisions: Any = None
 
     def add(self, condition: Tensor, act: Callable[[], None]) -> None:
         """Add a condition, one bool, and what to do if it holds."""

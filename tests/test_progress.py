@@ -89,7 +89,10 @@ def harness(folder):
     return ["-m", "bench.run", *size, *options], ("0/2",)
 
 
-@pytest.mark.parametrize("work", [training, dynamics, evaluation, harness], ids=lambda work: work.__name__)
+LONG = [pytest.param(work, marks=pytest.mark.slow) for work in (training, evaluation)]
+
+
+@pytest.mark.parametrize("work", [dynamics, harness, *LONG], ids=lambda work: work.__name__)
 def test_bars_only_on_terminals(work, tmp_path):
     command, bars = work(tmp_path)
     shown = run(command, tmp_path, terminal=True)

@@ -31,6 +31,7 @@ from .norm_network import norm_network
 from .norm_network.description import NormNetwork
 from .polynomial_field import polynomial_field
 from .polynomial_field.op import polynomial_moments
+from .pseudo_inverse import pseudo_inverse
 from .radial_basis import radial_basis
 from .row_form import row_form
 from .row_form.op import row_form_sums
@@ -87,6 +88,7 @@ __all__ = [
     "place_atoms",
     "polynomial_field",
     "polynomial_moments",
+    "pseudo_inverse",
     "radial_basis",
     "row_form",
     "row_form_sums",

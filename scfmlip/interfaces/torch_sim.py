@@ -18,6 +18,7 @@ from torch import Tensor
 from torch_sim.models.interface import ModelInterface  # pyright: ignore[reportMissingImports]
 
 from ..scf import SolverMemory, StateExtrapolator
+from ..transfers import to_host
 from .ase import Calculator
 
 # the state's extras and what atoms.info calls them, with the sign that leads from one to the other
@@ -101,10 +102,11 @@ class TorchSimModel(ModelInterface):
 
     def _frames(self, state: Any) -> list[Atoms]:
         """The systems of a state."""
-        positions, numbers = state.positions.detach().cpu().numpy(), state.atomic_numbers.cpu().numpy()
-        cells, index = state.row_vector_cell.detach().cpu().numpy(), state.system_idx.cpu().numpy()
-        pbc = state.pbc.cpu().numpy()
-        extras = {k: v.detach().cpu().numpy() for k, v in state.system_extras.items() if k in _EXTRAS}
+        given = {"positions": state.positions, "numbers": state.atomic_numbers, "pbc": state.pbc}
+        given |= {"cells": state.row_vector_cell, "index": state.system_idx}
+        found = {k: v.numpy() for k, v in to_host({**state.system_extras, **given}).items()}
+        positions, numbers, pbc, cells, index = (found[k] for k in given)
+        extras = {k: found[k] for k in state.system_extras if k in _EXTRAS}
         frames = []
         for i in range(state.n_systems):
             mine = index == i

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..neighbours import neighbour_pairs
+from ..transfers import to_host
 from .cells import reference_cell
 from .graphs import Neighbours, collate, external_charges, make_graph
 from .inputs import (
@@ -24,7 +25,7 @@ from .inputs import (
     resolve_head,
     similar_keys,
 )
-from .protocol import embedding_specs, is_a, is_density_model, pads_cell, required_info
+from .protocol import elements_and_cutoff, embedding_specs, is_a, is_density_model, pads_cell, required_info
 from .swapped import Swapped
 from .turned import is_upright
 
@@ -101,7 +102,7 @@ def check_frame(model: torch.nn.Module, atoms: Atoms, where: str) -> None:
             or contradict each other, an impossible multiplicity, or external charges that the model does
             not support.
     """
-    check_structure(atoms, [int(z) for z in model.atomic_numbers], where)  # type: ignore[union-attr]
+    check_structure(atoms, elements_and_cutoff(model)[0], where)
     if pads_cell(model) and not isinstance(model, Swapped) and not is_density_model(model):
         _check_reference(model, atoms, where)
     needed = required_info(model)
@@ -227,8 +228,7 @@ def make_batch(
         try:
             graph = make_graph(
                 atoms,
-                model.atomic_numbers.tolist(),  # type: ignore[union-attr, operator]
-                float(model.r_max),  # type: ignore[arg-type]
+                *elements_and_cutoff(model),
                 dtype,
                 heads=heads,
                 head=which,
@@ -283,7 +283,7 @@ def split_outputs(out: dict[str, Any], frames: Sequence[Atoms]) -> list[dict[str
         "scf_residual": "scf_residual",
         "scf_status": "scf_status",
     }
-    host = {k: v.detach().cpu().numpy() for k, v in out.items() if isinstance(v, Tensor)}
+    host = {k: v.numpy() for k, v in to_host(out).items()}
     if "charges_history" in host:  # PolarMACE always reports 0
         host.pop("fermi_level", None)
     counts = [len(external_charges(atoms)[0]) for atoms in frames]

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..distributed import Domain, Halo
 from .cells import reference_cell
 from .inputs import EXTERNAL, INPUTS
-from .protocol import pads_cell
+from .protocol import elements_and_cutoff, pads_cell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def make_domain_batch(
     node_attrs = torch.nn.functional.one_hot(species, n_elements).to(positions.dtype)
     own, extra = np.asarray(cell, dtype=float), {}
     if pads_cell(model):
-        padded = _padded(positions, own, pbc, float(model.r_max), halo)  # type: ignore[arg-type]
+        padded = _padded(positions, own, pbc, elements_and_cutoff(model)[1], halo)
         share = abs(np.linalg.det(own) / np.linalg.det(padded))
         extra = {
             "volume_share": torch.tensor([share], **like),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..neighbours import neighbour_pairs
+from ..transfers import to_device
 from .cells import reference_cell
 from .inputs import EXTERNAL, number, read_inputs, resolve_head
 
@@ -221,4 +222,4 @@ def collate(graphs: Sequence[AtomicData], device: torch.device | str = "cpu") ->
             "it. Evaluate them separately"
         )
     batch = torch_geometric.batch.Batch.from_data_list(list(graphs))  # type: ignore[arg-type]
-    return batch.to(device).to_dict()  # type: ignore[return-value]
+    return to_device(batch.to_dict(), device)

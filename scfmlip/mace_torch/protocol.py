@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from .inputs import INPUTS
+
+# of each model the tensors that were read, and what they said
+_READ: WeakKeyDictionary[Any, tuple[tuple, tuple[tuple[int, ...], float]]] = WeakKeyDictionary()
 
 
 @runtime_checkable
@@ -54,6 +58,36 @@ def is_density_model(model: Any) -> bool:
 def is_a(model: torch.nn.Module, *names: str) -> bool:
     """Whether a model is of one of mace-torch's classes, accelerated or not."""
     return any(base.__name__ in names for base in type(model).__mro__)
+
+
+def elements_and_cutoff(model: Any) -> tuple[tuple[int, ...], float]:
+    """
+    Atomic numbers that a model knows, and its cutoff in angstrom; read again only if these tensors change.
+
+    On a GPU each would be a wait in every step.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Module()
+        >>> model.atomic_numbers, model.r_max = torch.tensor([1, 8]), torch.tensor(5.0)
+        >>> elements_and_cutoff(model)
+        ((1, 8), 5.0)
+    """
+    parts = tuple(torch.as_tensor(part) for part in (model.atomic_numbers, model.r_max))
+    known = _READ.get(model)
+    if any(part.is_inference() for part in parts):  # which do not say whether they have changed
+        known = None
+    elif known is not None and known[0][1:] == tuple(_state(part) for part in parts):
+        return known[1]
+    found = tuple(int(z) for z in parts[0].tolist()), float(parts[1])
+    if not any(part.is_inference() for part in parts):
+        _READ[model] = (parts, *(_state(part) for part in parts)), found
+    return found
+
+
+def _state(tensor: Tensor) -> tuple:
+    """What changes where the values of a tensor that is alive do."""
+    return tensor.data_ptr(), tensor._version, tensor.device, tensor.shape, tensor.dtype
 
 
 def embedding_specs(model: torch.nn.Module) -> dict[str, Any]:

@@ -6,11 +6,13 @@ padded up to a bucket: an atom and an image of itself that is farther away than 
 of mace-torch has no interaction. Whether that holds is checked when a graph is captured: its numbers are
 compared with those of the plain step. Atoms are not padded; another number of atoms, other cells of an
 electrostatic model or changed weights are captured anew. All that the host has to know is looked at before,
-and checks of values after the replay.
+and checks of values after the replay. Solvers repeat what they decided in a plain step, with an iteration to
+spare; where that was not enough, the step is made in the plain way and captured anew (`scfmlip.decisions`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..decisions import Decisions, OtherPath, deciding
 from ..electrostatics.kept import frozen
-from ..waiting import Pending, late, together
+from ..waiting import Pending, late
 
 # edges of a bucket are a multiple of this, and so much more than there are, and graphs may have so much more
 _STEP, _ROOM, _SPARE = 64, 1.05, 1.25
@@ -57,6 +60,7 @@ class _Graph:
     pending: Pending
     flags: Tensor | None
     replay: Callable[[], None]
+    taken: Decisions
 
 
 def check_cuda() -> None:
@@ -140,22 +144,21 @@ class StepGraphs:
         graph = next(
             (g for g in self._graphs if g.key == key and _fits(g.capacity, n_edges, self._padded)), None
         )
-        if graph is None:
-            plain = run(dict(data), **options)
-            state = _state(model, data, data, options)  # plans that were missing have been made
-            if state is None:
-                return plain
-            graph = self._new(model, run, data, options, *state, plain)
-        self._graphs = [graph, *(g for g in self._graphs if g is not graph)][: self.most]
-        _fill(graph, data)
-        graph.replay()
-        flags, waits = graph.flags, late(data["positions"].device)
-        if flags is None or waits is None:
-            graph.pending.look(flags)
-        else:  # the next replay writes into the graph's own
-            flags = flags.clone()
-            waits.add(flags.any(), lambda: graph.pending.look(flags))
-        return {k: v.clone() if isinstance(v, Tensor) else v for k, v in graph.outputs.items()}
+        if graph is not None:
+            self._graphs = [graph, *(g for g in self._graphs if g is not graph)]
+            with contextlib.suppress(OtherPath):
+                return _replayed(graph, data)
+            self._graphs = self._graphs[1:]
+        plain, taken = _plain(run, data, options)
+        state = _state(model, data, data, options)  # plans that were missing have been made
+        if state is None:
+            return plain
+        taken = taken if graph is None else taken.widened(graph.taken)
+        graph = self._new(model, run, data, options, *state, plain, taken)
+        self._graphs = [graph, *self._graphs][: self.most]
+        with contextlib.suppress(OtherPath):
+            return _replayed(graph, data)
+        return {k: v.detach() if isinstance(v, Tensor) else v for k, v in plain.items()}
 
     def _new(
         self,
@@ -166,14 +169,18 @@ class StepGraphs:
         key: tuple,
         held: tuple,
         plain: dict[str, Any],
+        taken: Decisions,
     ) -> _Graph:
-        """Capture a step, and compare it with the plain one."""
+        """Capture a step, and compare it with the plain one, or with a plain one that decides as it does."""
+        if taken.taken:
+            with deciding(taken.rewound(), Pending()):
+                plain = run(dict(data), **options)
         want = {k: v.detach().clone() for k, v in plain.items() if isinstance(v, Tensor)}
         reach = 2.0 * float(model.r_max)
         for padded in (True, False) if self._padded else (False,):
             capacity = _bucket(data["edge_index"].shape[1], padded)
             try:
-                graph = _capture(run, data, options, capacity, reach, key, held)
+                graph = _capture(run, data, options, capacity, reach, key, held, taken)
             except RuntimeError as error:
                 raise RuntimeError(
                     f"this {type(model).__name__} cannot be captured in a CUDA graph ({error}): leave "
@@ -211,6 +218,37 @@ def _state(
     return key, held
 
 
+def _plain(run: Step, data: dict[str, Tensor], options: dict[str, Any]) -> tuple[dict[str, Any], Decisions]:
+    """A plain step, and what it decided."""
+    pending, taken = Pending(), Decisions()
+    try:
+        with deciding(taken, pending):
+            out = run(dict(data), **options)
+    except Exception:
+        pending.look()  # what failed before is the cause
+        raise
+    pending.look()
+    return out, taken
+
+
+def _replayed(graph: _Graph, data: dict[str, Tensor]) -> dict[str, Any]:
+    """
+    A captured step.
+
+    Raises:
+        OtherPath: if it had to decide otherwise.
+    """
+    _fill(graph, data)
+    graph.replay()
+    flags, waits = graph.flags, late(data["positions"].device)
+    if flags is None or waits is None or graph.taken.taken:
+        graph.pending.look(flags)
+    else:  # the next replay writes into the graph's own
+        flags = flags.clone()
+        waits.add(flags.any(), lambda: graph.pending.look(flags))
+    return _copied(graph.outputs)
+
+
 def _bucket(n_edges: int, padded: bool) -> int:
     """Edges that a graph is captured for."""
     return -(-int(_ROOM * n_edges) // _STEP) * _STEP if padded else n_edges
@@ -225,16 +263,37 @@ def _fits(capacity: int, n_edges: int, padded: bool) -> bool:
 def _fill(graph: _Graph, data: dict[str, Tensor]) -> None:
     """Copy a batch to where the graph reads it."""
     n_edges = data["edge_index"].shape[1]
+    pairs = []
+    for name, value in graph.inputs.items():
+        given = data[name]
+        if name == "edge_index":  # by rows, which are contiguous
+            pairs += [(row[:n_edges], new) for row, new in zip(value, given, strict=True)]
+        else:
+            pairs.append((value[:n_edges] if name in _EDGES else value, given))
+    _copy(pairs)
+    graph.n_edges.fill_(n_edges)
+
+
+def _copy(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Copy the second of each pair to the first: one launch for all of a dtype."""
+    kinds: dict[tuple, list[tuple[Tensor, Tensor]]] = {}
+    for to, given in pairs:
+        if to.numel():
+            kinds.setdefault((to.dtype, given.dtype), []).append((to, given.contiguous()))
     with torch.no_grad():
-        for name, value in graph.inputs.items():
-            given = data[name]
-            if name == "edge_index":
-                value[:, :n_edges].copy_(given)
-            elif name in _EDGES:
-                value[:n_edges].copy_(given)
-            else:
-                value.copy_(given)
-        graph.n_edges.fill_(n_edges)
+        for kind in kinds.values():
+            targets, sources = zip(*kind, strict=True)
+            torch._foreach_copy_(list(targets), list(sources))  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _copied(outputs: dict[str, Any]) -> dict[str, Any]:
+    """Copies of the tensors among outputs, which the next replay overwrites."""
+    out = {
+        k: torch.empty_like(v, memory_format=torch.contiguous_format) if isinstance(v, Tensor) else v
+        for k, v in outputs.items()
+    }
+    _copy([(out[k], v) for k, v in outputs.items() if isinstance(v, Tensor)])
+    return out
 
 
 def _padded(inputs: dict[str, Tensor], n_edges: Tensor, reach: float) -> dict[str, Tensor]:
@@ -275,6 +334,7 @@ def _capture(
     reach: float,
     key: tuple,
     held: tuple,
+    taken: Decisions,
 ) -> _Graph:
     inputs = {}
     for name, value in data.items():
@@ -288,12 +348,12 @@ def _capture(
     def step() -> tuple[dict[str, Any], Pending, Tensor | None]:
         pending = Pending()
         given = {k: v.detach() for k, v in inputs.items()} if exact else _padded(inputs, counted, reach)
-        with together(pending), frozen():
+        with deciding(taken.rewound(), pending), frozen():
             out = run(given, **options)
         out = {k: v.detach() if isinstance(v, Tensor) else v for k, v in out.items()}
         return out, pending, pending.flags()
 
-    graph = _Graph(key, held, capacity, inputs, counted, {}, Pending(), None, lambda: None)
+    graph = _Graph(key, held, capacity, inputs, counted, {}, Pending(), None, lambda: None, taken)
     _fill(graph, data)
     side, main = torch.cuda.Stream(), torch.cuda.current_stream()
     side.wait_stream(main)

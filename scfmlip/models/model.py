@@ -27,6 +27,9 @@ from .response import born_charges, polarizability
 from .rules import ChargeRule, RuleContext, RuleDensity, System, name_of, rule_class
 from .systems import Scf, look_at, make_system, required_inputs
 
+# first guesses, which a captured step reads like its batch
+_STARTS = ("initial_density", "initial_level")
+
 
 class Leaves(NamedTuple):
     """
@@ -167,6 +170,11 @@ class Model(torch.nn.Module):
         return dict(self.config.backbone.options.get("embedding_specs") or {})
 
     @property
+    def captures_steps(self) -> bool:
+        """Whether its steps are captured, see `with_cuda_graphs`."""
+        return self._graphs is not None
+
+    @property
     def has_charges(self) -> bool:
         """Whether the model has a charge density."""
         return name_of(self.config.rule) != "short_range"
@@ -192,18 +200,14 @@ class Model(torch.nn.Module):
         """
         The same model, whose steps on a GPU are captured as CUDA graphs; weights are shared.
 
-        For dynamics, whose atoms, cell and weights stay. Results have no graph of autograd; calls with
-        ``training=True``, for responses, with first guesses or of ranks that share a system run as usual.
+        For dynamics, whose atoms, cell and weights stay. Charges that are solved for take as many iterations
+        as in the last step that was not captured, and one more for each eight; where they have not converged
+        by then, that step is made as usual and captured anew. Results have no graph of autograd; calls with
+        ``training=True``, for responses, with a solver memory or of ranks that share a system run as usual.
 
         Raises:
-            ValueError: without CUDA, or for a rule that iterates until it has converged: the host has to look
-                whether it has.
+            ValueError: without CUDA.
         """
-        if self.rule.iterates:
-            raise ValueError(
-                f"cuda_graph=True: a step of the rule {name_of(self.config.rule)!r} cannot be captured, the "
-                "host looks whether its charges have converged: leave cuda_graph out"
-            )
         check_cuda()
         graphed = copy.copy(self)
         graphed._graphs = StepGraphs()
@@ -211,10 +215,17 @@ class Model(torch.nn.Module):
 
     def __call__(self, batch: dict[str, Tensor], *args: Any, **options: Any) -> dict[str, Tensor | None]:
         """`forward`, as a CUDA graph for a model of `with_cuda_graphs`."""
-        plain = args or any(not isinstance(v, bool | None) for k, v in options.items() if k != "scf")
+        starts = {k: options[k] for k in _STARTS if isinstance(options.get(k), Tensor)}
+        rest = {k: v for k, v in options.items() if k not in starts}
+        plain = args or any(not isinstance(v, bool | None) for k, v in rest.items() if k != "scf")
         if self._graphs is None or plain or torch.compiler.is_compiling():
             return super().__call__(batch, *args, **options)
-        return self._graphs.step(self, super().__call__, batch, options)
+        return self._graphs.step(self, self._from_starts, {**batch, **starts}, rest)
+
+    def _from_starts(self, batch: dict[str, Tensor], **options: Any) -> dict[str, Tensor | None]:
+        """`forward` of a batch that holds first guesses as well."""
+        starts = {k: batch[k] for k in _STARTS if k in batch}
+        return super().__call__({k: v for k, v in batch.items() if k not in starts}, **starts, **options)
 
     def capture_token(self, batch: dict[str, Tensor]) -> tuple | None:
         """What a captured step depends on besides shapes and weights; None where it cannot be captured."""

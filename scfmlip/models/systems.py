@@ -16,7 +16,7 @@ from ..electrostatics.kept import Plans, kept_plans
 from ..scf import SolverMemory
 from ..segments import Segments
 from ..types import CARTESIAN_ROWS_FROM_E3NN
-from ..waiting import any_bad
+from ..waiting import any_bad, when
 from .config import ModelConfig
 from .rules import ChargeRule, System, name_of
 
@@ -186,11 +186,16 @@ def _reference_level(level: Tensor | None, n_systems: int, dtype: torch.dtype) -
     """``[n_systems]`` eV to start from, or None."""
     if level is None:
         return None
-    if level.shape != (n_systems,) or not bool(torch.isfinite(level).all()):
+
+    def refuse() -> None:
         raise ValueError(
             f"initial_level must be finite numbers of shape {[n_systems]}, eV, got shape "
             f"{list(level.shape)}: {level.detach().flatten()[:5].tolist()}"
         )
+
+    if level.shape != (n_systems,):
+        refuse()
+    when(any_bad(level), refuse)
     return level.detach().to(dtype)
 
 

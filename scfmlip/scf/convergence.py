@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..decisions import needed
 from ..segments import Segments
 from .solution import Status
 
@@ -152,7 +153,7 @@ def make_criterion(
     unit, own = norms[0].clamp(min=1.0), norms[1]
     criterion = Criterion(batch, tolerance, dtype, unit, unit, state)
     large = tolerance * own > BELIEVED * unit
-    if bool(large.any()):
+    if needed(large.any()):
         known = torch.nan_to_num(criterion.size(nothing()), nan=torch.inf)
         own = torch.where(large, torch.minimum(own, torch.maximum(known, unit)), own)
     if evenly is not None:

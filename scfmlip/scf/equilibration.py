@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..decisions import needed
 from ..electrostatics import Geometry
 from ..electrostatics.kspace import KSpace
 from ..electrostatics.range_split import NeighbourPairs
@@ -158,7 +159,7 @@ class _Iteration:
         """Whether some hardness is not positive."""
         if self.together is not None:
             return self.together.soft
-        return bool(self.problem.segments.sum((self.hardness <= 0).double().sum(1)).any())
+        return needed(self.problem.segments.sum((self.hardness <= 0).double().sum(1)).any())
 
     def __call__(self, source: Tensor, totals: Tensor, initial: Tensor | None) -> LinearResult:
         options = self.options

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..decisions import needed
 from ..electrostatics.checks import to_tensor
 from ..segments import Segments
 from ..waiting import together
@@ -397,7 +398,7 @@ class FixedPointSearch:
             known = {"image": near} if inverse is None else {"inverse": inverse}
             result = self._root(start, 3, True, value=value, **known)
             # the map may be linear along one direction only, where charges saturate: then continue below
-            self.affine = bool((result.status != Status.ITERATIONS).all())
+            self.affine = not needed((result.status == Status.ITERATIONS).any())
             if self.affine:
                 return result
         return self._solve_nonlinear(start, value, near, inverse)
@@ -460,7 +461,7 @@ class FixedPointSearch:
         near, far = self._function(start + value) - value, self._function(start + 2 * value) - value
         bend = batch.norm(far - 2 * near) / batch.norm(far).clamp(min=1e-300)
         still = self.criterion.judge(start, value).converged
-        self.affine = bool(((bend < _AFFINE[dtype]) | still).all())
+        self.affine = not needed(~((bend < _AFFINE[dtype]) | still).all())
         return near
 
     def _with_response(self, x: Tensor) -> tuple[Tensor, bool]:

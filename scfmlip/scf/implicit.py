@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..decisions import needed
 from ..segments import Segments
 from ..waiting import current, joins
 from .convergence import EXCUSED, ROUNDING
@@ -191,7 +192,7 @@ def _solve_and_check(apply: Map, right: Tensor, batch: Segments, options: RootOp
     left = right - apply(result.x)
     residual = batch.norm(left) / scale
     again = residual > 2 * options.tolerance
-    if bool(again.any()):
+    if needed(again.any()):
         wanted = (options.tolerance / residual).clamp(max=1e-2)
         rest = options.linear(
             apply, torch.where(batch.expand(again), left, 0.0), batch, wanted, options.krylov

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..models import Model, save
 from ..scf import ConvergenceError
+from ..transfers import to_device
 from .checkpoints import FILES, generators, restore_generators, save_checkpoint
 from .config import TrainConfig, config_to_dict
 from .data import EpochBatches, GraphDataset, make_loader
@@ -397,7 +398,7 @@ class Trainer:
         return nullcontext() if self.ema is None else self.ema.average_parameters()
 
     def _move(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {k: v.to(self.workers.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        return to_device(batch, self.workers.device)
 
     def _where(self, batch: dict[str, Tensor], name: str = "train") -> str:
         names = self.sets[name].frames.names

@@ -53,7 +53,7 @@ def test_times_that_make_no_sense():
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), F64])
 def test_what_is_timed(dtype, monkeypatch):
     """Walks are cut where they should be; matrices are made for one launch; the table is as before."""
     table = submodule("tuned")._table

@@ -26,12 +26,16 @@ def check(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_some_on_hopper():
+    check("--target", "sm_90", "--kernel", "structure_factor", "radial_basis", "pseudo_inverse")
+
+
+@pytest.mark.slow
 def test_electrostatics_on_hopper():
-    check(
-        "--target", "sm_90", "--kernel", "structure_factor", "lattice_field", "charge_solve", "radial_basis"
-    )
+    check("--target", "sm_90", "--kernel", "lattice_field", "charge_solve")
 
 
+@pytest.mark.slow
 def test_tensor_products_on_hopper():
     """Some of each family, in both dtypes: all of them take minutes."""
     pytest.importorskip("mace", reason="the shapes are those of MACE models")

@@ -21,5 +21,6 @@ def test_energy_is_conserved():
     assert abs(run_dynamics()["drift of the total energy, meV/atom"]) < 0.1
 
 
+@pytest.mark.slow
 def test_picture(tmp_path):
     assert draw_response(tmp_path).stat().st_size > 10_000

@@ -1,6 +1,7 @@
 """Narrow Gaussians through smooth waves and neighbours: against the plain sum over waves."""
 
 import dataclasses
+import itertools
 
 import hypothesis.strategies as st
 import pytest
@@ -21,8 +22,17 @@ PLAIN = {"method": "direct", "tolerance": 1e-13}
 SPLIT = {"tolerance": 1e-12, "smooth": 1.1}
 
 
-@pytest.mark.parametrize("method", ["direct", "mesh"])
-@pytest.mark.parametrize("name", PERIODIC)
+# half of the time that all of them take, and 11 GB
+LARGE = ("batch of all", "mesh")
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] * (case == LARGE))
+        for case in itertools.product(PERIODIC, ("direct", "mesh"))
+    ],
+)
 def test_all_that_the_plain_sum_gives(name, method, generator):
     """Features of a narrower and of a wider Gaussian than the smooth one."""
     case = boundary_case(name, generator, n_atoms=3, edge=4.0)

@@ -39,7 +39,7 @@ def test_values(path, meshes, rank, dtype, generator, device):
     assert_close(got.cpu(), reference(problem, rank))
 
 
-@pytest.mark.parametrize("order", [2, 6, 8, 12])
+@pytest.mark.parametrize("order", [2, 6, 8, pytest.param(12, marks=pytest.mark.slow)])
 def test_orders(order, generator):
     shapes = [(order, order + 1, 2 * order), (13, 12, 31)]
     problem = mesh_problem([7, 9], shapes, order, 0, generator)

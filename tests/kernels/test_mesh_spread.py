@@ -42,7 +42,7 @@ def test_values(path, meshes, rank, dtype, generator, device):
     assert_close(got.cpu(), reference(problem))
 
 
-@pytest.mark.parametrize("order", [2, 6, 8, 12])
+@pytest.mark.parametrize("order", [2, 6, 8, pytest.param(12, marks=pytest.mark.slow)])
 def test_orders(order, generator):
     """Meshes down to as many points as a spline has."""
     shapes = [(order, order + 1, 2 * order), (13, 12, 31)]

@@ -100,6 +100,7 @@ def test_files_of_0_1_0_load_and_are_written_with_their_basis(name, tmp_path):
         assert got[1][0] == pytest.approx(forces, abs=1e-10)
 
 
+@pytest.mark.slow
 def test_the_same_without_cuequivariance(tmp_path):
     """
     Old files, new ones of either basis and the shipped ones; what is built there is what is built here.

@@ -39,7 +39,7 @@ class _Event:
         return 1e3 * (other.time - self.time)
 
 
-def _module_to(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+def module_to(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
     """`torch.nn.Module.to` of a GPU; a copy, which nobody here minds."""
     target = kwargs.pop("device", None)
     rest = []
@@ -72,7 +72,7 @@ def main() -> None:
         stack.enter_context(simulated_gpu())
         for name, function in cuda.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, function))
-        stack.enter_context(mock.patch.object(torch.nn.Module, "to", _module_to))
+        stack.enter_context(mock.patch.object(torch.nn.Module, "to", module_to))
         if kind == "-m":
             sys.argv = rest
             runpy.run_module(rest[0], run_name="__main__", alter_sys=True)

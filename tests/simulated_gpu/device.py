@@ -44,6 +44,8 @@ _FREE = {
 _READS = {
     "_local_scalar_dense", "item", "equal", "is_nonzero", "_linalg_check_errors", "nonzero", "masked_select",
     "_unique2", "unique_dim", "unique_consecutive", "bincount", "histc", "inverse_info",
+    # libraries that iterate, and look how far they have come
+    "_linalg_svd", "_linalg_eigh", "linalg_eig", "_linalg_eigvals", "linalg_lstsq",
 }  # fmt: skip
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 
@@ -257,6 +259,7 @@ class _Functions(TorchFunctionMode):
         elif name in ("to", "type_as", "cuda", "cpu") and isinstance(first, Tensor):
             return _move(func, name, args, kwargs)
         elif name == "pin_memory":
+            first._is_pinned = True
             return first
         elif _names_gpu(kwargs.get("device")):
             return _make(func, name, args, kwargs)
@@ -314,7 +317,8 @@ def _move(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         return func(x, *rest, **kwargs) if name in ("to", "type_as") and (rest or kwargs) else x
     dtypes = [a for a in (*rest, kwargs.get("dtype")) if isinstance(a, torch.dtype)]
     x = x.to(dtypes[0]) if dtypes else x
-    _log().wait("copy to the GPU" if target.type == "cuda" else "copy to the host")
+    if there or not (kwargs.get("non_blocking") and getattr(x, "_is_pinned", False)):
+        _log().wait("copy to the host" if there else "copy to the GPU")
     return (_ToHost if there else _ToGpu).apply(x)
 
 
@@ -386,6 +390,7 @@ def simulated_gpu() -> Iterator[Log]:
         "get_device_name": lambda *_: "simulated",
         "get_device_capability": lambda *_: (9, 0),
         "current_device": lambda: 0,
+        "device_count": lambda: 1,
         "mem_get_info": lambda *_: (MEMORY, MEMORY),
         "is_available": lambda: True,
         "is_current_stream_capturing": lambda: bool(tapes),

@@ -46,6 +46,7 @@ def local_steps(place):
     return batch, lambda given: outputs(model(given))
 
 
+@pytest.mark.slow
 def test_a_cell_that_changes_inside_is_an_error_at_the_end():
     with scfmlip_kernels.backend("auto"), simulated_gpu():
         batch, call = local_steps(to_gpu)

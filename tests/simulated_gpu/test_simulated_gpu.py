@@ -409,7 +409,13 @@ def test_kernels_run_where_their_tensors_are(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "flags", [{}, {"compute_stress": True}, {"compute_edge_forces": True, "compute_virials": True}], ids=str
+    "flags",
+    [
+        {},
+        pytest.param({"compute_stress": True}, marks=pytest.mark.slow),
+        pytest.param({"compute_edge_forces": True, "compute_virials": True}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_all_outputs_of_mace_and_gradients_of_its_parameters(flags):
     """Several systems in a batch, one of them a molecule; second derivatives, as training takes them."""

@@ -85,6 +85,7 @@ def test_no_wait_in_a_captured_region(bad):
         bad(x)
 
 
+@pytest.mark.slow
 def test_mace(log):
     model = mace_model("RealAgnosticResidualInteractionBlock", correlation=2)
     plain, graphed = with_graphs(model)
@@ -155,55 +156,6 @@ def test_polar(log, where):
         graphed(broken, **options)
 
 
-def charge_model(name):
-    """A model of a charge rule, and a batch of a crystal."""
-    from models.cases import SYSTEMS, batch, make_model
-
-    model = make_model(name)
-    return model, batch(model, [SYSTEMS["periodic"]()])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["local", "latent"])
-def test_models_whose_charges_do_not_iterate(log, name):
-    model, batch = charge_model(name)
-    plain = to_gpu(model)
-    graphed = scfmlip.accelerate(plain, cuda_graph=True)
-    options = {"compute_stress": True, "compute_potential": name == "local"}
-    for step, by in enumerate((0.0, 0.03)):
-        given = to_gpu(moved(batch, by, step))
-        agree(graphed(dict(given), **options), plain(dict(given), **options))
-    graphs = graphed._graphs
-    assert graphs.captures == 1
-    given = to_gpu({**batch, "cell": batch["cell"] * 1.02})  # another plan
-    agree(graphed(dict(given), **options), plain(dict(given), **options))
-    assert graphs.captures == 2
-    log.clear()
-    graphed(to_gpu({**moved(batch, 0.01), "cell": batch["cell"] * 1.02}), **options)
-    assert log.n_waits <= 2, log.report()  # plan and checks
-    assert log.launches < 100, log.report()
-    assert graphed(dict(given), training=True)["energy"].requires_grad
-    assert graphs.captures == 2
-    broken = to_gpu(moved(batch, 0.0))
-    held(broken["positions"])[0, 0] = torch.nan
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        graphed(broken, **options)
-
-
-def test_rules_that_iterate_are_refused_and_constraints_have_their_own():
-    model, _ = charge_model("qeq")
-    with pytest.raises(
-        ValueError, match=r"'equilibrated' cannot be captured, the host looks .*leave cuda_graph"
-    ):
-        scfmlip.accelerate(model, cuda_graph=True)
-    local, _ = charge_model("local")
-    graphed = scfmlip.accelerate(local, cuda_graph=True)
-    assert copy.deepcopy(graphed)._graphs is not graphed._graphs
-    other = next(kind for kind in type(local.rule).constraints if kind != local.config.constraint)
-    assert graphed.with_constraint(other)._graphs is not graphed._graphs
-    assert local._graphs is None
-
-
 def test_buckets():
     for n in (1, 63, 64, 1000, 123457):
         capacity = _bucket(n, True)
@@ -230,6 +182,7 @@ def test_graphs_are_no_part_of_a_model():
     assert few.most == 2
 
 
+@pytest.mark.slow
 def test_a_model_that_waits_is_refused():
     model = mace_model("RealAgnosticResidualInteractionBlock", correlation=2)
     _, graphed = with_graphs(model)
@@ -238,6 +191,7 @@ def test_a_model_that_waits_is_refused():
         graphed(to_gpu(mace_batch(frames(2)[:1], model)))
 
 
+@pytest.mark.slow
 def test_edges_beyond_the_cutoff_are_told():
     model = polar_model(hidden_irreps="4x0e + 4x1o", correlation=2, max_ell=1)
     _, graphed = with_graphs(model)

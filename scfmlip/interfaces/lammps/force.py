@@ -14,6 +14,7 @@ from ...distributed import Communicator
 from ...mace_torch.building import running
 from ...mace_torch.domains import make_domain_batch
 from ...mace_torch.memory import MemoryCheck
+from ...transfers import to_host
 from .engine import FIX, Atoms, Engine
 from .neighbourhood import Neighbourhood
 from .states import AtomStates
@@ -109,13 +110,14 @@ class ForceField:
             options["compute_potential"] = True
         with running(self.model):
             out = self.model(batch, compute_virials=True, domain=domain, **options)
-        found, virial = out["forces"].double().cpu(), out["virials"][0].double().cpu()
-        self._check_finite(found, virial, out["energy"])
+        host = to_host(out)
+        found, virial = host["forces"].double(), host["virials"][0].double()
+        self._check_finite(found, virial, host["energy"])
         forces[:] = found.numpy()
-        lmp.fix_external_set_energy_global(FIX, float(out["energy"][0]))
+        lmp.fix_external_set_energy_global(FIX, float(host["energy"][0]))
         six = virial.numpy()[[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]]
         lmp.fix_external_set_virial_global(FIX, six.tolist())
-        self._tell(out, atoms.n_owned)
+        self._tell(out, host, atoms.n_owned)
 
     def _is_new(self, step: int, atoms: Atoms) -> bool:
         """
@@ -139,17 +141,15 @@ class ForceField:
                 "knows, or two atoms are in one place. Start again from before, with a shorter time step"
             )
 
-    def _tell(self, out: dict[str, Any], n_owned: int) -> None:
+    def _tell(self, out: dict[str, Any], host: dict[str, torch.Tensor], n_owned: int) -> None:
         """Numbers and atoms' properties for LAMMPS's output."""
         numbers: dict[str, float] = dict.fromkeys(GLOBALS, 0.0)
-        for name, value in out.items():
-            if isinstance(value, torch.Tensor) and value.numel() == 1:
-                numbers[name] = float(value)
-        if out.get("dipole") is not None:
-            numbers.update(zip(GLOBALS[:3], out["dipole"][0].tolist(), strict=True))
+        numbers.update({name: float(value) for name, value in host.items() if value.numel() == 1})
+        if "dipole" in host:
+            numbers.update(zip(GLOBALS[:3], host["dipole"][0].tolist(), strict=True))
         for i, name in enumerate(GLOBALS, 1):
             self.engine.lmp.fix_external_set_vector(FIX, i, numbers[name])
-        self.states.put(out, n_owned)
+        self.states.put(out, host, n_owned)
         atoms = ("forces", "charges", "density_coefficients", "electrostatic_potential", "latent_charges")
         atoms = (*atoms, "external_forces")
         self.results = {**numbers, **{name: out[name] for name in atoms if out.get(name) is not None}}

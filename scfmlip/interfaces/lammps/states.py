@@ -106,8 +106,8 @@ class AtomStates:
     def _width(self) -> int:
         return self.dim * (self._extrapolator.order + 1)
 
-    def put(self, out: dict[str, Any], n_owned: int) -> None:
-        """Show what a step found, and keep its density as the last."""
+    def put(self, out: dict[str, Any], host: dict[str, Tensor], n_owned: int) -> None:
+        """Show what a step found, whose tensors ``host`` has; keep its density as the last."""
         if self._known <= self._extrapolator.order:
             self._known += 1
         if out.get("fermi_level") is not None:
@@ -121,11 +121,11 @@ class AtomStates:
         for name, key in shown.items():
             array = None if key is None else self.engine.per_atom(name, n_owned)
             if array is not None and key is not None:
-                array[:] = out[key].double().cpu().numpy()
+                array[:] = host[key].double().numpy()
         if self.keeps:
             array = self.engine.per_atom(f"d2_{STATE}", n_owned)
             assert array is not None
-            last = out["density_coefficients"].double().cpu().numpy()
+            last = host["density_coefficients"].double().numpy()
             array[:] = np.concatenate((np.array(array)[:, self.dim :], last), 1)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scfmlip_kernels import pseudo_inverse
+
 from ..convergence import Criterion, Verdict, ended, given_up
 from ..solution import Status
 from .gmres import Map, RootResult
@@ -87,9 +89,16 @@ def anderson(
             ridge = 1e-14 * size + torch.where(size > 0, 0.0, 1.0)
             eye = torch.eye(len(changes), dtype=torch.float64, device=x.device)
             right = batch.dot(df, torch.nan_to_num(f).expand_as(df)).T
-            gamma = torch.linalg.solve_ex(gram + ridge[:, None, None] * eye, right[..., None])[0][..., 0]
+            gamma = _solved(gram + ridge[:, None, None] * eye, right)
             spread = batch.expand(gamma).T
             step = step - (spread * (dx + part * df)).sum(0)
         old_x, old_f = x, f
         x = torch.where(moving, x + step, x)
     return RootResult(best_x, ends.residual, iterations, given_up(status, ends), evaluations)
+
+
+def _solved(matrices: Tensor, right: Tensor) -> Tensor:
+    """``A^-1 b`` of small ``[n, k, k]`` and ``[n, k]``; on a GPU without libraries, which may wait."""
+    if right.is_cuda:
+        return (pseudo_inverse(matrices, 0.0) @ right[..., None])[..., 0]
+    return torch.linalg.solve_ex(matrices, right[..., None])[0][..., 0]

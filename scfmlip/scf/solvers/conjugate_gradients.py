@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...decisions import needed
 from ..convergence import ROUNDING, Verdict, ended, given_up, judged
 from ..quadratic import QuadraticProblem
 from ..solution import Status
@@ -201,7 +202,7 @@ def _start(
     if choose and initial is not None:
         # without totals, the gradient at zero charges is the source itself
         bad = ~even & ~(norm <= 10 * own)
-        if bool(bad.any()):
+        if needed(bad.any()):
             state = torch.where(problem.segments.expand(bad.double())[:, None] > 0, evenly, state)
             slope = source + apply(state)
             norm, even = norm_of(problem, problem.project(slope)), even | bad

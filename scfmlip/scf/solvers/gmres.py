@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scfmlip_kernels import pseudo_inverse
+
 from ...segments import Segments
 from ..solution import Status
 from .looks import Looks
@@ -107,7 +109,7 @@ class KrylovInverse:
                 a large inverse would amplify rounding.
             first: As for the class.
         """
-        pinv = torch.linalg.pinv(hessenberg, rtol=rounding**0.5)
+        pinv = pseudo_inverse(hessenberg, rounding**0.5)
         return cls(basis, pinv, hessenberg @ pinv, batch, first)
 
     @property
@@ -266,7 +268,7 @@ def gmres(
     hessenberg = torch.where(finite[:, None, None], hessenberg, 0.0)
     first = torch.zeros((batch.n_segments, size + 1, 1), dtype=torch.float64, device=right.device)
     first[:, 0, 0] = (scale > 0).double()
-    weights = torch.linalg.pinv(hessenberg, rtol=_LOST) @ first
+    weights = pseudo_inverse(hessenberg, _LOST) @ first
     residual = (first - hessenberg @ weights).flatten(1).norm(dim=1)
     status = torch.where(residual <= tolerance, int(Status.CONVERGED), int(Status.ITERATIONS))
     status = torch.where(finite, status, int(Status.NOT_FINITE))

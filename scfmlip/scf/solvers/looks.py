@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from ...decisions import decisions
+
 # the part of the steps that are expected to be left, and of those taken so far, before the next look: Krylov
 # spaces converge ever faster
 _LEFT, _TAKEN, _LEAST = 0.6, 0.25, 2
@@ -38,6 +40,8 @@ class Looks:
         self._next = first
         self._start: Tensor
         self._last: tuple[int, float] | None = None
+        self._taken = decisions()
+        self._place = 0 if self._taken is None else self._taken.iteration()
 
     def ended(self, step: int, active: Tensor, residual: Tensor, target: Tensor | float) -> bool:
         """
@@ -49,6 +53,17 @@ class Looks:
             residual: ``[n_systems]``.
             target: ``[n_systems]``, or one number: the residual at which a system ends.
         """
+        if self._taken is None:
+            return self._looked(step, active, residual, target)
+        if self._taken.repeating:
+            return self._taken.ended(self._place, step, active.any())
+        ended = self._looked(step, active, residual, target)
+        if ended:
+            self._taken.taken[self._place] = step
+        return ended
+
+    def _looked(self, step: int, active: Tensor, residual: Tensor, target: Tensor | float) -> bool:
+        """`ended`, of a step that decides for itself."""
         if active.device.type != "cuda":
             return not bool(active.any())
         if step < self._next and step:

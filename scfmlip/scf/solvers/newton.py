@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...decisions import each_needed, needed
 from ...segments import Segments
-from ...waiting import read
 from ..convergence import Criterion, ended, given_up
 from ..solution import Status
 from .gmres import KrylovInverse, Map, RootResult, gmres
@@ -72,7 +72,7 @@ def newton(
     status = torch.full_like(iterations, int(Status.ITERATIONS))
     last, newest = None, inverse
     status = ended(status, verdict)
-    going = bool((status == Status.ITERATIONS).any())
+    going = needed((status == Status.ITERATIONS).any())
     for _ in range(max_iterations):
         if not going:
             break
@@ -107,7 +107,7 @@ def newton(
             after = ended(status, verdict)
             slow = open_ & ~(verdict.norm < 0.5 * norm)
             # all that the host has to know of this step, at once
-            longer, going, stuck = read(short.any(), (after == Status.ITERATIONS).any(), slow.any())
+            longer, going, stuck = each_needed(short.any(), (after == Status.ITERATIONS).any(), slow.any())
             if affine or not longer:
                 break
             length = torch.where(short, 0.5 * length, length)
@@ -138,21 +138,21 @@ def bracket_potential(missing: Map, start: Tensor) -> tuple[Tensor, int]:
     response = (missing(start + 0.05) - here) / 0.05
     evaluations = 2
     searching = here.abs() > response.abs()
-    if not bool(searching.any()):
+    if not needed(searching.any()):
         return start, evaluations
     far = start - torch.nan_to_num(here / response).clamp(-64, 64)
     left = missing(torch.where(searching, far, start))
     evaluations += 1
     hit = searching & (left.abs() < 0.5 * here.abs())
     start, searching = torch.where(hit, far, start), searching & ~hit
-    if not bool(searching.any()):
+    if not needed(searching.any()):
         return start, evaluations
     found = ~searching
     low = high = start
     last = {1: (start, here), -1: (start, here)}
     value_low = here
     distance = 1.0
-    while distance <= 64 and not bool(found.all()):
+    while distance <= 64 and needed(~found.all()):
         for sign in (1, -1):
             x = start + sign * distance
             value = missing(x)
@@ -165,7 +165,7 @@ def bracket_potential(missing: Map, start: Tensor) -> tuple[Tensor, int]:
             last[sign] = (x, value)
         distance *= 2
     for _ in range(6):
-        if not bool((searching & found & ((high - low).abs() > 0.5)).any()):
+        if not needed((searching & found & ((high - low).abs() > 0.5)).any()):
             break
         middle = 0.5 * (low + high)
         value = missing(middle)

@@ -14,6 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ...decisions import needed
 from ...segments import Segments
 from ..convergence import Verdict, ended, judged
 from ..solution import Status
@@ -119,7 +120,7 @@ def _search_line(
         good = active & ~accepted & torch.isfinite(at) & (at <= most)
         best = torch.where(batch.expand(good), trial, best)
         accepted = accepted | good
-        if bool(accepted.all()):
+        if not needed(~accepted.all()):
             break
         length = torch.where(accepted, length, 0.4 * length)
     return best, accepted, evaluations
@@ -178,7 +179,7 @@ def newton_cg(
         lost = (status == Status.ITERATIONS) & ~torch.isfinite(energy)
         status = ended(torch.where(lost, int(Status.NOT_FINITE), status), verdict)
         active = status == Status.ITERATIONS
-        if not bool((active & (iterations < max_iterations)).any()):
+        if not needed((active & (iterations < max_iterations)).any()):
             break
         right = torch.where(batch.expand(active), -gradient, 0.0)
         norm = torch.where(active, verdict.norm, 0.0)
@@ -201,7 +202,7 @@ def newton_cg(
         verdict = Verdict(*(torch.where(active, new, old) for new, old in zip(fresh, verdict, strict=True)))
     # at a minimum the curvature is positive in all directions; a generic direction detects if it is not
     converged = status == Status.CONVERGED
-    if bool(converged.any()):
+    if needed(converged.any()):
         right = torch.where(batch.expand(converged), probe, 0.0)
         target = 1e-3 * batch.norm(right)
         *_, negative, count = _quadratic(

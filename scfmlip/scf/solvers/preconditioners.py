@@ -19,9 +19,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import segment_sum
+from scfmlip_kernels import cell_inverse, segment_sum
 from scfmlip_kernels.constants import constant
 
+from ...decisions import at_least
 from ...electrostatics import Boundary
 from ...units import COULOMB_CONSTANT
 from ..quadratic import QuadraticProblem
@@ -186,12 +187,15 @@ class SparseFactor:
             factors.append(column / column[:, -1:].sqrt())
         values = torch.cat(factors) if factors else width.new_zeros(0, m + 1)
         values = torch.where(used, values, torch.zeros_like(values)).double()
-        flat = index[used]
+        row = torch.arange(n_atoms, device=positions.device)[:, None].expand_as(index)
+        if positions.is_cuda:  # its host does not know how many are used: the others are zeros of the atom
+            flat, row, entries = torch.where(used, index, row).flatten(), row.flatten(), values.flatten()
+        else:
+            flat, row, entries = index[used], row[used], values[used]
         order = torch.argsort(flat, stable=True)
-        row = torch.arange(n_atoms, device=positions.device)[:, None].expand_as(index)[used]
-        counts = torch.bincount(flat, minlength=n_atoms)
-        ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-        return cls(index, values, row[order], flat[order], values[used][order], ptr)
+        column = flat[order]
+        ptr = torch.searchsorted(column, torch.arange(n_atoms + 1, device=positions.device))
+        return cls(index, values, row[order], column, entries[order], ptr)
 
     def apply(self, values: Tensor) -> Tensor:
         """``G^T G v``, ``[n_atoms]`` float64."""
@@ -263,7 +267,7 @@ def lower_neighbours(
             mine = positions[start : min(start + step, end)]
             delta = r[None] - mine[:, None]
             if matrix is not None:
-                frac = delta @ torch.linalg.inv(matrix)
+                frac = delta @ cell_inverse(matrix[None])[0][0]
                 delta = (frac - frac.round()) @ matrix
             distance = delta.norm(dim=-1)
             number = torch.arange(end - begin, device=r.device)
@@ -280,5 +284,5 @@ def lower_neighbours(
         empty = torch.zeros((0, FSAI_NEIGHBOURS), dtype=torch.int64, device=positions.device)
         return empty, positions.new_zeros((0, FSAI_NEIGHBOURS, 3)), empty.bool()
     used = torch.cat(valid)
-    most = max(1, int(used.sum(1).max()))
+    most = max(1, at_least(used.sum(1).max(), FSAI_NEIGHBOURS))
     return torch.cat(numbers)[:, :most], torch.cat(vectors)[:, :most], used[:, :most]

@@ -1,0 +1,3 @@
+from .op import pseudo_inverse
+
+__all__ = ["pseudo_inverse"]

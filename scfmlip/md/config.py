@@ -89,6 +89,7 @@ class MdConfig:
         skin: angstrom by which the list of neighbours reaches beyond the cutoff, so that it lasts some steps.
         dtype: "float64" or "float32"; None for the model's.
         device: "auto", "cpu", "cuda", ...
+        cuda_graph: Capture steps on a GPU as CUDA graphs, see `scfmlip.accelerate`.
         trust_pickle: Read a model's pickle, which runs the code it holds.
         trajectory: Name in the output folder: ``*.xyz``, ``*.extxyz`` or ``*.traj``.
         trajectory_interval, log_interval, restart_interval: Steps between frames, rows of ``log.csv`` and
@@ -123,6 +124,7 @@ class MdConfig:
     skin: float = 0.5
     dtype: Literal["float32", "float64"] | None = "float64"
     device: str = "auto"
+    cuda_graph: bool = False
     trust_pickle: bool = False
     trajectory: str = "trajectory.xyz"
     trajectory_interval: int = 10

@@ -30,7 +30,7 @@ from .schedule import Schedule
 from .shadow import shadow_of
 
 # what may differ between a run and its continuation
-_FREE = ("steps", "output", "device", "restart_interval", "structure", "model", "trust_pickle")
+_FREE = ("steps", "output", "device", "cuda_graph", "restart_interval", "structure", "model", "trust_pickle")
 
 
 class MdError(RuntimeError):
@@ -83,6 +83,7 @@ def make_calculator(config: MdConfig) -> DrivenCalculator:
         extrapolation=warm,
         trust_pickle=config.trust_pickle,
         skin=config.skin,
+        cuda_graph=config.cuda_graph,
     )
     calc.schedule = schedule
     if config.external_field is not None and calc.ours and not calc.model.has_charges:

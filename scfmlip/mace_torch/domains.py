@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import Domain, Halo
+from ..transfers import to_device
 from .cells import reference_cell
 from .inputs import EXTERNAL, INPUTS
 from .protocol import elements_and_cutoff, pads_cell
@@ -60,7 +61,7 @@ def make_domain_batch(
     Returns:
         The batch and the domain for `Model.forward`. Every rank calls this together.
     """
-    like = {"dtype": positions.dtype, "device": positions.device}
+    device, dtype = positions.device, positions.dtype
     n_owned, n_elements = len(positions), len(model.atomic_numbers)  # type: ignore[arg-type]
     node_attrs = torch.nn.functional.one_hot(species, n_elements).to(positions.dtype)
     own, extra = np.asarray(cell, dtype=float), {}
@@ -68,41 +69,45 @@ def make_domain_batch(
         padded = _padded(positions, own, pbc, elements_and_cutoff(model)[1], halo)
         share = abs(np.linalg.det(own) / np.linalg.det(padded))
         extra = {
-            "volume_share": torch.tensor([share], **like),
-            "slab_axis": torch.tensor([int(np.argmin(pbc)) if pbc.sum() == 2 else -1]).to(positions.device),
+            "volume_share": torch.tensor([share], dtype=dtype),
+            "slab_axis": torch.tensor([int(np.argmin(pbc)) if pbc.sum() == 2 else -1]),
         }
         own = padded
-    lattice = torch.tensor(own, **like)
-    index = torch.zeros(n_owned, dtype=torch.int64, device=positions.device)
-    batch = {
-        "positions": positions,
-        "node_attrs": node_attrs[:n_owned],
-        "edge_index": edges.index,
-        "unit_shifts": edges.shifts.to(positions.dtype),
-        "shifts": edges.shifts.to(positions.dtype) @ lattice,
-        "cell": lattice,
-        "pbc": torch.tensor(np.asarray(pbc, dtype=bool), device=positions.device)[None],
-        "batch": index,
-        "ptr": torch.tensor([0, n_owned], device=positions.device),
-        "head": torch.tensor([head], device=positions.device),
-        "total_charge": torch.zeros(1, **like),
-        "total_spin": torch.ones(1, **like),
-        "fermi_level": torch.zeros(1, **like),
-        "external_field": torch.zeros(1, 3, **like),
+    host = {
+        "cell": torch.tensor(own, dtype=dtype),
+        "pbc": torch.tensor(np.asarray(pbc, dtype=bool))[None],
+        "batch": torch.zeros(n_owned, dtype=torch.int64),
+        "ptr": torch.tensor([0, n_owned]),
+        "head": torch.tensor([head]),
+        "total_charge": torch.zeros(1, dtype=dtype),
+        "total_spin": torch.ones(1, dtype=dtype),
+        "fermi_level": torch.zeros(1, dtype=dtype),
+        "external_field": torch.zeros(1, 3, dtype=dtype),
         **extra,
     }
     if inputs.get(EXTERNAL[0]) is not None:
-        batch.update(
-            (name, torch.as_tensor(np.asarray(inputs[name], dtype=float), **like)) for name in EXTERNAL
-        )
-        batch["n_external"] = torch.tensor([len(batch[EXTERNAL[0]])], device=positions.device)
+        host.update((name, _numbers(inputs[name], dtype)) for name in EXTERNAL)
+        host["n_external"] = torch.tensor([len(host[EXTERNAL[0]])])
     for name, value in inputs.items():
         if name in EXTERNAL:
             continue
         shape = (1, INPUTS[name].size) if name in INPUTS and INPUTS[name].size > 1 else (1, -1)
-        given = torch.as_tensor(np.asarray(value, dtype=float), **like).reshape(shape)
-        batch[name] = given[:, 0] if shape == (1, -1) and given.shape[1] == 1 else given
+        given = _numbers(value, dtype).reshape(shape)
+        host[name] = given[:, 0] if shape == (1, -1) and given.shape[1] == 1 else given
+    batch = to_device(host, device)
+    shifts = edges.shifts.to(positions.dtype)
+    batch |= {
+        "positions": positions,
+        "node_attrs": node_attrs[:n_owned],
+        "edge_index": edges.index,
+        "unit_shifts": shifts,
+        "shifts": shifts @ batch["cell"],
+    }
     return batch, Domain(halo, node_attrs)
+
+
+def _numbers(value: Any, dtype: torch.dtype) -> Tensor:
+    return torch.as_tensor(np.asarray(value, dtype=float), dtype=dtype)
 
 
 def _padded(positions: Tensor, cell: np.ndarray, pbc: np.ndarray, cutoff: float, halo: Halo) -> np.ndarray:

@@ -97,7 +97,7 @@ def _linear_maps(dtype: str, real: str) -> Iterator[Variant]:
 
 def _edges(dtype: str, real: str) -> Iterator[Variant]:
     for l_max in (1, 3):
-        signature = {**_pointers(real, "vectors out"), **_sizes("n_vectors")}
+        signature = {**_pointers(real, "vectors out"), **_sizes("n_vectors stride")}
         yield Variant(
             "spherical_harmonics",
             f"values, l_max {l_max}",
@@ -107,7 +107,7 @@ def _edges(dtype: str, real: str) -> Iterator[Variant]:
             {"BLOCK": 128},
             _FOUR,
         )
-        signature = {**_pointers(real, "vectors grad out"), **_sizes("n_vectors")}
+        signature = {**_pointers(real, "vectors grad out"), **_sizes("n_vectors stride")}
         yield Variant(
             "spherical_harmonics",
             f"gradient, l_max {l_max}",
@@ -117,14 +117,14 @@ def _edges(dtype: str, real: str) -> Iterator[Variant]:
             {"BLOCK": 128},
             _FOUR,
         )
-        signature = {**_pointers(real, "vectors along out"), **_sizes("n_vectors")}
+        signature = {**_pointers(real, "vectors along out"), **_sizes("n_vectors stride")}
         label, kernel = f"along directions, l_max {l_max}", tangent_kernel(l_max)
         yield Variant("spherical_harmonics", label, dtype, kernel, signature, {"BLOCK": 128}, _FOUR)
     signature = {
         **_pointers(real, "x y frequencies scale reach"),
         **_pointers("i32", "p"),
         **_pointers(real, "grad along_x along_y out"),
-        **_sizes("n n_basis"),
+        **_sizes("n n_basis x_stride y_stride"),
     }
     for label, unused in (("values", "grad along"), ("derivatives", "along"), ("along lengths", "grad")):
         constants = {
@@ -172,14 +172,14 @@ def _features(dtype: str, real: str) -> Iterator[Variant]:
         **_pointers(real, "scales x"),
         **_pointers("i64", "groups"),
         **_pointers(real, "out"),
-        **_sizes("n_results n_columns n_groups"),
+        **_sizes("n_results n_columns scales_stride x_stride"),
     }
     yield Variant("grouped_dot", "scale", dtype, _grouped_scale_kernel, signature, block, _FOUR)
     signature = {
         **_pointers(real, "grad x y"),
         **_pointers("i64", "groups"),
         **_pointers(real, "d_x d_y"),
-        **_sizes("n_results n_columns n_groups"),
+        **_sizes("n_results n_columns grad_stride x_stride y_stride"),
     }
     kernel = _grouped_dot_backward_kernel
     yield Variant("grouped_dot", "dot, derivatives", dtype, kernel, signature, block, _FOUR)

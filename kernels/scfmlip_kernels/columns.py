@@ -61,3 +61,8 @@ def take_columns(x: Tensor, columns: tuple[int, ...]) -> Tensor:
             f"of {len(set(columns))} values"
         )
     return torch.ops.scfmlip.take_columns(x, list(columns))
+
+
+def dense_rows(x: Tensor) -> Tensor:
+    """``[n, k]`` itself if the numbers of a row follow each other, wherever rows begin; else a copy."""
+    return x if x.shape[1] == 1 or x.stride(1) == 1 else x.contiguous()

@@ -194,9 +194,15 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     writes = any(r.alias_info is not None and r.alias_info.is_write for r in func._schema.returns)
     view = any(r.alias_info is not None for r in func._schema.returns) and not writes
     if not view and name not in _FREE:
-        log.operators[name] += 1
-        log.places[source_line()] += 1
-    return _run(func, name, args, kwargs)
+        _count(name)
+    return _run(func, name, args, kwargs, view)
+
+
+def _count(name: str) -> None:
+    """One launch of an operator."""
+    log = _log()
+    log.operators[name] += 1
+    log.places[source_line()] += 1
 
 
 def _shares_memory(out: Any, inputs: Any) -> bool:
@@ -205,8 +211,8 @@ def _shares_memory(out: Any, inputs: Any) -> bool:
     return any(t.untyped_storage().data_ptr() in known for t in tree_iter(out) if isinstance(t, Tensor))
 
 
-def _run(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
-    """The operator on the memory behind its tensors."""
+def _run(func: Any, name: str, args: Any, kwargs: dict[str, Any], view: bool) -> Any:
+    """The operator on the memory behind its tensors; a copy where a view was possible is a launch."""
     kwargs = dict(kwargs)
     device = kwargs.get("device")
     to_host = device is not None and torch.device(device).type == "cpu"
@@ -222,6 +228,8 @@ def _run(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
     if tapes and (in_place or isinstance(kwargs.get("out"), OnGpu)):
         tapes[-1].append(lambda: func(*inputs, **options))
     elif not name.startswith(("empty", "new_empty")) and not _shares_memory(out, (inputs, options)):
+        if view and name not in _FREE and any(t.numel() for t in tree_iter(out) if isinstance(t, Tensor)):
+            _count(name)
         _record(out, lambda: func(*inputs, **options))
     if in_place:
         return args[0]  # the very tensor

@@ -408,6 +408,16 @@ def test_kernels_run_where_their_tensors_are(monkeypatch):
         assert visited == [CUDA]
 
 
+def test_copies_count_where_views_would_do():
+    with simulated_gpu() as log, torch._C._AutoDispatchBelowAutograd():  # as inside operators
+        x = OnGpu(torch.ones(2, 3))
+        log.clear()
+        x.contiguous(), x.T, x.reshape(6), x[:1].T.contiguous()
+        assert not log.launches, log.report()
+        assert held(x.T.contiguous()).is_contiguous()
+        assert log.launches == 1, log.report()
+
+
 @pytest.mark.parametrize(
     "flags",
     [

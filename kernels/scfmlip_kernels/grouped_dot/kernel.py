@@ -44,42 +44,51 @@ def _grouped_dot_kernel(
 
 @triton.jit
 def _grouped_scale_kernel(
-    scales_ptr,  # [n_rows, n_groups]
-    x_ptr,  # [n_rows, n_columns]
+    scales_ptr,  # [n_rows, n_groups], rows scales_stride apart
+    x_ptr,  # [n_rows, n_columns], rows x_stride apart
     groups_ptr,  # [n_columns] int64 group of each column
     out_ptr,  # [n_rows, n_columns]
     n_results,
     n_columns,
-    n_groups,
+    scales_stride,
+    x_stride,
     BLOCK: tl.constexpr,
 ):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < n_results
     row = place // n_columns
-    group = tl.load(groups_ptr + place % n_columns, mask=inside, other=0)
-    scale = tl.load(scales_ptr + row * n_groups + group, mask=inside, other=0.0)
-    tl.store(out_ptr + place, scale * tl.load(x_ptr + place, mask=inside, other=0.0), mask=inside)
+    column = place % n_columns
+    group = tl.load(groups_ptr + column, mask=inside, other=0)
+    scale = tl.load(scales_ptr + row * scales_stride + group, mask=inside, other=0.0)
+    x = tl.load(x_ptr + row * x_stride + column, mask=inside, other=0.0)
+    tl.store(out_ptr + place, scale * x, mask=inside)
 
 
 @triton.jit
 def _grouped_dot_backward_kernel(
-    grad_ptr,  # [n_rows, n_groups]
-    x_ptr,  # [n_rows, n_columns]
-    y_ptr,  # [n_rows, n_columns]
+    grad_ptr,  # [n_rows, n_groups], rows grad_stride apart
+    x_ptr,  # [n_rows, n_columns], rows x_stride apart
+    y_ptr,  # [n_rows, n_columns], rows y_stride apart
     groups_ptr,  # [n_columns] int64 group of each column
     d_x_ptr,  # [n_rows, n_columns]
     d_y_ptr,  # [n_rows, n_columns]
     n_results,
     n_columns,
-    n_groups,
+    grad_stride,
+    x_stride,
+    y_stride,
     BLOCK: tl.constexpr,
 ):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < n_results
-    group = tl.load(groups_ptr + place % n_columns, mask=inside, other=0)
-    grad = tl.load(grad_ptr + place // n_columns * n_groups + group, mask=inside, other=0.0)
-    tl.store(d_x_ptr + place, grad * tl.load(y_ptr + place, mask=inside, other=0.0), mask=inside)
-    tl.store(d_y_ptr + place, grad * tl.load(x_ptr + place, mask=inside, other=0.0), mask=inside)
+    row = place // n_columns
+    column = place % n_columns
+    group = tl.load(groups_ptr + column, mask=inside, other=0)
+    grad = tl.load(grad_ptr + row * grad_stride + group, mask=inside, other=0.0)
+    x = tl.load(x_ptr + row * x_stride + column, mask=inside, other=0.0)
+    y = tl.load(y_ptr + row * y_stride + column, mask=inside, other=0.0)
+    tl.store(d_x_ptr + place, grad * y, mask=inside)
+    tl.store(d_y_ptr + place, grad * x, mask=inside)
 
 
 @lru_cache(maxsize=1024)
@@ -113,8 +122,8 @@ def launch_grouped_dot(x: Tensor, y: Tensor, groups: tuple[int, ...], n_groups: 
 
 
 def launch_grouped_scale(scales: Tensor, x: Tensor, groups: tuple[int, ...]) -> Tensor:
-    """``[n_rows, n_columns]``; contiguous arguments."""
-    out = torch.empty_like(x)
+    """``[n_rows, n_columns]``; arguments with dense rows."""
+    out = x.new_empty(x.shape)
     if out.numel():
         _grouped_scale_kernel[(triton.cdiv(out.numel(), _BLOCK),)](
             scales_ptr=scales,
@@ -123,7 +132,8 @@ def launch_grouped_scale(scales: Tensor, x: Tensor, groups: tuple[int, ...]) -> 
             out_ptr=out,
             n_results=out.numel(),
             n_columns=len(groups),
-            n_groups=scales.shape[1],
+            scales_stride=scales.stride(0),
+            x_stride=x.stride(0),
             BLOCK=_BLOCK,
             **compiler_options(4, 1, x),
         )
@@ -133,8 +143,8 @@ def launch_grouped_scale(scales: Tensor, x: Tensor, groups: tuple[int, ...]) -> 
 def launch_grouped_dot_backward(
     grad: Tensor, x: Tensor, y: Tensor, groups: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """``[n_rows, n_columns]`` derivatives in x and y; contiguous arguments."""
-    d_x, d_y = torch.empty_like(x), torch.empty_like(y)
+    """``[n_rows, n_columns]`` derivatives in x and y; arguments with dense rows."""
+    d_x, d_y = x.new_empty(x.shape), y.new_empty(y.shape)
     if d_x.numel():
         _grouped_dot_backward_kernel[(triton.cdiv(d_x.numel(), _BLOCK),)](
             grad_ptr=grad,
@@ -145,7 +155,9 @@ def launch_grouped_dot_backward(
             d_y_ptr=d_y,
             n_results=d_x.numel(),
             n_columns=len(groups),
-            n_groups=grad.shape[1],
+            grad_stride=grad.stride(0),
+            x_stride=x.stride(0),
+            y_stride=y.stride(0),
             BLOCK=_BLOCK,
             **compiler_options(4, 1, x),
         )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_floats, check_shape, check_tensors, outside_autocast
+from ..columns import dense_rows
 from ..constants import constant
 from ..dispatch import runs_triton, vmap_by_loop
 from ..operators import operator
@@ -28,9 +29,8 @@ def _(x, y, groups, n_groups):
 
 @operator("scfmlip::grouped_scale")
 def _grouped_scale(scales: Tensor, x: Tensor, groups: Sequence[int]) -> Tensor:
-    scales, x = scales.contiguous(), x.contiguous()
     if runs_triton(x):
-        return launch_grouped_scale(scales, x, tuple(groups))
+        return launch_grouped_scale(dense_rows(scales), dense_rows(x), tuple(groups))
     return scales.index_select(1, constant(tuple(groups), torch.int64, x.device)) * x
 
 
@@ -41,7 +41,7 @@ def _(scales, x, groups):
 
 @operator("scfmlip::grouped_dot_backward")
 def _grouped_dot_backward(grad: Tensor, x: Tensor, y: Tensor, groups: Sequence[int]) -> tuple[Tensor, Tensor]:
-    given = grad.contiguous(), x.contiguous(), y.contiguous()
+    given = (dense_rows(t) for t in (grad, x, y))
     return launch_grouped_dot_backward(*given, tuple(groups))
 
 

@@ -27,8 +27,8 @@ def _power(u, n):
 
 @triton.jit
 def _radial_basis_kernel(
-    x_ptr,  # [n] lengths in the waves
-    y_ptr,  # [n] lengths in the cutoff
+    x_ptr,  # [n] lengths in the waves, x_stride apart
+    y_ptr,  # [n] lengths in the cutoff, y_stride apart
     frequencies_ptr,  # [n_basis] 1/length
     scale_ptr,  # [1]
     reach_ptr,  # [1] cutoff
@@ -39,6 +39,8 @@ def _radial_basis_kernel(
     out_ptr,  # [n, n_basis (+ 1)] values or derivatives along, or [2, n] derivatives in x and y
     n,
     n_basis,
+    x_stride,
+    y_stride,
     SEPARATE: tl.constexpr,
     DERIVATIVE: tl.constexpr,
     ALONG: tl.constexpr,
@@ -48,8 +50,8 @@ def _radial_basis_kernel(
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = row < n
     function = tl.arange(0, BASIS)
-    x = tl.load(x_ptr + row, mask=inside, other=1.0)
-    y = tl.load(y_ptr + row, mask=inside, other=1.0)
+    x = tl.load(x_ptr + row * x_stride, mask=inside, other=1.0)
+    y = tl.load(y_ptr + row * y_stride, mask=inside, other=1.0)
     w = tl.load(frequencies_ptr + function, mask=function < n_basis, other=0.0)
     scale = tl.load(scale_ptr)
     reach = tl.load(reach_ptr)
@@ -124,6 +126,8 @@ def _launch(
             out_ptr=out,
             n=n,
             n_basis=n_basis,
+            x_stride=x.stride(0),
+            y_stride=y.stride(0),
             SEPARATE=separate,
             DERIVATIVE=grad is not None,
             ALONG=along is not None,
@@ -135,7 +139,7 @@ def _launch(
 
 
 def launch_radial_basis(tensors: tuple[Tensor, ...], separate: bool) -> Tensor:
-    """``[n, n_basis (+ 1)]``; contiguous tensors, in the order of the operator."""
+    """``[n, n_basis (+ 1)]``; tensors in the order of the operator, lengths anyhow apart."""
     x, _, frequencies, *_ = tensors
     return _launch(x.new_empty((len(x), len(frequencies) + int(separate))), tensors, None, separate)
 

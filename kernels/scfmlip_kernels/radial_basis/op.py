@@ -17,7 +17,7 @@ from .kernel import launch_gradients, launch_radial_basis, launch_tangent
 def _radial_basis(
     x: Tensor, y: Tensor, frequencies: Tensor, scale: Tensor, reach: Tensor, p: Tensor, separate: bool
 ) -> Tensor:
-    tensors = (x.contiguous(), y.contiguous(), frequencies.contiguous(), scale, reach, p)
+    tensors = (x, y, frequencies.contiguous(), scale, reach, p)
     return launch_radial_basis(tensors, separate) if runs_triton(x) else basis_plain(*tensors, separate)
 
 
@@ -37,7 +37,7 @@ def _radial_basis_backward(
     grad: Tensor,
     separate: bool,
 ) -> tuple[Tensor, Tensor]:
-    tensors = (x.contiguous(), y.contiguous(), frequencies.contiguous(), scale, reach, p)
+    tensors = (x, y, frequencies.contiguous(), scale, reach, p)
     if runs_triton(x):
         d_x, d_y = launch_gradients(tensors, grad.contiguous(), separate)
         return d_x, d_y
@@ -62,7 +62,7 @@ def _radial_basis_tangent(
     along_y: Tensor | None,
     separate: bool,
 ) -> Tensor:
-    tensors = (x.contiguous(), y.contiguous(), frequencies.contiguous(), scale, reach, p)
+    tensors = (x, y, frequencies.contiguous(), scale, reach, p)
     along_x, along_y = (None if t is None else t.contiguous() for t in (along_x, along_y))
     if runs_triton(x):
         return launch_tangent(tensors, (along_x, along_y), separate)

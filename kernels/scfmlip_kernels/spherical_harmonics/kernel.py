@@ -11,7 +11,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import torch
 import triton
 from torch import Tensor
 
@@ -22,10 +21,10 @@ from .polynomials import columns, legendre_derivative, scale
 _BLOCK = 128
 
 _HEAD = """
-def kernel({arguments}, n_vectors, BLOCK: tl.constexpr):
+def kernel({arguments}, n_vectors, stride, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = row < n_vectors
-    vector = vectors_ptr + row * 3
+    vector = vectors_ptr + row * stride
     y = tl.load(vector, mask=inside, other=0.0)
     z = tl.load(vector + 1, mask=inside, other=0.0)
     x = tl.load(vector + 2, mask=inside, other=0.0)
@@ -86,7 +85,7 @@ def values_kernel(l_max: int) -> Any:
         factors = (repr(scale(l, n)), _power(n, m < 0), f"({_polynomial(legendre_derivative(l, n))})")
         out.add(1, f"value = tl.where(there, {_product(*factors)}, x)")
         out.add(1, f"tl.store(out + {column}, value, mask=inside)")
-    return kernel_of(out.source(), "spherical_harmonics", ("n_vectors",))
+    return kernel_of(out.source(), "spherical_harmonics", ("n_vectors", "stride"))
 
 
 @lru_cache(maxsize=64)
@@ -120,7 +119,7 @@ def gradient_kernel(l_max: int) -> Any:
     for place, axis in enumerate("yzx"):
         out.add(1, f"value = tl.where(there, (d{axis} - along * {axis}) * inverse, x)")
         out.add(1, f"tl.store(out + {place}, value, mask=inside)")
-    return kernel_of(out.source(), "spherical_harmonics_gradient", ("n_vectors",))
+    return kernel_of(out.source(), "spherical_harmonics_gradient", ("n_vectors", "stride"))
 
 
 @lru_cache(maxsize=64)
@@ -148,11 +147,11 @@ def tangent_kernel(l_max: int) -> Any:
             terms.append(f"{n}.0 * ({inner}) * ({_polynomial(legendre_derivative(l, n))})")
         out.add(1, f"value = {scale(l, n)!r} * ({' + '.join(terms)})")
         out.add(1, f"tl.store(out + {column}, value, mask=inside)")
-    return kernel_of(out.source(), "spherical_harmonics_tangent", ("n_vectors",))
+    return kernel_of(out.source(), "spherical_harmonics_tangent", ("n_vectors", "stride"))
 
 
 def launch_tangent(vectors: Tensor, along: Tensor, l_max: int) -> Tensor:
-    """``[n, (l_max + 1)^2]``; contiguous arguments."""
+    """``[n, (l_max + 1)^2]``; contiguous arguments, vectors with dense rows."""
     out = vectors.new_empty((len(vectors), (l_max + 1) ** 2))
     if len(vectors):
         tangent_kernel(l_max)[(triton.cdiv(len(vectors), _BLOCK),)](
@@ -160,6 +159,7 @@ def launch_tangent(vectors: Tensor, along: Tensor, l_max: int) -> Tensor:
             along_ptr=along,
             out_ptr=out,
             n_vectors=len(vectors),
+            stride=vectors.stride(0),
             BLOCK=_BLOCK,
             **compiler_options(4, 1, vectors),
         )
@@ -167,13 +167,14 @@ def launch_tangent(vectors: Tensor, along: Tensor, l_max: int) -> Tensor:
 
 
 def launch_spherical_harmonics(vectors: Tensor, l_max: int) -> Tensor:
-    """``[n, (l_max + 1)^2]`` of contiguous vectors."""
+    """``[n, (l_max + 1)^2]`` of vectors with dense rows."""
     out = vectors.new_empty((len(vectors), (l_max + 1) ** 2))
     if len(vectors):
         values_kernel(l_max)[(triton.cdiv(len(vectors), _BLOCK),)](
             vectors_ptr=vectors,
             out_ptr=out,
             n_vectors=len(vectors),
+            stride=vectors.stride(0),
             BLOCK=_BLOCK,
             **compiler_options(4, 1, vectors),
         )
@@ -181,14 +182,15 @@ def launch_spherical_harmonics(vectors: Tensor, l_max: int) -> Tensor:
 
 
 def launch_gradient(vectors: Tensor, grad: Tensor, l_max: int) -> Tensor:
-    """``[n, 3]``; contiguous arguments."""
-    out = torch.empty_like(vectors)
+    """``[n, 3]``; contiguous arguments, vectors with dense rows."""
+    out = vectors.new_empty(vectors.shape)
     if len(vectors):
         gradient_kernel(l_max)[(triton.cdiv(len(vectors), _BLOCK),)](
             vectors_ptr=vectors,
             grad_ptr=grad,
             out_ptr=out,
             n_vectors=len(vectors),
+            stride=vectors.stride(0),
             BLOCK=_BLOCK,
             **compiler_options(4, 1, vectors),
         )

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_floats, check_rank, check_shape, check_tensors, outside_autocast
+from ..columns import dense_rows
 from ..dispatch import runs_triton, vmap_by_loop
 from ..operators import differentiated_again, operator, transformed
 from .kernel import launch_gradient, launch_spherical_harmonics, launch_tangent
@@ -13,7 +14,7 @@ from .polynomials import gradient_plain, harmonics_plain, tangent_plain
 @operator("scfmlip::spherical_harmonics")
 def _spherical_harmonics(vectors: Tensor, l_max: int) -> Tensor:
     run = launch_spherical_harmonics if runs_triton(vectors) else harmonics_plain
-    return run(vectors.contiguous(), l_max)
+    return run(dense_rows(vectors), l_max)
 
 
 @_spherical_harmonics.register_fake
@@ -24,7 +25,7 @@ def _(vectors, l_max):
 @operator("scfmlip::spherical_harmonics_backward")
 def _spherical_harmonics_backward(vectors: Tensor, grad: Tensor, l_max: int) -> Tensor:
     run = launch_gradient if runs_triton(vectors) else gradient_plain
-    return run(vectors.contiguous(), grad.contiguous(), l_max)
+    return run(dense_rows(vectors), grad.contiguous(), l_max)
 
 
 @_spherical_harmonics_backward.register_fake
@@ -35,7 +36,7 @@ def _(vectors, grad, l_max):
 @operator("scfmlip::spherical_harmonics_tangent")
 def _spherical_harmonics_tangent(vectors: Tensor, along: Tensor, l_max: int) -> Tensor:
     run = launch_tangent if runs_triton(vectors) else tangent_plain
-    return run(vectors.contiguous(), along.contiguous(), l_max)
+    return run(dense_rows(vectors), along.contiguous(), l_max)
 
 
 @_spherical_harmonics_tangent.register_fake

@@ -148,6 +148,16 @@ WORK = (
     Work("polynomial_field", "field", "rank 2", 79, 79, 0.1, _NOTHING, "float64"),
     Work("cell_inverse", "values", "1 system", 1, 1, 0.0, _NOTHING, "float64"),
     Work("slab_cell", "cells", "1 system", 1, 1, 0.0, _NOTHING, "float64"),
+    Work(
+        "pseudo_inverse",
+        "up to 15 columns",
+        "1 system, 7 sweeps",
+        1,
+        105,
+        0.0,
+        "one program waits for itself: its latency bounds it, not this",
+        "float64",
+    ),
 )
 
 

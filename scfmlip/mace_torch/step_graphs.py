@@ -154,9 +154,9 @@ class StepGraphs:
         if state is None:
             return plain
         taken = taken if graph is None else taken.widened(graph.taken)
-        graph = self._new(model, run, data, options, *state, plain, taken)
-        self._graphs = [graph, *self._graphs][: self.most]
-        with contextlib.suppress(OtherPath):
+        with contextlib.suppress(OtherPath):  # where rounding decides
+            graph = self._new(model, run, data, options, *state, plain, taken)
+            self._graphs = [graph, *self._graphs][: self.most]
             return _replayed(graph, data)
         return {k: v.detach() if isinstance(v, Tensor) else v for k, v in plain.items()}
 
@@ -181,6 +181,8 @@ class StepGraphs:
             capacity = _bucket(data["edge_index"].shape[1], padded)
             try:
                 graph = _capture(run, data, options, capacity, reach, key, held, taken)
+            except OtherPath:
+                raise
             except RuntimeError as error:
                 raise RuntimeError(
                     f"this {type(model).__name__} cannot be captured in a CUDA graph ({error}): leave "

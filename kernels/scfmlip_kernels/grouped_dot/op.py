@@ -41,7 +41,7 @@ def _(scales, x, groups):
 
 @operator("scfmlip::grouped_dot_backward")
 def _grouped_dot_backward(grad: Tensor, x: Tensor, y: Tensor, groups: Sequence[int]) -> tuple[Tensor, Tensor]:
-    given = (dense_rows(t) for t in (grad, x, y))
+    given = dense_rows(grad), dense_rows(x), dense_rows(y)
     return launch_grouped_dot_backward(*given, tuple(groups))
 
 

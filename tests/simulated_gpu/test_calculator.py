@@ -11,7 +11,7 @@ from simulated_gpu.as_gpu import module_to
 from simulated_gpu.device import simulated_gpu
 
 pytest.importorskip("mace")
-from mace_torch.mace_models import mace_model
+from mace_torch.mace_models import frames, mace_model
 from models.cases import SYSTEMS, make_model
 
 SOME = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real one")
@@ -23,15 +23,14 @@ pytestmark = [SOME, pytest.mark.interpreter, pytest.mark.slow]
 def test_steps(name, graphs):
     torch.set_default_dtype(torch.float64)
     if name == "mace":
-        model = mace_model("RealAgnosticResidualInteractionBlock", correlation=2)
+        model, atoms = mace_model("RealAgnosticResidualInteractionBlock", correlation=2), frames(2)[0]
     else:
-        model = make_model(name)
-    atoms = SYSTEMS["periodic"]()
-    info, frames, want = dict(atoms.info), [], []
+        model, atoms = make_model(name), SYSTEMS["periodic"]()
+    info, places, want = dict(atoms.info), [], []
     plain = scfmlip.ase.Calculator(model, device="cpu")
     for step in range(4):
         atoms.rattle(0.02, seed=step)
-        frames.append(atoms.positions.copy())
+        places.append(atoms.positions.copy())
         atoms.calc = plain
         want.append((atoms.get_potential_energy(), torch.tensor(atoms.get_forces())))
     with (
@@ -42,7 +41,7 @@ def test_steps(name, graphs):
         atoms = atoms.copy()
         atoms.info = info
         atoms.calc = scfmlip.ase.Calculator(model, device="cuda", cuda_graph=graphs)
-        for positions, (energy, forces) in zip(frames, want, strict=True):
+        for positions, (energy, forces) in zip(places, want, strict=True):
             atoms.positions = positions
             log.clear()
             assert atoms.get_potential_energy() == pytest.approx(energy, abs=1e-8)

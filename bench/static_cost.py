@@ -7,11 +7,14 @@ that `--kernel`, `--variant` and `--target` choose; with `--check` it
 compares instead, and fails where spills, registers, shared memory or instructions grew by more than 5%: any
 spill fails where there was none. Other versions of Triton have a file of their own, such as
 static_cost-3.6.csv, which need not hold every family.
+All kernels take ten hours of processor time, so both compile only those whose source changed: each row has a
+digest of what Triton makes of the kernel before its first pass, and of the options. `--anew` compiles all.
 Instructions are counted in the machine code, once each however often they run.
 """
 
 import argparse
 import csv
+import hashlib
 import os
 import re
 import subprocess
@@ -22,14 +25,17 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel module is imported
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import triton
 from triton import knobs
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.compiler.compiler import make_backend
 
 from .progress import Bar
 from .static_electrostatics import Variant
@@ -75,6 +81,7 @@ class Cost:
         fma32, fma64, special, shared_loads, global_loads: Of these kinds.
         seconds: Of processor time to compile, this process and the assembler's; not compared.
         triton: Version of the compiler.
+        source: Digest of what the compiler was given, see `digest`.
     """
 
     kernel: str
@@ -93,6 +100,7 @@ class Cost:
     global_loads: int
     seconds: float
     triton: str
+    source: str
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -143,11 +151,9 @@ def _amd(text: str) -> dict[str, int]:
     }
 
 
-def measure(variant: Variant, target: str) -> Cost:
-    """Compile one kernel for one architecture, as the launcher would, and read the result."""
-    nvidia = TARGETS[target].backend == "cuda"
-    chosen = variant.options if nvidia else variant.options | variant.amd
-    options = chosen | {"maxnreg": 255} if nvidia else chosen
+def _request(variant: Variant, target: str) -> tuple[ASTSource, dict[str, int]]:
+    """What the launcher would ask the compiler for: the kernel's arguments, and the options."""
+    options = variant.options | ({"maxnreg": 255} if TARGETS[target].backend == "cuda" else variant.amd)
     signature = {**variant.signature, **dict.fromkeys(variant.constants, "constexpr")}
     # tensors start at multiples of 16 bytes, sizes are anything
     aligned = {
@@ -156,11 +162,38 @@ def measure(variant: Variant, target: str) -> Cost:
         if kind[0] == "*" and name not in variant.constants
     }
     source = ASTSource(fn=variant.function, signature=signature, constexprs=variant.constants, attrs=aligned)
+    return source, options
+
+
+def digest(variant: Variant, target: str) -> str:
+    """
+    Twelve digits that change where the compiler is given something else.
+
+    They are of the kernel in Triton's first language, without lines and files, of the options and of the
+    architecture: comments, names of constants and the place of a kernel in its file do not matter.
+    """
+    source, options = _request(variant, target)
+    architecture = TARGETS[target]
+    backend: Any = make_backend(architecture)
+    parsed = backend.parse_options(dict(options))
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    functions = backend.get_codegen_implementation(parsed)
+    module = source.make_ir(architecture, parsed, functions, backend.get_module_map(), context)
+    text = f"{module.str_nodebug()}{sorted(options.items())}{target}"
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def measure(variant: Variant, target: str) -> Cost:
+    """Compile one kernel for one architecture, as the launcher would, and read the result."""
+    source, options = _request(variant, target)
     began = os.times()
     compiled = triton.compile(source, target=TARGETS[target], options=options)
     seconds = sum(os.times()[:4]) - sum(began[:4])
     found = _nvidia(compiled.asm["cubin"]) if "cubin" in compiled.asm else _amd(str(compiled.asm["amdgcn"]))
     blocks = {k.lower(): v for k, v in variant.constants.items() if k.startswith("BLOCK") or k == "FLUSH"}
+    chosen = {name: value for name, value in options.items() if name != "maxnreg"}
     return Cost(
         kernel=variant.kernel,
         variant=variant.label,
@@ -170,6 +203,7 @@ def measure(variant: Variant, target: str) -> Cost:
         shared_bytes=compiled.metadata.shared,
         seconds=round(seconds, 1),
         triton=triton.__version__,
+        source=digest(variant, target),
         **found,
     )
 
@@ -179,37 +213,47 @@ def _variants() -> tuple[Variant, ...]:
     return (*variants(), *small_variants())
 
 
-def _measure(work: tuple[int, str, bool]) -> Cost:
-    number, target, anew = work
+def _measure(work: tuple[int, str, str | None, bool]) -> Cost | None:
+    number, target, recorded, timed = work
+    variant = _variants()[number]
+    if recorded is not None and recorded == digest(variant, target):
+        return None
     # or the seconds are those of a cache
-    knobs.compilation.always_compile = anew
-    cost = measure(_variants()[number], target)
+    knobs.compilation.always_compile = timed
+    cost = measure(variant, target)
     found = f"{cost.registers} registers, {cost.spill_bytes} B spilled, {cost.instructions} instructions"
     print(" ".join(cost.key), f"{found}, {cost.seconds} s", flush=True)
     return cost
 
 
 def measure_all(
-    targets: list[str], kernels: list[str], labels: list[str], anew: bool, processes: int | None = None
-) -> list[Cost]:
+    targets: list[str],
+    kernels: list[str],
+    labels: list[str],
+    recorded: dict[tuple[str, ...], str],
+    timed: bool,
+    processes: int | None = None,
+) -> tuple[list[Cost], int]:
     """
-    Rows of all variants asked for.
+    Rows of all variants asked for whose source is not the recorded one, and how many were left out.
 
     Args:
         targets: Architectures.
         kernels: Kernel families.
         labels: Of the variants, substrings; all if there are none.
-        anew: Compile even what is in Triton's cache.
+        recorded: Digests by a row's key.
+        timed: Compile even what is in Triton's cache.
         processes: How many compile; one for each core if None.
     """
     work = [
-        (number, target, anew)
+        (number, target, recorded.get((v.kernel, v.label, v.dtype, target)), timed)
         for number, v in enumerate(_variants())
         if v.kernel in kernels and (not labels or any(label in v.label for label in labels))
         for target in targets
     ]
     with ProcessPoolExecutor(processes or os.cpu_count(), get_context("spawn")) as pool:
-        return list(Bar(pool.map(_measure, work), "kernel", len(work)))
+        rows = [row for row in Bar(pool.map(_measure, work), "kernel", len(work)) if row is not None]
+    return rows, len(work) - len(rows)
 
 
 def read(path: Path) -> list[Cost]:
@@ -254,25 +298,30 @@ def main() -> None:
     parser.add_argument("--target", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--kernel", nargs="+", choices=names, default=names)
     parser.add_argument("--variant", nargs="+", default=[], help="parts of their names")
+    parser.add_argument("--anew", action="store_true", help="compile also what did not change")
     parser.add_argument("--file", type=Path, default=results_of(triton.__version__))
     parser.add_argument("--processes", type=int, help="that compile (one for each core)")
     options = parser.parse_args()
-    before: list[Cost] = []
-    if options.check:
-        before = read(options.file)
-        if {row.triton for row in before} != {triton.__version__}:
-            print(f"the file is of triton {before[0].triton}, this is {triton.__version__}: not comparable")
-            sys.exit(77)
+    before = read(options.file) if options.file.exists() else []
+    versions = sorted({row.triton for row in before} - {triton.__version__})
+    if options.check and versions:
+        print(f"the file is of triton {versions[0]}, this is {triton.__version__}: not comparable")
+        sys.exit(77)
     kernels = options.kernel
     if options.check and options.file.name != RESULTS.name:
         kernels = [name for name in kernels if any(row.kernel == name for row in before)]
         left = sorted({*options.kernel} - {*kernels})
         print(f"not in {options.file.name}: {', '.join(left) or 'nothing'}")
-    rows = measure_all(options.target, kernels, options.variant, not options.check, options.processes)
+    recorded = {
+        row.key: row.source for row in before if row.triton == triton.__version__ and not options.anew
+    }
+    rows, same = measure_all(
+        options.target, kernels, options.variant, recorded, not options.check, options.processes
+    )
+    print(f"{len(rows)} compiled, {same} with the recorded source", flush=True)
     if not options.check:
         # rows that were not measured now stay
-        kept = {row.key: row for row in (read(options.file) if options.file.exists() else [])}
-        kept |= {row.key: row for row in rows}
+        kept = {row.key: row for row in before} | {row.key: row for row in rows}
         known = {(v.kernel, v.label, v.dtype, target) for v in _variants() for target in TARGETS}
         write(options.file, [row for key, row in kept.items() if key in known])
         return

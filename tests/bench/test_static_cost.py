@@ -11,33 +11,69 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def check(*arguments: str) -> None:
+def static_cost(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = f"{ROOT / 'kernels'}{os.pathsep}{ROOT}"
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.static_cost", "--check", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "bench.static_cost", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == 77:
         pytest.skip(done.stdout.splitlines()[-1])
+    return done
+
+
+def check(*arguments: str) -> None:
+    done = static_cost("--check", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_some_on_hopper():
-    check("--target", "sm_90", "--kernel", "structure_factor", "radial_basis", "pseudo_inverse")
+    kernels = ("structure_factor", "radial_basis", "pseudo_inverse")
+    check("--anew", "--target", "sm_90", "--kernel", *kernels)
+
+
+SMALL = ("--kernel", "grouped_dot", "--target", "sm_90", "--variant", "dot")
+
+
+@pytest.mark.slow
+def test_what_did_not_change_is_not_compiled(tmp_path):
+    """A row with the kernel's digest is believed; another digest, or --anew, finds what is wrong in it."""
+    file = tmp_path / "static_cost.csv"
+    done = static_cost(*SMALL, "--file", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 with the recorded source" in done.stdout
+    with file.open(newline="") as text:
+        mine = list(csv.DictReader(text))
+    assert mine
+    assert all(len(row["source"]) == 12 for row in mine)
+
+    def recorded(source):
+        wrong = [row | {"instructions": "1", "source": source or row["source"]} for row in mine]
+        with file.open("w", newline="") as text:
+            writer = csv.DictWriter(text, list(mine[0]))
+            writer.writeheader()
+            writer.writerows(wrong)
+
+    recorded(None)
+    done = static_cost("--check", *SMALL, "--file", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"0 compiled, {len(mine)} with the recorded source" in done.stdout
+    done = static_cost("--check", "--anew", *SMALL, "--file", str(file))
+    assert done.returncode == 1
+    assert "instructions 1 -> " in done.stdout
+    recorded("0" * 12)
+    done = static_cost("--check", *SMALL, "--file", str(file))
+    assert done.returncode == 1
+    assert "instructions 1 -> " in done.stdout
 
 
 @pytest.mark.slow
 def test_electrostatics_on_hopper():
-    check("--target", "sm_90", "--kernel", "lattice_field", "charge_solve")
+    check("--anew", "--target", "sm_90", "--kernel", "lattice_field", "charge_solve")
 
 
 @pytest.mark.slow
 def test_tensor_products_on_hopper():
-    """Some of each family, in both dtypes: all of them take minutes."""
+    """Some of each family, in both dtypes: all of them take hours."""
     pytest.importorskip("mace", reason="the shapes are those of MACE models")
     kernels = ("channelwise_conv", "symmetric_contraction", "indexed_linear")
     labels = ["POLAR-1-M: gradients in x y w 1", "POLAR-1-M: values 1", "values, 1 component"]
@@ -45,7 +81,7 @@ def test_tensor_products_on_hopper():
         "POLAR-1-M: gradients in x y hidden, radial layer inside 1",
         "POLAR-1-M: gradient in the radial layer's matrix 1",
     ]
-    check("--target", "sm_90", "--kernel", *kernels, "--variant", *labels)
+    check("--anew", "--target", "sm_90", "--kernel", *kernels, "--variant", *labels)
 
 
 def rows(version):
@@ -71,4 +107,5 @@ def test_what_was_recorded(version):
 
 @pytest.mark.slow
 def test_every_kernel_everywhere():
+    """Every row is of the kernel as it is now, or the kernel got no worse."""
     check()

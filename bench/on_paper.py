@@ -148,6 +148,8 @@ WORK = (
     Work("polynomial_field", "field", "rank 2", 79, 79, 0.1, _NOTHING, "float64"),
     Work("cell_inverse", "values", "1 system", 1, 1, 0.0, _NOTHING, "float64"),
     Work("slab_cell", "cells", "1 system", 1, 1, 0.0, _NOTHING, "float64"),
+    Work("conjugate_move", "move", "10,000 charges", 40, 40, 0.7, _NOTHING, "float64"),
+    Work("conjugate_move", "turn", "10,000 charges", 40, 40, 0.4, _NOTHING, "float64"),
     Work(
         "pseudo_inverse",
         "up to 15 columns",

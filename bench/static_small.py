@@ -15,6 +15,8 @@ from scfmlip_kernels.close_charges.kernel import (
     _close_charges_kernel,
     _close_charges_second_kernel,
 )
+from scfmlip_kernels.conjugate_move import kernel as conjugate_step
+from scfmlip_kernels.conjugate_move.layout import STUCK_BELOW
 from scfmlip_kernels.edge_vectors.kernel import _edge_sums_kernel, _edge_vectors_kernel
 from scfmlip_kernels.gated.kernel import _gated_backward_kernel, _gated_kernel, _gated_second_kernel
 from scfmlip_kernels.grouped_dot.kernel import (
@@ -403,6 +405,30 @@ def _inverses() -> Iterator[Variant]:
         )
 
 
+def _conjugate_steps() -> Iterator[Variant]:
+    """Steps of conjugate gradients at given charges, of systems in as many parts as there are."""
+    step, constants = conjugate_step, {"BLOCK": conjugate_step.BLOCK}
+    warps = {"num_warps": step.WARPS, "num_stages": 1}
+    whole = constants | {"PARTS": step.MOST_PARTS}
+    rows, numbers = _pointers("fp64", "direction image"), _pointers("i64", "ptr")
+    look = {**rows, **_pointers("fp64", "ones"), **numbers, **_pointers("fp64", "parts")}
+    yield Variant("conjugate_move", "curvature", "float64", step._look_kernel, look, constants, warps)
+    rows |= _pointers("fp64", "point slope gradient ones")
+    results = "parts progress scales new_point new_slope new_gradient met kept"
+    move = {**rows, **numbers, **_pointers("fp64", results), **_sizes("n_rows")}
+    plain = whole | {"kept_ptr": None}
+    yield Variant("conjugate_move", "move", "float64", step._move_kernel, move, plain, warps)
+    yield Variant("conjugate_move", "move, kept", "float64", step._move_kernel, move, whole, warps)
+    rows = _pointers("fp64", "preconditioned gradient slope ones along")
+    sums = {**rows, **numbers, **_pointers("fp64", "parts")}
+    yield Variant("conjugate_move", "gradient", "float64", step._gradient_sums_kernel, sums, constants, warps)
+    rows = _pointers("fp64", "preconditioned direction along")
+    results = "parts progress met scales new_direction new_progress"
+    turn = {**rows, **numbers, **_pointers("fp64", results)}
+    stuck = whole | {"STUCK_BELOW": STUCK_BELOW}
+    yield Variant("conjugate_move", "turn", "float64", step._turn_kernel, turn, stuck, warps)
+
+
 def small_variants() -> Iterator[Variant]:
     """Every small kernel, at both dtypes where it has two."""
     for dtype, real in (("float32", "fp32"), ("float64", "fp64")):
@@ -415,3 +441,4 @@ def small_variants() -> Iterator[Variant]:
     yield from _cells()
     yield from _slabs()
     yield from _inverses()
+    yield from _conjugate_steps()

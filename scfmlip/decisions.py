@@ -83,11 +83,11 @@ class Decisions:
         return len(self.taken) - 1
 
     def ended(self, place: int, step: int, active: Tensor) -> bool:
-        """Whether a repeated iteration ends before ``step``; ``active`` bool must not hold then."""
+        """Whether a repeated iteration ends before ``step``; no number of ``active`` bool must hold then."""
         last = self.taken[place]
         if last is None or step < _with_more(last):
             return False
-        self._guard(active)
+        self._guard(active.any())
         return True
 
     def _recorded(self) -> Any:

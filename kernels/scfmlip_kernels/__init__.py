@@ -10,6 +10,8 @@ from .charge_solve import charge_solve
 from .charge_solve.op import ChargeSolve
 from .close_charges import close_charges
 from .columns import take_columns
+from .conjugate_move import conjugate_move
+from .conjugate_move.op import conjugate_turn
 from .dispatch import backend
 from .edge_vectors import edge_vectors
 from .gated import gated
@@ -71,6 +73,8 @@ __all__ = [
     "channelwise_conv",
     "charge_solve",
     "close_charges",
+    "conjugate_move",
+    "conjugate_turn",
     "edge_vectors",
     "gated",
     "gaussian_pairs",

@@ -16,17 +16,15 @@ import torch
 from torch import Tensor
 
 from ...decisions import needed
-from ..convergence import ROUNDING, Verdict, ended, given_up, judged
+from ..convergence import EXCUSED, ROUNDING, Verdict, judged
 from ..quadratic import QuadraticProblem
-from ..solution import Status
 from .gmres import Map
 from .looks import Looks
 from .recursion import ConjugateDirections, GivenSum
+from .steps import PATIENCE, LaunchedSteps, Limits, PlainSteps
 
 # smaller relative residuals are rounding
 FLOOR = {torch.float32: 2e-6, torch.float64: 1e-14}
-# iterations without a new smallest residual after which a system stops
-_PATIENCE = 25
 
 
 class LinearResult(NamedTuple):
@@ -98,24 +96,21 @@ def conjugate_gradients(
     state, slope, scale = _start(problem, apply, source, totals, initial, choose, ROUNDING[dtype])
     batch, whole = problem.segments.repeated(shape[1]), norm_of(problem, source)
     given = given_sum(problem, precondition, source)
-    if given is None:  # unconstrained, or fragments
+    step_back, project = precondition, None
+    if given is None and problem.constrained:  # fragments
         step_back, project = preconditioned_projector(problem, precondition, source), flat(problem.project)
-    else:
-        step_back, project = precondition, None
     walk = ConjugateDirections(
         batch, flat(apply), flat(step_back), state.flatten(), slope.flatten(), project, given, keep
     )
-    progress, looks = Progress(judge(walk), tolerance), Looks()
+    steps, looks = PlainSteps(walk, judge, tolerance), Looks()
+    if LaunchedSteps.fit(walk):
+        limits = Limits(scale, whole, tolerance, ROUNDING[dtype], EXCUSED[dtype], PATIENCE)
+        steps = LaunchedSteps(walk, steps.progress.verdict, steps.progress.status, limits)
     for step in range(max_iterations):
-        if looks.ended(step, progress.active, progress.verdict.residual, tolerance):
+        if looks.ended(step, steps.active, steps.residual, tolerance):
             break
-        walk.look()
-        progress.met(walk.curvature)
-        active = progress.active
-        walk.move(active)
-        progress.iterations = progress.iterations + active
-        progress.moved(judge(walk))
-        walk.turn(active)
+        steps.take()
+    progress = steps.finished()
     slope = walk.slope.view(shape)
     return LinearResult(
         problem.feasible(walk.x.view(shape), totals),
@@ -126,57 +121,6 @@ def conjugate_gradients(
         slope,
         walk.kept,
     )
-
-
-class Progress:
-    """
-    How far the systems of a batch have come, and which of them continue.
-
-    Attributes:
-        verdict: Of each system's last point.
-        status: ``[n_systems]`` int64, `Status.ITERATIONS` for those that continue.
-        iterations: ``[n_systems]`` int64.
-
-    Args:
-        verdict: Of the first point.
-        tolerance: Relative residual.
-    """
-
-    def __init__(self, verdict: Verdict, tolerance: float) -> None:
-        self.verdict, self.tolerance = verdict, tolerance
-        status = torch.full_like(verdict.residual, int(Status.ITERATIONS), dtype=torch.int64)
-        self.status = ended(status, verdict)
-        self.iterations = torch.zeros_like(self.status)
-        self._best, self._since = verdict.residual, self.iterations
-
-    @property
-    def active(self) -> Tensor:
-        """``[n_systems]`` bool."""
-        return self.status == Status.ITERATIONS
-
-    def met(self, curvature: Tensor) -> None:
-        """End systems whose direction has no minimum."""
-        status = torch.where(self.active & (curvature <= 0), int(Status.INDEFINITE), self.status)
-        self.status = torch.where(self.active & ~torch.isfinite(curvature), int(Status.NOT_FINITE), status)
-
-    def moved(self, fresh: Verdict) -> None:
-        """The verdict of new points of the active systems; end those that need no more."""
-        active = self.active
-        kept = (torch.where(active, new, old) for new, old in zip(fresh, self.verdict, strict=True))
-        self.verdict = verdict = Verdict(*kept)
-        better = verdict.residual < self._best
-        self._since = torch.where(better, 0, self._since + 1)
-        self._best = torch.where(better, verdict.residual, self._best)
-        # accept rounding where the residual no longer improves
-        reached = verdict.residual <= self.tolerance
-        stuck = (self._since > _PATIENCE) & ((self._best < 1e-3) | verdict.rounded)
-        reached = verdict._replace(converged=reached | (stuck & verdict.converged))
-        status = ended(self.status, reached)
-        self.status = torch.where((status == Status.ITERATIONS) & stuck, int(Status.STAGNATED), status)
-
-    def given_up(self) -> Tensor:
-        """``[n_systems]`` the status at the end."""
-        return given_up(ended(self.status, self.verdict), self.verdict)
 
 
 def norm_of(problem: QuadraticProblem, values: Tensor) -> Tensor:

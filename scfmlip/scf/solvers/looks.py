@@ -56,7 +56,7 @@ class Looks:
         if self._taken is None:
             return self._looked(step, active, residual, target)
         if self._taken.repeating:
-            return self._taken.ended(self._place, step, active.any())
+            return self._taken.ended(self._place, step, active)
         ended = self._looked(step, active, residual, target)
         if ended:
             self._taken.taken[self._place] = step

@@ -21,6 +21,7 @@ from ..solution import Status
 from .gmres import Map, RootResult
 from .looks import Looks
 from .recursion import ConjugateDirections, GivenSum
+from .steps import LaunchedSteps, Limits
 
 
 @lru_cache(maxsize=16)
@@ -34,6 +35,9 @@ def generic_direction(size: int, device: torch.device) -> Tensor:
 # value [n_systems], projected gradient [n], norm of the full gradient [n_systems], and a function for
 # products of the Hessian with [n]
 Model = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Map]]
+
+
+_FLAT = 1e-14  # curvature that is none, relative to the square of the direction's norm
 
 
 def _quadratic(
@@ -59,9 +63,11 @@ def _quadratic(
     start = torch.zeros_like(right)
     walk = ConjugateDirections(batch, apply, precondition, start, -right, given=given, inside=True)
     norm = walk.norms[0]
+    going = active & (norm > target)
+    if LaunchedSteps.fit(walk):
+        return _launched(walk, norm, going, target, max_iterations, looks)
     negative = torch.zeros_like(active)
     iterations = torch.zeros_like(norm, dtype=torch.int64)
-    going = active & (norm > target)
     products = 0
     for step in range(max_iterations):
         if looks.ended(step, going, norm, target):
@@ -69,7 +75,7 @@ def _quadratic(
         walk.look()
         products += 1
         p = walk.direction
-        flat = going & ~(walk.curvature > 1e-14 * walk.length**2)  # includes NaN
+        flat = going & ~(walk.curvature > _FLAT * walk.length**2)  # includes NaN
         negative = negative | flat
         if step == 0:
             walk.x = torch.where(batch.expand(flat), p, walk.x)
@@ -80,6 +86,33 @@ def _quadratic(
         going = going & (norm > target)
         walk.turn(going)
     return walk.x, norm, iterations, negative, products
+
+
+def _launched(
+    walk: ConjugateDirections, norm: Tensor, going: Tensor, target: Tensor, max_iterations: int, looks: Looks
+) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """The rest of `_quadratic`, in few launches."""
+    status = torch.where(going, int(Status.ITERATIONS), int(Status.CONVERGED))
+    steps = LaunchedSteps(
+        walk, Verdict(norm, norm, ~going, ~going), status, Limits(1.0, 0.0, target, flat=_FLAT)
+    )
+    products = 0
+    for step in range(max_iterations):
+        if looks.ended(step, steps.active, steps.residual, target):
+            break
+        steps.take()
+        products += 1
+        if step == 0:
+            flat = walk.batch.expand(_without_minimum(steps))
+            walk.x = torch.where(flat, walk.direction, walk.x)  # they did not turn
+    return walk.x, steps.residual, steps.numbers[7].long(), _without_minimum(steps), products
+
+
+def _without_minimum(steps: LaunchedSteps) -> Tensor:
+    """``[n_systems]`` bool: whose last direction had no positive curvature; NaN is none."""
+    status = steps.numbers[6]
+    strange = (status == int(Status.NOT_FINITE)) & torch.isfinite(steps.residual)
+    return (status == int(Status.INDEFINITE)) | strange
 
 
 def conjugate_gradient_solve(

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from ..convergence import ROUNDING, judged
 from ..quadratic import Interaction, QuadraticProblem
-from .conjugate_gradients import FLOOR, LinearResult, Progress, scale_of
+from .conjugate_gradients import FLOOR, LinearResult, scale_of
+from .steps import Progress
 
 Precondition = Callable[[Tensor], Tensor]
 

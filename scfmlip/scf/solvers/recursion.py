@@ -43,6 +43,8 @@ class ConjugateDirections:
         slope: ``A x + b``.
         gradient: Projection of the slope on the allowed directions.
         direction: Direction of the next step.
+        rz: ``[n_systems]`` gradient times preconditioned gradient, of that direction.
+        directions: What `kept` is made of.
         curvature: ``[n_systems]`` ``p.A p`` of the direction p, set by `look`.
         length: ``[n_systems]`` norm of p, set by `look`.
         norms: ``[2, n_systems]`` norms of gradient and slope.
@@ -85,7 +87,7 @@ class ConjugateDirections:
         inside: bool = False,
     ) -> None:
         self.keep = keep
-        self._kept: list[tuple[Tensor, Tensor]] = []
+        self.directions: list[tuple[Tensor, Tensor]] = []
         self.batch, self.apply, self.precondition = batch, apply, precondition
         self.project, self.given = project, given
         self.x, self.slope = x, slope
@@ -93,7 +95,7 @@ class ConjugateDirections:
             self.gradient = slope if inside or project is None else project(slope)
         else:
             self.gradient = slope - self._even(batch.dot(given.ones, slope))
-        z, self._rz = self._preconditioned()
+        z, self.rz = self._preconditioned()
         self.direction = -z
 
     def _even(self, total: Tensor) -> Tensor:
@@ -132,9 +134,9 @@ class ConjugateDirections:
 
     def move(self, moving: Tensor) -> None:
         """Move the systems in ``moving [n_systems]`` to the minimum along the direction."""
-        if len(self._kept) < self.keep:
+        if len(self.directions) < self.keep:
             self._remember(moving)
-        length = self._rz / torch.where(moving, self.curvature, 1.0)
+        length = self.rz / torch.where(moving, self.curvature, 1.0)
         length = self.batch.expand(torch.where(moving, length, 0.0))
         where = self.batch.expand(moving)
         self.x = torch.where(where, self.x + length * self.direction, self.x)
@@ -154,21 +156,21 @@ class ConjugateDirections:
         scale = self.batch.expand(torch.where(moving, self.curvature, 1.0).rsqrt())
         where = self.batch.expand(moving)
         parts = (torch.where(where, scale * rows, 0.0) for rows in (self.direction, image))
-        self._kept.append((next(parts), next(parts)))
+        self.directions.append((next(parts), next(parts)))
 
     @property
     def kept(self) -> tuple[Tensor, Tensor] | None:
         """``[k, n]`` directions so far with a curvature of 1, and their projected images; None if none."""
-        if not self._kept:
+        if not self.directions:
             return None
-        directions, images = (torch.stack(rows) for rows in zip(*self._kept, strict=True))
+        directions, images = (torch.stack(rows) for rows in zip(*self.directions, strict=True))
         return directions, images
 
     def turn(self, moving: Tensor) -> None:
         """Turn the systems in ``moving [n_systems]`` to the next direction."""
         z, rz = self._next, self._next_rz
-        some = self._rz != 0
-        beta = torch.where(moving & some, rz / torch.where(some, self._rz, 1.0), 0.0)
+        some = self.rz != 0
+        beta = torch.where(moving & some, rz / torch.where(some, self.rz, 1.0), 0.0)
         fresh = self.batch.expand(beta) * self.direction - z
         self.direction = torch.where(self.batch.expand(moving), fresh, self.direction)
-        self._rz = torch.where(moving, rz, self._rz)
+        self.rz = torch.where(moving, rz, self.rz)

@@ -1,0 +1,3 @@
+from .op import conjugate_move
+
+__all__ = ["conjugate_move"]

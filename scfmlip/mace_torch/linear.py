@@ -11,6 +11,7 @@ from typing import Any
 
 import mace  # noqa: F401  (import it before e3nn, which fails to load its constants otherwise)
 import torch
+from e3nn import nn as e3nn_nn
 from e3nn import o3
 from e3nn.nn import Activation
 from mace.modules.gate import GatedEquivariantBlock
@@ -99,6 +100,18 @@ class FastGate(Swapped, GatedEquivariantBlock):
         return gated(features, self._scfmlip_gate)
 
 
+class FastPlainGate(Swapped, e3nn_nn.Gate):
+    """e3nn's gate, in one launch on a GPU."""
+
+    _scfmlip_original = e3nn_nn.Gate
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``[n, irreps_in.dim]`` -> ``[n, irreps_out.dim]``."""
+        if not features.is_cuda or features.ndim != 2:
+            return super().forward(features)
+        return gated(features, self._scfmlip_gate)
+
+
 class FastActivation(Swapped, Activation):
     """e3nn's silu of scalars, in one launch on a GPU."""
 
@@ -156,6 +169,35 @@ def _gate_groups(module: Any) -> tuple[int, ...] | None:
     return tuple(groups)
 
 
+def _plain_gate(module: Any) -> Gate | None:
+    """e3nn's gate as a description; None if it has another form."""
+    columns = torch.arange(module.irreps_in.dim)
+    parts = [part.long() for part in module.sc(columns.float())]
+    if not torch.equal(torch.cat(parts), columns):
+        return None  # scalars, gates and gated features do not follow one another
+    scalars = _activation_gate(module.act_scalars)
+    n_scalars, n_gates = module.irreps_scalars.dim, module.irreps_gates.dim
+    if scalars is None:
+        return None
+    if n_gates == 0:
+        return scalars
+    acts = module.act_gates.acts
+    functions = {
+        (_function_name(act.f), 1.0 if act._is_id else float(act.cst)) for act in acts if act is not None
+    }
+    if None in acts or len(functions) != 1:
+        return None
+    ((name, factor),) = functions
+    if name is None:
+        return None
+    groups = torch.arange(n_gates).repeat_interleave(
+        torch.tensor([ir.dim for mul, ir in module.irreps_gated for _ in range(mul)])
+    )
+    return Gate(
+        n_scalars, tuple(groups.tolist()), n_gates, scalars.scalar, name, scalars.scalar_factor, factor
+    )
+
+
 def _reshaped_columns(module: Any) -> tuple[int, ...] | None:
     """The column that each column of the flattened result is; None for cuEquivariance's layout."""
     config = getattr(module, "cueq_config", None)
@@ -180,6 +222,10 @@ def find_linear_swaps(model: torch.nn.Module) -> Swaps:
             gate = _gate(module)
             if gate is not None:
                 swaps[id(module)] = (FastGate, {"_scfmlip_gate": gate})
+        elif type(module) is e3nn_nn.Gate:
+            gate = _plain_gate(module)
+            if gate is not None:
+                swaps[id(module)] = (FastPlainGate, {"_scfmlip_gate": gate})
         elif type(module) is Activation:
             gate = _activation_gate(module)
             if gate is not None:

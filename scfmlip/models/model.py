@@ -13,6 +13,7 @@ from scfmlip_kernels.constants import constant
 
 from ..distributed import Domain, all_reduce
 from ..electrostatics.external import ExternalCharges
+from ..mace_torch.accelerate import accelerate_blocks
 from ..mace_torch.graphs import stress_of
 from ..mace_torch.inputs import INPUTS
 from ..mace_torch.step_graphs import StepGraphs, check_cuda
@@ -113,18 +114,16 @@ class Model(torch.nn.Module):
         kind = rule_class(name_of(config.rule))
         self._check_constraint()
         self.backbone = backbone = kind.build_backbone(config) if backbone is None else backbone
-        self.rule: ChargeRule = kind(
-            config.rule,
-            RuleContext(
-                config.elements,
-                backbone.irreps,
-                config.backbone.r_max,
-                config.backbone.avg_num_neighbors,
-                config.density,
-                config.constraint,
-                config.backbone,
-            ),
+        context = RuleContext(
+            config.elements,
+            backbone.irreps,
+            config.backbone.r_max,
+            config.backbone.avg_num_neighbors,
+            config.density,
+            config.constraint,
+            config.backbone,
         )
+        self.rule: ChargeRule = accelerate_blocks(kind(config.rule, context))
 
     @property
     def pads_cell(self) -> bool:

@@ -10,6 +10,8 @@ from e3nn import nn as e3nn_nn
 from e3nn import o3
 from torch import Tensor
 
+from scfmlip_kernels.constants import constant
+
 from .config import per_element
 
 
@@ -18,18 +20,24 @@ def count_scalars(irreps: o3.Irreps) -> int:
     return irreps.count(o3.Irrep(0, 1))
 
 
+_HALF = 0.5 * math.sqrt(3)
+# row by row: xz, xy, yy, yz, zz-xx
+_TURNED = (
+    (0.0, 0.0, 0.0, 1.0, 0.0),
+    (1.0, 0.0, 0.0, 0.0, 0.0),
+    (0.0, 0.0, -0.5, 0.0, -_HALF),
+    (0.0, 1.0, 0.0, 0.0, 0.0),
+    (0.0, 0.0, _HALF, 0.0, -0.5),
+)
+
+
 def quadrupoles_from_e3nn(like: Tensor) -> Tensor:
     """
     ``[5, 5]`` from features of l = 2 to the components of `GaussianMultipoles`, for rows from the left.
 
     e3nn's are ``[xz, xy, yy, yz, zz-xx]`` for vectors given as (x, y, z), as mace-torch's edges are.
     """
-    half = 0.5 * math.sqrt(3)
-    matrix = torch.zeros((5, 5), dtype=like.dtype, device=like.device)
-    matrix[0, 3] = matrix[1, 0] = matrix[3, 1] = 1.0
-    matrix[2, 2], matrix[4, 2] = -0.5, half
-    matrix[2, 4], matrix[4, 4] = -half, -0.5
-    return matrix
+    return constant(_TURNED, like.dtype, like.device)
 
 
 def _sum_layers(layers: torch.nn.ModuleList, features: Sequence[Tensor]) -> Tensor:

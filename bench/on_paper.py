@@ -151,6 +151,15 @@ WORK = (
     Work("conjugate_move", "move", "10,000 charges", 40, 40, 0.7, _NOTHING, "float64"),
     Work("conjugate_move", "turn", "10,000 charges", 40, 40, 0.4, _NOTHING, "float64"),
     Work(
+        "fsai_rows",
+        "up to 63 neighbours",
+        "48 neighbours",
+        1000,
+        50000,
+        0.9,
+        "one column of the triangle a thread: half the work",
+    ),
+    Work(
         "pseudo_inverse",
         "up to 15 columns",
         "1 system, 7 sweeps",

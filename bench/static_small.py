@@ -18,6 +18,8 @@ from scfmlip_kernels.close_charges.kernel import (
 from scfmlip_kernels.conjugate_move import kernel as conjugate_step
 from scfmlip_kernels.conjugate_move.layout import STUCK_BELOW
 from scfmlip_kernels.edge_vectors.kernel import _edge_sums_kernel, _edge_vectors_kernel
+from scfmlip_kernels.fsai_rows.kernel import _fsai_rows_kernel
+from scfmlip_kernels.fsai_rows.kernel import warps_for as fsai_warps
 from scfmlip_kernels.gated.kernel import _gated_backward_kernel, _gated_kernel, _gated_second_kernel
 from scfmlip_kernels.grouped_dot.kernel import (
     _grouped_dot_backward_kernel,
@@ -429,6 +431,22 @@ def _conjugate_steps() -> Iterator[Variant]:
     yield Variant("conjugate_move", "turn", "float64", step._turn_kernel, turn, stuck, warps)
 
 
+def _sparse_inverses() -> Iterator[Variant]:
+    """Rows of sparse inverses, of each size that is compiled."""
+    signature = {
+        **_pointers("fp32", "vectors"),
+        **_pointers("i64", "neighbours"),
+        **_pointers("u8", "used"),
+        **_pointers("fp32", "width diagonal out"),
+        "coulomb": "fp32",
+        **_sizes("m"),
+    }
+    for size in (16, 32, 64):
+        warps = {"num_warps": fsai_warps(size), "num_stages": 1}
+        label = f"up to {size - 1} neighbours"
+        yield Variant("fsai_rows", label, "float32", _fsai_rows_kernel, signature, {"SIZE": size}, warps)
+
+
 def small_variants() -> Iterator[Variant]:
     """Every small kernel, at both dtypes where it has two."""
     for dtype, real in (("float32", "fp32"), ("float64", "fp64")):
@@ -442,3 +460,4 @@ def small_variants() -> Iterator[Variant]:
     yield from _slabs()
     yield from _inverses()
     yield from _conjugate_steps()
+    yield from _sparse_inverses()

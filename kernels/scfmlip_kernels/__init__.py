@@ -14,6 +14,7 @@ from .conjugate_move import conjugate_move
 from .conjugate_move.op import conjugate_turn
 from .dispatch import backend
 from .edge_vectors import edge_vectors
+from .fsai_rows import fsai_rows
 from .gated import gated
 from .gated.description import Gate
 from .gaussian_pairs import gaussian_pairs
@@ -76,6 +77,7 @@ __all__ = [
     "conjugate_move",
     "conjugate_turn",
     "edge_vectors",
+    "fsai_rows",
     "gated",
     "gaussian_pairs",
     "grouped_dot",

@@ -161,11 +161,16 @@ def make_criterion(
     return replace(criterion, own=torch.maximum(own, SMALLEST * unit))
 
 
+def strange(values: Tensor) -> Tensor:
+    """Where values are NaN or infinite: in two launches, `torch.isfinite` takes four."""
+    return (values - values) != 0
+
+
 def ended(status: Tensor, verdict: Verdict) -> Tensor:
     """``status``, updated for systems that converged, met NaN, or stopped at the rounding of their dtype."""
     open_ = status == Status.ITERATIONS
     status = torch.where(open_ & verdict.converged, int(Status.CONVERGED), status)
-    return torch.where(open_ & ~torch.isfinite(verdict.residual), int(Status.NOT_FINITE), status)
+    return torch.where(open_ & strange(verdict.residual), int(Status.NOT_FINITE), status)
 
 
 def given_up(status: Tensor, verdict: Verdict) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scfmlip_kernels import cell_inverse, segment_sum
+from scfmlip_kernels import cell_inverse, fsai_rows, segment_sum
 from scfmlip_kernels.constants import constant
 
 from ...decisions import at_least
@@ -50,7 +50,9 @@ def check_preconditioner(name: object) -> None:
 
 def diagonal(width: Tensor, hardness: Tensor) -> Tensor:
     """``[n_atoms, dim]`` float64: hardness plus the self-interaction of each Gaussian."""
-    charge = COULOMB_CONSTANT / (math.sqrt(math.pi) * width)[:, None]
+    charge = (COULOMB_CONSTANT / math.sqrt(math.pi)) / width[:, None]
+    if hardness.shape[1] == 1:
+        return hardness.double() + charge
     square = width[:, None] ** 2
     own = [charge, (charge / (6 * square)).expand(-1, 3), (charge / (60 * square**2)).expand(-1, 5)]
     return hardness.double() + torch.cat(own, 1)[:, : hardness.shape[1]]
@@ -154,39 +156,13 @@ class SparseFactor:
             neighbours, vectors, valid = listed_neighbours(problem, positions.double(), cell)
         else:
             neighbours, vectors, valid = lower_neighbours(problem, positions.double(), cell)
-        n_atoms, m = neighbours.shape
+        n_atoms = len(neighbours)
         # the atom itself comes last
         index = torch.cat((neighbours, torch.arange(n_atoms, device=positions.device)[:, None]), 1)
-        place = torch.cat((vectors, vectors.new_zeros(n_atoms, 1, 3)), 1)
         used = torch.cat((valid, valid.new_ones(n_atoms, 1)), 1)
-        own = diagonal(width, hardness)[:, 0]
-        factors = []
         # single precision is enough for an approximate inverse
-        place, width, own = place.float(), width.float(), own.float()
-        step = max(1, _CHUNK_PAIRS // (m + 1) ** 2)
-        for start in range(0, n_atoms, step):
-            part = slice(start, start + step)
-            delta = place[part, :, None] - place[part, None, :]
-            r = delta.norm(dim=-1)
-            gamma = (width[index[part]][:, :, None] ** 2 + width[index[part]][:, None, :] ** 2).sqrt()
-            safe = torch.where(r > 1e-9, r, torch.ones_like(r))
-            pair = COULOMB_CONSTANT * torch.erf(safe / (math.sqrt(2) * gamma)) / safe
-            contact = COULOMB_CONSTANT * math.sqrt(2 / math.pi) / gamma
-            pair = torch.where(r > 1e-9, pair, contact)
-            both = used[part][:, :, None] & used[part][:, None, :]
-            eye = torch.eye(m + 1, dtype=torch.bool, device=positions.device)
-            block = torch.where(both & ~eye, pair, torch.zeros_like(pair))
-            block = block + torch.diag_embed(torch.where(used[part], own[index[part]], 1.0))
-            unit = block.new_zeros(m + 1, 1)
-            unit[-1] = 1.0
-            column = torch.linalg.solve_ex(block, unit.expand(len(block), -1, -1))[0][..., 0]
-            # a neighbourhood that is not positive definite (negative hardness) falls back to its diagonal
-            good = (column[:, -1] > 0) & torch.isfinite(column).all(1)
-            alone = unit[:, 0] / own[part, None].abs().clamp(min=1e-6)
-            column = torch.where(good[:, None], column, alone)
-            factors.append(column / column[:, -1:].sqrt())
-        values = torch.cat(factors) if factors else width.new_zeros(0, m + 1)
-        values = torch.where(used, values, torch.zeros_like(values)).double()
+        given = (vectors.float(), neighbours, valid, width.float(), diagonal(width, hardness)[:, 0].float())
+        values = fsai_rows(*given, COULOMB_CONSTANT).double()
         row = torch.arange(n_atoms, device=positions.device)[:, None].expand_as(index)
         if positions.is_cuda:  # its host does not know how many are used: the others are zeros of the atom
             flat, row, entries = torch.where(used, index, row).flatten(), row.flatten(), values.flatten()

@@ -19,7 +19,7 @@ from scfmlip_kernels.conjugate_move.layout import STUCK_BELOW
 from scfmlip_kernels.conjugate_move.layout import Progress as Numbers
 from scfmlip_kernels.dispatch import needs_kernel_tables
 
-from ..convergence import Verdict, ended, given_up
+from ..convergence import Verdict, ended, given_up, strange
 from ..solution import Status
 from .recursion import ConjugateDirections
 
@@ -39,13 +39,23 @@ class Progress:
     Args:
         verdict: Of the first point.
         tolerance: Relative residual.
+        status: As the attribute, where it is known.
+        iterations: Likewise; zeros if None.
     """
 
-    def __init__(self, verdict: Verdict, tolerance: float) -> None:
+    def __init__(
+        self,
+        verdict: Verdict,
+        tolerance: float,
+        status: Tensor | None = None,
+        iterations: Tensor | None = None,
+    ) -> None:
         self.verdict, self.tolerance = verdict, tolerance
-        status = torch.full_like(verdict.residual, int(Status.ITERATIONS), dtype=torch.int64)
-        self.status = ended(status, verdict)
-        self.iterations = torch.zeros_like(self.status)
+        if status is None:
+            status = torch.full_like(verdict.residual, int(Status.ITERATIONS), dtype=torch.int64)
+            status = ended(status, verdict)
+        self.status = status
+        self.iterations = torch.zeros_like(status) if iterations is None else iterations
         self._best, self._since = verdict.residual, self.iterations
 
     @property
@@ -56,7 +66,7 @@ class Progress:
     def met(self, curvature: Tensor) -> None:
         """End systems whose direction has no minimum."""
         status = torch.where(self.active & (curvature <= 0), int(Status.INDEFINITE), self.status)
-        self.status = torch.where(self.active & ~torch.isfinite(curvature), int(Status.NOT_FINITE), status)
+        self.status = torch.where(self.active & strange(curvature), int(Status.NOT_FINITE), status)
 
     def moved(self, fresh: Verdict) -> None:
         """The verdict of new points of the active systems; end those that need no more."""
@@ -212,9 +222,8 @@ class LaunchedSteps:
         """How far it came; the walk is at its last point."""
         now = Numbers(*self.numbers)
         norm = now.residual * self.scales[0]
-        progress = Progress(Verdict(norm, now.residual, now.converged > 0, now.rounded > 0), 0.0)
-        progress.status, progress.iterations = now.status.long(), now.iterations.long()
-        return progress
+        verdict = Verdict(norm, now.residual, now.converged > 0, now.rounded > 0)
+        return Progress(verdict, 0.0, now.status.long(), now.iterations.long())
 
 
 def _row(values: Tensor | float, like: Tensor) -> Tensor:

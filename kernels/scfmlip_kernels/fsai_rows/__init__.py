@@ -1,0 +1,3 @@
+from .op import fsai_rows
+
+__all__ = ["fsai_rows"]

@@ -155,3 +155,21 @@ def test_a_linear_solve_meets_negative_curvature(generator, taken, device):
     assert want.status.tolist() == [Status.CONVERGED, Status.INDEFINITE, Status.INDEFINITE]
     torch.testing.assert_close(got.x[3:6].cpu(), right[3:6])
     equal(got, want, ("x", "residual", "iterations", "status", "evaluations"))
+
+
+@SOME
+def test_second_derivatives(generator, taken):
+    """Solves of backward passes, too: no step is asked for derivatives of its own."""
+    root, source = parts(generator)
+    options = {"total_charge": TOTALS, "tolerance": 1e-11, "batch_idx": INDEX}
+
+    def slopes(_):
+        leaves = [t.clone().requires_grad_() for t in (root, source)]
+        found = minimize_functional(quartic, START, leaves, **options)
+        loss = found.energy.sum() + (found.state**3).sum()
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+        return [*first, *torch.autograd.grad(sum((x**2).sum() for x in first), leaves)]
+
+    got, want = both(slopes, taken)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)

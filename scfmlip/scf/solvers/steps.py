@@ -191,11 +191,6 @@ class LaunchedSteps:
         return plain and needs_kernel_tables(walk.x.device)
 
     @property
-    def status(self) -> Tensor:
-        """``[n_systems]`` int64."""
-        return self.numbers[6].long()
-
-    @property
     def active(self) -> Tensor:
         """``[n_systems]`` bool: which systems go on."""
         return self.numbers[6] == int(Status.ITERATIONS)

@@ -7,8 +7,9 @@ that `--kernel`, `--variant` and `--target` choose; with `--check` it
 compares instead, and fails where spills, registers, shared memory or instructions grew by more than 5%: any
 spill fails where there was none. Other versions of Triton have a file of their own, such as
 static_cost-3.6.csv, which need not hold every family.
-All kernels take ten hours of processor time, so both compile only those whose source changed: each row has a
-digest of what Triton makes of the kernel before its first pass, and of the options. `--anew` compiles all.
+All kernels take three quarters of an hour of one core, so both compile only those whose source changed: each
+row has a digest of what Triton makes of the kernel before its first pass, and of the options. `--anew`
+compiles all.
 Instructions are counted in the machine code, once each however often they run.
 """
 

@@ -73,7 +73,7 @@ def test_electrostatics_on_hopper():
 
 @pytest.mark.slow
 def test_tensor_products_on_hopper():
-    """Some of each family, in both dtypes: all of them take hours."""
+    """Some of each family, in both dtypes: all of them take most of an hour."""
     pytest.importorskip("mace", reason="the shapes are those of MACE models")
     kernels = ("channelwise_conv", "symmetric_contraction", "indexed_linear")
     labels = ["POLAR-1-M: gradients in x y w 1", "POLAR-1-M: values 1", "values, 1 component"]

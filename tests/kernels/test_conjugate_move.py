@@ -167,3 +167,15 @@ def test_what_is_refused(change, error, message):
     arguments = {**rows, "ptr": torch.tensor([0, 3]), **numbers, **change}
     with pytest.raises(error, match=message):
         conjugate_move(**arguments)
+
+
+def test_opcheck(generator):
+    ptr = pointers([2, 3])
+    (p, z, along, x, s, g), progress, scales = draws(2, 5, generator)
+    ones = torch.ones_like(x)
+    for keep in (False, True):
+        given = (p, p + 0.1 * z, x, s, g, ones, ptr, progress, scales, True, keep)
+        torch.library.opcheck(torch.ops.scfmlip.conjugate_move.default, given)
+    met = conjugate_move(*given[:9])[3]
+    given = (z, g, s, p, ones, along, ptr, progress, met, scales, True)
+    torch.library.opcheck(torch.ops.scfmlip.conjugate_turn.default, given)

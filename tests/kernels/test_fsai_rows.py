@@ -94,3 +94,8 @@ def test_what_is_refused(change, error, message):
     }
     with pytest.raises(error, match=message):
         fsai_rows(**given | change, coulomb=COULOMB)
+
+
+def test_opcheck(generator):
+    given = tuple(single(*atoms(5, 3, generator)))
+    torch.library.opcheck(torch.ops.scfmlip.fsai_rows.default, (*given, COULOMB))

@@ -102,7 +102,7 @@ def test_charges(dim, target, memory, generator, taken, device):
 
 
 def test_ends(generator, taken, device):
-    """Not a minimum, NaN, too few iterations, and a tolerance below rounding: each system alone."""
+    """Not a minimum, too few iterations, and a tolerance below rounding: each system alone."""
     place, chi, hardness = molecules(generator, 1)
 
     def ends(hardness, **more):

@@ -105,12 +105,12 @@ def _launched(
         if step == 0:
             flat = walk.batch.expand(_without_minimum(steps))
             walk.x = torch.where(flat, walk.direction, walk.x)  # they did not turn
-    return walk.x, steps.residual, steps.numbers[7].long(), _without_minimum(steps), products
+    return walk.x, steps.residual, steps.now.iterations.long(), _without_minimum(steps), products
 
 
 def _without_minimum(steps: LaunchedSteps) -> Tensor:
     """``[n_systems]`` bool: whose last direction had no positive curvature; NaN is none."""
-    status = steps.numbers[6]
+    status = steps.now.status
     strange = (status == int(Status.NOT_FINITE)) & torch.isfinite(steps.residual)
     return (status == int(Status.INDEFINITE)) | strange
 

@@ -191,14 +191,19 @@ class LaunchedSteps:
         return plain and needs_kernel_tables(walk.x.device)
 
     @property
+    def now(self) -> Numbers:
+        """``numbers`` by name."""
+        return Numbers(*self.numbers)
+
+    @property
     def active(self) -> Tensor:
         """``[n_systems]`` bool: which systems go on."""
-        return self.numbers[6] == int(Status.ITERATIONS)
+        return self.now.status == int(Status.ITERATIONS)
 
     @property
     def residual(self) -> Tensor:
         """``[n_systems]`` float64, relative."""
-        return self.numbers[1]
+        return self.now.residual
 
     def take(self) -> None:
         """One step of the systems that go on."""
@@ -215,7 +220,7 @@ class LaunchedSteps:
 
     def finished(self) -> Progress:
         """How far it came; the walk is at its last point."""
-        now = Numbers(*self.numbers)
+        now = self.now
         norm = now.residual * self.scales[0]
         verdict = Verdict(norm, now.residual, now.converged > 0, now.rounded > 0)
         return Progress(verdict, 0.0, now.status.long(), now.iterations.long())
